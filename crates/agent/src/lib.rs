@@ -1,0 +1,1 @@
+//! The SPIFFE node agent: attestation, identity cache and the Workload API.

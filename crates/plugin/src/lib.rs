@@ -1,0 +1,1 @@
+//! What a plugin is, the plugins that ship with Plastron, and the configuration language.

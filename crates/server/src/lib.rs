@@ -1,0 +1,1 @@
+//! The SPIFFE identity server: registry, authorities, issuance and its gRPC services.

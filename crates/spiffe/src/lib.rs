@@ -1,0 +1,1 @@
+//! The SPIFFE standards as types: identifiers, SVIDs, bundles, keys. No I/O.

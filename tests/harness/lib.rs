@@ -1,0 +1,1 @@
+//! Starts the programs under test and their peers.
