@@ -1,1 +1,11 @@
-fn main() {}
+//! `plastron`: one program for the server, the agent and the tools; called as `spire-server` or `spire-agent` it
+//! takes SPIRE's flags and answers in SPIRE's texts. The only crate that prints or exits.
+
+mod cli;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let argv: Vec<String> = std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect();
+    cli::main(&argv)
+}

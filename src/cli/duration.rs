@@ -1,0 +1,88 @@
+//! Lifetimes as people write them: Go's duration syntax (`1h30m`, `90s`, `300ms`).
+
+use std::time::Duration;
+
+/// Parses Go's duration syntax. Negative, empty and overflowing texts are `None`.
+pub(crate) fn parse(text: &str) -> Option<Duration> {
+    if text == "0" {
+        return Some(Duration::ZERO);
+    }
+    let mut rest = text.strip_prefix('+').unwrap_or(text);
+    if rest.is_empty() {
+        return None;
+    }
+    let mut nanos: u128 = 0;
+    while !rest.is_empty() {
+        let end = rest.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(rest.len());
+        let (number, tail) = rest.split_at_checked(end)?;
+        let unit_end = tail.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(tail.len());
+        let (unit, next) = tail.split_at_checked(unit_end)?;
+        let scale: u128 = match unit {
+            "ns" => 1,
+            "us" | "µs" | "μs" => 1_000,
+            "ms" => 1_000_000,
+            "s" => 1_000_000_000,
+            "m" => 60_000_000_000,
+            "h" => 3_600_000_000_000,
+            _ => return None,
+        };
+        nanos = nanos.checked_add(scaled(number, scale)?)?;
+        rest = next;
+    }
+    let nanos = u64::try_from(nanos).ok()?;
+    i64::try_from(nanos).ok()?;
+    Some(Duration::from_nanos(nanos))
+}
+
+/// `number` (digits with at most one point) times `scale`, in nanoseconds, cut down to whole ones.
+fn scaled(number: &str, scale: u128) -> Option<u128> {
+    let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
+    if (whole.is_empty() && fraction.is_empty()) || fraction.contains('.') || fraction.len() > 18 {
+        return None;
+    }
+    let whole: u128 = if whole.is_empty() { 0 } else { whole.parse().ok()? };
+    let mut total = whole.checked_mul(scale)?;
+    if !fraction.is_empty() {
+        let digits: u128 = fraction.parse().ok()?;
+        let divisor = 10_u128.checked_pow(u32::try_from(fraction.len()).ok()?)?;
+        total = total.checked_add(digits.checked_mul(scale)? / divisor)?;
+    }
+    Some(total)
+}
+
+/// Whole seconds written as bare seconds or as a duration; `None` when neither, or not a whole number of seconds.
+pub(crate) fn parse_seconds(text: &str) -> Option<i64> {
+    if let Ok(seconds) = text.parse::<i64>() {
+        return Some(seconds);
+    }
+    let duration = parse(text)?;
+    (duration.subsec_nanos() == 0).then(|| i64::try_from(duration.as_secs()).ok())?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{parse, parse_seconds};
+    use std::time::Duration;
+
+    #[test]
+    fn reads_go_durations() {
+        assert_eq!(parse("1h30m"), Some(Duration::from_secs(5400)));
+        assert_eq!(parse("1.5h"), Some(Duration::from_secs(5400)));
+        assert_eq!(parse("300ms"), Some(Duration::from_millis(300)));
+        assert_eq!(parse("0"), Some(Duration::ZERO));
+    }
+
+    #[test]
+    fn refuses_what_is_not_a_duration() {
+        for text in ["", "1", "h", "1x", "-1s", "1h-1m", "..s", "1.2.3s", "9999999999h", "1 h"] {
+            assert_eq!(parse(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn seconds_are_bare_or_a_duration() {
+        assert_eq!(parse_seconds("90"), Some(90));
+        assert_eq!(parse_seconds("1h"), Some(3600));
+        assert_eq!(parse_seconds("1500ms"), None);
+    }
+}

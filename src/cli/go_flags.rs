@@ -1,0 +1,119 @@
+//! The flag syntax of SPIRE's command line: Go's `flag` package, with its messages and its usage text.
+//! (SPIRE: every fault of a flag ends with exit code 1; `--name` means `-name`; a flag's value may begin with `-`.)
+
+use super::args::Args;
+use super::duration;
+use super::spec::{Command, Flag, Kind, shared_flags};
+
+/// Why parsing ended without values: the text for stderr.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Stop(pub(crate) String);
+
+/// Parses the arguments after the command's words.
+pub(crate) fn parse(command: &Command, argv: &[String]) -> Result<Args, Stop> {
+    let shared = shared_flags(command);
+    let flags: Vec<&Flag> = command.flags.iter().chain(&shared).collect();
+    let mut args = Args::default();
+    for flag in flags.iter().filter(|flag| !flag.default.is_empty()) {
+        args.set_default(flag.spire, flag.default);
+    }
+    let mut words = argv.iter();
+    while let Some(word) = words.next() {
+        let Some(body) = word.strip_prefix('-').filter(|body| !body.is_empty()) else {
+            args.rest.push(word.clone());
+            break;
+        };
+        let body = body.strip_prefix('-').unwrap_or(body);
+        if body.is_empty() {
+            break;
+        }
+        if body.starts_with(['-', '=']) {
+            return Err(stop(command, &flags, &format!("bad flag syntax: {word}")));
+        }
+        let (name, inline) = body.split_once('=').map_or((body, None), |(name, value)| (name, Some(value)));
+        let Some(flag) = flags.iter().find(|flag| flag.spire == name) else {
+            if matches!(name, "h" | "help") {
+                return Err(Stop(usage(command, &flags)));
+            }
+            return Err(stop(command, &flags, &format!("flag provided but not defined: -{name}")));
+        };
+        let value = match (inline, flag.kind) {
+            (Some(value), _) => value.to_owned(),
+            (None, Kind::Switch) => "true".to_owned(),
+            (None, _) => match words.next() {
+                Some(value) => value.clone(),
+                None => return Err(stop(command, &flags, &format!("flag needs an argument: -{name}"))),
+            },
+        };
+        store(&mut args, flag, &value).map_err(|message| stop(command, &flags, &message))?;
+    }
+    args.rest.extend(words.cloned());
+    Ok(args)
+}
+
+fn store(args: &mut Args, flag: &Flag, value: &str) -> Result<(), String> {
+    let invalid = |why: &str| format!("invalid value {value:?} for flag -{}: {why}", flag.spire);
+    match flag.kind {
+        Kind::Text => args.set(flag.spire, value.to_owned()),
+        Kind::Switch => {
+            let on = go_bool(value)
+                .ok_or_else(|| format!("invalid boolean value {value:?} for -{}: parse error", flag.spire))?;
+            args.set(flag.spire, on.to_string());
+        }
+        Kind::Integer | Kind::Seconds => {
+            let number: i64 = value.parse().map_err(|_not_a_number| invalid("parse error"))?;
+            args.set(flag.spire, number.to_string());
+        }
+        Kind::Duration => {
+            duration::parse(value).ok_or_else(|| invalid("parse error"))?;
+            args.set(flag.spire, value.to_owned());
+        }
+        Kind::List => args.push(flag.spire, value.to_owned()),
+        Kind::CommaList => {
+            for part in value.split(',') {
+                args.push(flag.spire, part.to_owned());
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The texts Go's `strconv.ParseBool` takes.
+fn go_bool(text: &str) -> Option<bool> {
+    match text {
+        "1" | "t" | "T" | "true" | "TRUE" | "True" => Some(true),
+        "0" | "f" | "F" | "false" | "FALSE" | "False" => Some(false),
+        _ => None,
+    }
+}
+
+fn stop(command: &Command, flags: &[&Flag], message: &str) -> Stop {
+    Stop(format!("{message}\n{}", usage(command, flags)))
+}
+
+/// The usage text in the layout of Go's `flag.PrintDefaults`, flags in the order of their names.
+fn usage(command: &Command, flags: &[&Flag]) -> String {
+    let mut sorted = flags.to_vec();
+    sorted.sort_by_key(|flag| flag.spire);
+    let mut text = format!("Usage of {}:\n", command.path.join(" "));
+    for flag in sorted {
+        let value = match flag.kind {
+            Kind::Switch => "",
+            Kind::Integer | Kind::Seconds => " int",
+            Kind::Text => " string",
+            Kind::Duration | Kind::List | Kind::CommaList => " value",
+        };
+        text.push_str(&format!("  -{}{value}\n    \t{}", flag.spire, flag.help));
+        match flag.kind {
+            _ if flag.default.is_empty() => {}
+            Kind::Text => text.push_str(&format!(" (default {:?})", flag.default)),
+            _ => text.push_str(&format!(" (default {})", flag.default)),
+        }
+        text.push('\n');
+    }
+    text
+}
+
+#[cfg(test)]
+#[path = "go_flags/tests.rs"]
+mod tests;

@@ -1,0 +1,212 @@
+//! What a command has to say, and its four shapes: SPIRE's text, JSON, a table, YAML. Data goes to standard output,
+//! notes to standard error. The only module that prints.
+
+use std::io::Write;
+
+use prost::Message;
+use prost_reflect::{DescriptorPool, DynamicMessage, SerializeOptions};
+use serde_json::Value;
+
+use super::context::{Face, Format};
+use super::error::CliError;
+
+/// A table: headings and rows of the same width.
+#[derive(Debug, Default)]
+pub(crate) struct Table {
+    pub(crate) headings: Vec<&'static str>,
+    pub(crate) rows: Vec<Vec<String>>,
+}
+
+/// The result of a command.
+#[derive(Debug, Default)]
+pub(crate) struct Output {
+    /// The replies, for JSON and YAML: one is printed as it is, several as a list (SPIRE: since 1.15.0).
+    pub(crate) replies: Vec<Value>,
+    /// SPIRE's text; also the native text when there is no table.
+    pub(crate) text: String,
+    pub(crate) table: Option<Table>,
+    /// Native only, on standard error: warnings, and what to type next.
+    pub(crate) notes: Vec<String>,
+    /// Some items of a batch failed: printed as an error after the text. (SPIRE: exit code 1 with pretty output, 0
+    /// with JSON, where the caller reads the statuses; natively always an error.)
+    pub(crate) partial_failure: Option<String>,
+}
+
+impl Output {
+    pub(crate) fn text(text: impl Into<String>) -> Self {
+        Self { text: text.into(), ..Self::default() }
+    }
+
+    /// Adds a reply: `name` is the message's full protobuf name.
+    pub(crate) fn reply(mut self, name: &str, message: &impl Message) -> Result<Self, CliError> {
+        self.replies.push(proto_json(name, message)?);
+        Ok(self)
+    }
+
+    pub(crate) fn note(mut self, note: impl Into<String>) -> Self {
+        self.notes.push(note.into());
+        self
+    }
+}
+
+/// Protobuf's JSON with the field names of the .proto files, absent fields with their zero value, nulls removed
+/// (SPIRE: `-output json`). Object keys come out sorted.
+pub(crate) fn proto_json(name: &str, message: &impl Message) -> Result<Value, CliError> {
+    let broken = |error: &dyn std::fmt::Display| CliError::failed(format!("cannot write {name} as JSON: {error}"));
+    let pool = DescriptorPool::decode(proto::FILE_DESCRIPTOR_SET).map_err(|error| broken(&error))?;
+    let descriptor = pool.get_message_by_name(name).ok_or_else(|| broken(&"no such message"))?;
+    let dynamic = DynamicMessage::decode(descriptor, message.encode_to_vec().as_slice()).map_err(|error| broken(&error))?;
+    let options = SerializeOptions::new().skip_default_fields(false).use_proto_field_name(true);
+    let value = dynamic
+        .serialize_with_options(serde_json::value::Serializer, &options)
+        .map_err(|error| broken(&error))?;
+    Ok(without_nulls(value))
+}
+
+fn without_nulls(value: Value) -> Value {
+    match value {
+        Value::Object(fields) => Value::Object(
+            fields.into_iter().filter(|(_, value)| !value.is_null()).map(|(key, value)| (key, without_nulls(value))).collect(),
+        ),
+        Value::Array(items) => Value::Array(items.into_iter().map(without_nulls).collect()),
+        other => other,
+    }
+}
+
+/// Prints the output and returns the error that its failed items amount to.
+pub(crate) fn print(output: Output, face: Face, format: Format) -> Result<(), CliError> {
+    let mut data = match format {
+        Format::Json => json_text(&output.replies),
+        Format::Yaml => yaml_text(&output.replies),
+        Format::Table => output.table.as_ref().map_or_else(|| output.text.clone(), table_text),
+        Format::Pretty => output.text,
+    };
+    if !data.is_empty() && !data.ends_with('\n') {
+        data.push('\n');
+    }
+    write_out(&data)?;
+    if face == Face::Native {
+        for note in &output.notes {
+            say(note);
+        }
+    }
+    match output.partial_failure {
+        Some(_) if face == Face::Shim && format == Format::Json => Ok(()),
+        Some(failure) => Err(CliError::failed(failure)),
+        None => Ok(()),
+    }
+}
+
+/// Writes data to standard output; a closed pipe is not an error of ours.
+pub(crate) fn write_out(data: &str) -> Result<(), CliError> {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(data.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(CliError::failed(format!("cannot write to standard output: {error}")))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Writes one line to standard error; nothing can be done if that fails.
+pub(crate) fn say(line: &str) {
+    drop(writeln!(std::io::stderr().lock(), "{line}"));
+}
+
+fn json_text(replies: &[Value]) -> String {
+    match replies {
+        [one] => one.to_string(),
+        many => Value::Array(many.to_vec()).to_string(),
+    }
+}
+
+fn table_text(table: &Table) -> String {
+    let mut widths: Vec<usize> = table.headings.iter().map(|heading| heading.chars().count()).collect();
+    for row in &table.rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = (*width).max(cell.chars().count());
+        }
+    }
+    let mut text = String::new();
+    let headings: Vec<String> = table.headings.iter().map(|heading| (*heading).to_owned()).collect();
+    for row in std::iter::once(&headings).chain(&table.rows) {
+        let mut line = String::new();
+        for (width, cell) in widths.iter().zip(row) {
+            line.push_str(&format!("{cell:<width$}  "));
+        }
+        text.push_str(line.trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+fn yaml_text(replies: &[Value]) -> String {
+    let mut text = String::new();
+    for reply in replies {
+        if replies.len() > 1 {
+            text.push_str("---\n");
+        }
+        yaml_value(reply, 0, &mut text);
+    }
+    text
+}
+
+/// Block style; scalars in JSON's form, which YAML reads as the same value.
+fn yaml_value(value: &Value, indent: usize, text: &mut String) {
+    let pad = " ".repeat(indent);
+    match value {
+        Value::Object(fields) if !fields.is_empty() => {
+            for (key, value) in fields {
+                text.push_str(&format!("{pad}{key}:"));
+                yaml_child(value, indent + 2, text);
+            }
+        }
+        Value::Array(items) if !items.is_empty() => {
+            for item in items {
+                text.push_str(&format!("{pad}-"));
+                yaml_child(item, indent + 2, text);
+            }
+        }
+        scalar => text.push_str(&format!("{pad}{scalar}\n")),
+    }
+}
+
+fn yaml_child(value: &Value, indent: usize, text: &mut String) {
+    let nested = matches!(value, Value::Object(fields) if !fields.is_empty())
+        || matches!(value, Value::Array(items) if !items.is_empty());
+    if nested {
+        text.push('\n');
+        yaml_value(value, indent, text);
+    } else {
+        text.push_str(&format!(" {value}\n"));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Table, json_text, table_text, without_nulls, yaml_text};
+    use serde_json::json;
+
+    #[test]
+    fn one_reply_is_an_object_and_several_are_a_list() {
+        assert_eq!(json_text(&[json!({"b": 1, "a": 2})]), r#"{"a":2,"b":1}"#);
+        assert_eq!(json_text(&[json!(1), json!(2)]), "[1,2]");
+    }
+
+    #[test]
+    fn nulls_are_left_out_at_every_depth() {
+        assert_eq!(without_nulls(json!({"a": null, "b": [{"c": null}]})), json!({"b": [{}]}));
+    }
+
+    #[test]
+    fn yaml_nests_by_indentation() {
+        let text = yaml_text(&[json!({"a": [{"b": "x: y"}], "c": [], "d": true})]);
+        assert_eq!(text, "a:\n  -\n    b: \"x: y\"\nc: []\nd: true\n");
+    }
+
+    #[test]
+    fn table_columns_line_up() {
+        let table = Table { headings: vec!["ID", "NAME"], rows: vec![vec!["12345".into(), "a".into()]] };
+        assert_eq!(table_text(&table), "ID     NAME\n12345  a\n");
+    }
+}

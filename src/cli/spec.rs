@@ -1,0 +1,152 @@
+//! What a command is: its words, its flags and the function that runs it. One description serves both faces: the
+//! `spire-server`/`spire-agent` shims (Go flags, `go_flags.rs`) and the native command line (clap, `native.rs`).
+
+use std::future::Future;
+use std::pin::Pin;
+
+use super::args::Args;
+use super::context::Context;
+use super::error::CliError;
+use super::output::Output;
+
+/// How the text of a flag is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// Any text.
+    Text,
+    /// Present or absent; also `=true` and `=false`.
+    Switch,
+    /// A whole number.
+    Integer,
+    /// A lifetime. SPIRE takes bare seconds; natively `90`, `90s` and `1h30m` mean what they say.
+    Seconds,
+    /// A Go duration (`1h30m`); the native face takes bare seconds too.
+    Duration,
+    /// May be given several times.
+    List,
+    /// Comma-separated values, may also be given several times.
+    CommaList,
+}
+
+/// One flag under its two names.
+#[derive(Debug)]
+pub(crate) struct Flag {
+    /// SPIRE's name, without dashes: `spiffeID`. Also the key in [`Args`].
+    pub(crate) spire: &'static str,
+    /// The native name, without dashes: `spiffe-id`. Empty: the shims alone have it.
+    pub(crate) native: &'static str,
+    pub(crate) kind: Kind,
+    /// Shown in help and used when the flag is absent; empty for none.
+    pub(crate) default: &'static str,
+    pub(crate) help: &'static str,
+}
+
+/// A flag of the given kind without a default.
+pub(crate) const fn flag(spire: &'static str, native: &'static str, kind: Kind, help: &'static str) -> Flag {
+    Flag { spire, native, kind, default: "", help }
+}
+
+impl Flag {
+    pub(crate) const fn or(mut self, default: &'static str) -> Self {
+        self.default = default;
+        self
+    }
+}
+
+/// The program whose command this is: it decides the shim, the default socket and the error prefix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Program {
+    Server,
+    Agent,
+}
+
+impl Program {
+    pub(crate) const fn shim_name(self) -> &'static str {
+        match self {
+            Self::Server => "spire-server",
+            Self::Agent => "spire-agent",
+        }
+    }
+
+    pub(crate) const fn word(self) -> &'static str {
+        match self {
+            Self::Server => "server",
+            Self::Agent => "agent",
+        }
+    }
+}
+
+/// The endpoint a command talks to; decides which socket flags it has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Endpoint {
+    /// The server's admin socket.
+    ServerAdmin,
+    /// The agent's Workload API socket.
+    Workload,
+    /// The agent's admin socket.
+    AgentAdmin,
+    /// None: a daemon or a command that works on files.
+    None,
+}
+
+/// Which of the two faces shows the command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Surface {
+    Both,
+    Native,
+}
+
+pub(crate) type Running = Pin<Box<dyn Future<Output = Result<Output, CliError>>>>;
+
+/// One command.
+pub(crate) struct Command {
+    pub(crate) program: Program,
+    /// Its words after the program's name: `["entry", "create"]`.
+    pub(crate) path: &'static [&'static str],
+    pub(crate) about: &'static str,
+    pub(crate) flags: &'static [Flag],
+    pub(crate) endpoint: Endpoint,
+    /// Whether it has `-output`.
+    pub(crate) formats: bool,
+    pub(crate) surface: Surface,
+    pub(crate) run: fn(Context, Args) -> Running,
+}
+
+/// The flags that follow from the command's endpoint and from its having formats.
+pub(crate) fn shared_flags(command: &Command) -> Vec<Flag> {
+    let mut flags = Vec::new();
+    match command.endpoint {
+        Endpoint::ServerAdmin => {
+            flags.push(
+                flag("socketPath", "socket-path", Kind::Text, "The server's admin socket")
+                    .or(super::socket::SERVER_ADMIN),
+            );
+            flags.push(flag(
+                "instance",
+                "instance",
+                Kind::Text,
+                "Name put in place of %i in SPIRE_SERVER_PRIVATE_SOCKET_TEMPLATE",
+            ));
+        }
+        Endpoint::Workload => {
+            flags.push(
+                flag("socketPath", "socket-path", Kind::Text, "The agent's Workload API socket")
+                    .or(super::socket::WORKLOAD),
+            );
+            flags.push(flag(
+                "instance",
+                "instance",
+                Kind::Text,
+                "Name put in place of %i in SPIRE_AGENT_PUBLIC_SOCKET_TEMPLATE",
+            ));
+        }
+        Endpoint::AgentAdmin => flags.push(
+            flag("socketPath", "socket-path", Kind::Text, "The agent's admin socket").or(super::socket::AGENT_ADMIN),
+        ),
+        Endpoint::None => {}
+    }
+    if command.formats {
+        flags.push(flag("output", "output", Kind::Text, "Output format: pretty or json (native: table, json or yaml)"));
+    }
+    flags
+}
