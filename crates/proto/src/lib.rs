@@ -1,1 +1,11 @@
 //! Generated gRPC types of SPIFFE, SPIRE and Envoy SDS, and the conversions between them and the SPIFFE types.
+//!
+//! Owns the wire: message shapes, the channel to a server, the repair of odd clients' requests. Must not decide
+//! anything about identities; what a converted value means is for the layers above.
+
+mod generated;
+
+pub use generated::{broker, envoy, go_plugin, plastron, spire, workload};
+
+/// Descriptors of everything under `proto/` and its imports, as an encoded `google.protobuf.FileDescriptorSet`.
+pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!("gen/descriptors.bin");
