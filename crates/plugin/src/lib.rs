@@ -1,1 +1,3 @@
 //! What a plugin is, the plugins that ship with Plastron, and the configuration language.
+
+pub mod fault;
