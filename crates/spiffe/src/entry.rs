@@ -1,0 +1,307 @@
+//! Registration entries: which workload, seen through which agent, may have which identity. The one shape
+//! used from the wire's edge to the store's edge.
+
+use crate::id::{MAX_ID_LEN, SpiffeId};
+use crate::selector::SelectorSet;
+use crate::trust_domain::TrustDomain;
+use serde::{Deserialize, Serialize};
+use std::collections::HashSet;
+use std::sync::Arc;
+
+#[cfg(test)]
+mod tests;
+
+/// Longest entry id, in characters.
+pub const MAX_ENTRY_ID_LEN: usize = 255;
+/// Longest hint, in bytes (Workload API §8).
+pub const MAX_HINT_LEN: usize = 1024;
+
+/// A registration entry. Field meanings and numbers: `SPIRE: spire.api.types.Entry`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Entry {
+    /// UUID unless the creator chose one.
+    pub id: Arc<str>,
+    pub spiffe_id: SpiffeId,
+    /// The agent, node alias or server the entry hangs under.
+    pub parent_id: SpiffeId,
+    pub selectors: SelectorSet,
+    /// Seconds; 0 means the server's default.
+    #[serde(default)]
+    pub x509_svid_ttl: i32,
+    /// Seconds; 0 means the server's default.
+    #[serde(default)]
+    pub jwt_svid_ttl: i32,
+    #[serde(default)]
+    pub federates_with: Vec<TrustDomain>,
+    #[serde(default)]
+    pub admin: bool,
+    #[serde(default)]
+    pub downstream: bool,
+    #[serde(default)]
+    pub store_svid: bool,
+    /// Unix seconds; 0 means never.
+    #[serde(default)]
+    pub expires_at: i64,
+    #[serde(default)]
+    pub dns_names: Vec<String>,
+    #[serde(default)]
+    pub revision_number: i64,
+    #[serde(default)]
+    pub hint: String,
+    /// Unix seconds.
+    #[serde(default)]
+    pub created_at: i64,
+    #[serde(default)]
+    pub disable_x509_svid_prefetch: bool,
+    #[serde(default)]
+    pub jwt_svid_include_jti: bool,
+}
+
+/// Why an entry is refused. Texts: `SPIRE: pkg/server/datastore/sqlstore`, `pkg/server/api`.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum EntryError {
+    #[error("invalid registration entry: missing selector list")]
+    MissingSelectors,
+    #[error("specifying cache behaviour is incompatible with storable SVIDs")]
+    StoredWithCacheBehaviour,
+    #[error(
+        "invalid registration entry: selector types must be the same when store SVID is enabled"
+    )]
+    MixedSelectorTypes,
+    #[error("invalid registration entry: entry ID too long")]
+    EntryIdTooLong,
+    #[error("invalid registration entry: entry ID contains invalid characters")]
+    EntryIdCharacters,
+    #[error("invalid registration entry: X509SvidTtl is not set")]
+    X509SvidTtl,
+    #[error("invalid registration entry: JwtSvidTtl is not set")]
+    JwtSvidTtl,
+    #[error("invalid registration entry: hint is too long, max length is 1024 characters")]
+    HintTooLong,
+    #[error("invalid spiffe ID: {0:?} is not a member of trust domain {1:?}")]
+    ForeignId(String, String),
+    #[error("invalid spiffe ID: {0:?} is not a workload in trust domain {1:?}; path is empty")]
+    IdWithoutPath(String, String),
+    #[error(
+        "invalid spiffe ID: {0:?} is not a workload in trust domain {1:?}; path is in the reserved namespace"
+    )]
+    ReservedId(String, String),
+    #[error("invalid parent ID: {0:?} is not a member of trust domain {1:?}")]
+    ForeignParent(String, String),
+    #[error("invalid parent ID: {0:?} is not a member of trust domain {1:?}; path is empty")]
+    ParentWithoutPath(String, String),
+    #[error("invalid spiffe ID: is longer than 2048 bytes")]
+    IdTooLong,
+    #[error("invalid DNS name: {0}")]
+    DnsName(#[from] DnsNameError),
+}
+
+/// Why a DNS name is refused. Texts: `SPIRE: pkg/common/x509util/dns.go`.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum DnsNameError {
+    #[error("name must be ascii")]
+    NotAscii,
+    #[error("too many wildcards")]
+    TooManyWildcards,
+    #[error("wildcard must be first label")]
+    WildcardNotFirst,
+    #[error("empty or only whitespace")]
+    Empty,
+    #[error("domain ends with dot")]
+    TrailingDot,
+    #[error("idna error: invalid label {0:?}")]
+    BadLabel(String),
+    #[error("idna error: name is too long")]
+    TooLong,
+    #[error("name {0:?} overlaps with an existing wildcard name in the list: wildcard overlap")]
+    WildcardOverlap(String),
+}
+
+impl Entry {
+    /// An entry with defaults everywhere else.
+    #[must_use]
+    pub fn new(id: &str, spiffe_id: SpiffeId, parent_id: SpiffeId, selectors: SelectorSet) -> Self {
+        Self {
+            id: Arc::from(id),
+            spiffe_id,
+            parent_id,
+            selectors,
+            x509_svid_ttl: 0,
+            jwt_svid_ttl: 0,
+            federates_with: Vec::new(),
+            admin: false,
+            downstream: false,
+            store_svid: false,
+            expires_at: 0,
+            dns_names: Vec::new(),
+            revision_number: 0,
+            hint: String::new(),
+            created_at: 0,
+            disable_x509_svid_prefetch: false,
+            jwt_svid_include_jti: false,
+        }
+    }
+
+    /// Checks every rule that needs nothing but the entry and the server's trust domain. An empty `id` passes:
+    /// the store gives one.
+    ///
+    /// # Errors
+    /// The first broken rule.
+    pub fn validate(&self, td: &TrustDomain) -> Result<(), EntryError> {
+        validate_ids(&self.spiffe_id, &self.parent_id, td)?;
+        for name in &self.dns_names {
+            validate_dns_name(name)?;
+        }
+        self.validate_selectors()?;
+        if !self.id.is_empty() {
+            validate_entry_id(&self.id)?;
+        }
+        if self.x509_svid_ttl < 0 {
+            return Err(EntryError::X509SvidTtl);
+        }
+        if self.jwt_svid_ttl < 0 {
+            return Err(EntryError::JwtSvidTtl);
+        }
+        if self.hint.len() > MAX_HINT_LEN {
+            return Err(EntryError::HintTooLong);
+        }
+        Ok(())
+    }
+
+    fn validate_selectors(&self) -> Result<(), EntryError> {
+        let mut selectors = self.selectors.iter();
+        let Some(first) = selectors.next() else {
+            return Err(EntryError::MissingSelectors);
+        };
+        if self.store_svid {
+            if self.disable_x509_svid_prefetch {
+                return Err(EntryError::StoredWithCacheBehaviour);
+            }
+            if selectors.any(|selector| selector.kind() != first.kind()) {
+                return Err(EntryError::MixedSelectorTypes);
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the entry has expired at `now` (unix seconds).
+    #[must_use]
+    pub fn is_expired(&self, now: i64) -> bool {
+        self.expires_at != 0 && self.expires_at < now
+    }
+
+    /// Whether `other` says the same about who may have what: the key under which two entries are "similar".
+    #[must_use]
+    pub fn is_similar_to(&self, other: &Self) -> bool {
+        self.spiffe_id == other.spiffe_id
+            && self.parent_id == other.parent_id
+            && self.selectors == other.selectors
+    }
+}
+
+fn validate_ids(id: &SpiffeId, parent: &SpiffeId, td: &TrustDomain) -> Result<(), EntryError> {
+    let parent_and_td = || (parent.to_string(), td.to_string());
+    if !parent.is_member_of(td) {
+        let (parent, td) = parent_and_td();
+        return Err(EntryError::ForeignParent(parent, td));
+    }
+    if !parent.has_path() {
+        let (parent, td) = parent_and_td();
+        return Err(EntryError::ParentWithoutPath(parent, td));
+    }
+    let refuse: Option<fn(String, String) -> EntryError> = if !id.is_member_of(td) {
+        Some(EntryError::ForeignId)
+    } else if !id.has_path() {
+        Some(EntryError::IdWithoutPath)
+    } else if id.is_reserved() {
+        Some(EntryError::ReservedId)
+    } else {
+        None
+    };
+    if let Some(refuse) = refuse {
+        return Err(refuse(id.to_string(), td.to_string()));
+    }
+    if id.as_str().len() > MAX_ID_LEN || parent.as_str().len() > MAX_ID_LEN {
+        return Err(EntryError::IdTooLong);
+    }
+    Ok(())
+}
+
+/// Checks an entry id: at most 255 of `[-._0-9A-Za-z]`.
+///
+/// # Errors
+/// [`EntryError::EntryIdTooLong`], [`EntryError::EntryIdCharacters`].
+pub fn validate_entry_id(id: &str) -> Result<(), EntryError> {
+    if id.len() > MAX_ENTRY_ID_LEN {
+        return Err(EntryError::EntryIdTooLong);
+    }
+    if !id
+        .bytes()
+        .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_'))
+    {
+        return Err(EntryError::EntryIdCharacters);
+    }
+    Ok(())
+}
+
+/// Checks a DNS name for a certificate: ASCII letters, digits and hyphens in labels of 1 to 63, at most 253 in
+/// all, lowercase (what IDNA would leave unchanged), optionally one leading `*.`.
+///
+/// # Errors
+/// [`DnsNameError`].
+pub fn validate_dns_name(name: &str) -> Result<(), DnsNameError> {
+    if !name.is_ascii() {
+        return Err(DnsNameError::NotAscii);
+    }
+    let name = match name.matches('*').count() {
+        0 => name,
+        1 => name
+            .strip_prefix("*.")
+            .ok_or(DnsNameError::WildcardNotFirst)?,
+        _ => return Err(DnsNameError::TooManyWildcards),
+    };
+    if name.trim().is_empty() {
+        return Err(DnsNameError::Empty);
+    }
+    if name.ends_with('.') {
+        return Err(DnsNameError::TrailingDot);
+    }
+    if name.len() > 253 {
+        return Err(DnsNameError::TooLong);
+    }
+    match name.split('.').find(|label| !is_dns_label(label)) {
+        Some(label) => Err(DnsNameError::BadLabel(label.to_owned())),
+        None => Ok(()),
+    }
+}
+
+fn is_dns_label(label: &str) -> bool {
+    let bytes = label.as_bytes();
+    let hyphens_in_place = !label.starts_with('-') && !label.ends_with('-');
+    // Hyphens in third and fourth place announce an A-label; anything else there is reserved by IDNA.
+    let prefix_in_place = bytes.get(2..4) != Some(b"--") || label.starts_with("xn--");
+    (1..=63).contains(&bytes.len())
+        && hyphens_in_place
+        && prefix_in_place
+        && bytes
+            .iter()
+            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || *b == b'-')
+}
+
+/// Refuses a list in which a wildcard already covers another name.
+///
+/// # Errors
+/// [`DnsNameError::WildcardOverlap`] with the covered name.
+pub fn check_wildcard_overlap(names: &[String]) -> Result<(), DnsNameError> {
+    let known: HashSet<&str> = names.iter().map(String::as_str).collect();
+    for name in names.iter().filter(|name| !name.starts_with('*')) {
+        let rest = name
+            .split_once('.')
+            .map(|(_, rest)| rest)
+            .unwrap_or_default();
+        if known.contains(format!("*.{rest}").as_str()) {
+            return Err(DnsNameError::WildcardOverlap(name.clone()));
+        }
+    }
+    Ok(())
+}
