@@ -1,1 +1,28 @@
-//! Starts the programs under test and their peers.
+//! Starts the programs under test and their peers, and talks to them.
+//!
+//! Owns processes, ports, directories and databases of a test; everything is stopped and removed when its value is
+//! dropped. Knows the programs by their command line, files and sockets alone. What a test asserts is the test's own.
+
+pub mod agent;
+pub mod clients;
+pub mod postgres;
+pub mod process;
+pub mod rpc;
+pub mod server;
+pub mod subject;
+pub mod wait;
+pub mod world;
+
+pub use agent::{Agent, AgentOptions, Bootstrap};
+pub use process::{Process, Ran};
+pub use server::{Database, Entry, Server, ServerOptions};
+pub use subject::{Role, Subject};
+pub use world::World;
+
+/// The trust domain of every test that does not need two.
+pub const TRUST_DOMAIN: &str = "example.org";
+
+/// `spiffe://example.org` followed by `path`.
+pub fn id(path: &str) -> String {
+    format!("spiffe://{TRUST_DOMAIN}{path}")
+}

@@ -1,0 +1,83 @@
+//! A server and one agent that has joined it: what most tests need.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use serde_json::Value;
+
+use crate::agent::{Agent, AgentOptions};
+use crate::server::{Entry, Server, ServerOptions};
+use crate::{id, wait};
+
+/// How long an agent may take to learn of a change. SPIRE's looks once a second here; it also must issue the SVID.
+pub const CHANGE: Duration = Duration::from_secs(15);
+
+#[derive(Debug)]
+pub struct World {
+    pub agent: Agent,
+    pub server: Server,
+}
+
+impl World {
+    /// The SPIFFE ID under which the agent's entries are registered.
+    pub fn node() -> String {
+        id("/node")
+    }
+
+    /// A server, and an agent that has joined it under [`World::node`].
+    pub fn start() -> Result<Self> {
+        Self::start_with(ServerOptions::default(), &[], |_| {})
+    }
+
+    /// The same with options, and with entries that exist before the agent joins.
+    pub fn start_with(
+        options: ServerOptions,
+        entries: &[Entry],
+        adjust: impl FnOnce(&mut AgentOptions),
+    ) -> Result<Self> {
+        let server = Server::start(options)?;
+        for entry in entries {
+            server.create_entry(entry)?;
+        }
+        let token = server.token(&Self::node())?;
+        let mut options = AgentOptions::joining(&server, &token)?;
+        adjust(&mut options);
+        let agent = Agent::start(options)?;
+        Ok(Self { agent, server })
+    }
+
+    /// Registers a workload of this user, and waits until it has its SVID. The value is `api fetch x509`'s.
+    pub fn register(&self, path: &str) -> Result<Value> {
+        self.server
+            .create_entry(&Entry::new(&Self::node(), &id(path), &own_user()))?;
+        self.agent.wait_for_ids(&[&id(path)], CHANGE)
+    }
+
+    /// The SPIFFE ID that the server gave the agent.
+    pub fn agent_id(&self) -> Result<String> {
+        wait::until("the agent in the server's list", CHANGE, || {
+            let list = self.server.json(&["agent", "list"])?;
+            let path = list.pointer("/agents/0/id/path").and_then(Value::as_str);
+            Ok(path.map(id))
+        })
+    }
+}
+
+/// The selector of processes of the user who runs the tests.
+#[expect(
+    unsafe_code,
+    reason = "geteuid(2) has no safe form in the standard library"
+)]
+pub fn own_user() -> String {
+    // SAFETY: geteuid takes nothing and cannot fail.
+    let user = unsafe { libc::geteuid() };
+    format!("unix:uid:{user}")
+}
+
+/// The selector of processes that run `executable`.
+pub fn running(executable: &std::path::Path) -> Result<String> {
+    Ok(format!(
+        "unix:path:{}",
+        executable.canonicalize()?.display()
+    ))
+}

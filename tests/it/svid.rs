@@ -1,0 +1,45 @@
+//! From a join token to an SVID in a workload's hands.
+
+use anyhow::{Result, ensure};
+use harness::world::{CHANGE, own_user};
+use harness::{Entry, World, id};
+use serde_json::Value;
+
+#[test]
+fn workload_gets_its_svid_after_registration() -> Result<()> {
+    let world = World::start()?;
+    let answer = world.register("/web")?;
+    ensure!(
+        answer
+            .pointer("/svids/0/x509_svid")
+            .and_then(Value::as_str)
+            .is_some_and(|der| der.len() > 100),
+        "{answer}"
+    );
+    Ok(())
+}
+
+#[test]
+fn unregistered_workload_is_denied() -> Result<()> {
+    let world = World::start()?;
+    let ran = world.agent.cli(&["api", "fetch", "x509"])?;
+    ensure!(
+        ran.code == 1 && ran.text().contains("no identity issued"),
+        "{ran:?}"
+    );
+    Ok(())
+}
+
+#[test]
+fn workload_with_two_entries_gets_both_identities() -> Result<()> {
+    let world = World::start()?;
+    for path in ["/one", "/two"] {
+        world
+            .server
+            .create_entry(&Entry::new(&World::node(), &id(path), &own_user()))?;
+    }
+    world
+        .agent
+        .wait_for_ids(&[&id("/one"), &id("/two")], CHANGE)?;
+    Ok(())
+}

@@ -1,0 +1,2 @@
+//! Measures Plastron, beside SPIRE when its programs are given.
+fn main() {}
