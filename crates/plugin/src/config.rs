@@ -1,0 +1,132 @@
+//! The configuration language: SPIRE's HCL 1 and JSON, with true positions.
+//!
+//! Owns reading text into a [`Document`], the typed access through [`Section`], and the faults found on the way. It
+//! knows no key of any daemon: whoever reads a section says by reading which keys exist, and what nobody read is
+//! reported as unknown. Values are never quoted in faults, for they may be secrets.
+
+mod duration;
+mod expand;
+mod json;
+mod parser;
+mod scanner;
+mod section;
+mod source;
+mod suggest;
+mod syntax;
+
+pub use duration::parse_duration;
+pub use section::{Located, Section};
+pub use suggest::closest;
+
+use std::fmt;
+use std::io::Read;
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::fault::{Code, Fault, Faults};
+use section::Shared;
+use source::Source;
+
+/// The largest configuration file that is read.
+pub const MAX_BYTES: usize = 4 << 20;
+
+/// Gives the value of an environment variable, or nothing when it is not set.
+pub type Environment<'a> = &'a dyn Fn(&str) -> Option<String>;
+
+/// A configuration file that was read, and everything found wrong with it so far.
+#[derive(Clone)]
+pub struct Document {
+    shared: Arc<Shared>,
+}
+
+impl Document {
+    /// Reads `text`, which is JSON when its first character is `{`, else HCL 1. With an environment, variables are
+    /// replaced first: `$NAME`, `${NAME}`, and `$$` for a dollar sign; one that is not set counts as empty (SPIRE:
+    /// -expandEnv).
+    pub fn parse(
+        file_name: &str,
+        text: &str,
+        expand_env: Option<Environment<'_>>,
+    ) -> Result<Self, Faults> {
+        let source = Source::new(file_name, text, expand_env);
+        if source.text().len() > MAX_BYTES {
+            return Err(too_large(file_name).into());
+        }
+        let parsed = if source.text().trim_start().starts_with('{') {
+            json::parse(source.text())
+        } else {
+            parser::parse(source.text())
+        };
+        match parsed {
+            Ok(tree) => Ok(Self {
+                shared: Arc::new(Shared::new(source, tree)),
+            }),
+            Err(error) => {
+                let fault = Fault::new(Code::ConfigSyntax, error.what);
+                Err(source.locate(fault, error.span, error.hint).into())
+            }
+        }
+    }
+
+    /// Reads a file; see [`Self::parse`].
+    pub fn load(path: &Path, expand_env: Option<Environment<'_>>) -> Result<Self, Faults> {
+        let name = path.display().to_string();
+        let unreadable = |because: &dyn fmt::Display| {
+            Fault::new(
+                Code::ConfigUnreadable,
+                format!("cannot read the configuration file {name}"),
+            )
+            .because(because)
+        };
+        let file = std::fs::File::open(path).map_err(|error| unreadable(&error))?;
+        let mut bytes = Vec::new();
+        let limit = u64::try_from(MAX_BYTES).unwrap_or(u64::MAX) + 1;
+        file.take(limit)
+            .read_to_end(&mut bytes)
+            .map_err(|error| unreadable(&error))?;
+        if bytes.len() > MAX_BYTES {
+            return Err(too_large(&name).into());
+        }
+        let text = String::from_utf8(bytes).map_err(|error| unreadable(&error.utf8_error()))?;
+        Self::parse(&name, &text, expand_env)
+    }
+
+    /// The top level of the file.
+    pub fn root(&self) -> Section {
+        Section::root(&self.shared)
+    }
+
+    pub fn file_name(&self) -> &str {
+        self.shared.source.name()
+    }
+
+    /// What was found wrong so far, in the order of the file: wrong types, and the unknown keys of the sections on
+    /// which [`Section::finish`] was called.
+    pub fn faults(&self) -> Vec<Fault> {
+        self.shared.faults()
+    }
+
+    /// Calls [`Section::finish`] on every section that was opened, then gives all faults as an error.
+    pub fn check(&self) -> Result<(), Faults> {
+        self.shared.finish_all();
+        Faults(self.faults()).into_result()
+    }
+}
+
+impl fmt::Debug for Document {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Document")
+            .field("file_name", &self.file_name())
+            .finish_non_exhaustive()
+    }
+}
+
+fn too_large(file_name: &str) -> Fault {
+    Fault::new(
+        Code::ConfigUnreadable,
+        format!(
+            "the configuration file {file_name} is larger than {} MiB",
+            MAX_BYTES >> 20
+        ),
+    )
+}
