@@ -3,6 +3,8 @@
 //! Owns the wire: message shapes, the channel to a server, the repair of odd clients' requests. Must not decide
 //! anything about identities; what a converted value means is for the layers above.
 
+pub mod authority_filter;
+pub mod channel;
 mod generated;
 
 pub use generated::{broker, envoy, go_plugin, plastron, spire, workload};
