@@ -1,13 +1,20 @@
 //! The command line: which command the arguments name, and running it. `spec.rs` says what a command is; one file a
 //! command below; `output.rs` alone prints.
 
+mod agent;
 mod args;
 mod context;
 mod duration;
 mod error;
 mod go_flags;
+mod healthcheck;
+mod ids;
+mod moment;
 mod native;
 mod output;
+mod pem;
+mod selectors;
+mod server;
 mod shim;
 mod socket;
 mod spec;
@@ -20,7 +27,11 @@ use spec::{Command, Program};
 
 /// Every command of both programs.
 fn commands() -> Vec<Command> {
-    Vec::new()
+    let mut commands = server::commands();
+    commands.extend(agent::commands());
+    commands.push(healthcheck::server_command());
+    commands.push(healthcheck::agent_command());
+    commands
 }
 
 /// Runs the program with the arguments it was called with; `argv[0]` chooses the face.

@@ -2,6 +2,7 @@
 //! takes SPIRE's flags and answers in SPIRE's texts. The only crate that prints or exits.
 
 mod cli;
+mod logging;
 
 use std::process::ExitCode;
 

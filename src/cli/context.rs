@@ -62,18 +62,15 @@ impl Context {
                 self.socket
             ));
         }
-        let (who, start) = match self.endpoint {
-            Endpoint::ServerAdmin => ("server", "plastron server run"),
-            Endpoint::Workload | Endpoint::AgentAdmin | Endpoint::None => ("agent", "plastron agent run"),
+        let (code, who, start) = match self.endpoint {
+            Endpoint::ServerAdmin => (Code::ServerUnreachable, "server", "plastron server run"),
+            Endpoint::Workload | Endpoint::AgentAdmin | Endpoint::None => (Code::AgentUnreachable, "agent", "plastron agent run"),
         };
-        Fault {
-            code: Code::Unreachable,
-            what: format!("no {who} answers on this host"),
-            at: Some(self.socket.clone()),
-            because: Some(reason),
-            hint: Some(format!("start it with `{start}`, or name its socket with --socket-path")),
-        }
-        .into()
+        Fault::new(code, format!("no {who} answers on this host"))
+            .at(&self.socket)
+            .because(reason)
+            .hint(format!("start it with `{start}`, or name its socket with --socket-path"))
+            .into()
     }
 
     /// Reads a file, or standard input for `-`; bounded.

@@ -59,9 +59,34 @@ pub(crate) fn parse_seconds(text: &str) -> Option<i64> {
     (duration.subsec_nanos() == 0).then(|| i64::try_from(duration.as_secs()).ok())?
 }
 
+/// The text that Go prints for a duration: `1.5s`, `12.25ms`, `1m30s`.
+pub(crate) fn go_text(duration: Duration) -> String {
+    let nanos = duration.as_nanos();
+    let with_fraction = |unit_nanos: u128, unit: &str| {
+        let fraction = format!("{:0width$}", nanos % unit_nanos, width = unit_nanos.ilog10() as usize);
+        let fraction = fraction.trim_end_matches('0');
+        let dot = if fraction.is_empty() { "" } else { "." };
+        format!("{}{dot}{fraction}{unit}", nanos / unit_nanos)
+    };
+    match nanos {
+        0 => "0s".to_owned(),
+        1..1_000 => format!("{nanos}ns"),
+        1_000..1_000_000 => with_fraction(1_000, "µs"),
+        1_000_000..1_000_000_000 => with_fraction(1_000_000, "ms"),
+        1_000_000_000..60_000_000_000 => with_fraction(1_000_000_000, "s"),
+        _ => {
+            let (minutes, seconds) = (duration.as_secs() / 60, duration.as_secs() % 60);
+            match minutes / 60 {
+                0 => format!("{minutes}m{seconds}s"),
+                hours => format!("{hours}h{}m{seconds}s", minutes % 60),
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use super::{parse, parse_seconds};
+    use super::{go_text, parse, parse_seconds};
     use std::time::Duration;
 
     #[test]
@@ -70,6 +95,13 @@ mod tests {
         assert_eq!(parse("1.5h"), Some(Duration::from_secs(5400)));
         assert_eq!(parse("300ms"), Some(Duration::from_millis(300)));
         assert_eq!(parse("0"), Some(Duration::ZERO));
+    }
+
+    #[test]
+    fn writes_go_durations() {
+        for (nanos, text) in [(0, "0s"), (15, "15ns"), (1_500, "1.5µs"), (12_250_000, "12.25ms"), (2_000_000_000, "2s"), (90_000_000_000, "1m30s"), (3_600_000_000_000, "1h0m0s")] {
+            assert_eq!(go_text(Duration::from_nanos(nanos)), text);
+        }
     }
 
     #[test]

@@ -55,15 +55,8 @@ impl CliError {
             Self::Status { context, status } => {
                 let what = if context.is_empty() { status.message().to_owned() } else { format!("{context}: {}", status.message()) };
                 match status_code(status.code()) {
-                    Some(code) => Fault {
-                        code,
-                        what,
-                        at: None,
-                        because: None,
-                        hint: Some(format!("see the log of the {}", program.word())).filter(|_hint| status.code() == tonic::Code::Internal),
-                    }
-                    .to_string(),
-                    None => format!("error: {what}"),
+                    Some(code) => Fault::new(code, what).to_string(),
+                    None => Fault::new(Code::Internal, what).hint(format!("see the log of the {}", program.word())).to_string(),
                 }
             }
         }
@@ -109,10 +102,11 @@ fn status_code(code: tonic::Code) -> Option<Code> {
     use tonic::Code as C;
     match code {
         C::NotFound => Some(Code::NotFound),
-        C::PermissionDenied | C::Unauthenticated => Some(Code::Denied),
-        C::AlreadyExists | C::FailedPrecondition => Some(Code::Conflict),
-        C::Unavailable => Some(Code::Unreachable),
-        C::InvalidArgument => Some(Code::InvalidRequest),
+        C::PermissionDenied | C::Unauthenticated => Some(Code::PermissionDenied),
+        C::AlreadyExists | C::FailedPrecondition => Some(Code::AlreadyExists),
+        C::DeadlineExceeded => Some(Code::TimedOut),
+        C::Unavailable => Some(Code::ServerUnreachable),
+        C::InvalidArgument => Some(Code::InvalidArgument),
         _ => None,
     }
 }

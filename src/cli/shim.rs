@@ -60,9 +60,9 @@ fn leaf<'c>(command: &'c Command, argv: &[String], env: socket::Env<'_>) -> Call
 }
 
 /// Ends a failed command as SPIRE's does: `Error: …` for the server's commands and the agent's admin commands, the
-/// bare text for `spire-agent api …`.
+/// bare text for `spire-agent api …` and its health check.
 pub(crate) fn fail(command: &Command, error: &CliError) -> u8 {
-    let bare = command.program == Program::Agent && command.path.first() == Some(&"api");
+    let bare = command.program == Program::Agent && matches!(command.path.first(), Some(&"api" | &"healthcheck"));
     let text = if bare { error.to_string() } else { format!("Error: {error}") };
     output::say(&text);
     1

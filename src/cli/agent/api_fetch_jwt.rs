@@ -1,0 +1,100 @@
+//! `api fetch jwt` and `api validate jwt`: JWT-SVIDs as the calling process would get and check them.
+
+use proto::workload::{JwtBundlesRequest, JwtsvidRequest, ValidateJwtsvidRequest};
+
+use super::workload::{TIMEOUT, client, in_time, request};
+use crate::cli::args::Args;
+use crate::cli::context::Context;
+use crate::cli::error::CliError;
+use crate::cli::output::{Output, proto_json};
+use crate::cli::spec::{Command, Endpoint, Flag, Kind, Program, Surface, flag};
+
+const FETCH: &[Flag] = &[
+    flag("audience", "audience", Kind::CommaList, "Who the JWT-SVID is for; several are separated by commas"),
+    flag("spiffeID", "spiffe-id", Kind::Text, "Only this one of the process's identities"),
+    TIMEOUT,
+    flag("format", "", Kind::Text, "Deprecated; use -output"),
+];
+
+const VALIDATE: &[Flag] = &[
+    flag("audience", "audience", Kind::Text, "The audience that has to be among the token's"),
+    flag("svid", "svid", Kind::Text, "The JWT-SVID"),
+    TIMEOUT,
+];
+
+pub(crate) fn fetch_command() -> Command {
+    Command {
+        program: Program::Agent,
+        path: &["api", "fetch", "jwt"],
+        about: "Fetch a JWT-SVID from the Workload API",
+        flags: FETCH,
+        endpoint: Endpoint::Workload,
+        formats: true,
+        surface: Surface::Both,
+        run: |context, args| Box::pin(fetch(context, args)),
+    }
+}
+
+pub(crate) fn validate_command() -> Command {
+    Command {
+        path: &["api", "validate", "jwt"],
+        about: "Validate a JWT-SVID through the Workload API",
+        flags: VALIDATE,
+        run: |context, args| Box::pin(validate(context, args)),
+        ..fetch_command()
+    }
+}
+
+async fn fetch(context: Context, args: Args) -> Result<Output, CliError> {
+    let audience: Vec<String> = args.list("audience").into_iter().filter(|name| !name.is_empty()).collect();
+    if audience.is_empty() {
+        return Err(CliError::usage("audience must be specified"));
+    }
+    let mut client = client(&context).await?;
+    let bundles = in_time(&args, async {
+        let mut stream = client.fetch_jwt_bundles(request(JwtBundlesRequest {}, std::time::Duration::ZERO)).await?.into_inner();
+        stream.message().await?.ok_or_else(|| tonic::Status::unavailable("the stream ended without an answer"))
+    })
+    .await?;
+    let ask = JwtsvidRequest { audience, spiffe_id: args.text("spiffeID").to_owned() };
+    let reply = in_time(&args, client.fetch_jwtsvid(request(ask, args.duration("timeout")))).await?.into_inner();
+    let mut text = String::new();
+    for svid in &reply.svids {
+        text.push_str(&format!("token({}):\n\t{}\n", svid.spiffe_id, svid.svid));
+        if !svid.hint.is_empty() {
+            text.push_str(&format!("hint({}):\n\t{}\n", svid.spiffe_id, svid.hint));
+        }
+    }
+    let mut sorted: Vec<_> = bundles.bundles.iter().collect();
+    sorted.sort();
+    for (domain, jwks) in sorted {
+        text.push_str(&format!("bundle({domain}):\n\t{}\n", String::from_utf8_lossy(jwks)));
+    }
+    Output::text(text).reply("JWTSVIDResponse", &reply)?.reply("JWTBundlesResponse", &bundles)
+}
+
+async fn validate(context: Context, args: Args) -> Result<Output, CliError> {
+    let (audience, svid) = (args.text("audience"), args.text("svid"));
+    if audience.is_empty() {
+        return Err(CliError::usage("audience must be specified"));
+    }
+    if svid.is_empty() {
+        return Err(CliError::usage("svid must be specified"));
+    }
+    let ask = ValidateJwtsvidRequest { audience: audience.to_owned(), svid: svid.to_owned() };
+    let mut client = client(&context).await?;
+    let reply = in_time(&args, client.validate_jwtsvid(request(ask, args.duration("timeout")))).await.map_err(|error| match error {
+        CliError::Status { status, .. } if status.code() == tonic::Code::InvalidArgument => {
+            CliError::Check(format!("SVID is not valid: {}", status.message()))
+        }
+        CliError::Status { status, .. } => CliError::Status { context: "unable to validate JWT SVID".to_owned(), status },
+        other => other,
+    })?;
+    let reply = reply.into_inner();
+    let claims = match &reply.claims {
+        Some(claims) => proto_json("google.protobuf.Struct", claims)?,
+        None => serde_json::Value::Null,
+    };
+    let text = format!("SVID is valid.\nSPIFFE ID : {}\nClaims    : {claims}\n", reply.spiffe_id);
+    Output::text(text).reply("ValidateJWTSVIDResponse", &reply)
+}

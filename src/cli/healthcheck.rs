@@ -1,0 +1,77 @@
+//! `healthcheck` of both daemons, over gRPC health on their sockets.
+
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_client::HealthClient;
+
+use super::args::Args;
+use super::context::{Context, Face};
+use super::error::CliError;
+use super::output::{self, Output};
+use super::spec::{Command, Endpoint, Flag, Kind, Program, Surface, flag};
+
+const FLAGS: &[Flag] = &[
+    flag("shallow", "shallow", Kind::Switch, "A less strict check"),
+    flag("verbose", "verbose", Kind::Switch, "Say what is done"),
+];
+
+pub(crate) fn server_command() -> Command {
+    Command {
+        program: Program::Server,
+        path: &["healthcheck"],
+        about: "Say whether the server is healthy",
+        flags: FLAGS,
+        endpoint: Endpoint::ServerAdmin,
+        formats: false,
+        surface: Surface::Both,
+        run: |context, args| Box::pin(run(context, args)),
+    }
+}
+
+pub(crate) fn agent_command() -> Command {
+    Command {
+        program: Program::Agent,
+        about: "Say whether the agent is healthy",
+        endpoint: Endpoint::Workload,
+        ..server_command()
+    }
+}
+
+async fn run(context: Context, args: Args) -> Result<Output, CliError> {
+    let who = context.program.word();
+    let verbose = args.switch("verbose");
+    if verbose {
+        output::write_out(&format!("Checking {who} health...\n"))?;
+    }
+    match check(&context).await {
+        Ok(ServingStatus::Serving) => {
+            let name = if context.program == Program::Server { "Server" } else { "Agent" };
+            Ok(Output::text(format!("{name} is healthy.")))
+        }
+        Ok(status) => Err(unhealthy(&context, &format!("{who} returned status \"{}\"", status.as_str_name()))),
+        Err(error) => {
+            if verbose {
+                output::say(&format!("Failed to check health: {error}"));
+            }
+            if context.face == Face::Native {
+                return Err(error);
+            }
+            Err(unhealthy(&context, "unable to determine health"))
+        }
+    }
+}
+
+fn unhealthy(context: &Context, why: &str) -> CliError {
+    CliError::Check(match context.program {
+        Program::Server => format!("server is unhealthy: {why}"),
+        Program::Agent => format!("Agent is unhealthy: {why}"),
+    })
+}
+
+async fn check(context: &Context) -> Result<ServingStatus, CliError> {
+    let reply = HealthClient::new(context.channel().await?)
+        .check(HealthCheckRequest { service: String::new() })
+        .await
+        .map_err(|status| CliError::status("", status))?;
+    Ok(reply.into_inner().status())
+}

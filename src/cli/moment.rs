@@ -1,0 +1,55 @@
+//! Points in time as text: Go's default layout, which SPIRE's texts use, RFC 3339, and the layout of `-expiresBefore`.
+
+use time::OffsetDateTime;
+use time::format_description::BorrowedFormatItem;
+use time::format_description::well_known::Rfc3339;
+use time::macros::format_description;
+
+const GO: &[BorrowedFormatItem<'_>] = format_description!("[year]-[month]-[day] [hour]:[minute]:[second] +0000 UTC");
+
+/// `2006-01-02 15:04:05 +0000 UTC`; the bare number when it is out of range.
+pub(crate) fn go_text(unix: i64) -> String {
+    formatted(unix, |moment| moment.format(GO).ok())
+}
+
+/// RFC 3339 in UTC.
+pub(crate) fn rfc3339(unix: i64) -> String {
+    formatted(unix, |moment| moment.format(&Rfc3339).ok())
+}
+
+fn formatted(unix: i64, write: impl FnOnce(OffsetDateTime) -> Option<String>) -> String {
+    OffsetDateTime::from_unix_timestamp(unix).ok().and_then(write).unwrap_or_else(|| unix.to_string())
+}
+
+/// Whether the text has the layout `2006-01-02 15:04:05 -0700 -07`.
+pub(crate) fn is_expires_before(text: &str) -> bool {
+    const LAYOUT: &[BorrowedFormatItem<'_>] = format_description!(
+        "[year]-[month]-[day] [hour]:[minute]:[second] [offset_hour sign:mandatory][offset_minute]"
+    );
+    let Some((moment, zone)) = text.rsplit_once(' ') else { return false };
+    let (sign, digits) = zone.split_at_checked(1).unwrap_or_default();
+    matches!(sign, "+" | "-")
+        && digits.len() == 2
+        && digits.bytes().all(|byte| byte.is_ascii_digit())
+        && OffsetDateTime::parse(moment, LAYOUT).is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{go_text, is_expires_before, rfc3339};
+
+    #[test]
+    fn writes_go_and_rfc3339() {
+        assert_eq!(go_text(0), "1970-01-01 00:00:00 +0000 UTC");
+        assert_eq!(rfc3339(1_700_000_000), "2023-11-14T22:13:20Z");
+        assert_eq!(go_text(i64::MAX), i64::MAX.to_string());
+    }
+
+    #[test]
+    fn checks_the_expires_before_layout() {
+        assert!(is_expires_before("2025-01-02 15:04:05 -0700 -07"));
+        for bad in ["", "2025-01-02", "2025-01-02 15:04:05 -0700", "2025-13-02 15:04:05 -0700 -07", "2025-01-02 15:04:05 -0700 MST"] {
+            assert!(!is_expires_before(bad), "{bad}");
+        }
+    }
+}

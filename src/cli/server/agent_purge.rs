@@ -1,0 +1,122 @@
+//! `agent purge`: deletes the nodes whose SVID ended long ago. (SPIRE asks for all nodes in one page; here they come
+//! page by page.)
+
+use std::time::Duration;
+
+use proto::spire::api::server::agent::v1::agent_client::AgentClient;
+use proto::spire::api::server::agent::v1::{DeleteAgentRequest, list_agents_request};
+use proto::spire::api::types::AgentMask;
+use serde_json::json;
+use spiffe::clock::unix_seconds;
+
+use super::agent_list::pages;
+use crate::cli::args::Args;
+use crate::cli::context::Context;
+use crate::cli::error::CliError;
+use crate::cli::ids;
+use crate::cli::output::{Output, Table};
+use crate::cli::spec::{Command, Endpoint, Flag, Kind, Program, Surface, flag};
+
+const FLAGS: &[Flag] = &[
+    flag("expiredFor", "expired-for", Kind::Duration, "Only nodes whose SVID ended at least this long ago").or("720h0m0s"),
+    flag("dryRun", "dry-run", Kind::Switch, "Say which nodes would be deleted, and delete none"),
+];
+
+pub(crate) fn command() -> Command {
+    Command {
+        program: Program::Server,
+        path: &["agent", "purge"],
+        about: "Delete nodes that can re-attest and whose SVID ended long ago",
+        flags: FLAGS,
+        endpoint: Endpoint::ServerAdmin,
+        formats: true,
+        surface: Surface::Both,
+        run: |context, args| Box::pin(run(context, args)),
+    }
+}
+
+/// One expired node and what became of it.
+struct Expired {
+    id: String,
+    /// `None`: a dry run.
+    deleted: Option<Result<(), String>>,
+}
+
+async fn run(context: Context, args: Args) -> Result<Output, CliError> {
+    let dry_run = args.switch("dryRun");
+    let channel = context.channel().await?;
+    let filter = list_agents_request::Filter { by_can_reattest: Some(true), ..Default::default() };
+    let mask = AgentMask { x509svid_expires_at: true, ..Default::default() };
+    let agents = pages(channel.clone(), filter, Some(mask))
+        .await
+        .map_err(|status| CliError::status("failed to list agents", status))?;
+    let expired_for: Duration = args.duration("expiredFor");
+    let limit = unix_seconds(context.clock.now()).saturating_sub(i64::try_from(expired_for.as_secs()).unwrap_or(i64::MAX));
+    let mut client = AgentClient::new(channel);
+    let mut expired = Vec::new();
+    for agent in agents.into_iter().filter(|agent| agent.x509svid_expires_at < limit) {
+        let id = ids::text(agent.id.as_ref());
+        let deleted = if dry_run {
+            None
+        } else {
+            let outcome = client.delete_agent(DeleteAgentRequest { id: agent.id }).await;
+            Some(outcome.map(drop).map_err(|status| CliError::status("", status).to_string()))
+        };
+        expired.push(Expired { id, deleted });
+    }
+    Ok(outcome(&expired, dry_run))
+}
+
+fn outcome(expired: &[Expired], dry_run: bool) -> Output {
+    let mut text = String::new();
+    let mut rows = Vec::new();
+    let mut list = Vec::new();
+    for node in expired {
+        let (state, error) = match &node.deleted {
+            None => ("would be purged", None),
+            Some(Ok(())) => ("purged", None),
+            Some(Err(error)) => ("not purged", Some(error.clone())),
+        };
+        rows.push(vec![node.id.clone(), state.to_owned(), error.clone().unwrap_or_default()]);
+        let mut item = json!({ "agent_id": node.id, "deleted": matches!(node.deleted, Some(Ok(()))) });
+        if let (Some(error), Some(fields)) = (error, item.as_object_mut()) {
+            fields.insert("error".to_owned(), error.into());
+        }
+        list.push(item);
+    }
+    if expired.is_empty() {
+        text.push_str("No agents to purge.\n");
+    } else {
+        let noun = if expired.len() == 1 { "agent" } else { "agents" };
+        text.push_str(&format!("Found {} expired {noun}\n\n", expired.len()));
+        if dry_run {
+            text.push_str("\nAgents that can be purged:\n");
+            expired.iter().for_each(|node| text.push_str(&format!("SPIFFE ID         : {}\n", node.id)));
+        } else {
+            section(&mut text, "Agents purged:", expired.iter().filter(|node| matches!(node.deleted, Some(Ok(())))));
+            section(&mut text, "Agents not purged:", expired.iter().filter(|node| matches!(node.deleted, Some(Err(_)))));
+        }
+    }
+    let failed = expired.iter().any(|node| matches!(node.deleted, Some(Err(_))));
+    Output {
+        replies: vec![json!({ "expired_agents": list })],
+        text,
+        table: Some(Table { headings: vec!["SPIFFE ID", "STATE", "ERROR"], rows }),
+        notes: Vec::new(),
+        partial_failure: failed.then(|| "failed to purge one or more agents".to_owned()),
+    }
+}
+
+fn section<'n>(text: &mut String, heading: &str, nodes: impl Iterator<Item = &'n Expired>) {
+    let mut nodes = nodes.peekable();
+    if nodes.peek().is_none() {
+        return;
+    }
+    text.push_str(&format!("{heading}\n"));
+    for node in nodes {
+        text.push_str(&format!("SPIFFE ID         : {}\n", node.id));
+        if let Some(Err(error)) = &node.deleted {
+            text.push_str(&format!("Error             : {error}\n"));
+        }
+    }
+}

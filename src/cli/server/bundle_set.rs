@@ -1,0 +1,103 @@
+//! `bundle set` and `bundle delete`: the bundles of other trust domains.
+
+use proto::spire::api::server::bundle::v1::bundle_client::BundleClient;
+use proto::spire::api::server::bundle::v1::batch_delete_federated_bundle_request::Mode;
+use proto::spire::api::server::bundle::v1::{BatchDeleteFederatedBundleRequest, BatchSetFederatedBundleRequest};
+use spiffe::TrustDomain;
+use spiffe::bundle::Bundle;
+
+use super::batch::succeeded;
+use super::bundle::{BundleFormat, FORMAT, ID, format};
+use crate::cli::args::Args;
+use crate::cli::context::Context;
+use crate::cli::error::CliError;
+use crate::cli::output::Output;
+use crate::cli::spec::{Command, Endpoint, Flag, Kind, Program, Surface, flag};
+
+const DELETE: &[Flag] = &[
+    ID,
+    flag("mode", "mode", Kind::Text, "What becomes of entries that federate with it: restrict (refuse), dissociate, or delete them").or("restrict"),
+];
+
+pub(crate) fn set_command() -> Command {
+    Command {
+        program: Program::Server,
+        path: &["bundle", "set"],
+        about: "Create or replace the bundle of another trust domain",
+        flags: &[ID, flag("path", "path", Kind::Text, "File with the bundle; standard input when absent"), FORMAT],
+        endpoint: Endpoint::ServerAdmin,
+        formats: true,
+        surface: Surface::Both,
+        run: |context, args| Box::pin(set(context, args)),
+    }
+}
+
+pub(crate) fn delete_command() -> Command {
+    Command {
+        path: &["bundle", "delete"],
+        about: "Delete the bundle of another trust domain",
+        flags: DELETE,
+        run: |context, args| Box::pin(delete(context, args)),
+        ..set_command()
+    }
+}
+
+async fn set(context: Context, args: Args) -> Result<Output, CliError> {
+    let Some(id) = args.optional("id") else { return Err(CliError::usage("id flag is required")) };
+    let format = format(args.text("format"))?;
+    let domain = TrustDomain::parse(id).map_err(|error| CliError::usage(error.to_string()))?;
+    let data = context
+        .read_input(args.optional("path").unwrap_or("-"))
+        .map_err(|error| CliError::usage(format!("unable to load bundle data: {error}")))?;
+    let bundle = match format {
+        BundleFormat::Spiffe => Bundle::from_spiffe_json(domain, &data)
+            .map_err(|error| CliError::usage(format!("unable to parse to spiffe bundle: {error}")))?,
+        BundleFormat::Pem => {
+            let text = String::from_utf8_lossy(&data);
+            Bundle::from_pem(domain, &text).map_err(|error| CliError::usage(format!("unable to parse bundle data: {error}")))?
+        }
+    };
+    let request = BatchSetFederatedBundleRequest { bundle: vec![proto::convert::bundle_to_wire(&bundle)], output_mask: None };
+    let reply = BundleClient::new(context.channel().await?)
+        .batch_set_federated_bundle(request)
+        .await
+        .map_err(|status| CliError::status("failed to set federated bundle", status))?
+        .into_inner();
+    let status = reply.results.first().and_then(|result| result.status.as_ref());
+    let mut output = Output::default().reply("spire.api.server.bundle.v1.BatchSetFederatedBundleResponse", &reply)?;
+    if succeeded(status) {
+        output.text = "bundle set.".to_owned();
+    } else {
+        output.partial_failure = Some(format!("failed to set federated bundle: {}", status.map_or("", |status| &status.message)));
+    }
+    Ok(output)
+}
+
+async fn delete(context: Context, args: Args) -> Result<Output, CliError> {
+    let Some(id) = args.optional("id") else { return Err(CliError::usage("id is required")) };
+    let mode = match args.text("mode") {
+        "" | "restrict" => Mode::Restrict,
+        "dissociate" => Mode::Dissociate,
+        "delete" => Mode::Delete,
+        other => return Err(CliError::usage(format!("unsupported mode {other:?}"))),
+    };
+    let request = BatchDeleteFederatedBundleRequest { trust_domains: vec![id.to_owned()], mode: mode.into() };
+    let reply = BundleClient::new(context.channel().await?)
+        .batch_delete_federated_bundle(request)
+        .await
+        .map_err(|status| CliError::status("failed to delete federated bundle", status))?
+        .into_inner();
+    let result = reply.results.first();
+    let status = result.and_then(|result| result.status.as_ref());
+    let mut output = Output::default().reply("spire.api.server.bundle.v1.BatchDeleteFederatedBundleResponse", &reply)?;
+    if succeeded(status) {
+        output.text = "bundle deleted.".to_owned();
+    } else {
+        output.partial_failure = Some(format!(
+            "failed to delete federated bundle {:?}: {}",
+            result.map_or(id, |result| &result.trust_domain),
+            status.map_or("", |status| &status.message)
+        ));
+    }
+    Ok(output)
+}

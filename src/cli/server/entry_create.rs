@@ -1,0 +1,160 @@
+//! `entry create`: registers workloads.
+
+use proto::channel::Channel;
+use proto::spire::api::server::agent::v1::agent_client::AgentClient;
+use proto::spire::api::server::agent::v1::{ListAgentsRequest, list_agents_request};
+use proto::spire::api::server::entry::v1::entry_client::EntryClient;
+use proto::spire::api::server::entry::v1::{BatchCreateEntryRequest, BatchCreateEntryResponse, batch_create_entry_response};
+use proto::spire::api::types::{AgentMask, Entry, Spiffeid};
+
+use super::entry::{
+    ADMIN, DATA, DNS, DOWNSTREAM, ENTRY_ID, EXPIRY, FEDERATES_WITH, HINT, JTI, JWT_TTL, NO_PREFETCH, PARENT_ID, SPIFFE_ID, STORE_SVID, X509_TTL, from_args, table, text,
+};
+use super::{batch, entry_data};
+use crate::cli::args::Args;
+use crate::cli::context::{Context, Face};
+use crate::cli::error::CliError;
+use crate::cli::ids;
+use crate::cli::output::Output;
+use crate::cli::selectors::SELECTOR;
+use crate::cli::spec::{Command, Endpoint, Flag, Kind, Program, Surface, flag};
+
+const FLAGS: &[Flag] = &[
+    SPIFFE_ID,
+    PARENT_ID,
+    SELECTOR,
+    flag("node", "node", Kind::Switch, "The entry names a set of nodes (an alias), not workloads"),
+    X509_TTL,
+    JWT_TTL,
+    DNS,
+    FEDERATES_WITH,
+    HINT,
+    ENTRY_ID,
+    EXPIRY,
+    ADMIN,
+    DOWNSTREAM,
+    STORE_SVID,
+    NO_PREFETCH,
+    JTI,
+    DATA,
+];
+
+pub(crate) fn command() -> Command {
+    Command {
+        program: Program::Server,
+        path: &["entry", "create"],
+        about: "Create registration entries",
+        flags: FLAGS,
+        endpoint: Endpoint::ServerAdmin,
+        formats: true,
+        surface: Surface::Both,
+        run: |context, args| Box::pin(run(context, args)),
+    }
+}
+
+async fn run(context: Context, args: Args) -> Result<Output, CliError> {
+    let data = args.optional("data");
+    if data.is_none() {
+        check(&context, &args)?;
+    }
+    let parsed = data.map(|path| context.read_input(path).and_then(|json| entry_data::parse(&json))).transpose()?;
+    let own = if parsed.is_none() { Some(from_args(&args)?) } else { None };
+    if own.is_some() && context.face == Face::Shim {
+        // SPIRE refuses a bad ID before it connects.
+        ids::parse(args.text("spiffeID"))?;
+        if !args.switch("node") {
+            ids::parse(args.text("parentID"))?;
+        }
+    }
+    let channel = context.channel().await?;
+    let entries = match (parsed, own) {
+        (Some(entries), _) => entries,
+        (None, Some(entry)) => vec![with_ids(entry, &context, &channel, &args).await?],
+        (None, None) => Vec::new(),
+    };
+    let mut reply = EntryClient::new(channel)
+        .batch_create_entry(BatchCreateEntryRequest { entries: entries.clone(), output_mask: None })
+        .await
+        .map_err(|status| CliError::status("", status))?
+        .into_inner();
+    for (result, entry) in reply.results.iter_mut().zip(entries) {
+        // A failed item carries no entry: show what was asked for.
+        if !batch::succeeded(result.status.as_ref()) {
+            result.entry = Some(entry);
+        }
+    }
+    outcome(&context, &reply)
+}
+
+/// Checks the flags as SPIRE does, before anything is sent.
+fn check(context: &Context, args: &Args) -> Result<(), CliError> {
+    let node = args.switch("node");
+    let fault = if args.list("selector").is_empty() {
+        "at least one selector is required"
+    } else if node && !args.list("federatesWith").is_empty() {
+        "node entries can not federate"
+    } else if args.text("parentID").is_empty() && !node && context.face == Face::Shim {
+        "a parent ID is required if the node flag is not set"
+    } else if args.text("spiffeID").is_empty() {
+        "a SPIFFE ID is required"
+    } else {
+        return Ok(());
+    };
+    Err(CliError::usage(fault))
+}
+
+async fn with_ids(mut entry: Entry, context: &Context, channel: &Channel, args: &Args) -> Result<Entry, CliError> {
+    let id = ids::expand(context, channel, args.text("spiffeID")).await?;
+    let parent = if args.switch("node") {
+        Spiffeid { trust_domain: id.trust_domain.clone(), path: "/spire/server".to_owned() }
+    } else if let Some(parent) = args.optional("parentID") {
+        ids::expand(context, channel, parent).await?
+    } else {
+        only_node(channel).await?
+    };
+    entry.spiffe_id = Some(id);
+    entry.parent_id = Some(parent);
+    Ok(entry)
+}
+
+/// The parent when none is named: the node, if exactly one is attested. With several, the user chooses, since a wrong
+/// guess would give the identity to the wrong node.
+async fn only_node(channel: &Channel) -> Result<Spiffeid, CliError> {
+    let request = ListAgentsRequest {
+        filter: Some(list_agents_request::Filter { by_banned: Some(false), ..Default::default() }),
+        output_mask: Some(AgentMask::default()),
+        page_size: 2,
+        page_token: String::new(),
+    };
+    let agents = AgentClient::new(channel.clone())
+        .list_agents(request)
+        .await
+        .map_err(|status| CliError::status("cannot list the nodes", status))?
+        .into_inner()
+        .agents;
+    match <[_; 1]>::try_from(agents) {
+        Ok([agent]) => agent.id.ok_or_else(|| CliError::failed("the server listed a node without an ID")),
+        Err(agents) if agents.is_empty() => {
+            Err(CliError::usage("no node is attested yet: join one first (`plastron server token generate`), or name the parent with --parent-id"))
+        }
+        Err(_several) => Err(CliError::usage("several nodes are attested: name the entry's parent with --parent-id (see `plastron server agent list`)")),
+    }
+}
+
+fn outcome(context: &Context, reply: &BatchCreateEntryResponse) -> Result<Output, CliError> {
+    let split = batch::split(&reply.results, |result| result.status.as_ref());
+    let created = |result: &&batch_create_entry_response::Result| result.entry.clone();
+    let made: Vec<Entry> = split.done.iter().filter_map(created).collect();
+    batch::report_failures(context, "create", &split.failed, |result| {
+        (result.status.as_ref(), result.entry.as_ref().map(text).unwrap_or_default())
+    });
+    let mut output = Output::text(made.iter().map(text).collect::<String>())
+        .reply("spire.api.server.entry.v1.BatchCreateEntryResponse", reply)?;
+    output.table = Some(table(&made));
+    if !split.failed.is_empty() {
+        output.partial_failure = Some("failed to create one or more entries".to_owned());
+    } else if let Some(entry) = made.first() {
+        output = output.note(format!("created; a matching process on the node can fetch {} now: plastron agent api fetch x509", ids::text(entry.spiffe_id.as_ref())));
+    }
+    Ok(output)
+}

@@ -1,0 +1,156 @@
+//! `entry show` and `entry count`: what is registered, by filters.
+
+use proto::channel::Channel;
+use proto::spire::api::server::entry::v1::entry_client::EntryClient;
+use proto::spire::api::server::entry::v1::{
+    CountEntriesRequest, GetEntryRequest, ListEntriesRequest, ListEntriesResponse, count_entries_request, list_entries_request,
+};
+use proto::spire::api::types::Entry;
+
+use super::entry::{DOWNSTREAM, ENTRY_ID, FEDERATES_WITH, HINT, MATCH_FEDERATES_WITH, PARENT_ID, SPIFFE_ID, table, text};
+use crate::cli::args::Args;
+use crate::cli::context::Context;
+use crate::cli::error::CliError;
+use crate::cli::ids;
+use crate::cli::output::Output;
+use crate::cli::selectors::{self, MATCH_SELECTORS, SELECTOR};
+use crate::cli::spec::{Command, Endpoint, Flag, Program, Surface};
+
+/// Entries a page (SPIRE: 500, well below the 4 MiB of a message).
+const PAGE: i32 = 500;
+
+const SHOW: &[Flag] =
+    &[ENTRY_ID, PARENT_ID, SPIFFE_ID, SELECTOR, MATCH_SELECTORS, FEDERATES_WITH, MATCH_FEDERATES_WITH, DOWNSTREAM, HINT];
+const COUNT: &[Flag] = &[PARENT_ID, SPIFFE_ID, SELECTOR, MATCH_SELECTORS, FEDERATES_WITH, MATCH_FEDERATES_WITH, DOWNSTREAM, HINT];
+
+pub(crate) fn command() -> Command {
+    Command {
+        program: Program::Server,
+        path: &["entry", "show"],
+        about: "Show registration entries",
+        flags: SHOW,
+        endpoint: Endpoint::ServerAdmin,
+        formats: true,
+        surface: Surface::Both,
+        run: |context, args| Box::pin(show(context, args)),
+    }
+}
+
+pub(crate) fn count_command() -> Command {
+    Command {
+        program: Program::Server,
+        path: &["entry", "count"],
+        about: "Count registration entries",
+        flags: COUNT,
+        endpoint: Endpoint::ServerAdmin,
+        formats: true,
+        surface: Surface::Both,
+        run: |context, args| Box::pin(count(context, args)),
+    }
+}
+
+async fn show(context: Context, args: Args) -> Result<Output, CliError> {
+    let one = args.optional("entryID");
+    if one.is_some()
+        && (args.optional("parentID").is_some() || args.optional("spiffeID").is_some() || !args.list("selector").is_empty())
+    {
+        return Err(CliError::usage("the -entryID flag can't be combined with others"));
+    }
+    let channel = context.channel().await?;
+    let mut entries = match one {
+        Some(id) => vec![
+            EntryClient::new(channel)
+                .get_entry(GetEntryRequest { id: id.to_owned(), output_mask: None })
+                .await
+                .map_err(|status| CliError::status(format!("error fetching entry ID {id}"), status))?
+                .into_inner(),
+        ],
+        None => {
+            let filter = filter(&context, &channel, &args).await?;
+            list(channel, filter).await?
+        }
+    };
+    sort(&mut entries);
+    let reply = ListEntriesResponse { entries, next_page_token: String::new() };
+    let entries = &reply.entries;
+    let noun = if entries.len() == 1 { "entry" } else { "entries" };
+    let body: String = entries.iter().map(text).collect();
+    let mut output = Output::text(format!("Found {} {noun}\n{body}", entries.len()))
+        .reply("spire.api.server.entry.v1.ListEntriesResponse", &reply)?;
+    output.table = Some(table(entries));
+    if entries.is_empty() {
+        output = output.note("no entry matches; register a workload with: plastron server entry create --spiffe-id web --selector unix:uid:1000");
+    }
+    Ok(output)
+}
+
+async fn list(channel: Channel, filter: list_entries_request::Filter) -> Result<Vec<Entry>, CliError> {
+    let mut client = EntryClient::new(channel).max_decoding_message_size(64 * 1024 * 1024);
+    let mut entries = Vec::new();
+    let mut page_token = String::new();
+    loop {
+        let request = ListEntriesRequest { filter: Some(filter.clone()), output_mask: None, page_size: PAGE, page_token };
+        let page = client
+            .list_entries(request)
+            .await
+            .map_err(|status| CliError::status("error fetching entries", status))?
+            .into_inner();
+        entries.extend(page.entries);
+        page_token = page.next_page_token;
+        if page_token.is_empty() {
+            return Ok(entries);
+        }
+    }
+}
+
+async fn filter(context: &Context, channel: &Channel, args: &Args) -> Result<list_entries_request::Filter, CliError> {
+    let unknown = |mode: &str| format!("match behavior {mode:?} unknown");
+    Ok(list_entries_request::Filter {
+        by_spiffe_id: match args.optional("spiffeID") {
+            Some(id) => Some(ids::expand(context, channel, id).await.map_err(|error| CliError::usage(format!("error parsing SPIFFE ID {id:?}: {error}")))?),
+            None => None,
+        },
+        by_parent_id: match args.optional("parentID") {
+            Some(id) => Some(ids::expand(context, channel, id).await.map_err(|error| CliError::usage(format!("error parsing parent ID {id:?}: {error}")))?),
+            None => None,
+        },
+        by_selectors: selectors::filter(args, unknown)?,
+        by_federates_with: selectors::federates_with_filter(args, unknown)?,
+        by_hint: args.optional("hint").map(str::to_owned),
+        by_downstream: Some(args.switch("downstream")),
+    })
+}
+
+async fn count(context: Context, args: Args) -> Result<Output, CliError> {
+    let channel = context.channel().await?;
+    let filter = filter(&context, &channel, &args).await?;
+    let request = CountEntriesRequest {
+        filter: Some(count_entries_request::Filter {
+            by_spiffe_id: filter.by_spiffe_id,
+            by_parent_id: filter.by_parent_id,
+            by_selectors: filter.by_selectors,
+            by_federates_with: filter.by_federates_with,
+            by_hint: filter.by_hint,
+            by_downstream: filter.by_downstream,
+        }),
+    };
+    let reply = EntryClient::new(channel)
+        .count_entries(request)
+        .await
+        .map_err(|status| CliError::status("", status))?
+        .into_inner();
+    let noun = if reply.count == 1 { "entry" } else { "entries" };
+    Output::text(format!("{} registration {noun}", reply.count)).reply("spire.api.server.entry.v1.CountEntriesResponse", &reply)
+}
+
+/// SPIRE's order: SPIFFE ID, parent ID, lifetimes, then selectors, with each entry's own selectors sorted.
+fn sort(entries: &mut [Entry]) {
+    for entry in entries.iter_mut() {
+        entry.selectors.sort_by(|a, b| (&a.r#type, &a.value).cmp(&(&b.r#type, &b.value)));
+    }
+    entries.sort_by_cached_key(|entry| {
+        let id = |id: &Option<proto::spire::api::types::Spiffeid>| id.as_ref().map(|id| (id.trust_domain.clone(), id.path.clone()));
+        let selectors: Vec<(String, String)> = entry.selectors.iter().map(|s| (s.r#type.clone(), s.value.clone())).collect();
+        (id(&entry.spiffe_id), id(&entry.parent_id), entry.x509_svid_ttl, entry.jwt_svid_ttl, selectors.len(), selectors)
+    });
+}

@@ -1,0 +1,159 @@
+//! The daemons' log: levels, SPIRE's two formats, and the file that SIGUSR2 reopens.
+
+mod format;
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tracing::level_filters::LevelFilter;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{Registry, reload};
+
+pub(crate) use format::LogFormat;
+
+/// The name under which audit events are logged, at every level.
+const AUDIT: &str = "audit";
+
+/// How a daemon logs.
+#[derive(Clone, Debug)]
+pub(crate) struct LogConfig {
+    pub(crate) level: LevelFilter,
+    pub(crate) format: LogFormat,
+    /// Standard error when absent.
+    pub(crate) file: Option<PathBuf>,
+    /// Adds the source file and line of each event.
+    pub(crate) source_location: bool,
+}
+
+/// Reads SPIRE's level names.
+pub(crate) fn parse_level(text: &str) -> Option<LevelFilter> {
+    match text.to_ascii_lowercase().as_str() {
+        "trace" => Some(LevelFilter::TRACE),
+        "debug" => Some(LevelFilter::DEBUG),
+        "" | "info" => Some(LevelFilter::INFO),
+        "warn" | "warning" => Some(LevelFilter::WARN),
+        // logrus ends the process on the last two; here they are errors like the rest.
+        "error" | "fatal" | "panic" => Some(LevelFilter::ERROR),
+        _ => None,
+    }
+}
+
+/// The running log.
+#[derive(Clone)]
+pub(crate) struct Log {
+    sink: Sink,
+    filter: reload::Handle<Targets, Registry>,
+}
+
+impl Log {
+    /// Installs the log for the process. Fails when the file cannot be opened.
+    pub(crate) fn install(config: &LogConfig) -> io::Result<Self> {
+        let sink = Sink::open(config.file.as_deref())?;
+        let (layer, filter) = reload::Layer::new(targets(config.level));
+        let events = tracing_subscriber::fmt::layer()
+            .with_ansi(false)
+            .event_format(format::Events { format: config.format, source_location: config.source_location })
+            .with_writer(sink.clone());
+        // A second install (tests in one process) keeps the first.
+        drop(tracing_subscriber::registry().with(layer).with(events).try_init());
+        Ok(Self { sink, filter })
+    }
+
+    /// Changes the level while running.
+    pub(crate) fn set_level(&self, level: LevelFilter) {
+        drop(self.filter.reload(targets(level)));
+    }
+
+    /// Opens the log file anew, after somebody moved it away. Without a file nothing is done.
+    pub(crate) fn reopen(&self) -> io::Result<()> {
+        self.sink.reopen()
+    }
+}
+
+/// Our own events at the chosen level; other libraries' warnings; the audit always.
+fn targets(level: LevelFilter) -> Targets {
+    let others = level.min(LevelFilter::WARN);
+    Targets::new().with_default(others).with_target("plastron", level).with_target(AUDIT, LevelFilter::INFO)
+}
+
+#[derive(Clone)]
+struct Sink(Arc<Inner>);
+
+struct Inner {
+    path: Option<PathBuf>,
+    file: Mutex<Option<File>>,
+}
+
+impl Sink {
+    fn open(path: Option<&Path>) -> io::Result<Self> {
+        let file = path.map(append).transpose()?;
+        Ok(Self(Arc::new(Inner { path: path.map(Path::to_owned), file: Mutex::new(file) })))
+    }
+
+    fn reopen(&self) -> io::Result<()> {
+        if let Some(path) = &self.0.path {
+            let file = append(path)?;
+            *self.0.file.lock().unwrap_or_else(PoisonError::into_inner) = Some(file);
+        }
+        Ok(())
+    }
+}
+
+fn append(path: &Path) -> io::Result<File> {
+    OpenOptions::new().create(true).append(true).mode(0o640).open(path)
+}
+
+impl Write for &Sink {
+    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+        let guard = self.0.file.lock().unwrap_or_else(PoisonError::into_inner);
+        match guard.as_ref() {
+            Some(mut file) => file.write_all(buffer)?,
+            None => io::stderr().lock().write_all(buffer)?,
+        }
+        Ok(buffer.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl<'a> MakeWriter<'a> for Sink {
+    type Writer = &'a Self;
+
+    fn make_writer(&'a self) -> Self::Writer {
+        self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Sink, parse_level};
+    use std::io::Write;
+    use tracing::level_filters::LevelFilter;
+
+    #[test]
+    fn a_moved_file_is_written_anew_after_reopening() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        let sink = Sink::open(Some(&path)).unwrap();
+        (&sink).write_all(b"one\n").unwrap();
+        std::fs::rename(&path, dir.path().join("old")).unwrap();
+        sink.reopen().unwrap();
+        (&sink).write_all(b"two\n").unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "two\n");
+        assert_eq!(std::fs::read_to_string(dir.path().join("old")).unwrap(), "one\n");
+    }
+
+    #[test]
+    fn knows_the_level_names_of_spire() {
+        assert_eq!(parse_level("WARNING"), Some(LevelFilter::WARN));
+        assert_eq!(parse_level("loud"), None);
+    }
+}
