@@ -130,3 +130,6 @@ fn too_large(file_name: &str) -> Fault {
         ),
     )
 }
+
+#[cfg(test)]
+mod tests;
