@@ -5,6 +5,7 @@
 
 pub mod authority_filter;
 pub mod channel;
+pub mod convert;
 mod generated;
 
 pub use generated::{broker, envoy, go_plugin, plastron, spire, workload};

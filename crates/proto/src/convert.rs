@@ -1,0 +1,205 @@
+//! Between the wire's messages and the SPIFFE types: IDs, selectors, registration entries, bundles. Owns the checks
+//! that a message must pass to become a value, with SPIRE's error texts; clients match on them. Must not decide
+//! what a caller may do with the value.
+
+mod entry;
+#[cfg(test)]
+mod tests;
+
+use spiffe::{
+    IdError, Selector, SelectorError, SelectorSet, SpiffeId, TrustDomain, entry::DnsNameError,
+};
+
+pub use entry::{
+    EntryFields, agent_entry_mask, entry_fields_from_wire, entry_from_wire, entry_to_wire,
+    new_entry_from_wire,
+};
+
+use crate::spire::api::types;
+
+/// A message that is no valid value. The text is SPIRE's.
+#[derive(Debug, thiserror::Error)]
+pub enum ConvertError {
+    /// SPIRE: `pkg/server/api/id.go`.
+    #[error("request must specify SPIFFE ID")]
+    MissingId,
+    /// Malformed trust domain or path.
+    #[error(transparent)]
+    Id(#[from] IdError),
+    /// The ID is of another trust domain.
+    #[error("{id:?} is not a member of trust domain {trust_domain:?}")]
+    NotMember {
+        /// As received.
+        id: String,
+        /// Ours.
+        trust_domain: String,
+    },
+    /// The ID is the trust domain's own, in the wrong namespace, or both.
+    #[error("{id:?} is not {expected} trust domain {trust_domain:?}; {because}")]
+    WrongPath {
+        /// As received.
+        id: String,
+        /// `a member of`, `a workload in` or `an agent in`.
+        expected: &'static str,
+        /// Ours.
+        trust_domain: String,
+        /// What is wrong with the path.
+        because: &'static str,
+    },
+    /// Which part of the message is wrong, and how.
+    #[error("{what}: {source}")]
+    In {
+        /// The part, in SPIRE's words.
+        what: &'static str,
+        /// What is wrong with it.
+        source: Box<ConvertError>,
+    },
+    /// No or an illegal type, or no value.
+    #[error(transparent)]
+    Selector(#[from] SelectorError),
+    /// SPIRE: `pkg/server/api/entry.go`.
+    #[error("selector list is empty")]
+    NoSelectors,
+    /// SPIRE: `pkg/common/x509util/dns.go`.
+    #[error(transparent)]
+    DnsName(#[from] DnsNameError),
+    /// Longer than 1024 bytes.
+    #[error("hint is too long, max length is 1024 characters")]
+    HintTooLong,
+}
+
+impl ConvertError {
+    fn within(what: &'static str) -> impl Fn(Self) -> Self {
+        move |source| Self::In {
+            what,
+            source: Box::new(source),
+        }
+    }
+}
+
+/// The message for an ID.
+#[must_use]
+pub fn spiffe_id_to_wire(id: &SpiffeId) -> types::Spiffeid {
+    types::Spiffeid {
+        trust_domain: id.trust_domain_name().to_owned(),
+        path: id.path().to_owned(),
+    }
+}
+
+/// The ID in a message; of any trust domain, with or without a path.
+///
+/// # Errors
+/// When it is missing or malformed.
+pub fn spiffe_id_from_wire(id: Option<&types::Spiffeid>) -> Result<SpiffeId, ConvertError> {
+    let id = id.ok_or(ConvertError::MissingId)?;
+    Ok(SpiffeId::from_path(
+        &TrustDomain::parse(&id.trust_domain)?,
+        &id.path,
+    )?)
+}
+
+fn own_id_from_wire(
+    trust_domain: &TrustDomain,
+    id: Option<&types::Spiffeid>,
+) -> Result<SpiffeId, ConvertError> {
+    let id = spiffe_id_from_wire(id)?;
+    if !id.is_member_of(trust_domain) {
+        return Err(ConvertError::NotMember {
+            id: id.to_string(),
+            trust_domain: trust_domain.to_string(),
+        });
+    }
+    Ok(id)
+}
+
+fn wrong_path(id: &SpiffeId, expected: &'static str, because: &'static str) -> ConvertError {
+    ConvertError::WrongPath {
+        id: id.to_string(),
+        expected,
+        trust_domain: id.trust_domain_name().to_owned(),
+        because,
+    }
+}
+
+/// An ID of our trust domain that has a path.
+///
+/// # Errors
+/// When it is anything else.
+pub fn member_id_from_wire(
+    trust_domain: &TrustDomain,
+    id: Option<&types::Spiffeid>,
+) -> Result<SpiffeId, ConvertError> {
+    let id = own_id_from_wire(trust_domain, id)?;
+    if !id.has_path() {
+        return Err(wrong_path(&id, "a member of", "path is empty"));
+    }
+    Ok(id)
+}
+
+/// The ID of a workload of our trust domain: outside the reserved namespace.
+///
+/// # Errors
+/// When it is anything else.
+pub fn workload_id_from_wire(
+    trust_domain: &TrustDomain,
+    id: Option<&types::Spiffeid>,
+) -> Result<SpiffeId, ConvertError> {
+    const WORKLOAD: &str = "a workload in";
+    let id = own_id_from_wire(trust_domain, id)?;
+    if !id.has_path() {
+        return Err(wrong_path(&id, WORKLOAD, "path is empty"));
+    }
+    if id.is_reserved() {
+        return Err(wrong_path(
+            &id,
+            WORKLOAD,
+            "path is in the reserved namespace",
+        ));
+    }
+    Ok(id)
+}
+
+/// The ID of an agent of our trust domain.
+///
+/// # Errors
+/// When it is anything else.
+pub fn agent_id_from_wire(
+    trust_domain: &TrustDomain,
+    id: Option<&types::Spiffeid>,
+) -> Result<SpiffeId, ConvertError> {
+    const AGENT: &str = "an agent in";
+    let id = own_id_from_wire(trust_domain, id)?;
+    if !id.has_path() {
+        return Err(wrong_path(&id, AGENT, "path is empty"));
+    }
+    if !id.is_agent() {
+        return Err(wrong_path(&id, AGENT, "path is not in the agent namespace"));
+    }
+    Ok(id)
+}
+
+/// The message for one selector.
+#[must_use]
+pub fn selector_to_wire(selector: &Selector) -> types::Selector {
+    types::Selector {
+        r#type: selector.kind().to_owned(),
+        value: selector.value().to_owned(),
+    }
+}
+
+/// The messages for a set of selectors, sorted.
+#[must_use]
+pub fn selectors_to_wire(selectors: &SelectorSet) -> Vec<types::Selector> {
+    selectors.iter().map(selector_to_wire).collect()
+}
+
+/// The set of selectors in a message; it may be empty.
+///
+/// # Errors
+/// When one has no type, a colon in its type, or no value.
+pub fn selectors_from_wire(selectors: &[types::Selector]) -> Result<SelectorSet, ConvertError> {
+    let selectors = selectors
+        .iter()
+        .map(|selector| Selector::new(&selector.r#type, &selector.value));
+    Ok(selectors.collect::<Result<SelectorSet, _>>()?)
+}
