@@ -140,9 +140,14 @@ impl Server {
             ),
             other => format!("KeyManager \"{other}\" {{ plugin_data {{}} }}"),
         };
+        // SPIRE's server looks at its own entries every five seconds.
+        let experimental = match self.subject {
+            Subject::Spire => "  experimental { cache_reload_interval = \"1s\" }",
+            Subject::Plastron => "",
+        };
         format!(
             "server {{\n  bind_address = \"{}\"\n  bind_port = \"{}\"\n  socket_path = \"{}\"\n  trust_domain = \"{}\"\n  \
-             data_dir = \"{data}\"\n  log_level = \"DEBUG\"\n{}\n}}\n\nplugins {{\n  DataStore \"sql\" {{\n    plugin_data {{\n      \
+             data_dir = \"{data}\"\n  log_level = \"DEBUG\"\n{experimental}\n{}\n}}\n\nplugins {{\n  DataStore \"sql\" {{\n    plugin_data {{\n      \
              database_type = \"{kind}\"\n      connection_string = \"{connection}\"\n    }}\n  }}\n  \
              NodeAttestor \"join_token\" {{ plugin_data {{}} }}\n  {key_manager}\n{}\n}}\n",
             self.address.ip(),

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::Result;
 use serde_json::Value;
 
-use crate::agent::{Agent, AgentOptions};
+use crate::agent::{Agent, AgentOptions, ids_of};
 use crate::server::{Entry, Server, ServerOptions};
 use crate::{id, wait};
 
@@ -43,7 +43,25 @@ impl World {
         let mut options = AgentOptions::joining(&server, &token)?;
         adjust(&mut options);
         let agent = Agent::start(options)?;
-        Ok(Self { agent, server })
+        let world = Self { agent, server };
+        if !entries.is_empty() {
+            world.wait_for_entries()?;
+        }
+        Ok(world)
+    }
+
+    /// Waits until the agent has the entries of this moment: it then also has a new one, for the agent's own command.
+    fn wait_for_entries(&self) -> Result<()> {
+        let probe = id("/probe");
+        self.server.create_entry(&Entry::new(
+            &Self::node(),
+            &probe,
+            &running(self.agent.program())?,
+        ))?;
+        wait::until("the agent to know its entries", CHANGE, || {
+            let answer = self.agent.fetch_x509()?;
+            Ok(ids_of(&answer).contains(&probe.as_str()).then_some(()))
+        })
     }
 
     /// Registers a workload of this user, and waits until it has its SVID. The value is `api fetch x509`'s.

@@ -3,4 +3,5 @@
 //! `PLASTRON_TEST_SERVER` and `PLASTRON_TEST_AGENT` choose the implementations. A test that needs what `tests/run`
 //! installs is ignored by a plain `cargo test`.
 
+mod sdk;
 mod svid;

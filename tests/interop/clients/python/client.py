@@ -137,7 +137,7 @@ def accept(listener, source):
 def dial_peer(_client, args):
     with X509Source(timeout_in_seconds=20) as source:
         connection = dial(
-            args.address, source, ClientTlsMode.MTLS, authorize_id(SpiffeId(args.peer))
+            args.address, source, ClientTlsMode.TLS, authorize_id(SpiffeId(args.peer))
         )
         message = b""
         while not message.endswith(b"\n"):

@@ -1,0 +1,85 @@
+//! Workloads of different languages prove their identities to each other.
+
+use anyhow::{Context, Result, ensure};
+use harness::clients::{Client, Language, objects};
+use harness::world::running;
+use harness::{Entry, ServerOptions, World, id};
+use serde_json::json;
+
+/// A world in which each client is told apart by the file it runs.
+fn world_of(clients: &[&Client]) -> Result<World> {
+    let mut entries = Vec::new();
+    for client in clients {
+        entries.push(Entry::new(
+            &World::node(),
+            &name(client),
+            &running(&client.executable()?)?,
+        ));
+    }
+    World::start_with(ServerOptions::default(), &entries, |_| {})
+}
+
+fn name(client: &Client) -> String {
+    id(&format!("/{:?}", client.language).to_lowercase())
+}
+
+/// Each greets the other over mutual TLS, first one listening, then the other.
+fn greet_each_other(one: Language, other: Language) -> Result<()> {
+    let (one, other) = (Client::of(one)?, Client::of(other)?);
+    let world = world_of(&[&one, &other])?;
+    for (server, dialer) in [(&one, &other), (&other, &one)] {
+        let (listening, address) = server.serve(&world.agent, &name(dialer))?;
+        let answer = dialer.one(
+            &world.agent,
+            &["dial", "--address", &address, "--peer", &name(server)],
+        )?;
+        let greeting = format!("hello from {}\n", name(server));
+        ensure!(
+            answer == json!({ "peer": name(server), "message": greeting }),
+            "{answer}"
+        );
+        let seen = objects(&listening.log());
+        ensure!(
+            seen.contains(&json!({ "peer": name(dialer) })),
+            "the server saw {seen:?}"
+        );
+    }
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs clients that tests/run builds"]
+fn go_and_python_greet_each_other() -> Result<()> {
+    greet_each_other(Language::Go, Language::Python)
+}
+
+#[test]
+#[ignore = "needs clients that tests/run builds"]
+fn go_and_java_greet_each_other() -> Result<()> {
+    greet_each_other(Language::Go, Language::Java)
+}
+
+#[test]
+#[ignore = "needs clients that tests/run builds"]
+fn node_and_go_greet_each_other() -> Result<()> {
+    greet_each_other(Language::Node, Language::Go)
+}
+
+#[test]
+#[ignore = "needs clients that tests/run builds"]
+fn go_refuses_a_peer_with_another_id() -> Result<()> {
+    let (go, python) = (Client::of(Language::Go)?, Client::of(Language::Python)?);
+    let world = world_of(&[&go, &python])?;
+    let (listening, address) = go.serve(&world.agent, &id("/somebody"))?;
+    let refused = python.one(
+        &world.agent,
+        &["dial", "--address", &address, "--peer", &name(&go)],
+    );
+    refused.err().context("the server greeted a stranger")?;
+    let seen = objects(&listening.log());
+    ensure!(
+        seen.iter().all(|line| line.get("peer").is_none()),
+        "{seen:?}"
+    );
+    Ok(())
+}
