@@ -52,7 +52,7 @@ pub enum ConvertError {
         /// The part, in SPIRE's words.
         what: &'static str,
         /// What is wrong with it.
-        source: Box<ConvertError>,
+        source: Box<Self>,
     },
     /// No or an illegal type, or no value.
     #[error(transparent)]

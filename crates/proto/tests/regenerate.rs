@@ -2,6 +2,8 @@
 //!
 //! `PLASTRON_REGENERATE=1 cargo test -p plastron-proto --test regenerate` writes them anew.
 
+#![expect(clippy::unwrap_used, reason = "a test: whatever fails, it fails here")]
+
 use std::{
     collections::BTreeMap,
     fs,

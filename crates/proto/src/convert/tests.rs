@@ -245,6 +245,16 @@ fn refuses_a_new_entry_in_the_words_of_spire() {
             },
             r#"invalid spiffe ID: "spiffe://example.org" is not a workload in trust domain "example.org"; path is empty"#,
         ),
+    ];
+    for (wire, text) in cases {
+        assert_eq!(refused(wire), text);
+    }
+}
+
+#[test]
+fn refuses_a_new_entry_for_its_names_selectors_and_hint() {
+    let refused = |wire| refusal(new_entry_from_wire(&domain(), &wire));
+    let cases = [
         (
             types::Entry {
                 dns_names: vec!["*".into()],

@@ -3,10 +3,13 @@
 pub struct X509svidRequest {}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct X509svidResponse {
+    /// The first is the default identity.
     #[prost(message, repeated, tag = "1")]
     pub svids: ::prost::alloc::vec::Vec<X509svid>,
+    /// DER; not in use.
     #[prost(bytes = "vec", repeated, tag = "2")]
     pub crl: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
+    /// By trust domain ID; DER certificates one after another.
     #[prost(btree_map = "string, bytes", tag = "3")]
     pub federated_bundles: ::prost::alloc::collections::BTreeMap<
         ::prost::alloc::string::String,
@@ -17,12 +20,16 @@ pub struct X509svidResponse {
 pub struct X509svid {
     #[prost(string, tag = "1")]
     pub spiffe_id: ::prost::alloc::string::String,
+    /// DER certificates one after another, leaf first.
     #[prost(bytes = "vec", tag = "2")]
     pub x509_svid: ::prost::alloc::vec::Vec<u8>,
+    /// DER, PKCS#8.
     #[prost(bytes = "vec", tag = "3")]
     pub x509_svid_key: ::prost::alloc::vec::Vec<u8>,
+    /// The caller's own trust domain; DER certificates one after another.
     #[prost(bytes = "vec", tag = "4")]
     pub bundle: ::prost::alloc::vec::Vec<u8>,
+    /// An operator's word for choosing among several identities.
     #[prost(string, tag = "5")]
     pub hint: ::prost::alloc::string::String,
 }
@@ -32,6 +39,7 @@ pub struct X509BundlesRequest {}
 pub struct X509BundlesResponse {
     #[prost(bytes = "vec", repeated, tag = "1")]
     pub crl: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
+    /// By trust domain ID; DER certificates one after another.
     #[prost(btree_map = "string, bytes", tag = "2")]
     pub bundles: ::prost::alloc::collections::BTreeMap<
         ::prost::alloc::string::String,
@@ -42,6 +50,7 @@ pub struct X509BundlesResponse {
 pub struct JwtsvidRequest {
     #[prost(string, repeated, tag = "1")]
     pub audience: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Empty asks for a token of every identity.
     #[prost(string, tag = "2")]
     pub spiffe_id: ::prost::alloc::string::String,
 }
@@ -63,6 +72,7 @@ pub struct Jwtsvid {
 pub struct JwtBundlesRequest {}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct JwtBundlesResponse {
+    /// By trust domain ID; JWK sets.
     #[prost(btree_map = "string, bytes", tag = "1")]
     pub bundles: ::prost::alloc::collections::BTreeMap<
         ::prost::alloc::string::String,
@@ -71,6 +81,7 @@ pub struct JwtBundlesResponse {
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ValidateJwtsvidRequest {
+    /// Who the validator is.
     #[prost(string, tag = "1")]
     pub audience: ::prost::alloc::string::String,
     #[prost(string, tag = "2")]
@@ -85,6 +96,7 @@ pub struct ValidateJwtsvidResponse {
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct WitsvidRequest {
+    /// Empty asks for every identity.
     #[prost(string, tag = "1")]
     pub spiffe_id: ::prost::alloc::string::String,
 }
@@ -99,6 +111,7 @@ pub struct Witsvid {
     pub spiffe_id: ::prost::alloc::string::String,
     #[prost(string, tag = "2")]
     pub wit_svid: ::prost::alloc::string::String,
+    /// A private JWK.
     #[prost(string, tag = "3")]
     pub wit_svid_key: ::prost::alloc::string::String,
     #[prost(string, tag = "4")]
@@ -108,6 +121,7 @@ pub struct Witsvid {
 pub struct WitBundlesRequest {}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct WitBundlesResponse {
+    /// By trust domain ID; JWK sets.
     #[prost(btree_map = "string, string", tag = "1")]
     pub bundles: ::prost::alloc::collections::BTreeMap<
         ::prost::alloc::string::String,
@@ -125,6 +139,8 @@ pub mod spiffe_workload_api_client {
     )]
     use tonic::codegen::*;
     use tonic::codegen::http::Uri;
+    /// What a workload calls to get its identities and the bundles to verify others. Each call carries the metadata
+    /// `workload.spiffe.io: true`.
     #[derive(Debug, Clone)]
     pub struct SpiffeWorkloadApiClient<T> {
         inner: tonic::client::Grpc<T>,
@@ -194,6 +210,7 @@ pub mod spiffe_workload_api_client {
             self.inner = self.inner.max_encoding_message_size(limit);
             self
         }
+        /// Sends all X509-SVIDs of the caller, and again whenever one of them or a bundle changes.
         pub async fn fetch_x509svid(
             &mut self,
             request: impl tonic::IntoRequest<super::X509svidRequest>,
@@ -218,6 +235,7 @@ pub mod spiffe_workload_api_client {
                 .insert(GrpcMethod::new("SpiffeWorkloadAPI", "FetchX509SVID"));
             self.inner.server_streaming(req, path, codec).await
         }
+        /// Sends the X.509 bundles the caller may use, and again whenever one changes.
         pub async fn fetch_x509_bundles(
             &mut self,
             request: impl tonic::IntoRequest<super::X509BundlesRequest>,
@@ -242,6 +260,7 @@ pub mod spiffe_workload_api_client {
                 .insert(GrpcMethod::new("SpiffeWorkloadAPI", "FetchX509Bundles"));
             self.inner.server_streaming(req, path, codec).await
         }
+        /// Issues JWT-SVIDs for an audience.
         pub async fn fetch_jwtsvid(
             &mut self,
             request: impl tonic::IntoRequest<super::JwtsvidRequest>,
@@ -266,6 +285,7 @@ pub mod spiffe_workload_api_client {
                 .insert(GrpcMethod::new("SpiffeWorkloadAPI", "FetchJWTSVID"));
             self.inner.unary(req, path, codec).await
         }
+        /// Sends the JWT bundles the caller may use, and again whenever one changes.
         pub async fn fetch_jwt_bundles(
             &mut self,
             request: impl tonic::IntoRequest<super::JwtBundlesRequest>,
@@ -290,6 +310,7 @@ pub mod spiffe_workload_api_client {
                 .insert(GrpcMethod::new("SpiffeWorkloadAPI", "FetchJWTBundles"));
             self.inner.server_streaming(req, path, codec).await
         }
+        /// Verifies a JWT-SVID on the caller's behalf.
         pub async fn validate_jwtsvid(
             &mut self,
             request: impl tonic::IntoRequest<super::ValidateJwtsvidRequest>,
@@ -314,6 +335,7 @@ pub mod spiffe_workload_api_client {
                 .insert(GrpcMethod::new("SpiffeWorkloadAPI", "ValidateJWTSVID"));
             self.inner.unary(req, path, codec).await
         }
+        /// Sends all WIT-SVIDs of the caller, and again whenever one changes.
         pub async fn fetch_witsvid(
             &mut self,
             request: impl tonic::IntoRequest<super::WitsvidRequest>,
@@ -338,6 +360,7 @@ pub mod spiffe_workload_api_client {
                 .insert(GrpcMethod::new("SpiffeWorkloadAPI", "FetchWITSVID"));
             self.inner.server_streaming(req, path, codec).await
         }
+        /// Sends the WIT bundles the caller may use, and again whenever one changes.
         pub async fn fetch_wit_bundles(
             &mut self,
             request: impl tonic::IntoRequest<super::WitBundlesRequest>,
@@ -383,6 +406,7 @@ pub mod spiffe_workload_api_server {
             >
             + std::marker::Send
             + 'static;
+        /// Sends all X509-SVIDs of the caller, and again whenever one of them or a bundle changes.
         async fn fetch_x509svid(
             &self,
             request: tonic::Request<super::X509svidRequest>,
@@ -396,6 +420,7 @@ pub mod spiffe_workload_api_server {
             >
             + std::marker::Send
             + 'static;
+        /// Sends the X.509 bundles the caller may use, and again whenever one changes.
         async fn fetch_x509_bundles(
             &self,
             request: tonic::Request<super::X509BundlesRequest>,
@@ -403,6 +428,7 @@ pub mod spiffe_workload_api_server {
             tonic::Response<Self::FetchX509BundlesStream>,
             tonic::Status,
         >;
+        /// Issues JWT-SVIDs for an audience.
         async fn fetch_jwtsvid(
             &self,
             request: tonic::Request<super::JwtsvidRequest>,
@@ -413,6 +439,7 @@ pub mod spiffe_workload_api_server {
             >
             + std::marker::Send
             + 'static;
+        /// Sends the JWT bundles the caller may use, and again whenever one changes.
         async fn fetch_jwt_bundles(
             &self,
             request: tonic::Request<super::JwtBundlesRequest>,
@@ -420,6 +447,7 @@ pub mod spiffe_workload_api_server {
             tonic::Response<Self::FetchJWTBundlesStream>,
             tonic::Status,
         >;
+        /// Verifies a JWT-SVID on the caller's behalf.
         async fn validate_jwtsvid(
             &self,
             request: tonic::Request<super::ValidateJwtsvidRequest>,
@@ -433,6 +461,7 @@ pub mod spiffe_workload_api_server {
             >
             + std::marker::Send
             + 'static;
+        /// Sends all WIT-SVIDs of the caller, and again whenever one changes.
         async fn fetch_witsvid(
             &self,
             request: tonic::Request<super::WitsvidRequest>,
@@ -446,6 +475,7 @@ pub mod spiffe_workload_api_server {
             >
             + std::marker::Send
             + 'static;
+        /// Sends the WIT bundles the caller may use, and again whenever one changes.
         async fn fetch_wit_bundles(
             &self,
             request: tonic::Request<super::WitBundlesRequest>,
@@ -454,6 +484,8 @@ pub mod spiffe_workload_api_server {
             tonic::Status,
         >;
     }
+    /// What a workload calls to get its identities and the bundles to verify others. Each call carries the metadata
+    /// `workload.spiffe.io: true`.
     #[derive(Debug)]
     pub struct SpiffeWorkloadApiServer<T> {
         inner: Arc<T>,

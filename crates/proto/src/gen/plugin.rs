@@ -3,6 +3,7 @@
 pub struct ConnInfo {
     #[prost(uint32, tag = "1")]
     pub service_id: u32,
+    /// `unix` or `tcp`.
     #[prost(string, tag = "2")]
     pub network: ::prost::alloc::string::String,
     #[prost(string, tag = "3")]
@@ -12,6 +13,7 @@ pub struct ConnInfo {
 }
 /// Nested message and enum types in `ConnInfo`.
 pub mod conn_info {
+    /// Only for connections that carry several services.
     #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
     pub struct Knock {
         #[prost(bool, tag = "1")]
@@ -33,6 +35,7 @@ pub mod grpc_broker_client {
     )]
     use tonic::codegen::*;
     use tonic::codegen::http::Uri;
+    /// Tells the other side where to dial for a further service.
     #[derive(Debug, Clone)]
     pub struct GrpcBrokerClient<T> {
         inner: tonic::client::Grpc<T>,
@@ -155,6 +158,7 @@ pub mod grpc_broker_server {
             tonic::Status,
         >;
     }
+    /// Tells the other side where to dial for a further service.
     #[derive(Debug)]
     pub struct GrpcBrokerServer<T> {
         inner: Arc<T>,
@@ -328,6 +332,7 @@ pub mod grpc_controller_client {
     )]
     use tonic::codegen::*;
     use tonic::codegen::http::Uri;
+    /// Lets the host end the plugin.
     #[derive(Debug, Clone)]
     pub struct GrpcControllerClient<T> {
         inner: tonic::client::Grpc<T>,
@@ -438,6 +443,7 @@ pub mod grpc_controller_server {
             request: tonic::Request<super::Empty>,
         ) -> std::result::Result<tonic::Response<super::Empty>, tonic::Status>;
     }
+    /// Lets the host end the plugin.
     #[derive(Debug)]
     pub struct GrpcControllerServer<T> {
         inner: Arc<T>,
@@ -657,6 +663,7 @@ pub mod grpc_stdio_client {
     )]
     use tonic::codegen::*;
     use tonic::codegen::http::Uri;
+    /// Carries what the plugin prints.
     #[derive(Debug, Clone)]
     pub struct GrpcStdioClient<T> {
         inner: tonic::client::Grpc<T>,
@@ -779,6 +786,7 @@ pub mod grpc_stdio_server {
             tonic::Status,
         >;
     }
+    /// Carries what the plugin prints.
     #[derive(Debug)]
     pub struct GrpcStdioServer<T> {
         inner: Arc<T>,

@@ -5,11 +5,13 @@ pub struct GetInfoRequest {}
 pub struct GetInfoResponse {
     #[prost(message, repeated, tag = "1")]
     pub svid_chain: ::prost::alloc::vec::Vec<get_info_response::Cert>,
+    /// Seconds.
     #[prost(int32, tag = "2")]
     pub uptime: i32,
     #[deprecated]
     #[prost(int32, tag = "3")]
     pub svids_count: i32,
+    /// Unix seconds.
     #[prost(int64, tag = "4")]
     pub last_sync_success: i64,
     #[prost(int32, tag = "5")]

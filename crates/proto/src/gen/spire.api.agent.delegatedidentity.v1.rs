@@ -3,11 +3,13 @@
 pub struct X509svidWithKey {
     #[prost(message, optional, tag = "1")]
     pub x509_svid: ::core::option::Option<super::super::super::types::X509svid>,
+    /// DER, PKCS#8.
     #[prost(bytes = "vec", tag = "2")]
     pub x509_svid_key: ::prost::alloc::vec::Vec<u8>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct SubscribeToX509sviDsRequest {
+    /// Either these or a process ID.
     #[prost(message, repeated, tag = "1")]
     pub selectors: ::prost::alloc::vec::Vec<super::super::super::types::Selector>,
     #[prost(int32, tag = "2")]
@@ -24,6 +26,7 @@ pub struct SubscribeToX509sviDsResponse {
 pub struct SubscribeToX509BundlesRequest {}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct SubscribeToX509BundlesResponse {
+    /// By trust domain ID; DER certificates one after another.
     #[prost(btree_map = "string, bytes", tag = "1")]
     pub ca_certificates: ::prost::alloc::collections::BTreeMap<
         ::prost::alloc::string::String,
@@ -34,6 +37,7 @@ pub struct SubscribeToX509BundlesResponse {
 pub struct FetchJwtsviDsRequest {
     #[prost(string, repeated, tag = "1")]
     pub audience: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Either these or a process ID.
     #[prost(message, repeated, tag = "2")]
     pub selectors: ::prost::alloc::vec::Vec<super::super::super::types::Selector>,
     #[prost(int32, tag = "3")]
@@ -48,6 +52,7 @@ pub struct FetchJwtsviDsResponse {
 pub struct SubscribeToJwtBundlesRequest {}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct SubscribeToJwtBundlesResponse {
+    /// By trust domain ID; JWK sets.
     #[prost(btree_map = "string, bytes", tag = "1")]
     pub bundles: ::prost::alloc::collections::BTreeMap<
         ::prost::alloc::string::String,
@@ -65,6 +70,7 @@ pub mod delegated_identity_client {
     )]
     use tonic::codegen::*;
     use tonic::codegen::http::Uri;
+    /// Hands the identities of other workloads to a delegate that the operator allowed.
     #[derive(Debug, Clone)]
     pub struct DelegatedIdentityClient<T> {
         inner: tonic::client::Grpc<T>,
@@ -327,6 +333,7 @@ pub mod delegated_identity_server {
             tonic::Status,
         >;
     }
+    /// Hands the identities of other workloads to a delegate that the operator allowed.
     #[derive(Debug)]
     pub struct DelegatedIdentityServer<T> {
         inner: Arc<T>,

@@ -18,6 +18,7 @@ pub mod count_agents_request {
         pub by_banned: ::core::option::Option<bool>,
         #[prost(message, optional, tag = "4")]
         pub by_can_reattest: ::core::option::Option<bool>,
+        /// A time of the form `2006-01-02 15:04:05 -0700 -07`.
         #[prost(string, tag = "5")]
         pub by_expires_before: ::prost::alloc::string::String,
     }
@@ -33,6 +34,7 @@ pub struct ListAgentsRequest {
     pub filter: ::core::option::Option<list_agents_request::Filter>,
     #[prost(message, optional, tag = "2")]
     pub output_mask: ::core::option::Option<super::super::super::types::AgentMask>,
+    /// 0 means no paging.
     #[prost(int32, tag = "3")]
     pub page_size: i32,
     #[prost(string, tag = "4")]
@@ -52,6 +54,7 @@ pub mod list_agents_request {
         pub by_banned: ::core::option::Option<bool>,
         #[prost(message, optional, tag = "4")]
         pub by_can_reattest: ::core::option::Option<bool>,
+        /// A time of the form `2006-01-02 15:04:05 -0700 -07`.
         #[prost(string, tag = "5")]
         pub by_expires_before: ::prost::alloc::string::String,
     }
@@ -138,15 +141,19 @@ pub struct RenewAgentResponse {
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct CreateJoinTokenRequest {
+    /// Seconds.
     #[prost(int32, tag = "1")]
     pub ttl: i32,
+    /// Empty lets the server choose.
     #[prost(string, tag = "2")]
     pub token: ::prost::alloc::string::String,
+    /// A further ID for the agent that uses the token.
     #[prost(message, optional, tag = "3")]
     pub agent_id: ::core::option::Option<super::super::super::types::Spiffeid>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct AgentX509svidParams {
+    /// DER; only its key is used.
     #[prost(bytes = "vec", tag = "1")]
     pub csr: ::prost::alloc::vec::Vec<u8>,
 }
@@ -170,6 +177,7 @@ pub mod agent_client {
     )]
     use tonic::codegen::*;
     use tonic::codegen::http::Uri;
+    /// Attests nodes and keeps the list of them.
     #[derive(Debug, Clone)]
     pub struct AgentClient<T> {
         inner: tonic::client::Grpc<T>,
@@ -315,6 +323,7 @@ pub mod agent_client {
                 .insert(GrpcMethod::new("spire.api.server.agent.v1.Agent", "GetAgent"));
             self.inner.unary(req, path, codec).await
         }
+        /// The agent can attest again.
         pub async fn delete_agent(
             &mut self,
             request: impl tonic::IntoRequest<super::DeleteAgentRequest>,
@@ -338,6 +347,7 @@ pub mod agent_client {
                 );
             self.inner.unary(req, path, codec).await
         }
+        /// The agent cannot attest again.
         pub async fn ban_agent(
             &mut self,
             request: impl tonic::IntoRequest<super::BanAgentRequest>,
@@ -359,6 +369,7 @@ pub mod agent_client {
                 .insert(GrpcMethod::new("spire.api.server.agent.v1.Agent", "BanAgent"));
             self.inner.unary(req, path, codec).await
         }
+        /// Parameters first, then as many challenges as the attestor wants, then the result.
         pub async fn attest_agent(
             &mut self,
             request: impl tonic::IntoStreamingRequest<
@@ -387,6 +398,7 @@ pub mod agent_client {
                 );
             self.inner.streaming(req, path, codec).await
         }
+        /// A new SVID for the calling agent.
         pub async fn renew_agent(
             &mut self,
             request: impl tonic::IntoRequest<super::RenewAgentRequest>,
@@ -439,6 +451,7 @@ pub mod agent_client {
                 );
             self.inner.unary(req, path, codec).await
         }
+        /// What the calling agent knows and which version it is.
         pub async fn post_status(
             &mut self,
             request: impl tonic::IntoRequest<super::PostStatusRequest>,
@@ -501,10 +514,12 @@ pub mod agent_server {
             tonic::Response<super::super::super::super::types::Agent>,
             tonic::Status,
         >;
+        /// The agent can attest again.
         async fn delete_agent(
             &self,
             request: tonic::Request<super::DeleteAgentRequest>,
         ) -> std::result::Result<tonic::Response<()>, tonic::Status>;
+        /// The agent cannot attest again.
         async fn ban_agent(
             &self,
             request: tonic::Request<super::BanAgentRequest>,
@@ -515,6 +530,7 @@ pub mod agent_server {
             >
             + std::marker::Send
             + 'static;
+        /// Parameters first, then as many challenges as the attestor wants, then the result.
         async fn attest_agent(
             &self,
             request: tonic::Request<tonic::Streaming<super::AttestAgentRequest>>,
@@ -522,6 +538,7 @@ pub mod agent_server {
             tonic::Response<Self::AttestAgentStream>,
             tonic::Status,
         >;
+        /// A new SVID for the calling agent.
         async fn renew_agent(
             &self,
             request: tonic::Request<super::RenewAgentRequest>,
@@ -536,6 +553,7 @@ pub mod agent_server {
             tonic::Response<super::super::super::super::types::JoinToken>,
             tonic::Status,
         >;
+        /// What the calling agent knows and which version it is.
         async fn post_status(
             &self,
             request: tonic::Request<super::PostStatusRequest>,
@@ -544,6 +562,7 @@ pub mod agent_server {
             tonic::Status,
         >;
     }
+    /// Attests nodes and keeps the list of them.
     #[derive(Debug)]
     pub struct AgentServer<T> {
         inner: Arc<T>,

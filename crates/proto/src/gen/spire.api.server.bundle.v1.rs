@@ -62,6 +62,7 @@ pub struct ListFederatedBundlesResponse {
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct GetFederatedBundleRequest {
+    /// Name.
     #[prost(string, tag = "1")]
     pub trust_domain: ::prost::alloc::string::String,
     #[prost(message, optional, tag = "2")]
@@ -148,6 +149,7 @@ pub struct BatchDeleteFederatedBundleRequest {
 }
 /// Nested message and enum types in `BatchDeleteFederatedBundleRequest`.
 pub mod batch_delete_federated_bundle_request {
+    /// What happens to entries that federate with a bundle that goes.
     #[derive(
         Clone,
         Copy,
@@ -161,8 +163,11 @@ pub mod batch_delete_federated_bundle_request {
     )]
     #[repr(i32)]
     pub enum Mode {
+        /// The bundle stays while there is such an entry.
         Restrict = 0,
+        /// The entries go too.
         Delete = 1,
+        /// The entries stay and no longer federate.
         Dissociate = 2,
     }
     impl Mode {
@@ -216,6 +221,7 @@ pub mod bundle_client {
     )]
     use tonic::codegen::*;
     use tonic::codegen::http::Uri;
+    /// The server's own bundle and those it federates with.
     #[derive(Debug, Clone)]
     pub struct BundleClient<T> {
         inner: tonic::client::Grpc<T>,
@@ -337,6 +343,7 @@ pub mod bundle_client {
                 );
             self.inner.unary(req, path, codec).await
         }
+        /// Adds authorities to the server's own bundle.
         pub async fn append_bundle(
             &mut self,
             request: impl tonic::IntoRequest<super::AppendBundleRequest>,
@@ -363,6 +370,7 @@ pub mod bundle_client {
                 );
             self.inner.unary(req, path, codec).await
         }
+        /// A downstream server makes its JWT key known.
         pub async fn publish_jwt_authority(
             &mut self,
             request: impl tonic::IntoRequest<super::PublishJwtAuthorityRequest>,
@@ -392,6 +400,7 @@ pub mod bundle_client {
                 );
             self.inner.unary(req, path, codec).await
         }
+        /// A downstream server makes its WIT key known.
         pub async fn publish_wit_authority(
             &mut self,
             request: impl tonic::IntoRequest<super::PublishWitAuthorityRequest>,
@@ -537,6 +546,7 @@ pub mod bundle_client {
                 );
             self.inner.unary(req, path, codec).await
         }
+        /// Creates the bundles that are missing and replaces the others.
         pub async fn batch_set_federated_bundle(
             &mut self,
             request: impl tonic::IntoRequest<super::BatchSetFederatedBundleRequest>,
@@ -624,6 +634,7 @@ pub mod bundle_server {
             tonic::Response<super::super::super::super::types::Bundle>,
             tonic::Status,
         >;
+        /// Adds authorities to the server's own bundle.
         async fn append_bundle(
             &self,
             request: tonic::Request<super::AppendBundleRequest>,
@@ -631,6 +642,7 @@ pub mod bundle_server {
             tonic::Response<super::super::super::super::types::Bundle>,
             tonic::Status,
         >;
+        /// A downstream server makes its JWT key known.
         async fn publish_jwt_authority(
             &self,
             request: tonic::Request<super::PublishJwtAuthorityRequest>,
@@ -638,6 +650,7 @@ pub mod bundle_server {
             tonic::Response<super::PublishJwtAuthorityResponse>,
             tonic::Status,
         >;
+        /// A downstream server makes its WIT key known.
         async fn publish_wit_authority(
             &self,
             request: tonic::Request<super::PublishWitAuthorityRequest>,
@@ -673,6 +686,7 @@ pub mod bundle_server {
             tonic::Response<super::BatchUpdateFederatedBundleResponse>,
             tonic::Status,
         >;
+        /// Creates the bundles that are missing and replaces the others.
         async fn batch_set_federated_bundle(
             &self,
             request: tonic::Request<super::BatchSetFederatedBundleRequest>,
@@ -688,6 +702,7 @@ pub mod bundle_server {
             tonic::Status,
         >;
     }
+    /// The server's own bundle and those it federates with.
     #[derive(Debug)]
     pub struct BundleServer<T> {
         inner: Arc<T>,

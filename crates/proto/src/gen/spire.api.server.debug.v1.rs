@@ -5,6 +5,7 @@ pub struct GetInfoRequest {}
 pub struct GetInfoResponse {
     #[prost(message, repeated, tag = "1")]
     pub svid_chain: ::prost::alloc::vec::Vec<get_info_response::Cert>,
+    /// Seconds.
     #[prost(int32, tag = "2")]
     pub uptime: i32,
     #[prost(int32, tag = "3")]

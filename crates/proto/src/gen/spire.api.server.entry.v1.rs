@@ -41,6 +41,7 @@ pub struct ListEntriesRequest {
     pub filter: ::core::option::Option<list_entries_request::Filter>,
     #[prost(message, optional, tag = "2")]
     pub output_mask: ::core::option::Option<super::super::super::types::EntryMask>,
+    /// 0 means no paging.
     #[prost(int32, tag = "3")]
     pub page_size: i32,
     #[prost(string, tag = "4")]
@@ -166,6 +167,7 @@ pub struct GetAuthorizedEntriesResponse {
 pub struct SyncAuthorizedEntriesRequest {
     #[prost(message, optional, tag = "1")]
     pub output_mask: ::core::option::Option<super::super::super::types::EntryMask>,
+    /// Empty in the first request.
     #[prost(string, repeated, tag = "2")]
     pub ids: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
@@ -175,6 +177,7 @@ pub struct SyncAuthorizedEntriesResponse {
     pub entry_revisions: ::prost::alloc::vec::Vec<EntryRevision>,
     #[prost(message, repeated, tag = "2")]
     pub entries: ::prost::alloc::vec::Vec<super::super::super::types::Entry>,
+    /// Another response to the same request follows.
     #[prost(bool, tag = "3")]
     pub more: bool,
 }
@@ -184,6 +187,7 @@ pub struct EntryRevision {
     pub id: ::prost::alloc::string::String,
     #[prost(int64, tag = "2")]
     pub revision_number: i64,
+    /// Unix seconds.
     #[prost(int64, tag = "3")]
     pub created_at: i64,
 }
@@ -198,6 +202,7 @@ pub mod entry_client {
     )]
     use tonic::codegen::*;
     use tonic::codegen::http::Uri;
+    /// Registration entries.
     #[derive(Debug, Clone)]
     pub struct EntryClient<T> {
         inner: tonic::client::Grpc<T>,
@@ -430,6 +435,7 @@ pub mod entry_client {
                 );
             self.inner.unary(req, path, codec).await
         }
+        /// Everything the calling agent may issue for.
         pub async fn get_authorized_entries(
             &mut self,
             request: impl tonic::IntoRequest<super::GetAuthorizedEntriesRequest>,
@@ -459,6 +465,7 @@ pub mod entry_client {
                 );
             self.inner.unary(req, path, codec).await
         }
+        /// The same in two steps: revisions first, then the entries that the agent asks for.
         pub async fn sync_authorized_entries(
             &mut self,
             request: impl tonic::IntoStreamingRequest<
@@ -549,6 +556,7 @@ pub mod entry_server {
             tonic::Response<super::BatchDeleteEntryResponse>,
             tonic::Status,
         >;
+        /// Everything the calling agent may issue for.
         async fn get_authorized_entries(
             &self,
             request: tonic::Request<super::GetAuthorizedEntriesRequest>,
@@ -565,6 +573,7 @@ pub mod entry_server {
             >
             + std::marker::Send
             + 'static;
+        /// The same in two steps: revisions first, then the entries that the agent asks for.
         async fn sync_authorized_entries(
             &self,
             request: tonic::Request<
@@ -575,6 +584,7 @@ pub mod entry_server {
             tonic::Status,
         >;
     }
+    /// Registration entries.
     #[derive(Debug)]
     pub struct EntryServer<T> {
         inner: Arc<T>,

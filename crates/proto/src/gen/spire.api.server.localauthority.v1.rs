@@ -165,10 +165,13 @@ pub struct RevokeWitAuthorityResponse {
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct AuthorityState {
+    /// X.509: the subject key ID in hexadecimal; JWT and WIT: the key ID.
     #[prost(string, tag = "1")]
     pub authority_id: ::prost::alloc::string::String,
+    /// Unix seconds.
     #[prost(int64, tag = "2")]
     pub expires_at: i64,
+    /// Of the authority that signed it, when that is not ours.
     #[prost(string, tag = "3")]
     pub upstream_authority_subject_key_id: ::prost::alloc::string::String,
 }
@@ -183,6 +186,7 @@ pub mod local_authority_client {
     )]
     use tonic::codegen::*;
     use tonic::codegen::http::Uri;
+    /// Rotation by hand of the server's signing keys: prepare, activate, taint the old one, revoke it.
     #[derive(Debug, Clone)]
     pub struct LocalAuthorityClient<T> {
         inner: tonic::client::Grpc<T>,
@@ -880,6 +884,7 @@ pub mod local_authority_server {
             tonic::Status,
         >;
     }
+    /// Rotation by hand of the server's signing keys: prepare, activate, taint the old one, revoke it.
     #[derive(Debug)]
     pub struct LocalAuthorityServer<T> {
         inner: Arc<T>,

@@ -19,6 +19,7 @@ pub mod logger_client {
     )]
     use tonic::codegen::*;
     use tonic::codegen::http::Uri;
+    /// Changes how much a running server logs.
     #[derive(Debug, Clone)]
     pub struct LoggerClient<T> {
         inner: tonic::client::Grpc<T>,
@@ -203,6 +204,7 @@ pub mod logger_server {
             tonic::Status,
         >;
     }
+    /// Changes how much a running server logs.
     #[derive(Debug)]
     pub struct LoggerServer<T> {
         inner: Arc<T>,

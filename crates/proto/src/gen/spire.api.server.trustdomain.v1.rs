@@ -130,6 +130,7 @@ pub mod trust_domain_client {
     )]
     use tonic::codegen::*;
     use tonic::codegen::http::Uri;
+    /// Relationships with other trust domains.
     #[derive(Debug, Clone)]
     pub struct TrustDomainClient<T> {
         inner: tonic::client::Grpc<T>,
@@ -350,6 +351,7 @@ pub mod trust_domain_client {
                 );
             self.inner.unary(req, path, codec).await
         }
+        /// Fetches the bundle now.
         pub async fn refresh_bundle(
             &mut self,
             request: impl tonic::IntoRequest<super::RefreshBundleRequest>,
@@ -426,11 +428,13 @@ pub mod trust_domain_server {
             tonic::Response<super::BatchDeleteFederationRelationshipResponse>,
             tonic::Status,
         >;
+        /// Fetches the bundle now.
         async fn refresh_bundle(
             &self,
             request: tonic::Request<super::RefreshBundleRequest>,
         ) -> std::result::Result<tonic::Response<()>, tonic::Status>;
     }
+    /// Relationships with other trust domains.
     #[derive(Debug)]
     pub struct TrustDomainServer<T> {
         inner: Arc<T>,

@@ -37,6 +37,7 @@ pub struct AddSampleRequest {
 pub struct MeasureSinceRequest {
     #[prost(string, repeated, tag = "1")]
     pub key: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Unix nanoseconds.
     #[prost(int64, tag = "2")]
     pub time: i64,
     #[prost(message, repeated, tag = "3")]
@@ -60,6 +61,7 @@ pub mod metrics_client {
     )]
     use tonic::codegen::*;
     use tonic::codegen::http::Uri;
+    /// Lets plugins count and measure through the host.
     #[derive(Debug, Clone)]
     pub struct MetricsClient<T> {
         inner: tonic::client::Grpc<T>,
@@ -295,6 +297,7 @@ pub mod metrics_server {
             request: tonic::Request<super::MeasureSinceRequest>,
         ) -> std::result::Result<tonic::Response<()>, tonic::Status>;
     }
+    /// Lets plugins count and measure through the host.
     #[derive(Debug)]
     pub struct MetricsServer<T> {
         inner: Arc<T>,

@@ -25,6 +25,7 @@ pub mod agent_store_client {
     )]
     use tonic::codegen::*;
     use tonic::codegen::http::Uri;
+    /// Lets a node attestor see whether an agent has attested before.
     #[derive(Debug, Clone)]
     pub struct AgentStoreClient<T> {
         inner: tonic::client::Grpc<T>,
@@ -146,6 +147,7 @@ pub mod agent_store_server {
             tonic::Status,
         >;
     }
+    /// Lets a node attestor see whether an agent has attested before.
     #[derive(Debug)]
     pub struct AgentStoreServer<T> {
         inner: Arc<T>,

@@ -12,8 +12,10 @@ pub struct FetchX509IdentityResponse {
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct X509Identity {
+    /// DER, leaf first.
     #[prost(bytes = "vec", repeated, tag = "1")]
     pub cert_chain: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
+    /// DER, PKCS#8.
     #[prost(bytes = "vec", tag = "2")]
     pub private_key: ::prost::alloc::vec::Vec<u8>,
 }
@@ -28,6 +30,7 @@ pub mod identity_provider_client {
     )]
     use tonic::codegen::*;
     use tonic::codegen::http::Uri;
+    /// The server's own identity, for plugins that call others with it.
     #[derive(Debug, Clone)]
     pub struct IdentityProviderClient<T> {
         inner: tonic::client::Grpc<T>,
@@ -149,6 +152,7 @@ pub mod identity_provider_server {
             tonic::Status,
         >;
     }
+    /// The server's own identity, for plugins that call others with it.
     #[derive(Debug)]
     pub struct IdentityProviderServer<T> {
         inner: Arc<T>,

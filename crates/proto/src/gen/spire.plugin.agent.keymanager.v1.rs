@@ -5,8 +5,10 @@ pub struct PublicKey {
     pub id: ::prost::alloc::string::String,
     #[prost(enumeration = "KeyType", tag = "2")]
     pub r#type: i32,
+    /// DER, SubjectPublicKeyInfo.
     #[prost(bytes = "vec", tag = "3")]
     pub pkix_data: ::prost::alloc::vec::Vec<u8>,
+    /// Changes when the key behind the ID is replaced.
     #[prost(string, tag = "4")]
     pub fingerprint: ::prost::alloc::string::String,
 }
@@ -43,6 +45,7 @@ pub struct GetPublicKeysResponse {
 pub struct SignDataRequest {
     #[prost(string, tag = "1")]
     pub key_id: ::prost::alloc::string::String,
+    /// A digest.
     #[prost(bytes = "vec", tag = "2")]
     pub data: ::prost::alloc::vec::Vec<u8>,
     #[prost(oneof = "sign_data_request::SignerOpts", tags = "3, 4")]
@@ -171,6 +174,7 @@ pub mod key_manager_client {
     )]
     use tonic::codegen::*;
     use tonic::codegen::http::Uri;
+    /// Keeps private keys and signs with them.
     #[derive(Debug, Clone)]
     pub struct KeyManagerClient<T> {
         inner: tonic::client::Grpc<T>,
@@ -240,6 +244,7 @@ pub mod key_manager_client {
             self.inner = self.inner.max_encoding_message_size(limit);
             self
         }
+        /// Replaces a key of the same ID.
         pub async fn generate_key(
             &mut self,
             request: impl tonic::IntoRequest<super::GenerateKeyRequest>,
@@ -371,6 +376,7 @@ pub mod key_manager_server {
     /// Generated trait containing gRPC methods that should be implemented for use with KeyManagerServer.
     #[async_trait]
     pub trait KeyManager: std::marker::Send + std::marker::Sync + 'static {
+        /// Replaces a key of the same ID.
         async fn generate_key(
             &self,
             request: tonic::Request<super::GenerateKeyRequest>,
@@ -400,6 +406,7 @@ pub mod key_manager_server {
             tonic::Status,
         >;
     }
+    /// Keeps private keys and signs with them.
     #[derive(Debug)]
     pub struct KeyManagerServer<T> {
         inner: Arc<T>,

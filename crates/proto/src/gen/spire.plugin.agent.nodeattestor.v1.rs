@@ -30,6 +30,7 @@ pub mod node_attestor_client {
     )]
     use tonic::codegen::*;
     use tonic::codegen::http::Uri;
+    /// Proves to the server what node this is.
     #[derive(Debug, Clone)]
     pub struct NodeAttestorClient<T> {
         inner: tonic::client::Grpc<T>,
@@ -160,6 +161,7 @@ pub mod node_attestor_server {
             tonic::Status,
         >;
     }
+    /// Proves to the server what node this is.
     #[derive(Debug)]
     pub struct NodeAttestorServer<T> {
         inner: Arc<T>,

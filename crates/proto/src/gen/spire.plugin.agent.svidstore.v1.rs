@@ -3,6 +3,7 @@
 pub struct PutX509svidRequest {
     #[prost(message, optional, tag = "1")]
     pub svid: ::core::option::Option<X509svid>,
+    /// Values of the entry's selectors of this plugin.
     #[prost(string, repeated, tag = "2")]
     pub metadata: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
     #[prost(btree_map = "string, bytes", tag = "3")]
@@ -24,12 +25,16 @@ pub struct DeleteX509svidResponse {}
 pub struct X509svid {
     #[prost(string, tag = "1")]
     pub spiffe_id: ::prost::alloc::string::String,
+    /// DER, leaf first.
     #[prost(bytes = "vec", repeated, tag = "2")]
     pub cert_chain: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
+    /// DER, PKCS#8.
     #[prost(bytes = "vec", tag = "3")]
     pub private_key: ::prost::alloc::vec::Vec<u8>,
+    /// DER.
     #[prost(bytes = "vec", repeated, tag = "4")]
     pub bundle: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
+    /// Unix seconds.
     #[prost(int64, tag = "5")]
     pub expires_at: i64,
 }
@@ -44,6 +49,7 @@ pub mod svid_store_client {
     )]
     use tonic::codegen::*;
     use tonic::codegen::http::Uri;
+    /// Puts SVIDs where workloads find them that cannot call the Workload API.
     #[derive(Debug, Clone)]
     pub struct SvidStoreClient<T> {
         inner: tonic::client::Grpc<T>,
@@ -201,6 +207,7 @@ pub mod svid_store_server {
             tonic::Status,
         >;
     }
+    /// Puts SVIDs where workloads find them that cannot call the Workload API.
     #[derive(Debug)]
     pub struct SvidStoreServer<T> {
         inner: Arc<T>,

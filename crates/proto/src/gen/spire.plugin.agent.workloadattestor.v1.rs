@@ -6,6 +6,7 @@ pub struct AttestRequest {
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct AttestResponse {
+    /// Without the type, which is the plugin's name.
     #[prost(string, repeated, tag = "1")]
     pub selector_values: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
@@ -16,6 +17,7 @@ pub struct AttestReferenceRequest {
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct AttestReferenceResponse {
+    /// Without the type, which is the plugin's name.
     #[prost(string, repeated, tag = "1")]
     pub selector_values: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
@@ -30,6 +32,7 @@ pub mod workload_attestor_client {
     )]
     use tonic::codegen::*;
     use tonic::codegen::http::Uri;
+    /// Finds out what a process is.
     #[derive(Debug, Clone)]
     pub struct WorkloadAttestorClient<T> {
         inner: tonic::client::Grpc<T>,
@@ -181,6 +184,7 @@ pub mod workload_attestor_server {
             tonic::Status,
         >;
     }
+    /// Finds out what a process is.
     #[derive(Debug)]
     pub struct WorkloadAttestorServer<T> {
         inner: Arc<T>,

@@ -17,6 +17,7 @@ pub mod bundle_publisher_client {
     )]
     use tonic::codegen::*;
     use tonic::codegen::http::Uri;
+    /// Puts the trust bundle where others fetch it.
     #[derive(Debug, Clone)]
     pub struct BundlePublisherClient<T> {
         inner: tonic::client::Grpc<T>,
@@ -138,6 +139,7 @@ pub mod bundle_publisher_server {
             tonic::Status,
         >;
     }
+    /// Puts the trust bundle where others fetch it.
     #[derive(Debug)]
     pub struct BundlePublisherServer<T> {
         inner: Arc<T>,

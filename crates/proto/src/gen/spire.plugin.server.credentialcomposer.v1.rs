@@ -25,6 +25,7 @@ pub struct ComposeAgentX509svidRequest {
     pub attributes: ::core::option::Option<X509svidAttributes>,
     #[prost(string, tag = "2")]
     pub spiffe_id: ::prost::alloc::string::String,
+    /// DER, SubjectPublicKeyInfo.
     #[prost(bytes = "vec", tag = "3")]
     pub public_key: ::prost::alloc::vec::Vec<u8>,
 }
@@ -39,6 +40,7 @@ pub struct ComposeWorkloadX509svidRequest {
     pub attributes: ::core::option::Option<X509svidAttributes>,
     #[prost(string, tag = "2")]
     pub spiffe_id: ::prost::alloc::string::String,
+    /// DER, SubjectPublicKeyInfo.
     #[prost(bytes = "vec", tag = "3")]
     pub public_key: ::prost::alloc::vec::Vec<u8>,
 }
@@ -63,6 +65,7 @@ pub struct ComposeWorkloadJwtsvidResponse {
 pub struct X509caAttributes {
     #[prost(message, optional, tag = "1")]
     pub subject: ::core::option::Option<DistinguishedName>,
+    /// Object identifiers, dotted.
     #[prost(string, repeated, tag = "2")]
     pub policy_identifiers: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
     #[prost(message, repeated, tag = "3")]
@@ -79,6 +82,7 @@ pub struct X509svidAttributes {
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct X509Extension {
+    /// Dotted.
     #[prost(string, tag = "1")]
     pub oid: ::prost::alloc::string::String,
     #[prost(bytes = "vec", tag = "2")]
@@ -111,6 +115,7 @@ pub struct DistinguishedName {
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct AttributeTypeAndValue {
+    /// Dotted.
     #[prost(string, tag = "1")]
     pub oid: ::prost::alloc::string::String,
     #[prost(string, tag = "2")]
@@ -132,6 +137,7 @@ pub mod credential_composer_client {
     )]
     use tonic::codegen::*;
     use tonic::codegen::http::Uri;
+    /// May change what goes into certificates and tokens before they are signed.
     #[derive(Debug, Clone)]
     pub struct CredentialComposerClient<T> {
         inner: tonic::client::Grpc<T>,
@@ -397,6 +403,7 @@ pub mod credential_composer_server {
             tonic::Status,
         >;
     }
+    /// May change what goes into certificates and tokens before they are signed.
     #[derive(Debug)]
     pub struct CredentialComposerServer<T> {
         inner: Arc<T>,

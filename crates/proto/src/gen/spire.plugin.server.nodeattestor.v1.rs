@@ -33,6 +33,7 @@ pub mod attest_response {
 pub struct AgentAttributes {
     #[prost(string, tag = "1")]
     pub spiffe_id: ::prost::alloc::string::String,
+    /// Without the type, which is the plugin's name.
     #[prost(string, repeated, tag = "2")]
     pub selector_values: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
     #[prost(bool, tag = "3")]
@@ -49,6 +50,7 @@ pub mod node_attestor_client {
     )]
     use tonic::codegen::*;
     use tonic::codegen::http::Uri;
+    /// Decides whether a node is what it claims to be.
     #[derive(Debug, Clone)]
     pub struct NodeAttestorClient<T> {
         inner: tonic::client::Grpc<T>,
@@ -118,6 +120,7 @@ pub mod node_attestor_client {
             self.inner = self.inner.max_encoding_message_size(limit);
             self
         }
+        /// A payload comes first; challenges may follow; attributes end it.
         pub async fn attest(
             &mut self,
             request: impl tonic::IntoStreamingRequest<Message = super::AttestRequest>,
@@ -168,11 +171,13 @@ pub mod node_attestor_server {
             >
             + std::marker::Send
             + 'static;
+        /// A payload comes first; challenges may follow; attributes end it.
         async fn attest(
             &self,
             request: tonic::Request<tonic::Streaming<super::AttestRequest>>,
         ) -> std::result::Result<tonic::Response<Self::AttestStream>, tonic::Status>;
     }
+    /// Decides whether a node is what it claims to be.
     #[derive(Debug)]
     pub struct NodeAttestorServer<T> {
         inner: Arc<T>,

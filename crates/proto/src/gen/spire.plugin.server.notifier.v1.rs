@@ -50,6 +50,7 @@ pub mod notifier_client {
     )]
     use tonic::codegen::*;
     use tonic::codegen::http::Uri;
+    /// Hears about changes of the trust bundle.
     #[derive(Debug, Clone)]
     pub struct NotifierClient<T> {
         inner: tonic::client::Grpc<T>,
@@ -119,6 +120,7 @@ pub mod notifier_client {
             self.inner = self.inner.max_encoding_message_size(limit);
             self
         }
+        /// The host does not wait for success.
         pub async fn notify(
             &mut self,
             request: impl tonic::IntoRequest<super::NotifyRequest>,
@@ -142,6 +144,7 @@ pub mod notifier_client {
                 );
             self.inner.unary(req, path, codec).await
         }
+        /// The host stops when this fails.
         pub async fn notify_and_advise(
             &mut self,
             request: impl tonic::IntoRequest<super::NotifyAndAdviseRequest>,
@@ -186,10 +189,12 @@ pub mod notifier_server {
     /// Generated trait containing gRPC methods that should be implemented for use with NotifierServer.
     #[async_trait]
     pub trait Notifier: std::marker::Send + std::marker::Sync + 'static {
+        /// The host does not wait for success.
         async fn notify(
             &self,
             request: tonic::Request<super::NotifyRequest>,
         ) -> std::result::Result<tonic::Response<super::NotifyResponse>, tonic::Status>;
+        /// The host stops when this fails.
         async fn notify_and_advise(
             &self,
             request: tonic::Request<super::NotifyAndAdviseRequest>,
@@ -198,6 +203,7 @@ pub mod notifier_server {
             tonic::Status,
         >;
     }
+    /// Hears about changes of the trust bundle.
     #[derive(Debug)]
     pub struct NotifierServer<T> {
         inner: Arc<T>,

@@ -3,6 +3,7 @@
 pub struct ConfigureRequest {
     #[prost(message, optional, tag = "1")]
     pub core_configuration: ::core::option::Option<CoreConfiguration>,
+    /// The text of `plugin_data`.
     #[prost(string, tag = "2")]
     pub hcl_configuration: ::prost::alloc::string::String,
 }
@@ -12,6 +13,7 @@ pub struct ConfigureResponse {}
 pub struct ValidateRequest {
     #[prost(message, optional, tag = "1")]
     pub core_configuration: ::core::option::Option<CoreConfiguration>,
+    /// The text of `plugin_data`.
     #[prost(string, tag = "2")]
     pub hcl_configuration: ::prost::alloc::string::String,
 }
@@ -24,6 +26,7 @@ pub struct ValidateResponse {
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct CoreConfiguration {
+    /// Name.
     #[prost(string, tag = "1")]
     pub trust_domain: ::prost::alloc::string::String,
 }

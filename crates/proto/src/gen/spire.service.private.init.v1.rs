@@ -24,6 +24,7 @@ pub mod init_client {
     )]
     use tonic::codegen::*;
     use tonic::codegen::http::Uri;
+    /// Tells each side which services the other has.
     #[derive(Debug, Clone)]
     pub struct InitClient<T> {
         inner: tonic::client::Grpc<T>,
@@ -93,6 +94,7 @@ pub mod init_client {
             self.inner = self.inner.max_encoding_message_size(limit);
             self
         }
+        /// Tells each side which services the other has.
         pub async fn init(
             &mut self,
             request: impl tonic::IntoRequest<super::InitRequest>,
@@ -150,6 +152,7 @@ pub mod init_server {
     /// Generated trait containing gRPC methods that should be implemented for use with InitServer.
     #[async_trait]
     pub trait Init: std::marker::Send + std::marker::Sync + 'static {
+        /// Tells each side which services the other has.
         async fn init(
             &self,
             request: tonic::Request<super::InitRequest>,
@@ -159,6 +162,7 @@ pub mod init_server {
             request: tonic::Request<super::DeinitRequest>,
         ) -> std::result::Result<tonic::Response<super::DeinitResponse>, tonic::Status>;
     }
+    /// Tells each side which services the other has.
     #[derive(Debug)]
     pub struct InitServer<T> {
         inner: Arc<T>,
