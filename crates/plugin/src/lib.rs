@@ -1,4 +1,8 @@
 //! What a plugin is, the plugins that ship with Plastron, and the configuration language.
 
+pub mod builtin;
 pub mod config;
 pub mod fault;
+pub mod key_manager;
+pub mod private_file;
+pub mod workload_attestor;

@@ -272,7 +272,7 @@ impl Section {
             for node in nodes {
                 match &node.value {
                     Value::Object(items) => {
-                        sections.push(self.open(name, items.clone(), Some(item.key_span)))
+                        sections.push(self.open(name, items.clone(), Some(item.key_span)));
                     }
                     other => {
                         let _: Option<()> = self.wrong_type(name, node, "a block", other);

@@ -1,0 +1,4 @@
+//! The plugins that ship with Plastron, each a direct implementation of its trait.
+
+pub mod key_manager;
+pub mod workload_attestor;

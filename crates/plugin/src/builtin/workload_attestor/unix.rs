@@ -1,0 +1,156 @@
+//! Selectors from the operating system: user, groups, and, if asked for, the program's path and digest.
+//!
+//! Selectors are SPIRE's: `uid`, `user`, `gid`, `group`, `supplementary_gid`, `supplementary_group`, `path`, `sha256`.
+//! Unlike SPIRE, a process whose user or group is not the one that connected is refused: it may have connected, handed
+//! the connection on, and started a set-user-ID program to pass for its owner.
+
+mod digest;
+mod process;
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use nix::unistd::{Gid, Group, Uid, User};
+use spiffe::clock::Clock;
+use spiffe::selector::Selector;
+use tokio::sync::Semaphore;
+
+use crate::config::Section;
+use crate::workload_attestor::{Error, Peer, WorkloadAttestor};
+use digest::Digests;
+use process::Credentials;
+
+/// What the plugin is told to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct UnixConfig {
+    /// Whether `path` and `sha256` are wanted; they need the right to read other users' programs.
+    pub discover_workload_path: bool,
+    /// In bytes: programs beyond it are refused. 0 is no limit; below 0 there is no `sha256`.
+    pub workload_size_limit: i64,
+}
+
+impl UnixConfig {
+    /// Reads the plugin's `plugin_data`.
+    pub fn read(data: &Section) -> Self {
+        Self {
+            discover_workload_path: data.boolean("discover_workload_path").unwrap_or(false),
+            workload_size_limit: data.integer("workload_size_limit").unwrap_or(0),
+        }
+    }
+}
+
+/// The plugin.
+#[derive(Debug)]
+pub struct UnixAttestor {
+    config: UnixConfig,
+    digests: Arc<Digests>,
+    /// Programs that are read at the same time, at most: callers decide what is read, and it may be large.
+    reading: Semaphore,
+}
+
+const READ_AT_ONCE: usize = 2;
+
+impl UnixAttestor {
+    pub fn new(config: UnixConfig, clock: Arc<dyn Clock>) -> Self {
+        Self {
+            config,
+            digests: Arc::new(Digests::new(clock)),
+            reading: Semaphore::new(READ_AT_ONCE),
+        }
+    }
+
+    /// `path` and `sha256`, both of the file behind one descriptor.
+    async fn program(&self, pid: i32) -> Result<Vec<String>, Error> {
+        let limit = self.config.workload_size_limit;
+        let Ok(limit) = u64::try_from(limit) else {
+            let path = blocking(move || process::program_path(pid)).await?;
+            return Ok(vec![format!("path:{path}")]);
+        };
+        let digests = Arc::clone(&self.digests);
+        let opened = blocking(move || digests.open(pid, limit)).await?;
+        let path = opened.path().to_owned();
+        let digest = match opened.known() {
+            Some(digest) => digest,
+            None => {
+                let _turn = self
+                    .reading
+                    .acquire()
+                    .await
+                    .map_err(|_closed| Error::CutOff)?;
+                let digests = Arc::clone(&self.digests);
+                blocking(move || digests.compute(opened)).await?
+            }
+        };
+        Ok(vec![format!("path:{path}"), format!("sha256:{digest}")])
+    }
+}
+
+#[async_trait]
+impl WorkloadAttestor for UnixAttestor {
+    fn name(&self) -> &str {
+        "unix"
+    }
+
+    async fn attest(&self, peer: &Peer) -> Result<Vec<Selector>, Error> {
+        let pid = peer.pid;
+        let gone_or = |error: Error| match peer.still_alive() {
+            // Reading failed because the process ended: say that.
+            Err(gone) => gone,
+            Ok(()) => error,
+        };
+        let (credentials, mut values) = blocking(move || {
+            let credentials = process::credentials(pid)?;
+            let values = credential_values(&credentials);
+            Ok((credentials, values))
+        })
+        .await
+        .map_err(gone_or)?;
+        if self.config.discover_workload_path {
+            values.extend(self.program(pid).await.map_err(gone_or)?);
+        }
+        // Asked last: all that was read before is then known to be about this process.
+        peer.still_alive()?;
+        if (credentials.uid, credentials.gid) != (peer.uid, peer.gid) {
+            return Err(Error::Changed { pid });
+        }
+        values
+            .iter()
+            .map(|value| Ok(Selector::new(self.name(), value)?))
+            .collect()
+    }
+}
+
+/// SPIRE's order. A number without a name gives no name.
+fn credential_values(credentials: &Credentials) -> Vec<String> {
+    let mut values = vec![format!("uid:{}", credentials.uid)];
+    values.extend(user_name(credentials.uid).map(|name| format!("user:{name}")));
+    values.push(format!("gid:{}", credentials.gid));
+    values.extend(group_name(credentials.gid).map(|name| format!("group:{name}")));
+    for gid in &credentials.supplementary_gids {
+        values.push(format!("supplementary_gid:{gid}"));
+        values.extend(group_name(*gid).map(|name| format!("supplementary_group:{name}")));
+    }
+    values
+}
+
+fn user_name(uid: u32) -> Option<String> {
+    let user = User::from_uid(Uid::from_raw(uid)).ok().flatten()?;
+    Some(user.name).filter(|name| !name.is_empty())
+}
+
+fn group_name(gid: u32) -> Option<String> {
+    let group = Group::from_gid(Gid::from_raw(gid)).ok().flatten()?;
+    Some(group.name).filter(|name| !name.is_empty())
+}
+
+/// Runs where it may wait for a disk or for the directory service behind the user names.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|_cancelled| Error::CutOff)?
+}
+
+#[cfg(test)]
+mod tests;

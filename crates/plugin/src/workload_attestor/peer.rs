@@ -1,0 +1,240 @@
+//! A hold on the process at the other end of a Unix socket.
+//!
+//! A process number alone is no identity: the process may end and another get its number. The hold is a pidfd, which
+//! stands for one process for ever: from the kernel's own record of the connection (SO_PEERPIDFD, Linux 6.5), else
+//! opened by number right after the accept and checked against the process's start time.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout};
+use nix::sys::socket::{getsockopt, sockopt};
+
+use super::Error;
+
+/// The process that connected. To be taken at the accept and kept for the connection.
+#[derive(Debug)]
+pub struct Peer {
+    /// As seen from the agent's PID namespace.
+    pub pid: i32,
+    /// The effective user at the moment of connecting.
+    pub uid: u32,
+    /// The effective group at the moment of connecting.
+    pub gid: u32,
+    hold: Hold,
+}
+
+#[derive(Debug)]
+enum Hold {
+    Pidfd(OwnedFd),
+    /// Without pidfds (before Linux 5.3): the start time in clock ticks since the boot.
+    StartTime(u64),
+}
+
+impl Peer {
+    /// Takes hold of the process that connected this Unix stream socket.
+    pub fn from_unix_stream(socket: &impl AsFd) -> Result<Self, Error> {
+        let socket_error = |errno: Errno| Error::Socket(errno.into());
+        let credentials = getsockopt(socket, sockopt::PeerCredentials).map_err(socket_error)?;
+        let pid = credentials.pid();
+        if pid <= 0 {
+            return Err(Error::NotVisible);
+        }
+        let hold = match getsockopt(socket, sockopt::PeerPidfd) {
+            Ok(pidfd) => Hold::Pidfd(pidfd),
+            Err(Errno::ENOPROTOOPT | Errno::EOPNOTSUPP) => hold_by_number(pid)?,
+            // The kernel knows the option, but the process was reaped already.
+            Err(Errno::ESRCH | Errno::EINVAL | Errno::ENODATA) => return Err(Error::Gone { pid }),
+            Err(errno) => return Err(socket_error(errno)),
+        };
+        let peer = Self {
+            pid,
+            uid: credentials.uid(),
+            gid: credentials.gid(),
+            hold,
+        };
+        peer.still_alive()?;
+        Ok(peer)
+    }
+
+    /// Whether the process still runs. What was read about its number before this answers `Ok` was read about it.
+    pub fn still_alive(&self) -> Result<(), Error> {
+        let alive = match &self.hold {
+            Hold::Pidfd(pidfd) => !has_ended(pidfd).map_err(Error::Socket)?,
+            Hold::StartTime(ticks) => start_time(self.pid).is_ok_and(|now| now == *ticks),
+        };
+        if alive {
+            Ok(())
+        } else {
+            Err(Error::Gone { pid: self.pid })
+        }
+    }
+
+    /// A process by its number, for tests and for a caller that names another process.
+    #[cfg(test)]
+    pub(crate) fn of_process(pid: i32, uid: u32, gid: u32) -> Result<Self, Error> {
+        let hold = hold_by_number(pid)?;
+        Ok(Self {
+            pid,
+            uid,
+            gid,
+            hold,
+        })
+    }
+}
+
+/// The number may already be another's when this begins; that the start time is the same before and after shows only
+/// that it did not change hands in between.
+fn hold_by_number(pid: i32) -> Result<Hold, Error> {
+    let gone = |_gone: io::Error| Error::Gone { pid };
+    let before = start_time(pid).map_err(gone)?;
+    let hold = match pidfd_open(pid) {
+        Ok(pidfd) => Hold::Pidfd(pidfd),
+        Err(Errno::ENOSYS) => Hold::StartTime(before),
+        Err(Errno::ESRCH) => return Err(Error::Gone { pid }),
+        Err(errno) => return Err(Error::Socket(errno.into())),
+    };
+    if start_time(pid).map_err(gone)? == before {
+        Ok(hold)
+    } else {
+        Err(Error::Gone { pid })
+    }
+}
+
+#[expect(
+    unsafe_code,
+    reason = "neither the standard library nor nix has this system call"
+)]
+fn pidfd_open(pid: i32) -> Result<OwnedFd, Errno> {
+    // SAFETY: the call takes two integers and touches no memory of ours.
+    let result = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+    let fd = i32::try_from(Errno::result(result)?).map_err(|_too_large| Errno::EBADF)?;
+    // SAFETY: the kernel just made this descriptor for us, and nobody else knows it. It is closed on exec.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// A pidfd is readable from the moment the process has ended.
+fn has_ended(pidfd: &OwnedFd) -> io::Result<bool> {
+    loop {
+        let mut polled = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
+        match nix::poll::poll(&mut polled, PollTimeout::ZERO) {
+            Ok(ready) => return Ok(ready != 0),
+            Err(Errno::EINTR) => {}
+            Err(errno) => {
+                return Err(io::Error::other(format!(
+                    "poll of pidfd {}: {errno}",
+                    pidfd.as_raw_fd()
+                )));
+            }
+        }
+    }
+}
+
+/// Field 22 of `/proc/PID/stat` (proc(5)). The name before it may hold blanks and parentheses.
+fn start_time(pid: i32) -> io::Result<u64> {
+    let text = std::fs::read(format!("/proc/{pid}/stat"))?;
+    let text = String::from_utf8_lossy(&text);
+    text.rsplit_once(')')
+        .and_then(|(_, after)| after.split_ascii_whitespace().nth(19))
+        .and_then(|field| field.parse().ok())
+        .ok_or_else(|| io::ErrorKind::InvalidData.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::net::{UnixListener, UnixStream};
+    use std::process::{Child, Command, Stdio};
+
+    fn sleeper() -> Child {
+        Command::new("sleep")
+            .arg("60")
+            .stdin(Stdio::null())
+            .spawn()
+            .unwrap()
+    }
+
+    #[test]
+    fn knows_who_connected() {
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        let peer = Peer::from_unix_stream(&ours).unwrap();
+        assert_eq!(peer.pid, i32::try_from(std::process::id()).unwrap());
+        assert_eq!(peer.uid, nix::unistd::geteuid().as_raw());
+        assert_eq!(peer.gid, nix::unistd::getegid().as_raw());
+        peer.still_alive().unwrap();
+    }
+
+    #[test]
+    fn refuses_a_process_that_has_ended() {
+        let mut child = sleeper();
+        let pid = i32::try_from(child.id()).unwrap();
+        let peer = Peer::of_process(pid, 0, 0).unwrap();
+        assert!(matches!(peer.hold, Hold::Pidfd(_)));
+        peer.still_alive().unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(matches!(peer.still_alive(), Err(Error::Gone { pid: gone }) if gone == pid));
+        assert!(matches!(
+            Peer::of_process(pid, 0, 0),
+            Err(Error::Gone { .. })
+        ));
+    }
+
+    #[test]
+    fn refuses_a_caller_that_ended_before_the_accept() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("socket");
+        let listener = UnixListener::bind(&path).unwrap();
+        let script = "import socket,sys; s=socket.socket(socket.AF_UNIX); s.connect(sys.argv[1])";
+        let Ok(status) = Command::new("python3")
+            .args(["-c", script])
+            .arg(&path)
+            .status()
+        else {
+            return;
+        };
+        assert!(status.success());
+        let (socket, _) = listener.accept().unwrap();
+        assert!(matches!(
+            Peer::from_unix_stream(&socket),
+            Err(Error::Gone { .. })
+        ));
+    }
+
+    #[test]
+    fn the_start_time_tells_processes_apart_where_pidfds_are_missing() {
+        let mut child = sleeper();
+        let pid = i32::try_from(child.id()).unwrap();
+        let started = start_time(pid).unwrap();
+        let peer = |ticks| Peer {
+            pid,
+            uid: 0,
+            gid: 0,
+            hold: Hold::StartTime(ticks),
+        };
+        peer(started).still_alive().unwrap();
+        assert!(matches!(
+            peer(started + 1).still_alive(),
+            Err(Error::Gone { .. })
+        ));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(matches!(
+            peer(started).still_alive(),
+            Err(Error::Gone { .. })
+        ));
+    }
+
+    #[test]
+    fn gives_its_descriptor_back() {
+        let open = || std::fs::read_dir("/proc/self/fd").unwrap().count();
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        let before = open();
+        for _ in 0..200 {
+            Peer::from_unix_stream(&ours).unwrap();
+        }
+        // Other tests of this process open files meanwhile.
+        assert!(open() < before + 100);
+    }
+}
