@@ -1,6 +1,7 @@
 //! Keys: what kinds there are, who can sign, and what a signature is called in X.509 and in JOSE. All
 //! cryptography is aws-lc's.
 
+mod jose;
 mod jwk;
 mod pair;
 mod public;
@@ -8,6 +9,7 @@ mod spki;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use jose::jws_signature;
 pub use jwk::{Jwk, JwkError};
 pub use pair::{KeyError, KeyPair};
 pub use public::{PublicKey, PublicKeyError};

@@ -5,21 +5,37 @@
 //! above this crate never looks at the raw form again. Time and randomness are parameters ([`Clock`],
 //! [`Random`]); signing is synchronous when the key is in memory ([`Signer::local`]).
 
+pub mod bundle;
 pub mod clock;
+pub mod csr;
 pub mod entry;
 pub mod id;
 pub mod key;
 pub mod pem;
 pub mod random;
+pub mod rotation;
 pub mod secret;
 pub mod selector;
+pub mod socket_addr;
+pub mod svid;
 pub mod trust_domain;
+pub mod x509;
 
+pub use bundle::{Bundle, BundleError, JwtAuthority, JwtBundle, X509Authority, X509Bundle};
 pub use clock::{Clock, ManualClock, SystemClock, from_unix, unix_seconds};
+pub use csr::{Csr, CsrError, VerifiedCsr, build_csr};
 pub use entry::{Entry, EntryError};
 pub use id::{IdError, SpiffeId};
 pub use key::{JwsAlgorithm, KeyPair, KeyType, PublicKey, SignError, SignatureScheme, Signer};
 pub use random::{Random, SystemRandom};
 pub use secret::Secret;
 pub use selector::{Selector, SelectorError, SelectorSet};
+pub use svid::jwt::{
+    JwtBundleSource, JwtClaims, JwtSvidError, VerifiedJwtSvid, sign_jwt_svid, verify_jwt_svid,
+};
+pub use svid::x509::{BundleSource, VerifiedX509Svid, X509Svid, X509SvidError, verify_svid};
 pub use trust_domain::TrustDomain;
+pub use x509::{
+    BuildError, CaTemplate, Certificate, CertificateError, Issuer, LeafTemplate, Subject,
+    build_ca_csr, issue_ca, issue_leaf, random_serial,
+};

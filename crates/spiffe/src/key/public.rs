@@ -92,6 +92,15 @@ impl PublicKey {
         }
     }
 
+    /// The key type that says how this key signs: like [`key_type`](Self::key_type), but any RSA size counts.
+    pub(crate) fn signing_type(&self) -> Option<KeyType> {
+        if self.0.kind == Kind::Rsa {
+            Some(KeyType::Rsa2048)
+        } else {
+            self.key_type()
+        }
+    }
+
     /// SHA-1 of the key's bit string: the subject key identifier of RFC 5280 §4.2.1.2 (1).
     #[must_use]
     pub fn subject_key_id(&self) -> [u8; 20] {

@@ -1,0 +1,374 @@
+//! JWT-SVIDs: signed tokens that prove a SPIFFE ID to whoever they are addressed to (JWT-SVID §2-4). The JOSE
+//! code is our own and knows compact serialisation, nine algorithms and three header members; the algorithm is
+//! judged before anything else of a token is looked at.
+
+mod header;
+#[cfg(test)]
+mod tests;
+
+use crate::bundle::JwtBundle;
+use crate::clock::unix_seconds;
+use crate::id::{IdError, MAX_ID_LEN, SpiffeId};
+use crate::key::{JwsAlgorithm, SignError, Signer, VerifyError, sign_with};
+use crate::secret::Secret;
+use crate::trust_domain::TrustDomain;
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use header::Header;
+use serde_json::{Map, Value};
+use std::fmt::Debug;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+/// Longest segment of a token, in characters.
+pub const MAX_SEGMENT: usize = 64 * 1024;
+/// Most audiences in one token.
+pub const MAX_AUDIENCES: usize = 32;
+
+/// Why a token is not a valid JWT-SVID, or was not made.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum JwtSvidError {
+    #[error("token is not a JWS in compact serialisation")]
+    Form,
+    #[error("token is too long")]
+    TooLong,
+    #[error("token signature algorithm is missing or not allowed")]
+    Algorithm,
+    #[error("token header is not valid")]
+    Header,
+    #[error("token type is neither JWT nor JOSE")]
+    Type,
+    #[error("token has critical header parameters")]
+    Critical,
+    #[error("token header has no key id")]
+    NoKeyId,
+    #[error("token claims are not a JSON object")]
+    Claims,
+    #[error("token has no subject")]
+    NoSubject,
+    #[error("token subject is not a SPIFFE ID: {0}")]
+    Subject(IdError),
+    #[error("no JWT bundle for trust domain {0:?}")]
+    NoBundle(String),
+    #[error("no JWT authority {key_id:?} found for trust domain {trust_domain:?}")]
+    KeyNotFound {
+        key_id: String,
+        trust_domain: String,
+    },
+    #[error("token signature algorithm does not fit the authority's key")]
+    AlgorithmMismatch,
+    #[error("token signature does not verify")]
+    Signature,
+    #[error("token has no expiry")]
+    NoExpiry,
+    #[error("token claim {0:?} is not a number of seconds")]
+    NotNumeric(&'static str),
+    #[error("token has expired")]
+    Expired,
+    #[error("token is not valid yet")]
+    NotYetValid,
+    #[error("token has no audience")]
+    NoAudience,
+    #[error("token audience is not a text or a list of texts")]
+    AudienceForm,
+    #[error("token has more than 32 audiences")]
+    TooManyAudiences,
+    #[error("token is not meant for audience {0:?}")]
+    AudienceMismatch(String),
+    #[error("no audience to verify for")]
+    NoExpectedAudience,
+    #[error("SPIFFE ID of a JWT-SVID must have a path and at most 2048 bytes")]
+    UnfitId,
+    #[error("key does not sign with {0}")]
+    UnfitKey(JwsAlgorithm),
+    #[error(transparent)]
+    Sign(#[from] SignError),
+}
+
+/// Where bundles to verify tokens against come from.
+pub trait JwtBundleSource: Send + Sync + Debug {
+    /// The JWT bundle of `trust_domain`, if we trust it at all.
+    fn jwt_bundle(&self, trust_domain: &TrustDomain) -> Option<Arc<JwtBundle>>;
+}
+
+/// What a token will say.
+#[derive(Debug, Clone, PartialEq)]
+pub struct JwtClaims {
+    pub subject: SpiffeId,
+    /// 1 to 32 names, none empty.
+    pub audience: Vec<String>,
+    /// Unix seconds.
+    pub issued_at: i64,
+    /// Unix seconds.
+    pub expires_at: i64,
+    pub issuer: Option<String>,
+    pub jti: Option<String>,
+    /// Further claims; the ones above win.
+    pub extra: Map<String, Value>,
+}
+
+impl JwtClaims {
+    fn to_json(&self) -> Map<String, Value> {
+        let mut claims = self.extra.clone();
+        claims.insert("sub".to_owned(), self.subject.as_str().into());
+        claims.insert("aud".to_owned(), self.audience.clone().into());
+        claims.insert("iat".to_owned(), self.issued_at.into());
+        claims.insert("exp".to_owned(), self.expires_at.into());
+        if let Some(issuer) = &self.issuer {
+            claims.insert("iss".to_owned(), issuer.as_str().into());
+        }
+        if let Some(jti) = &self.jti {
+            claims.insert("jti".to_owned(), jti.as_str().into());
+        }
+        claims
+    }
+
+    fn check(&self) -> Result<(), JwtSvidError> {
+        if !self.subject.has_path() || self.subject.as_str().len() > MAX_ID_LEN {
+            return Err(JwtSvidError::UnfitId);
+        }
+        if self.audience.is_empty() || self.audience.iter().any(String::is_empty) {
+            return Err(JwtSvidError::NoAudience);
+        }
+        if self.audience.len() > MAX_AUDIENCES {
+            return Err(JwtSvidError::TooManyAudiences);
+        }
+        if self.expires_at <= self.issued_at {
+            return Err(JwtSvidError::Expired);
+        }
+        Ok(())
+    }
+}
+
+/// Signs a JWT-SVID. Does not suspend when the key is in memory.
+///
+/// # Errors
+/// [`JwtSvidError`] when the claims make no JWT-SVID, the key does not fit `alg`, or signing fails.
+pub async fn sign_jwt_svid(
+    claims: &JwtClaims,
+    kid: &str,
+    alg: JwsAlgorithm,
+    signer: &dyn Signer,
+) -> Result<Secret<String>, JwtSvidError> {
+    claims.check()?;
+    if kid.is_empty() {
+        return Err(JwtSvidError::NoKeyId);
+    }
+    if !signer.public_key().fits(alg) {
+        return Err(JwtSvidError::UnfitKey(alg));
+    }
+    let body = Value::Object(claims.to_json()).to_string();
+    let mut token = URL_SAFE_NO_PAD.encode(Header::write(alg, kid));
+    token.push('.');
+    URL_SAFE_NO_PAD.encode_string(body, &mut token);
+    let signature = sign_with(signer, alg.scheme(), token.as_bytes()).await?;
+    let signature = crate::key::jws_signature(alg, signature).ok_or(SignError::Failed)?;
+    token.push('.');
+    URL_SAFE_NO_PAD.encode_string(signature, &mut token);
+    Ok(Secret::new(token))
+}
+
+/// A token's identity, proved, and what it says.
+#[derive(Debug, Clone)]
+pub struct VerifiedJwtSvid {
+    pub id: SpiffeId,
+    pub audience: Vec<String>,
+    /// Every claim of the token.
+    pub claims: Map<String, Value>,
+    /// Unix seconds.
+    pub expires_at: i64,
+    pub kid: String,
+}
+
+/// Verifies a token: its form and algorithm, then the signature by an authority of the subject's own trust
+/// domain, then expiry, start of validity and that `audience` is among its audiences. There is no leeway.
+///
+/// # Errors
+/// [`JwtSvidError`], of the first check that failed.
+pub fn verify_jwt_svid(
+    token: &str,
+    audience: &str,
+    bundles: &dyn JwtBundleSource,
+    now: SystemTime,
+) -> Result<VerifiedJwtSvid, JwtSvidError> {
+    if audience.is_empty() {
+        return Err(JwtSvidError::NoExpectedAudience);
+    }
+    let token = Token::parse(token)?;
+    let kid = token.header.kid.clone().ok_or(JwtSvidError::NoKeyId)?;
+    let claims = token.claims()?;
+    let id = subject(&claims)?;
+
+    let trust_domain = id.trust_domain();
+    let bundle = bundles
+        .jwt_bundle(&trust_domain)
+        .filter(|bundle| bundle.trust_domain() == &trust_domain)
+        .ok_or_else(|| JwtSvidError::NoBundle(trust_domain.to_string()))?;
+    let authority = bundle
+        .authority(&kid)
+        .ok_or_else(|| JwtSvidError::KeyNotFound {
+            key_id: kid.clone(),
+            trust_domain: trust_domain.to_string(),
+        })?;
+    let signature = URL_SAFE_NO_PAD
+        .decode(token.signature)
+        .map_err(|_not_base64url| JwtSvidError::Form)?;
+    authority
+        .verify_jws(token.header.alg, token.signed.as_bytes(), &signature)
+        .map_err(|fault| match fault {
+            VerifyError::WrongAlgorithm => JwtSvidError::AlgorithmMismatch,
+            VerifyError::BadSignature => JwtSvidError::Signature,
+        })?;
+
+    let expires_at = check_times(&claims, unix_seconds(now))?;
+    let audiences = audiences(&claims)?;
+    if !audiences.iter().any(|one| one == audience) {
+        return Err(JwtSvidError::AudienceMismatch(audience.to_owned()));
+    }
+    Ok(VerifiedJwtSvid {
+        id,
+        audience: audiences,
+        claims,
+        expires_at,
+        kid,
+    })
+}
+
+/// What a token says of itself, unproved.
+#[derive(Debug, Clone)]
+pub struct UnverifiedJwtSvid {
+    pub id: SpiffeId,
+    pub audience: Vec<String>,
+    /// Unix seconds; equal to `expires_at` when the token does not say.
+    pub issued_at: i64,
+    /// Unix seconds.
+    pub expires_at: i64,
+    pub kid: Option<String>,
+}
+
+/// Reads a token without verifying it: for a holder that got it from its own server and must know when to
+/// renew it.
+///
+/// # Errors
+/// [`JwtSvidError`] when the form is wrong. Says nothing about signature or expiry.
+pub fn inspect_jwt_svid(token: &str) -> Result<UnverifiedJwtSvid, JwtSvidError> {
+    let token = Token::parse(token)?;
+    let claims = token.claims()?;
+    let expires_at = seconds(&claims, "exp")?.ok_or(JwtSvidError::NoExpiry)?;
+    let expires_at = whole(expires_at);
+    Ok(UnverifiedJwtSvid {
+        id: subject(&claims)?,
+        audience: audiences(&claims)?,
+        issued_at: seconds(&claims, "iat")?.map_or(expires_at, whole),
+        expires_at,
+        kid: token.header.kid,
+    })
+}
+
+/// A compact JWS taken apart; its header has been judged.
+struct Token<'a> {
+    header: Header,
+    signed: &'a str,
+    payload: &'a str,
+    signature: &'a str,
+}
+
+impl<'a> Token<'a> {
+    fn parse(token: &'a str) -> Result<Self, JwtSvidError> {
+        if token.len() > 3 * MAX_SEGMENT + 2 {
+            return Err(JwtSvidError::TooLong);
+        }
+        let (signed, signature) = token.rsplit_once('.').ok_or(JwtSvidError::Form)?;
+        let (header, payload) = signed.split_once('.').ok_or(JwtSvidError::Form)?;
+        if payload.contains('.') {
+            return Err(JwtSvidError::Form);
+        }
+        if [header, payload, signature]
+            .iter()
+            .any(|segment| segment.len() > MAX_SEGMENT)
+        {
+            return Err(JwtSvidError::TooLong);
+        }
+        let header = URL_SAFE_NO_PAD
+            .decode(header)
+            .map_err(|_not_base64url| JwtSvidError::Form)?;
+        Ok(Self {
+            header: Header::read(&header)?,
+            signed,
+            payload,
+            signature,
+        })
+    }
+
+    fn claims(&self) -> Result<Map<String, Value>, JwtSvidError> {
+        let payload = URL_SAFE_NO_PAD
+            .decode(self.payload)
+            .map_err(|_not_base64url| JwtSvidError::Form)?;
+        serde_json::from_slice(&payload).map_err(|_not_an_object| JwtSvidError::Claims)
+    }
+}
+
+fn subject(claims: &Map<String, Value>) -> Result<SpiffeId, JwtSvidError> {
+    let subject = claims
+        .get("sub")
+        .and_then(Value::as_str)
+        .ok_or(JwtSvidError::NoSubject)?;
+    SpiffeId::parse(subject).map_err(JwtSvidError::Subject)
+}
+
+/// Checks `exp`, `nbf` and the form of `iat`; gives the expiry in whole seconds.
+fn check_times(claims: &Map<String, Value>, now: i64) -> Result<i64, JwtSvidError> {
+    let expires_at = seconds(claims, "exp")?.ok_or(JwtSvidError::NoExpiry)?;
+    #[expect(
+        clippy::cast_precision_loss,
+        reason = "exact for any date within 285 million years"
+    )]
+    let now = now as f64;
+    if now >= expires_at {
+        return Err(JwtSvidError::Expired);
+    }
+    if seconds(claims, "nbf")?.is_some_and(|not_before| now < not_before) {
+        return Err(JwtSvidError::NotYetValid);
+    }
+    // RFC 7519 §4.1.6: must be a number, limits nothing.
+    seconds(claims, "iat")?;
+    Ok(whole(expires_at))
+}
+
+/// A NumericDate: seconds, perhaps with a fraction.
+fn seconds(claims: &Map<String, Value>, name: &'static str) -> Result<Option<f64>, JwtSvidError> {
+    match claims.get(name) {
+        None => Ok(None),
+        Some(value) => value
+            .as_f64()
+            .map(Some)
+            .ok_or(JwtSvidError::NotNumeric(name)),
+    }
+}
+
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "saturates; dates out of range stay far away"
+)]
+fn whole(seconds: f64) -> i64 {
+    seconds.floor() as i64
+}
+
+fn audiences(claims: &Map<String, Value>) -> Result<Vec<String>, JwtSvidError> {
+    match claims.get("aud") {
+        None => Err(JwtSvidError::NoAudience),
+        Some(Value::String(one)) => Ok(vec![one.clone()]),
+        Some(Value::Array(list)) if list.is_empty() => Err(JwtSvidError::NoAudience),
+        Some(Value::Array(list)) if list.len() > MAX_AUDIENCES => {
+            Err(JwtSvidError::TooManyAudiences)
+        }
+        Some(Value::Array(list)) => {
+            let texts: Option<Vec<String>> = list
+                .iter()
+                .map(|one| one.as_str().map(str::to_owned))
+                .collect();
+            texts.ok_or(JwtSvidError::AudienceForm)
+        }
+        Some(_) => Err(JwtSvidError::AudienceForm),
+    }
+}
