@@ -1,0 +1,168 @@
+//! The durable truth. Every write goes through one task that gathers what is queued into one transaction, gives it
+//! the next revision, and answers once it is on disk; the registry in memory is fed from here and answers all reads.
+//! Several servers on one PostgreSQL database see each other's writes. Knows nothing of services or issuance.
+
+mod agents;
+mod backend;
+mod bundles;
+mod codec;
+#[cfg(test)]
+mod contract;
+mod draft;
+mod entries;
+mod error;
+mod federation;
+mod journals;
+mod postgres;
+mod schema;
+mod sqlite;
+mod stored_bundle;
+#[cfg(test)]
+mod tests;
+mod tokens;
+mod writer;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use spiffe::clock::{Clock, unix_seconds};
+use spiffe::trust_domain::TrustDomain;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::registry::Registry;
+use backend::{Backend, Meta};
+use draft::Draft;
+use writer::{Operation, QUEUE, Work, Writer, load};
+
+pub use agents::AgentWriteError;
+pub use bundles::{BundleError, BundleMask, DeleteMode};
+pub use entries::{Created, EntryPatch, EntryWriteError};
+pub use error::DatastoreError;
+pub use federation::RelationshipError;
+pub use postgres::PostgresConfig;
+pub use tokens::{JoinToken, TokenError};
+
+/// Which database to use.
+#[derive(Debug, Clone)]
+pub struct DatastoreConfig {
+    pub kind: DatastoreKind,
+}
+
+#[derive(Debug, Clone)]
+pub enum DatastoreKind {
+    /// A file of this server alone. Its directory must exist.
+    Sqlite {
+        path: PathBuf,
+    },
+    Postgres(PostgresConfig),
+}
+
+/// A handle on the writer. Cheap to clone; the writer ends after the last handle is dropped.
+#[derive(Clone)]
+pub struct Datastore {
+    queue: mpsc::Sender<Box<dyn Work>>,
+    registry: Arc<Registry>,
+    clock: Arc<dyn Clock>,
+}
+
+impl std::fmt::Debug for Datastore {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Datastore")
+            .field("revision", &self.registry.revision())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Datastore {
+    /// Opens the database, creating or migrating its schema, loads it into a registry and begins to follow it.
+    /// Must be called within a tokio runtime.
+    ///
+    /// # Errors
+    /// When the database can't be opened or read, or is another trust domain's, another program's or a newer one's.
+    pub async fn open(
+        config: DatastoreConfig,
+        trust_domain: TrustDomain,
+        clock: Arc<dyn Clock>,
+    ) -> Result<(Self, Arc<Registry>), DatastoreError> {
+        let wanted = Meta {
+            trust_domain: trust_domain.as_str().to_owned(),
+            epoch: uuid::Uuid::new_v4().to_string(),
+        };
+        let (backend, meta) = match config.kind {
+            DatastoreKind::Sqlite { path } => {
+                let (sqlite, meta) = sqlite::Sqlite::open(path, wanted).await?;
+                (Backend::Sqlite(sqlite), meta)
+            }
+            DatastoreKind::Postgres(config) => {
+                let (postgres, meta) = postgres::Postgres::open(config, wanted).await?;
+                (Backend::Postgres(Box::new(postgres)), meta)
+            }
+        };
+        if meta.trust_domain != trust_domain.as_str() {
+            return Err(DatastoreError::WrongTrustDomain {
+                stored: meta.trust_domain,
+                configured: trust_domain,
+            });
+        }
+        Self::start(backend, trust_domain, meta.epoch, clock).await
+    }
+
+    async fn start(
+        mut backend: Backend,
+        trust_domain: TrustDomain,
+        epoch: String,
+        clock: Arc<dyn Clock>,
+    ) -> Result<(Self, Arc<Registry>), DatastoreError> {
+        let state = load(&mut backend, &trust_domain).await?;
+        let registry = Arc::new(Registry::new(
+            state,
+            trust_domain,
+            epoch,
+            Arc::clone(&clock),
+        ));
+        let (queue, queued) = mpsc::channel(QUEUE);
+        let writer = Writer {
+            backend,
+            queue: queued,
+            registry: Arc::clone(&registry),
+        };
+        tokio::spawn(writer.run());
+        Ok((
+            Self {
+                queue,
+                registry: Arc::clone(&registry),
+                clock,
+            },
+            registry,
+        ))
+    }
+
+    /// The state in memory that this datastore feeds.
+    pub fn registry(&self) -> &Arc<Registry> {
+        &self.registry
+    }
+
+    /// Queues an operation and waits until it is durable.
+    async fn submit<T: Send + 'static>(
+        &self,
+        weight: usize,
+        evaluate: impl FnMut(&mut Draft<'_>) -> T + Send + 'static,
+    ) -> Result<T, DatastoreError> {
+        let (reply, answer) = oneshot::channel();
+        let operation = Box::new(Operation {
+            weight,
+            evaluate,
+            outcome: None,
+            reply,
+        });
+        self.queue
+            .send(operation)
+            .await
+            .map_err(|_closed| DatastoreError::Closed)?;
+        answer.await.map_err(|_gone| DatastoreError::Closed)?
+    }
+
+    fn now(&self) -> i64 {
+        unix_seconds(self.clock.now())
+    }
+}

@@ -1,0 +1,409 @@
+//! Writes of trust bundles, the own one and those of federated trust domains.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use spiffe::bundle::{Bundle, JwtAuthority, X509Authority};
+use spiffe::clock::unix_seconds;
+use spiffe::entry::Entry;
+use spiffe::trust_domain::TrustDomain;
+
+use super::draft::Draft;
+use super::{Datastore, DatastoreError};
+use crate::registry::{Kind, Object};
+
+/// Which parts of a bundle to write (SPIRE: `BundleMask`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "a mask has one switch per part"
+)]
+pub struct BundleMask {
+    pub x509_authorities: bool,
+    pub jwt_authorities: bool,
+    pub wit_authorities: bool,
+    pub refresh_hint: bool,
+    pub sequence_number: bool,
+}
+
+impl BundleMask {
+    pub const ALL: Self = Self {
+        x509_authorities: true,
+        jwt_authorities: true,
+        wit_authorities: true,
+        refresh_hint: true,
+        sequence_number: true,
+    };
+}
+
+/// What to do with entries that federate with a bundle to delete.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DeleteMode {
+    /// Refuse when there are any.
+    Restrict,
+    /// Delete them, too.
+    Delete,
+    /// Keep them without the federation.
+    Dissociate,
+}
+
+/// Why a bundle was not written. Texts as SPIRE's, which clients match on.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum BundleError {
+    #[error("bundle not found")]
+    NotFound,
+    #[error("bundle already exists")]
+    Exists,
+    #[error("cannot delete bundle; federated with {0} registration entries")]
+    Referenced(usize),
+    #[error("no ca found with provided subject key ID")]
+    NoX509Authority,
+    #[error("no JWT Key found with provided key ID")]
+    NoJwtAuthority,
+    #[error("root CA is already tainted")]
+    X509AlreadyTainted,
+    #[error("key is already tainted")]
+    JwtAlreadyTainted,
+    #[error("it is not possible to revoke an untainted root CA")]
+    X509NotTainted,
+    #[error("it is not possible to revoke an untainted key")]
+    JwtNotTainted,
+    #[error("would prune all certificates")]
+    WouldPruneAllX509,
+    #[error("would prune all JWT signing keys")]
+    WouldPruneAllJwt,
+    #[error(transparent)]
+    Store(#[from] DatastoreError),
+}
+
+impl Datastore {
+    /// Adds the authorities that the stored bundle lacks and counts its sequence number up if there were any.
+    /// Creates the bundle when there is none. An authority that is known stays as it is, tainted or not.
+    ///
+    /// # Errors
+    /// When the store could not write.
+    pub async fn append_bundle(&self, bundle: Bundle) -> Result<Arc<Bundle>, DatastoreError> {
+        self.submit(1, move |draft| {
+            let Some(stored) = draft.bundle(&bundle.trust_domain) else {
+                return write(draft, bundle.clone());
+            };
+            let mut merged = Bundle::clone(&stored);
+            if !merge(&mut merged, &bundle) {
+                return stored;
+            }
+            merged.sequence_number += 1;
+            write(draft, merged)
+        })
+        .await
+    }
+
+    /// # Errors
+    /// [`BundleError::Exists`], or the store could not write.
+    pub async fn create_bundle(&self, bundle: Bundle) -> Result<Arc<Bundle>, BundleError> {
+        self.submit(1, move |draft| {
+            if draft.bundle(&bundle.trust_domain).is_some() {
+                return Err(BundleError::Exists);
+            }
+            Ok(write(draft, bundle.clone()))
+        })
+        .await?
+    }
+
+    /// Writes the parts of the mask.
+    ///
+    /// # Errors
+    /// [`BundleError::NotFound`], or the store could not write.
+    pub async fn update_bundle(
+        &self,
+        bundle: Bundle,
+        mask: BundleMask,
+    ) -> Result<Arc<Bundle>, BundleError> {
+        self.submit(1, move |draft| {
+            let stored = draft
+                .bundle(&bundle.trust_domain)
+                .ok_or(BundleError::NotFound)?;
+            Ok(write(draft, masked(&stored, &bundle, mask)))
+        })
+        .await?
+    }
+
+    /// Creates or replaces.
+    ///
+    /// # Errors
+    /// When the store could not write.
+    pub async fn set_bundle(&self, bundle: Bundle) -> Result<Arc<Bundle>, DatastoreError> {
+        self.submit(1, move |draft| write(draft, bundle.clone()))
+            .await
+    }
+
+    /// # Errors
+    /// [`BundleError::NotFound`], [`BundleError::Referenced`] in mode Restrict, or the store could not write.
+    pub async fn delete_bundle(
+        &self,
+        trust_domain: &TrustDomain,
+        mode: DeleteMode,
+    ) -> Result<(), BundleError> {
+        let trust_domain = trust_domain.clone();
+        self.submit(1, move |draft| {
+            draft.bundle(&trust_domain).ok_or(BundleError::NotFound)?;
+            let federated =
+                draft.entries_where(|entry| entry.federates_with.contains(&trust_domain));
+            match mode {
+                DeleteMode::Restrict if federated.is_empty() => {}
+                DeleteMode::Restrict => return Err(BundleError::Referenced(federated.len())),
+                DeleteMode::Delete => federated
+                    .iter()
+                    .for_each(|entry| draft.delete(Kind::Entry, &entry.id)),
+                DeleteMode::Dissociate => {
+                    for entry in &federated {
+                        let mut entry = Entry::clone(entry);
+                        entry.federates_with.retain(|other| *other != trust_domain);
+                        draft.put(Object::Entry(Arc::new(entry)));
+                    }
+                }
+            }
+            draft.delete(Kind::Bundle, trust_domain.as_str());
+            Ok(())
+        })
+        .await?
+    }
+
+    /// Removes authorities that ended by `before`; returns whether there were any. A missing bundle has none.
+    ///
+    /// # Errors
+    /// [`BundleError::WouldPruneAllX509`] or [`BundleError::WouldPruneAllJwt`] with nothing removed, or the store
+    /// could not write.
+    pub async fn prune_bundle(
+        &self,
+        trust_domain: &TrustDomain,
+        before: SystemTime,
+    ) -> Result<bool, BundleError> {
+        let trust_domain = trust_domain.clone();
+        self.submit(1, move |draft| {
+            let Some(stored) = draft.bundle(&trust_domain) else {
+                return Ok(false);
+            };
+            let mut pruned = Bundle::clone(&stored);
+            pruned
+                .x509_authorities
+                .retain(|authority| authority.certificate.not_after() > before);
+            let live = |authority: &JwtAuthority| {
+                authority
+                    .expires_at
+                    .is_none_or(|end| end > unix_seconds(before))
+            };
+            pruned.jwt_authorities.retain(live);
+            pruned.wit_authorities.retain(live);
+            if pruned == *stored {
+                return Ok(false);
+            }
+            if pruned.x509_authorities.is_empty() {
+                return Err(BundleError::WouldPruneAllX509);
+            }
+            if pruned.jwt_authorities.is_empty() && !stored.jwt_authorities.is_empty() {
+                return Err(BundleError::WouldPruneAllJwt);
+            }
+            pruned.sequence_number += 1;
+            write(draft, pruned);
+            Ok(true)
+        })
+        .await?
+    }
+
+    /// Marks an X.509 authority as no longer to be trusted for new SVIDs. `subject_key_id` is lower-case hex.
+    ///
+    /// # Errors
+    /// [`BundleError::NotFound`], [`BundleError::NoX509Authority`], [`BundleError::X509AlreadyTainted`], or the store
+    /// could not write.
+    pub async fn taint_x509_authority(
+        &self,
+        trust_domain: &TrustDomain,
+        subject_key_id: &str,
+    ) -> Result<Arc<Bundle>, BundleError> {
+        let wanted = subject_key_id.to_owned();
+        self.change_bundle(trust_domain, move |bundle| {
+            let mut found = false;
+            for authority in bundle
+                .x509_authorities
+                .iter_mut()
+                .filter(|authority| has_key_id(authority, &wanted))
+            {
+                if authority.tainted {
+                    return Err(BundleError::X509AlreadyTainted);
+                }
+                authority.tainted = true;
+                found = true;
+            }
+            if found {
+                Ok(())
+            } else {
+                Err(BundleError::NoX509Authority)
+            }
+        })
+        .await
+    }
+
+    /// Removes a tainted X.509 authority.
+    ///
+    /// # Errors
+    /// [`BundleError::NotFound`], [`BundleError::NoX509Authority`], [`BundleError::X509NotTainted`], or the store
+    /// could not write.
+    pub async fn revoke_x509_authority(
+        &self,
+        trust_domain: &TrustDomain,
+        subject_key_id: &str,
+    ) -> Result<Arc<Bundle>, BundleError> {
+        let wanted = subject_key_id.to_owned();
+        self.change_bundle(trust_domain, move |bundle| {
+            let mut named = bundle
+                .x509_authorities
+                .iter()
+                .filter(|authority| has_key_id(authority, &wanted))
+                .peekable();
+            if named.peek().is_none() {
+                return Err(BundleError::NoX509Authority);
+            }
+            if named.any(|authority| !authority.tainted) {
+                return Err(BundleError::X509NotTainted);
+            }
+            bundle
+                .x509_authorities
+                .retain(|authority| !has_key_id(authority, &wanted));
+            Ok(())
+        })
+        .await
+    }
+
+    /// Marks a JWT authority as no longer to be trusted.
+    ///
+    /// # Errors
+    /// [`BundleError::NotFound`], [`BundleError::NoJwtAuthority`], [`BundleError::JwtAlreadyTainted`], or the store
+    /// could not write.
+    pub async fn taint_jwt_authority(
+        &self,
+        trust_domain: &TrustDomain,
+        key_id: &str,
+    ) -> Result<Arc<Bundle>, BundleError> {
+        let wanted = key_id.to_owned();
+        self.change_bundle(trust_domain, move |bundle| {
+            let mut authorities = bundle.jwt_authorities.iter_mut();
+            let authority = authorities
+                .find(|authority| authority.key_id == wanted)
+                .ok_or(BundleError::NoJwtAuthority)?;
+            if authority.tainted {
+                return Err(BundleError::JwtAlreadyTainted);
+            }
+            authority.tainted = true;
+            Ok(())
+        })
+        .await
+    }
+
+    /// Removes a tainted JWT authority.
+    ///
+    /// # Errors
+    /// [`BundleError::NotFound`], [`BundleError::NoJwtAuthority`], [`BundleError::JwtNotTainted`], or the store
+    /// could not write.
+    pub async fn revoke_jwt_authority(
+        &self,
+        trust_domain: &TrustDomain,
+        key_id: &str,
+    ) -> Result<Arc<Bundle>, BundleError> {
+        let wanted = key_id.to_owned();
+        self.change_bundle(trust_domain, move |bundle| {
+            let mut authorities = bundle.jwt_authorities.iter();
+            let authority = authorities
+                .find(|authority| authority.key_id == wanted)
+                .ok_or(BundleError::NoJwtAuthority)?;
+            if !authority.tainted {
+                return Err(BundleError::JwtNotTainted);
+            }
+            bundle
+                .jwt_authorities
+                .retain(|authority| authority.key_id != wanted);
+            Ok(())
+        })
+        .await
+    }
+
+    /// Changes a bundle and counts its sequence number up.
+    async fn change_bundle(
+        &self,
+        trust_domain: &TrustDomain,
+        change: impl Fn(&mut Bundle) -> Result<(), BundleError> + Send + 'static,
+    ) -> Result<Arc<Bundle>, BundleError> {
+        let trust_domain = trust_domain.clone();
+        self.submit(1, move |draft| {
+            let mut bundle =
+                Bundle::clone(&*draft.bundle(&trust_domain).ok_or(BundleError::NotFound)?);
+            change(&mut bundle)?;
+            bundle.sequence_number += 1;
+            Ok(write(draft, bundle))
+        })
+        .await?
+    }
+}
+
+fn write(draft: &mut Draft<'_>, bundle: Bundle) -> Arc<Bundle> {
+    let bundle = Arc::new(bundle);
+    draft.put(Object::Bundle(Arc::clone(&bundle)));
+    bundle
+}
+
+pub(super) fn masked(stored: &Bundle, new: &Bundle, mask: BundleMask) -> Bundle {
+    let mut bundle = stored.clone();
+    if mask.x509_authorities {
+        bundle.x509_authorities.clone_from(&new.x509_authorities);
+    }
+    if mask.jwt_authorities {
+        bundle.jwt_authorities.clone_from(&new.jwt_authorities);
+    }
+    if mask.wit_authorities {
+        bundle.wit_authorities.clone_from(&new.wit_authorities);
+    }
+    if mask.refresh_hint {
+        bundle.refresh_hint = new.refresh_hint;
+    }
+    if mask.sequence_number {
+        bundle.sequence_number = new.sequence_number;
+    }
+    bundle
+}
+
+/// Adds what is missing. A key ID that is known keeps its key: an append never replaces an authority.
+fn merge(bundle: &mut Bundle, other: &Bundle) -> bool {
+    let mut changed = false;
+    for authority in &other.x509_authorities {
+        if bundle
+            .x509_authorities
+            .iter()
+            .all(|known| known.certificate.der() != authority.certificate.der())
+        {
+            bundle.x509_authorities.push(authority.clone());
+            changed = true;
+        }
+    }
+    let pairs = [
+        (&mut bundle.jwt_authorities, &other.jwt_authorities),
+        (&mut bundle.wit_authorities, &other.wit_authorities),
+    ];
+    for (known, new) in pairs {
+        for authority in new {
+            if known.iter().all(|known| known.key_id != authority.key_id) {
+                known.push(authority.clone());
+                changed = true;
+            }
+        }
+    }
+    changed
+}
+
+fn has_key_id(authority: &X509Authority, lower_hex: &str) -> bool {
+    let key_id = authority.certificate.subject_key_id();
+    key_id.is_some_and(|id| {
+        id.iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect::<String>()
+            == lower_hex
+    })
+}

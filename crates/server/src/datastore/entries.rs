@@ -1,0 +1,245 @@
+//! Writes of registration entries.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use spiffe::clock::unix_seconds;
+use spiffe::entry::{Entry, EntryError};
+use spiffe::id::SpiffeId;
+use spiffe::selector::SelectorSet;
+use spiffe::trust_domain::TrustDomain;
+
+use super::draft::Draft;
+use super::{Datastore, DatastoreError};
+use crate::registry::{Kind, Object};
+
+/// The fields of an entry to write; `None` leaves a field as it is.
+#[derive(Debug, Clone, Default)]
+pub struct EntryPatch {
+    pub id: String,
+    pub spiffe_id: Option<SpiffeId>,
+    pub parent_id: Option<SpiffeId>,
+    pub selectors: Option<SelectorSet>,
+    pub x509_svid_ttl: Option<i32>,
+    pub jwt_svid_ttl: Option<i32>,
+    pub federates_with: Option<Vec<TrustDomain>>,
+    pub admin: Option<bool>,
+    pub downstream: Option<bool>,
+    pub store_svid: Option<bool>,
+    pub expires_at: Option<i64>,
+    pub dns_names: Option<Vec<String>>,
+    pub hint: Option<String>,
+    pub disable_x509_svid_prefetch: Option<bool>,
+    pub jwt_svid_include_jti: Option<bool>,
+}
+
+/// What became of an entry to create.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Created {
+    pub entry: Arc<Entry>,
+}
+
+/// Why one entry was not written; the others of its batch are not affected.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum EntryWriteError {
+    /// Another entry has the same parent, SPIFFE ID and selectors: this one.
+    #[error("similar entry already exists")]
+    Similar(Arc<Entry>),
+    #[error("an entry with ID {0:?} already exists")]
+    IdTaken(String),
+    #[error("unable to find federated bundle {:?}", .0.as_str())]
+    UnknownFederatedBundle(TrustDomain),
+    #[error("record not found")]
+    NotFound,
+    #[error(transparent)]
+    Invalid(#[from] EntryError),
+}
+
+impl Datastore {
+    /// Creates each entry or says why not. An empty ID is replaced by a new UUID; a creation time of 0 by now.
+    ///
+    /// # Errors
+    /// When the store could not write any of them.
+    pub async fn create_entries(
+        &self,
+        entries: Vec<Entry>,
+    ) -> Result<Vec<Result<Created, EntryWriteError>>, DatastoreError> {
+        let now = self.now();
+        let trust_domain = self.registry().trust_domain().clone();
+        let prepared: Vec<_> = entries
+            .into_iter()
+            .map(|entry| {
+                let entry = complete(entry, now);
+                entry.validate(&trust_domain).map(|()| entry)
+            })
+            .collect();
+        self.submit(prepared.len(), move |draft| {
+            let outcomes = prepared.iter().map(|entry| match entry {
+                Ok(entry) => create(draft, entry.clone()).map(|entry| Created { entry }),
+                Err(error) => Err(EntryWriteError::Invalid(error.clone())),
+            });
+            outcomes.collect()
+        })
+        .await
+    }
+
+    /// Writes the given fields of each entry and counts its revision number up.
+    ///
+    /// # Errors
+    /// When the store could not write any of them.
+    pub async fn update_entries(
+        &self,
+        patches: Vec<EntryPatch>,
+    ) -> Result<Vec<Result<Arc<Entry>, EntryWriteError>>, DatastoreError> {
+        let trust_domain = self.registry().trust_domain().clone();
+        self.submit(patches.len(), move |draft| {
+            patches
+                .iter()
+                .map(|patch| update(draft, patch, &trust_domain))
+                .collect()
+        })
+        .await
+    }
+
+    /// Deletes by ID; the item is the deleted entry.
+    ///
+    /// # Errors
+    /// When the store could not delete any of them.
+    pub async fn delete_entries(
+        &self,
+        ids: Vec<String>,
+    ) -> Result<Vec<Result<Arc<Entry>, EntryWriteError>>, DatastoreError> {
+        self.submit(ids.len(), move |draft| {
+            let outcomes = ids.iter().map(|id| {
+                let entry = draft.entry(id).ok_or(EntryWriteError::NotFound)?;
+                draft.delete(Kind::Entry, id);
+                Ok(entry)
+            });
+            outcomes.collect()
+        })
+        .await
+    }
+
+    /// Deletes what has expired before `now` and returns it.
+    ///
+    /// # Errors
+    /// When the store could not write.
+    pub async fn prune_entries(&self, now: SystemTime) -> Result<Vec<Arc<Entry>>, DatastoreError> {
+        let now = unix_seconds(now);
+        let expired = move |entry: &Entry| entry.expires_at != 0 && entry.expires_at < now;
+        // Most of the time there is nothing to do, and looking costs no transaction.
+        if !self
+            .registry()
+            .read()
+            .entries
+            .iter()
+            .any(|entry| expired(entry))
+        {
+            return Ok(Vec::new());
+        }
+        self.submit(1, move |draft| {
+            let pruned = draft.entries_where(expired);
+            for entry in &pruned {
+                draft.delete(Kind::Entry, &entry.id);
+            }
+            pruned
+        })
+        .await
+    }
+}
+
+/// Fills in what the creator left to the store.
+pub(super) fn complete(mut entry: Entry, now: i64) -> Entry {
+    if entry.id.is_empty() {
+        entry.id = Arc::from(uuid::Uuid::new_v4().to_string());
+    }
+    if entry.created_at == 0 {
+        entry.created_at = now;
+    }
+    entry
+}
+
+/// Creates a completed, valid entry.
+pub(super) fn create(
+    draft: &mut Draft<'_>,
+    mut entry: Entry,
+) -> Result<Arc<Entry>, EntryWriteError> {
+    if let Some(existing) = draft.similar(&entry) {
+        return Err(EntryWriteError::Similar(existing));
+    }
+    if draft.entry(&entry.id).is_some() {
+        return Err(EntryWriteError::IdTaken(entry.id.to_string()));
+    }
+    bundles_exist(draft, &entry)?;
+    if let Some(parent) = draft.committed().entries.known_parent(&entry.parent_id) {
+        // Siblings share the memory of their parent's name.
+        entry.parent_id = parent;
+    }
+    let entry = Arc::new(entry);
+    draft.put(Object::Entry(Arc::clone(&entry)));
+    Ok(entry)
+}
+
+fn update(
+    draft: &mut Draft<'_>,
+    patch: &EntryPatch,
+    trust_domain: &TrustDomain,
+) -> Result<Arc<Entry>, EntryWriteError> {
+    let current = draft.entry(&patch.id).ok_or(EntryWriteError::NotFound)?;
+    let mut entry = apply(&current, patch);
+    entry.validate(trust_domain)?;
+    if patch.federates_with.is_some() {
+        bundles_exist(draft, &entry)?;
+    }
+    if let Some(existing) = draft.similar(&entry)
+        && existing.id != entry.id
+    {
+        return Err(EntryWriteError::Similar(existing));
+    }
+    entry.revision_number += 1;
+    let entry = Arc::new(entry);
+    draft.put(Object::Entry(Arc::clone(&entry)));
+    Ok(entry)
+}
+
+fn apply(current: &Entry, patch: &EntryPatch) -> Entry {
+    macro_rules! patched {
+        ($($field:ident),*) => {
+            Entry {
+                id: Arc::clone(&current.id),
+                revision_number: current.revision_number,
+                created_at: current.created_at,
+                $($field: patch.$field.clone().unwrap_or_else(|| current.$field.clone())),*
+            }
+        };
+    }
+    patched!(
+        spiffe_id,
+        parent_id,
+        selectors,
+        x509_svid_ttl,
+        jwt_svid_ttl,
+        federates_with,
+        admin,
+        downstream,
+        store_svid,
+        expires_at,
+        dns_names,
+        hint,
+        disable_x509_svid_prefetch,
+        jwt_svid_include_jti
+    )
+}
+
+fn bundles_exist(draft: &Draft<'_>, entry: &Entry) -> Result<(), EntryWriteError> {
+    let mut seen = HashSet::new();
+    for trust_domain in &entry.federates_with {
+        if seen.insert(trust_domain) && draft.bundle(trust_domain).is_none() {
+            return Err(EntryWriteError::UnknownFederatedBundle(
+                trust_domain.clone(),
+            ));
+        }
+    }
+    Ok(())
+}

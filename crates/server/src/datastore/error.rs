@@ -1,0 +1,47 @@
+//! Why a store can't be opened or a write was not made. Item-level refusals are the operations' own types.
+
+use spiffe::trust_domain::TrustDomain;
+
+/// A fault of the store itself. Nothing of the operation is kept, unless the connection broke while the database
+/// was committing: then the next look at the database tells.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum DatastoreError {
+    #[error("the database is out of reach: {because}")]
+    Unavailable { because: String },
+    #[error("the database {at} is locked by another process")]
+    Locked { at: String },
+    #[error("no space left for the database {at}")]
+    Full { at: String },
+    #[error("the database refused: {because}")]
+    Refused { because: String },
+    #[error("can't open the database {at}: {because}")]
+    Open { at: String, because: String },
+    #[error("the database belongs to trust domain {stored}, not to {configured}")]
+    WrongTrustDomain {
+        stored: String,
+        configured: TrustDomain,
+    },
+    #[error(
+        "the database has schema {stored}, which needs a newer version than this one (schema {supported})"
+    )]
+    NewerSchema { stored: i64, supported: i64 },
+    #[error("the database {at} holds tables of another program: {table}")]
+    NotOurs { at: String, table: String },
+    #[error("the database holds something unreadable in table {table}, key {key}: {because}")]
+    Unreadable {
+        table: &'static str,
+        key: String,
+        because: String,
+    },
+    #[error("wrong database settings: {because}")]
+    Settings { because: String },
+    #[error("the datastore is closed")]
+    Closed,
+}
+
+impl DatastoreError {
+    /// Whether one write of a group may have caused it, so that the others succeed without it.
+    pub(super) fn is_about_content(&self) -> bool {
+        matches!(self, Self::Refused { .. } | Self::Unreadable { .. })
+    }
+}

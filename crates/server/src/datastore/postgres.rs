@@ -1,0 +1,440 @@
+//! PostgreSQL: one connection for the writer, one that listens for other servers' commits. A connection that breaks
+//! is made anew when it is next needed, not more often than a growing pause allows.
+
+mod connect;
+mod listen;
+mod options;
+mod tls;
+
+use std::future::Future;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::{StreamExt as _, pin_mut};
+use tokio::time::{Instant, timeout};
+use tokio_postgres::error::SqlState;
+use tokio_postgres::{Client, Row as SqlRow};
+
+use super::backend::{Found, Loader, Meta, Missed};
+use super::draft::Row;
+use super::error::DatastoreError;
+use super::schema::{
+    self, CHANNEL, Dialect, FOREIGN_TABLES, KEPT_REVISIONS, PRUNE_EVERY, READABLE_FROM, VERSION,
+};
+use crate::registry::Kind;
+use connect::Connector;
+use listen::Listener;
+
+/// The longest a single request to the database may take before its connection is given up.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+/// The longest time between two looks for other servers' commits, should a notification be lost.
+const POLL: Duration = Duration::from_secs(1);
+/// The first and the longest pause after a failed connection.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(15));
+/// Serialises the migrations of servers that start at once. "plastron" in ASCII, read as a number.
+const MIGRATION_LOCK: i64 = 0x706c_6173_7472_6f6e;
+
+/// Where the database is and how to prove who is who.
+#[derive(Clone)]
+pub struct PostgresConfig {
+    /// A URL (`postgres://…`) or libpq's `key=value` form. `sslmode` (disable, prefer, require, verify-ca,
+    /// verify-full), `sslrootcert`, `sslcert` and `sslkey` in it are understood; the fields below come first.
+    pub url: String,
+    pub root_ca_path: Option<PathBuf>,
+    pub client_cert_path: Option<PathBuf>,
+    pub client_key_path: Option<PathBuf>,
+}
+
+impl PostgresConfig {
+    pub fn new(url: impl Into<String>) -> Self {
+        Self {
+            url: url.into(),
+            root_ca_path: None,
+            client_cert_path: None,
+            client_key_path: None,
+        }
+    }
+}
+
+impl std::fmt::Debug for PostgresConfig {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // The URL may hold a password.
+        f.debug_struct("PostgresConfig")
+            .field("root_ca_path", &self.root_ca_path)
+            .finish_non_exhaustive()
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Postgres {
+    connector: Arc<Connector>,
+    listener: Listener,
+    client: Option<Client>,
+    pause: Duration,
+    not_before: Option<Instant>,
+    /// Why the last attempt to connect failed.
+    last_failure: String,
+}
+
+impl Postgres {
+    pub(super) async fn open(
+        config: PostgresConfig,
+        wanted: Meta,
+    ) -> Result<(Self, Meta), DatastoreError> {
+        let connector = Arc::new(Connector::new(&config)?);
+        let client = connector.connect().await?;
+        let meta = migrate(&client, &wanted, &connector).await?;
+        let listener = Listener::start(Arc::clone(&connector));
+        let postgres = Self {
+            connector,
+            listener,
+            client: Some(client),
+            pause: PAUSES.0,
+            not_before: None,
+            last_failure: String::new(),
+        };
+        Ok((postgres, meta))
+    }
+
+    /// The connection, made anew if it broke. Fails at once during the pause after a failure.
+    async fn client(&mut self) -> Result<&Client, DatastoreError> {
+        if self.client.as_ref().is_none_or(Client::is_closed) {
+            self.client = None;
+            if self.not_before.is_some_and(|time| Instant::now() < time) {
+                return Err(DatastoreError::Unavailable {
+                    because: self.last_failure.clone(),
+                });
+            }
+            match self.connector.connect().await {
+                Ok(client) => {
+                    tracing::info!("connected to the database again");
+                    self.pause = PAUSES.0;
+                    self.client = Some(client);
+                }
+                Err(error) => {
+                    self.not_before = Some(Instant::now() + self.pause);
+                    self.pause = (self.pause * 2).min(PAUSES.1);
+                    self.last_failure = error.to_string();
+                    return Err(error);
+                }
+            }
+        }
+        self.client.as_ref().ok_or(DatastoreError::Closed)
+    }
+
+    /// Ends whatever transaction an error left open, or gives the connection up.
+    async fn recover(&mut self) {
+        if let Some(client) = &self.client
+            && timed(client.batch_execute("ROLLBACK")).await.is_err()
+        {
+            self.client = None;
+        }
+    }
+
+    async fn recovered<T>(
+        &mut self,
+        result: Result<T, DatastoreError>,
+    ) -> Result<T, DatastoreError> {
+        if result.is_err() {
+            self.recover().await;
+        }
+        result
+    }
+
+    pub(super) async fn load(&mut self, loader: Loader) -> Result<Loader, DatastoreError> {
+        let loaded = load(self.client().await?, loader).await;
+        self.recovered(loaded).await
+    }
+
+    pub(super) async fn begin(&mut self, known: u64) -> Result<(u64, Missed), DatastoreError> {
+        let begun = begin(self.client().await?, known).await;
+        self.recovered(begun).await
+    }
+
+    pub(super) async fn commit(
+        &mut self,
+        revision: u64,
+        rows: &[Row],
+    ) -> Result<(), DatastoreError> {
+        // Not `client()`: a transaction does not outlive its connection.
+        let Some(client) = &self.client else {
+            return Err(DatastoreError::Unavailable {
+                because: "the connection broke".to_owned(),
+            });
+        };
+        let committed = commit(client, revision, rows).await;
+        self.recovered(committed).await
+    }
+
+    pub(super) async fn rollback(&mut self) {
+        self.recover().await;
+    }
+
+    pub(super) async fn missed(&mut self, known: u64) -> Result<Missed, DatastoreError> {
+        let client = self.client().await?;
+        // One cheap look outside any transaction: mostly there is nothing.
+        let current =
+            timed(client.query_one("SELECT revision FROM revision WHERE id = 1", &[])).await;
+        let missed = match current {
+            Ok(row) if unsigned(&row, 0)? == known => return Ok(Missed::Nothing),
+            Ok(_) => missed_in_snapshot(client, known).await,
+            Err(error) => Err(error),
+        };
+        self.recovered(missed).await
+    }
+
+    pub(super) async fn woken(&mut self, known: u64) {
+        drop(timeout(POLL, self.listener.heard_beyond(known)).await);
+    }
+}
+
+/// Waits for a request, not for ever.
+async fn timed<T>(
+    request: impl Future<Output = Result<T, tokio_postgres::Error>>,
+) -> Result<T, DatastoreError> {
+    match timeout(REQUEST_TIMEOUT, request).await {
+        Ok(result) => result.map_err(|error| fault(&error)),
+        Err(_elapsed) => Err(DatastoreError::Unavailable {
+            because: format!("no answer within {} s", REQUEST_TIMEOUT.as_secs()),
+        }),
+    }
+}
+
+fn fault(error: &tokio_postgres::Error) -> DatastoreError {
+    let Some(refusal) = error.as_db_error() else {
+        let because = std::error::Error::source(error)
+            .map_or_else(|| error.to_string(), |source| source.to_string());
+        return DatastoreError::Unavailable { because };
+    };
+    let because = format!("{} (SQLSTATE {})", refusal.message(), refusal.code().code());
+    match refusal.code() {
+        &SqlState::DISK_FULL => DatastoreError::Full { at: because },
+        &SqlState::LOCK_NOT_AVAILABLE => DatastoreError::Locked { at: because },
+        code if ["08", "53", "57", "58", "25", "40"]
+            .iter()
+            .any(|class| code.code().starts_with(class)) =>
+        {
+            DatastoreError::Unavailable { because }
+        }
+        _ => DatastoreError::Refused { because },
+    }
+}
+
+fn unsigned(row: &SqlRow, column: usize) -> Result<u64, DatastoreError> {
+    let value: i64 = row.try_get(column).map_err(|error| fault(&error))?;
+    Ok(u64::try_from(value).unwrap_or_default())
+}
+
+async fn begin(client: &Client, known: u64) -> Result<(u64, Missed), DatastoreError> {
+    timed(client.batch_execute("BEGIN")).await?;
+    let statement = "UPDATE revision SET revision = revision + 1 WHERE id = 1 RETURNING revision";
+    let row = timed(client.query_one(&prepared(client, statement).await?, &[])).await?;
+    let revision = unsigned(&row, 0)?;
+    let missed = missed(client, known, revision.saturating_sub(1)).await?;
+    Ok((revision, missed))
+}
+
+/// Prepares once per connection: the client keeps the statement while we hold the same text.
+async fn prepared(
+    client: &Client,
+    statement: &str,
+) -> Result<tokio_postgres::Statement, DatastoreError> {
+    timed(client.prepare(statement)).await
+}
+
+async fn missed_in_snapshot(client: &Client, known: u64) -> Result<Missed, DatastoreError> {
+    timed(client.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")).await?;
+    let row = timed(client.query_one("SELECT revision FROM revision WHERE id = 1", &[])).await?;
+    let missed = missed(client, known, unsigned(&row, 0)?).await?;
+    timed(client.batch_execute("COMMIT")).await?;
+    Ok(missed)
+}
+
+/// What was committed after `known` up to `current`, which must be what this transaction sees.
+async fn missed(client: &Client, known: u64, current: u64) -> Result<Missed, DatastoreError> {
+    if known == current {
+        return Ok(Missed::Nothing);
+    }
+    let oldest = timed(client.query_one("SELECT min(revision) FROM changes", &[])).await?;
+    let oldest: Option<i64> = oldest.try_get(0).map_err(|error| fault(&error))?;
+    let reaches_back =
+        oldest.is_some_and(|oldest| u64::try_from(oldest).is_ok_and(|oldest| oldest <= known + 1));
+    if known > current || !reaches_back {
+        return Ok(Missed::Everything);
+    }
+    let mut found = Vec::new();
+    for kind in Kind::ALL {
+        let table = kind.table();
+        let statement = format!(
+            "SELECT c.key, c.revision, t.row_number, t.body FROM \
+             (SELECT key, max(revision) AS revision FROM changes WHERE revision > $1 AND kind = '{table}' GROUP BY key) c \
+             LEFT JOIN {table} t ON t.key = c.key"
+        );
+        let known = i64::try_from(known).unwrap_or(i64::MAX);
+        for row in timed(client.query(&statement, &[&known])).await? {
+            let key: &str = row.try_get(0).map_err(|error| fault(&error))?;
+            let number: Option<i64> = row.try_get(2).map_err(|error| fault(&error))?;
+            let body: Option<String> = row.try_get(3).map_err(|error| fault(&error))?;
+            found.push(Found {
+                kind,
+                key: Arc::from(key),
+                revision: unsigned(&row, 1)?,
+                content: number.zip(body),
+            });
+        }
+    }
+    found.sort_by_key(|found| found.revision);
+    Ok(Missed::Changes {
+        revision: current,
+        found,
+    })
+}
+
+async fn commit(client: &Client, revision: u64, rows: &[Row]) -> Result<(), DatastoreError> {
+    let revision = i64::try_from(revision).unwrap_or(i64::MAX);
+    for kind in Kind::ALL {
+        let table = kind.table();
+        let gone: Vec<&str> = rows
+            .iter()
+            .filter(|row| row.kind == kind && row.body.is_none())
+            .map(|row| &*row.key)
+            .collect();
+        if !gone.is_empty() {
+            let statement = format!("DELETE FROM {table} WHERE key = ANY($1::text[])");
+            timed(client.execute(&statement, &[&gone])).await?;
+        }
+        let kept: Vec<&Row> = rows
+            .iter()
+            .filter(|row| row.kind == kind && row.body.is_some())
+            .collect();
+        if kept.is_empty() {
+            continue;
+        }
+        let keys: Vec<&str> = kept.iter().map(|row| &*row.key).collect();
+        let numbers: Vec<i64> = kept.iter().map(|row| row.row).collect();
+        let revisions = vec![revision; kept.len()];
+        let bodies: Vec<&str> = kept.iter().filter_map(|row| row.body.as_deref()).collect();
+        let likenesses: Vec<&str> = kept
+            .iter()
+            .filter_map(|row| row.likeness.as_deref())
+            .collect();
+        let statement = prepared(client, &schema::postgres_upsert(kind)).await?;
+        if kind == Kind::Entry {
+            timed(client.execute(
+                &statement,
+                &[&keys, &numbers, &revisions, &bodies, &likenesses],
+            ))
+            .await?;
+        } else {
+            timed(client.execute(&statement, &[&keys, &numbers, &revisions, &bodies])).await?;
+        }
+    }
+    let kinds: Vec<&str> = rows.iter().map(|row| row.kind.table()).collect();
+    let keys: Vec<&str> = rows.iter().map(|row| &*row.key).collect();
+    let log = "INSERT INTO changes (revision, kind, key) SELECT $1, * FROM unnest($2::text[], $3::text[])";
+    timed(client.execute(log, &[&revision, &kinds, &keys])).await?;
+    if revision.unsigned_abs().is_multiple_of(PRUNE_EVERY) {
+        let last = revision.saturating_sub_unsigned(KEPT_REVISIONS);
+        timed(client.execute("DELETE FROM changes WHERE revision <= $1", &[&last])).await?;
+    }
+    timed(client.batch_execute(&format!("NOTIFY {CHANNEL}, '{revision}'; COMMIT"))).await
+}
+
+async fn load(client: &Client, mut loader: Loader) -> Result<Loader, DatastoreError> {
+    let snapshot =
+        "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL statement_timeout = 0";
+    timed(client.batch_execute(snapshot)).await?;
+    let row = timed(client.query_one("SELECT revision FROM revision WHERE id = 1", &[])).await?;
+    let revision = unsigned(&row, 0)?;
+    for kind in Kind::ALL {
+        if kind == Kind::Entry {
+            let count = timed(client.query_one("SELECT count(*) FROM entries", &[])).await?;
+            loader
+                .state
+                .entries
+                .reserve(usize::try_from(unsigned(&count, 0)?).unwrap_or_default());
+        }
+        let statement = format!(
+            "SELECT row_number, key, body FROM {} ORDER BY row_number",
+            kind.table()
+        );
+        let no_parameters: [&str; 0] = [];
+        let rows = timed(client.query_raw(&statement, no_parameters)).await?;
+        pin_mut!(rows);
+        while let Some(row) = rows.next().await {
+            let row = row.map_err(|error| fault(&error))?;
+            let read = |error| fault(&error);
+            let (number, key, body) = (
+                row.try_get(0).map_err(read)?,
+                row.try_get(1).map_err(read)?,
+                row.try_get(2).map_err(read)?,
+            );
+            loader.accept(kind, number, key, body)?;
+        }
+    }
+    timed(client.batch_execute("COMMIT")).await?;
+    loader.state.starts_at(revision);
+    Ok(loader)
+}
+
+async fn migrate(
+    client: &Client,
+    wanted: &Meta,
+    connector: &Connector,
+) -> Result<Meta, DatastoreError> {
+    let lock = format!("BEGIN; SELECT pg_advisory_xact_lock({MIGRATION_LOCK})");
+    timed(client.batch_execute(&lock)).await?;
+    let has_table = async |name: &str| {
+        let row =
+            timed(client.query_one("SELECT to_regclass($1::text) IS NOT NULL", &[&name])).await?;
+        row.try_get::<_, bool>(0).map_err(|error| fault(&error))
+    };
+    let value = async |name: &str| {
+        let row =
+            timed(client.query_opt("SELECT value FROM meta WHERE name = $1", &[&name])).await?;
+        row.map(|row| row.try_get::<_, String>(0))
+            .transpose()
+            .map_err(|error| fault(&error))
+    };
+    let mut version = 0;
+    if has_table("meta").await? {
+        let number =
+            |text: Option<String>| text.and_then(|text| text.parse().ok()).unwrap_or(i64::MAX);
+        version = number(value("schema_version").await?);
+        if number(value("readable_from").await?) > VERSION {
+            return Err(DatastoreError::NewerSchema {
+                stored: version,
+                supported: VERSION,
+            });
+        }
+    } else {
+        for table in FOREIGN_TABLES {
+            if has_table(table).await? {
+                return Err(DatastoreError::NotOurs {
+                    at: connector.at(),
+                    table: table.to_owned(),
+                });
+            }
+        }
+    }
+    if version < VERSION {
+        while let Some(statements) = schema::migration(Dialect::Postgres, version) {
+            timed(client.batch_execute(statements)).await?;
+            version += 1;
+        }
+        let set = "INSERT INTO meta (name, value) VALUES ($1, $2) ON CONFLICT (name) DO UPDATE SET value = excluded.value";
+        let keep = "INSERT INTO meta (name, value) VALUES ($1, $2) ON CONFLICT (name) DO NOTHING";
+        let (version, readable) = (VERSION.to_string(), READABLE_FROM.to_string());
+        timed(client.execute(set, &[&"schema_version", &version])).await?;
+        timed(client.execute(set, &[&"readable_from", &readable])).await?;
+        timed(client.execute(keep, &[&"trust_domain", &wanted.trust_domain])).await?;
+        timed(client.execute(keep, &[&"epoch", &wanted.epoch])).await?;
+    }
+    let meta = Meta {
+        trust_domain: value("trust_domain").await?.unwrap_or_default(),
+        epoch: value("epoch").await?.unwrap_or_default(),
+    };
+    timed(client.batch_execute("COMMIT")).await?;
+    Ok(meta)
+}

@@ -1,0 +1,92 @@
+//! Listens for the commits of other servers, on a connection that does nothing else.
+
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio_postgres::AsyncMessage;
+
+use super::connect::Connector;
+use super::{CHANNEL, DatastoreError, PAUSES, timed};
+
+/// Stops listening when dropped.
+#[derive(Debug)]
+pub(super) struct Listener {
+    heard: watch::Receiver<u64>,
+    task: JoinHandle<()>,
+}
+
+impl Listener {
+    pub(super) fn start(connector: Arc<Connector>) -> Self {
+        let (hear, heard) = watch::channel(0);
+        let task = tokio::spawn(async move {
+            let mut pause = PAUSES.0;
+            loop {
+                let began = tokio::time::Instant::now();
+                if let Err(error) = listen(&connector, &hear).await {
+                    tracing::warn!(%error, "not told of other servers' commits for now; asking instead");
+                }
+                if began.elapsed() > PAUSES.1 {
+                    pause = PAUSES.0;
+                }
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(PAUSES.1);
+            }
+        });
+        Self { heard, task }
+    }
+
+    /// Returns when a revision after `known` was announced.
+    pub(super) async fn heard_beyond(&mut self, known: u64) {
+        if self
+            .heard
+            .wait_for(|revision| *revision > known)
+            .await
+            .is_err()
+        {
+            // The task is gone: the caller's own time limit wakes it.
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn listen(connector: &Connector, hear: &watch::Sender<u64>) -> Result<(), DatastoreError> {
+    let (client, mut connection) = connector.raw().await?;
+    let messages = async {
+        loop {
+            match poll_fn(|context| connection.poll_message(context)).await {
+                Some(Ok(AsyncMessage::Notification(told))) => {
+                    let revision = told.payload().parse().unwrap_or(u64::MAX);
+                    hear.send_if_modified(|latest| {
+                        let newer = revision > *latest;
+                        *latest = revision.max(*latest);
+                        newer
+                    });
+                }
+                Some(Ok(_)) => {}
+                Some(Err(error)) => return Err(super::fault(&error)),
+                None => return Ok(()),
+            }
+        }
+    };
+    let keep = async {
+        timed(client.batch_execute(&format!("LISTEN {CHANNEL}"))).await?;
+        // A connection that says nothing for long may be dead: ask now and then.
+        loop {
+            tokio::time::sleep(Duration::from_secs(30)).await;
+            timed(client.batch_execute("")).await?;
+        }
+    };
+    tokio::select! {
+        ended = messages => ended,
+        failed = keep => failed,
+    }
+}

@@ -1,0 +1,111 @@
+//! How a bundle lies in a row: each authority's DER and whether it is tainted.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde::{Deserialize, Serialize};
+use spiffe::bundle::{Bundle, JwtAuthority, X509Authority};
+use spiffe::key::PublicKey;
+use spiffe::trust_domain::TrustDomain;
+use spiffe::x509::Certificate;
+
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct StoredBundle {
+    x509_authorities: Vec<StoredX509Authority>,
+    jwt_authorities: Vec<StoredJwtAuthority>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    wit_authorities: Vec<StoredJwtAuthority>,
+    refresh_hint: i64,
+    sequence_number: u64,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct StoredX509Authority {
+    /// Base64.
+    der: String,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    tainted: bool,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct StoredJwtAuthority {
+    key_id: String,
+    /// The SubjectPublicKeyInfo, base64.
+    public_key: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    expires_at: Option<i64>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    tainted: bool,
+}
+
+impl From<&JwtAuthority> for StoredJwtAuthority {
+    fn from(authority: &JwtAuthority) -> Self {
+        Self {
+            key_id: authority.key_id.clone(),
+            public_key: STANDARD.encode(authority.public_key.spki_der()),
+            expires_at: authority.expires_at,
+            tainted: authority.tainted,
+        }
+    }
+}
+
+impl StoredJwtAuthority {
+    fn into_authority(self) -> Result<JwtAuthority, String> {
+        let der = STANDARD
+            .decode(&self.public_key)
+            .map_err(|e| e.to_string())?;
+        Ok(JwtAuthority {
+            public_key: PublicKey::from_spki_der(&der)
+                .map_err(|e| format!("key {}: {e}", self.key_id))?,
+            key_id: self.key_id,
+            expires_at: self.expires_at,
+            tainted: self.tainted,
+        })
+    }
+}
+
+impl From<&Bundle> for StoredBundle {
+    fn from(bundle: &Bundle) -> Self {
+        let x509 = bundle
+            .x509_authorities
+            .iter()
+            .map(|authority| StoredX509Authority {
+                der: STANDARD.encode(authority.certificate.der()),
+                tainted: authority.tainted,
+            });
+        Self {
+            x509_authorities: x509.collect(),
+            jwt_authorities: bundle.jwt_authorities.iter().map(Into::into).collect(),
+            wit_authorities: bundle.wit_authorities.iter().map(Into::into).collect(),
+            refresh_hint: bundle.refresh_hint,
+            sequence_number: bundle.sequence_number,
+        }
+    }
+}
+
+impl StoredBundle {
+    pub(super) fn into_bundle(self, trust_domain: TrustDomain) -> Result<Bundle, String> {
+        let x509 = self.x509_authorities.into_iter().map(|stored| {
+            let der = STANDARD.decode(&stored.der).map_err(|e| e.to_string())?;
+            let certificate = Certificate::from_der(&der).map_err(|e| e.to_string())?;
+            Ok::<_, String>(X509Authority {
+                certificate,
+                tainted: stored.tainted,
+            })
+        });
+        let keys = |stored: Vec<StoredJwtAuthority>| {
+            stored
+                .into_iter()
+                .map(StoredJwtAuthority::into_authority)
+                .collect::<Result<Vec<_>, _>>()
+        };
+        Ok(Bundle {
+            trust_domain,
+            x509_authorities: x509.collect::<Result<_, _>>()?,
+            jwt_authorities: keys(self.jwt_authorities)?,
+            wit_authorities: keys(self.wit_authorities)?,
+            refresh_hint: self.refresh_hint,
+            sequence_number: self.sequence_number,
+        })
+    }
+}

@@ -1,0 +1,276 @@
+//! The server's working state in memory: every read is answered here, without the database and without waiting.
+//! Built from one snapshot of the store, then changed only by committed writes, in commit order; two registries at
+//! the same revision of one store are equal. Does not read or write the store: `datastore` feeds it.
+
+mod agents;
+mod authorized;
+mod changes;
+mod entries;
+mod group;
+mod listing;
+mod records;
+mod state;
+#[cfg(test)]
+mod tests;
+
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use spiffe::bundle::Bundle;
+use spiffe::clock::{Clock, unix_seconds};
+use spiffe::entry::Entry;
+use spiffe::id::SpiffeId;
+use spiffe::selector::SelectorSet;
+use spiffe::trust_domain::TrustDomain;
+use tokio::sync::watch;
+
+use authorized::Node;
+use listing::Gathering;
+
+pub use listing::{AgentFilter, BadPageToken, EntryFilter, Listing, Page, SetMatch};
+pub(crate) use records::Write;
+pub use records::{
+    Agent, AgentPatch, BundleEndpointProfile, Change, FederationRelationship, JoinTokenRecord,
+    Journal, Kind, Lease, Object,
+};
+pub(crate) use state::State;
+
+/// Entries looked at before the lock is given back during a long scan.
+const SCAN_BUDGET: usize = 8_192;
+
+/// The state and who is told of its revisions. Reads take a shared lock for microseconds.
+#[derive(Debug)]
+pub struct Registry {
+    state: RwLock<State>,
+    revision: watch::Sender<u64>,
+    trust_domain: TrustDomain,
+    epoch: String,
+    clock: Arc<dyn Clock>,
+}
+
+impl Registry {
+    pub(crate) fn new(
+        state: State,
+        trust_domain: TrustDomain,
+        epoch: String,
+        clock: Arc<dyn Clock>,
+    ) -> Self {
+        let revision = watch::Sender::new(state.revision);
+        Self {
+            state: RwLock::new(state),
+            revision,
+            trust_domain,
+            epoch,
+            clock,
+        }
+    }
+
+    pub fn trust_domain(&self) -> &TrustDomain {
+        &self.trust_domain
+    }
+
+    /// Names the store's history: a cursor of another epoch means nothing here.
+    pub fn epoch(&self) -> &str {
+        &self.epoch
+    }
+
+    /// The revision that reads now show.
+    pub fn revision(&self) -> u64 {
+        self.read().revision
+    }
+
+    /// Told of each new revision. Late readers see the latest only.
+    pub fn subscribe(&self) -> watch::Receiver<u64> {
+        self.revision.subscribe()
+    }
+
+    /// The changes after `revision` in commit order, or `None` when the reader must start over: too far behind, or
+    /// ahead of this store.
+    pub fn changes_since(&self, revision: u64) -> Option<Vec<Change>> {
+        let state = self.read();
+        if revision > state.revision {
+            None
+        } else {
+            state.changes.since(revision)
+        }
+    }
+
+    pub fn entry(&self, id: &str) -> Option<Arc<Entry>> {
+        self.read()
+            .entries
+            .get(id)
+            .map(|slot| Arc::clone(&slot.entry))
+    }
+
+    /// Lists entries in the order of their creation. A page costs what it holds, wherever it starts.
+    pub fn entries(
+        &self,
+        filter: &EntryFilter,
+        page: &Page,
+    ) -> Result<Listing<Arc<Entry>>, BadPageToken> {
+        let mut gathering = Gathering::new(page);
+        let mut after = Some(page.after()?);
+        while let Some(row) = after {
+            after = self
+                .read()
+                .entries
+                .scan(filter, row, SCAN_BUDGET, &mut gathering);
+        }
+        Ok(gathering.finish())
+    }
+
+    pub fn entry_count(&self, filter: &EntryFilter) -> usize {
+        if filter.is_empty() {
+            return self.read().entries.len();
+        }
+        // An unpaged listing has no token that could be wrong.
+        self.entries(filter, &Page::default())
+            .map_or(0, |listing| listing.items.len())
+    }
+
+    /// Entries that give `id`, the expired among them: for the admin and downstream look-ups.
+    pub fn entries_for_spiffe_id(&self, id: &SpiffeId) -> Vec<Arc<Entry>> {
+        self.read().entries.with_spiffe_id(id).cloned().collect()
+    }
+
+    /// The first unexpired entry that gives `id` and pleases `wanted`.
+    pub fn find_entry_for(
+        &self,
+        id: &SpiffeId,
+        wanted: impl Fn(&Entry) -> bool,
+    ) -> Option<Arc<Entry>> {
+        let now = self.now();
+        let state = self.read();
+        state
+            .entries
+            .with_spiffe_id(id)
+            .find(|entry| (entry.expires_at == 0 || entry.expires_at > now) && wanted(entry))
+            .cloned()
+    }
+
+    /// Every unexpired entry the agent may have, in no particular order. Uses the selectors of the attested node.
+    pub fn authorized_entries(&self, agent: &SpiffeId) -> Vec<Arc<Entry>> {
+        let now = self.now();
+        let state = self.read();
+        let none = SelectorSet::default();
+        let selectors = state
+            .agents
+            .get(agent)
+            .map_or(&none, |agent| &agent.selectors);
+        state.entries.authorized(Node {
+            id: agent,
+            selectors,
+            now,
+        })
+    }
+
+    /// Whether the agent may have this entry, looking at its parent, not at whether it is registered: also right
+    /// for the former self of an entry in a [`Change`].
+    pub fn authorizes(&self, agent: &SpiffeId, entry: &Entry) -> bool {
+        let now = self.now();
+        let state = self.read();
+        let none = SelectorSet::default();
+        let selectors = state
+            .agents
+            .get(agent)
+            .map_or(&none, |agent| &agent.selectors);
+        state.entries.authorizes(
+            Node {
+                id: agent,
+                selectors,
+                now,
+            },
+            entry,
+        )
+    }
+
+    /// The entry, if it is registered and the agent may have it.
+    pub fn authorized_entry(&self, agent: &SpiffeId, entry_id: &str) -> Option<Arc<Entry>> {
+        let now = self.now();
+        let state = self.read();
+        let none = SelectorSet::default();
+        let selectors = state
+            .agents
+            .get(agent)
+            .map_or(&none, |agent| &agent.selectors);
+        let entry = &state.entries.get(entry_id)?.entry;
+        state
+            .entries
+            .authorizes(
+                Node {
+                    id: agent,
+                    selectors,
+                    now,
+                },
+                entry,
+            )
+            .then(|| Arc::clone(entry))
+    }
+
+    pub fn agent(&self, id: &SpiffeId) -> Option<Arc<Agent>> {
+        self.read().agents.get(id).cloned()
+    }
+
+    pub fn agents(
+        &self,
+        filter: &AgentFilter,
+        page: &Page,
+    ) -> Result<Listing<Arc<Agent>>, BadPageToken> {
+        self.read().agents.list(filter, page)
+    }
+
+    pub fn agent_count(&self, filter: &AgentFilter) -> usize {
+        self.read().agents.count(filter)
+    }
+
+    pub fn bundle(&self, trust_domain: &TrustDomain) -> Option<Arc<Bundle>> {
+        self.read().bundles.get(trust_domain).cloned()
+    }
+
+    /// All bundles, the own one included, by trust domain.
+    pub fn bundles(&self) -> Vec<Arc<Bundle>> {
+        self.read().bundles.values().cloned().collect()
+    }
+
+    pub fn federation_relationship(
+        &self,
+        trust_domain: &TrustDomain,
+    ) -> Option<Arc<FederationRelationship>> {
+        self.read().relationships.get(trust_domain).cloned()
+    }
+
+    /// All relationships, by trust domain.
+    pub fn federation_relationships(&self) -> Vec<Arc<FederationRelationship>> {
+        self.read().relationships.values().cloned().collect()
+    }
+
+    pub fn journals(&self) -> Vec<Arc<Journal>> {
+        self.read().journals.values().cloned().collect()
+    }
+
+    pub(crate) fn read(&self) -> RwLockReadGuard<'_, State> {
+        self.state.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Applies the writes of commits up to `revision`, then tells the subscribers.
+    pub(crate) fn apply(&self, revision: u64, writes: Vec<Write>) {
+        self.write().apply(revision, writes);
+        self.revision.send_replace(revision);
+    }
+
+    /// Starts over from a snapshot, because the way to it is unknown.
+    pub(crate) fn replace(&self, state: State) {
+        let revision = state.revision;
+        let old = std::mem::replace(&mut *self.write(), state);
+        // A million entries take a while to free: not under the lock.
+        drop(old);
+        self.revision.send_replace(revision);
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, State> {
+        self.state.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn now(&self) -> i64 {
+        unix_seconds(self.clock.now())
+    }
+}

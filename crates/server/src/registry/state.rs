@@ -1,0 +1,150 @@
+//! The whole working state at one revision. Changed only by committed writes, in commit order.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use spiffe::bundle::Bundle;
+use spiffe::id::SpiffeId;
+use spiffe::trust_domain::TrustDomain;
+
+use super::agents::AgentTable;
+use super::changes::ChangeLog;
+use super::entries::EntryTable;
+use super::records::{
+    Change, FederationRelationship, JoinTokenRecord, Journal, Kind, Lease, Object, Write,
+};
+
+#[derive(Debug)]
+pub(crate) struct State {
+    pub(crate) revision: u64,
+    pub(crate) entries: EntryTable,
+    pub(crate) agents: AgentTable,
+    pub(crate) bundles: BTreeMap<TrustDomain, Arc<Bundle>>,
+    pub(crate) relationships: BTreeMap<TrustDomain, Arc<FederationRelationship>>,
+    pub(crate) tokens: HashMap<String, Arc<JoinTokenRecord>>,
+    pub(crate) journals: BTreeMap<String, Arc<Journal>>,
+    pub(crate) leases: BTreeMap<String, Arc<Lease>>,
+    pub(crate) changes: ChangeLog,
+}
+
+impl State {
+    pub(crate) fn empty(trust_domain: &TrustDomain, revision: u64) -> Self {
+        Self {
+            revision,
+            entries: EntryTable::new(SpiffeId::server(trust_domain)),
+            agents: AgentTable::default(),
+            bundles: BTreeMap::new(),
+            relationships: BTreeMap::new(),
+            tokens: HashMap::new(),
+            journals: BTreeMap::new(),
+            leases: BTreeMap::new(),
+            changes: ChangeLog::starting_at(revision),
+        }
+    }
+
+    pub(crate) fn get(&self, kind: Kind, key: &str) -> Option<Object> {
+        match kind {
+            Kind::Entry => self
+                .entries
+                .get(key)
+                .map(|slot| Object::Entry(Arc::clone(&slot.entry))),
+            Kind::Agent => {
+                let id = SpiffeId::parse(key).ok()?;
+                self.agents.get(&id).cloned().map(Object::Agent)
+            }
+            Kind::Bundle => {
+                let name = TrustDomain::parse(key).ok()?;
+                self.bundles.get(&name).cloned().map(Object::Bundle)
+            }
+            Kind::FederationRelationship => {
+                let name = TrustDomain::parse(key).ok()?;
+                self.relationships
+                    .get(&name)
+                    .cloned()
+                    .map(Object::FederationRelationship)
+            }
+            Kind::JoinToken => self.tokens.get(key).cloned().map(Object::JoinToken),
+            Kind::Journal => self.journals.get(key).cloned().map(Object::Journal),
+            Kind::Lease => self.leases.get(key).cloned().map(Object::Lease),
+        }
+    }
+
+    /// Inserts or replaces one object, without a word in the change log. Returns the former one.
+    pub(crate) fn put(&mut self, row: i64, object: Object) -> Option<Object> {
+        match object {
+            Object::Entry(entry) => self.entries.put(row, entry).map(Object::Entry),
+            Object::Agent(agent) => self.agents.put(row, agent).map(Object::Agent),
+            Object::Bundle(bundle) => self
+                .bundles
+                .insert(bundle.trust_domain.clone(), bundle)
+                .map(Object::Bundle),
+            Object::FederationRelationship(relationship) => self
+                .relationships
+                .insert(relationship.trust_domain.clone(), relationship)
+                .map(Object::FederationRelationship),
+            Object::JoinToken(token) => self
+                .tokens
+                .insert(token.digest.clone(), token)
+                .map(Object::JoinToken),
+            Object::Journal(journal) => self
+                .journals
+                .insert(journal.id.clone(), journal)
+                .map(Object::Journal),
+            Object::Lease(lease) => self
+                .leases
+                .insert(lease.name.clone(), lease)
+                .map(Object::Lease),
+        }
+    }
+
+    fn remove(&mut self, kind: Kind, key: &str) -> Option<Object> {
+        match kind {
+            Kind::Entry => self
+                .entries
+                .remove(key)
+                .map(|slot| Object::Entry(slot.entry)),
+            Kind::Agent => self
+                .agents
+                .remove(&SpiffeId::parse(key).ok()?)
+                .map(Object::Agent),
+            Kind::Bundle => self
+                .bundles
+                .remove(&TrustDomain::parse(key).ok()?)
+                .map(Object::Bundle),
+            Kind::FederationRelationship => self
+                .relationships
+                .remove(&TrustDomain::parse(key).ok()?)
+                .map(Object::FederationRelationship),
+            Kind::JoinToken => self.tokens.remove(key).map(Object::JoinToken),
+            Kind::Journal => self.journals.remove(key).map(Object::Journal),
+            Kind::Lease => self.leases.remove(key).map(Object::Lease),
+        }
+    }
+
+    /// Ends a load: this state is the snapshot at `revision`.
+    pub(crate) fn starts_at(&mut self, revision: u64) {
+        self.revision = revision;
+        self.changes = ChangeLog::starting_at(revision);
+    }
+
+    /// Moves to `revision` by the writes that lead there.
+    pub(crate) fn apply(&mut self, revision: u64, writes: Vec<Write>) {
+        for write in writes {
+            let new = write.object.clone();
+            let old = match write.object {
+                Some(object) => self.put(write.row, object),
+                None => self.remove(write.kind, &write.key),
+            };
+            if old != new {
+                self.changes.push(Change {
+                    revision: write.revision,
+                    kind: write.kind,
+                    key: write.key,
+                    old,
+                    new,
+                });
+            }
+        }
+        self.revision = revision;
+    }
+}
