@@ -88,7 +88,7 @@ impl Datastore {
                 return write(draft, bundle.clone());
             };
             let mut merged = Bundle::clone(&stored);
-            if !merge(&mut merged, &bundle) {
+            if !merged.append(&bundle) {
                 return stored;
             }
             merged.sequence_number += 1;
@@ -368,34 +368,6 @@ pub(super) fn masked(stored: &Bundle, new: &Bundle, mask: BundleMask) -> Bundle 
         bundle.sequence_number = new.sequence_number;
     }
     bundle
-}
-
-/// Adds what is missing. A key ID that is known keeps its key: an append never replaces an authority.
-fn merge(bundle: &mut Bundle, other: &Bundle) -> bool {
-    let mut changed = false;
-    for authority in &other.x509_authorities {
-        if bundle
-            .x509_authorities
-            .iter()
-            .all(|known| known.certificate.der() != authority.certificate.der())
-        {
-            bundle.x509_authorities.push(authority.clone());
-            changed = true;
-        }
-    }
-    let pairs = [
-        (&mut bundle.jwt_authorities, &other.jwt_authorities),
-        (&mut bundle.wit_authorities, &other.wit_authorities),
-    ];
-    for (known, new) in pairs {
-        for authority in new {
-            if known.iter().all(|known| known.key_id != authority.key_id) {
-                known.push(authority.clone());
-                changed = true;
-            }
-        }
-    }
-    changed
 }
 
 fn has_key_id(authority: &X509Authority, lower_hex: &str) -> bool {
