@@ -2,6 +2,7 @@
 //! that a message must pass to become a value, with SPIRE's error texts; clients match on them. Must not decide
 //! what a caller may do with the value.
 
+mod bundle;
 mod entry;
 #[cfg(test)]
 mod tests;
@@ -10,6 +11,11 @@ use spiffe::{
     IdError, Selector, SelectorError, SelectorSet, SpiffeId, TrustDomain, entry::DnsNameError,
 };
 
+pub use bundle::{
+    bundle_from_caller, bundle_from_wire, bundle_to_wire, jwt_authorities_from_wire,
+    jwt_authority_to_wire, mask_bundle, wit_authorities_from_wire, wit_authority_to_wire,
+    x509_authorities_from_wire, x509_authority_to_wire,
+};
 pub use entry::{
     EntryFields, agent_entry_mask, entry_fields_from_wire, entry_from_wire, entry_to_wire,
     new_entry_from_wire,
@@ -66,6 +72,15 @@ pub enum ConvertError {
     /// Longer than 1024 bytes.
     #[error("hint is too long, max length is 1024 characters")]
     HintTooLong,
+    /// SPIRE: `pkg/server/api/bundle.go`.
+    #[error("no bundle provided")]
+    MissingBundle,
+    /// A JWT or WIT authority without a name.
+    #[error("missing key ID")]
+    MissingKeyId,
+    /// A certificate or public key that cannot be read.
+    #[error("{0}")]
+    Authority(String),
 }
 
 impl ConvertError {

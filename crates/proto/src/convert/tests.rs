@@ -1,5 +1,7 @@
 //! Messages that become values, and with which words the others are refused.
 
+mod bundles;
+
 use spiffe::{Entry, Selector, SpiffeId, TrustDomain};
 
 use super::{
