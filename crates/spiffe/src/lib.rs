@@ -18,6 +18,7 @@ pub mod secret;
 pub mod selector;
 pub mod socket_addr;
 pub mod svid;
+pub mod tls;
 pub mod trust_domain;
 pub mod x509;
 

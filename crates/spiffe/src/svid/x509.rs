@@ -232,7 +232,7 @@ pub fn verify_svid_for(
 }
 
 /// The SPIFFE ID of a leaf that has the form of an X509-SVID (X509-SVID §5.2).
-fn leaf_id(leaf: &Certificate) -> Result<SpiffeId, X509SvidError> {
+pub(crate) fn leaf_id(leaf: &Certificate) -> Result<SpiffeId, X509SvidError> {
     let [uri] = leaf.uris() else {
         return Err(X509SvidError::UriCount(leaf.uris().len()));
     };

@@ -1,0 +1,258 @@
+//! The verifiers rustls calls: each hands the chain to X509-SVID verification and says whether the peer is one
+//! we want.
+
+use super::crypto_provider;
+use crate::clock::from_unix;
+use crate::id::SpiffeId;
+use crate::svid::x509::{BundleSource, Purpose, VerifiedX509Svid, X509SvidError, verify_svid_for};
+use crate::trust_domain::TrustDomain;
+use crate::x509::PathError;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::{
+    CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, SignatureScheme,
+};
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+use std::fmt;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+/// Which peers we want.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Expected {
+    /// Exactly this one.
+    Id(SpiffeId),
+    /// One of these.
+    OneOf(Vec<SpiffeId>),
+    /// Anyone of this trust domain.
+    MemberOf(TrustDomain),
+    /// Anyone whose trust domain we have a bundle of.
+    Any,
+}
+
+impl Expected {
+    /// Whether `id` is wanted.
+    #[must_use]
+    pub fn accepts(&self, id: &SpiffeId) -> bool {
+        match self {
+            Self::Id(wanted) => id == wanted,
+            Self::OneOf(wanted) => wanted.contains(id),
+            Self::MemberOf(trust_domain) => id.is_member_of(trust_domain),
+            Self::Any => true,
+        }
+    }
+}
+
+/// A peer that is proved to be somebody else than we wanted.
+#[derive(Debug, thiserror::Error)]
+#[error("unexpected peer {0}")]
+struct Unexpected(SpiffeId);
+
+/// Verifies servers, on the connecting side.
+#[derive(Debug)]
+pub struct SpiffeServerVerifier {
+    expected: Expected,
+    /// `None`: trust on first use.
+    bundles: Option<Arc<dyn BundleSource>>,
+    algorithms: WebPkiSupportedAlgorithms,
+}
+
+impl SpiffeServerVerifier {
+    /// Accepts `expected` servers whose SVID verifies.
+    #[must_use]
+    pub fn new(expected: Expected, bundles: Arc<dyn BundleSource>) -> Self {
+        Self {
+            expected,
+            bundles: Some(bundles),
+            algorithms: algorithms(),
+        }
+    }
+
+    /// Accepts whoever shows a certificate that names an `expected` server, without asking who issued it. Only
+    /// for a first contact the operator has declared insecure; what is learnt from it replaces this verifier.
+    #[must_use]
+    pub fn trust_on_first_use(expected: Expected) -> Self {
+        Self {
+            expected,
+            bundles: None,
+            algorithms: algorithms(),
+        }
+    }
+}
+
+impl ServerCertVerifier for SpiffeServerVerifier {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        let peer = match &self.bundles {
+            Some(bundles) => verify_chain(
+                Purpose::Server,
+                end_entity,
+                intermediates,
+                bundles.as_ref(),
+                now,
+            ),
+            None => super::peer_svid(std::slice::from_ref(end_entity)),
+        };
+        let peer = peer.map_err(refusal)?;
+        if !self.expected.accepts(&peer.id) {
+            return Err(other(Unexpected(peer.id)));
+        }
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls12_signature(message, cert, dss, &self.algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls13_signature(message, cert, dss, &self.algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.algorithms.supported_schemes()
+    }
+}
+
+/// Verifies clients, on the accepting side: of any trust domain there is a bundle of. Whether a client must
+/// show a certificate at all is chosen on construction; one that is shown must verify.
+#[derive(Debug)]
+pub struct SpiffeClientVerifier {
+    expected: Expected,
+    bundles: Arc<dyn BundleSource>,
+    mandatory: bool,
+    algorithms: WebPkiSupportedAlgorithms,
+}
+
+impl SpiffeClientVerifier {
+    /// A client may come without a certificate.
+    #[must_use]
+    pub fn optional(bundles: Arc<dyn BundleSource>) -> Self {
+        Self {
+            expected: Expected::Any,
+            bundles,
+            mandatory: false,
+            algorithms: algorithms(),
+        }
+    }
+
+    /// A client must be `expected`.
+    #[must_use]
+    pub fn required(expected: Expected, bundles: Arc<dyn BundleSource>) -> Self {
+        Self {
+            expected,
+            bundles,
+            mandatory: true,
+            algorithms: algorithms(),
+        }
+    }
+}
+
+impl ClientCertVerifier for SpiffeClientVerifier {
+    fn client_auth_mandatory(&self) -> bool {
+        self.mandatory
+    }
+
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &[]
+    }
+
+    fn verify_client_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, Error> {
+        let peer = verify_chain(
+            Purpose::Client,
+            end_entity,
+            intermediates,
+            self.bundles.as_ref(),
+            now,
+        );
+        let peer = peer.map_err(refusal)?;
+        if !self.expected.accepts(&peer.id) {
+            return Err(other(Unexpected(peer.id)));
+        }
+        Ok(ClientCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls12_signature(message, cert, dss, &self.algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls13_signature(message, cert, dss, &self.algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.algorithms.supported_schemes()
+    }
+}
+
+fn verify_chain(
+    purpose: Purpose,
+    end_entity: &CertificateDer<'_>,
+    intermediates: &[CertificateDer<'_>],
+    bundles: &dyn BundleSource,
+    now: UnixTime,
+) -> Result<VerifiedX509Svid, X509SvidError> {
+    let chain: Vec<&[u8]> = std::iter::once(end_entity)
+        .chain(intermediates)
+        .map(|certificate| certificate.as_ref())
+        .collect();
+    verify_svid_for(purpose, &chain, bundles, moment(now))
+}
+
+fn moment(now: UnixTime) -> SystemTime {
+    from_unix(i64::try_from(now.as_secs()).unwrap_or(i64::MAX))
+}
+
+fn algorithms() -> WebPkiSupportedAlgorithms {
+    crypto_provider(super::KeyExchange::default()).signature_verification_algorithms
+}
+
+/// The refusal as rustls reports it, so that the peer gets the alert that says why.
+fn refusal(fault: X509SvidError) -> Error {
+    let known = match &fault {
+        X509SvidError::Path(PathError::Expired) => CertificateError::Expired,
+        X509SvidError::Path(PathError::NotYetValid) => CertificateError::NotValidYet,
+        X509SvidError::Path(PathError::UnknownIssuer)
+        | X509SvidError::NoBundle(_)
+        | X509SvidError::EmptyBundle(_) => CertificateError::UnknownIssuer,
+        X509SvidError::Path(PathError::BadSignature) => CertificateError::BadSignature,
+        X509SvidError::Purpose(_) => CertificateError::InvalidPurpose,
+        _ => return other(fault),
+    };
+    Error::InvalidCertificate(known)
+}
+
+fn other(fault: impl std::error::Error + fmt::Debug + Send + Sync + 'static) -> Error {
+    Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(fault))))
+}
