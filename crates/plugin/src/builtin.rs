@@ -1,4 +1,5 @@
 //! The plugins that ship with Plastron, each a direct implementation of its trait.
 
 pub mod key_manager;
+pub mod upstream_authority;
 pub mod workload_attestor;

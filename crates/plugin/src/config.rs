@@ -100,7 +100,7 @@ impl Document {
         self.shared.source.name()
     }
 
-    /// What was found wrong so far, in the order of the file: wrong types, and the unknown keys of the sections on
+    /// What was found wrong so far, in the order of the file, then of the files it names: wrong types, and the unknown keys of the sections on
     /// which [`Section::finish`] was called.
     pub fn faults(&self) -> Vec<Fault> {
         self.shared.faults()

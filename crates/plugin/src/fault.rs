@@ -31,7 +31,7 @@ pub struct Fault {
     /// `file:line:column`, or the object that is at fault.
     pub at: Option<String>,
     /// The lines of the file with a mark under the fault, when it lies in a file.
-    pub excerpt: Option<String>,
+    pub excerpt: Option<Box<str>>,
     /// The cause below, such as the operating system's error.
     pub because: Option<String>,
     /// What to do about it, best as a command to run.
@@ -57,7 +57,7 @@ impl Fault {
     }
 
     #[must_use]
-    pub fn excerpt(mut self, excerpt: impl Into<String>) -> Self {
+    pub fn excerpt(mut self, excerpt: impl Into<Box<str>>) -> Self {
         self.excerpt = Some(excerpt.into());
         self
     }

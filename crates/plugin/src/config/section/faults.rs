@@ -1,6 +1,7 @@
 //! How a reader of a section says that something in it is wrong.
 
 use super::{Located, Section};
+use crate::config::Document;
 use crate::config::syntax::{Node, Span, Value};
 use crate::fault::{Code, Fault};
 
@@ -44,6 +45,12 @@ impl Section {
     pub fn push_fault(&self, fault: Fault) {
         let offset = self.head().map_or(0, |span| span.start);
         self.shared.record(offset, fault);
+    }
+
+    /// Takes another file that this section names as a part of the document: its faults are the document's, and its
+    /// unread keys are unknown like any other.
+    pub fn add_part(&self, part: &Document) {
+        self.shared.add_part(part.clone());
     }
 
     /// Refuses keys and blocks that exist in SPIRE but not here. Each comes with a few words that follow "not yet

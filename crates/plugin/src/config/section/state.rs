@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use crate::config::Document;
 use crate::config::source::Source;
 use crate::config::suggest::closest;
 use crate::config::syntax::{ItemId, Tree, Value};
@@ -25,6 +26,8 @@ struct State {
     unknown: BTreeMap<ItemId, String>,
     /// Offset in the text → fault, in the order they came.
     faults: Vec<(usize, Fault)>,
+    /// Files that this one names, read as a part of it.
+    parts: Vec<Document>,
 }
 
 impl Shared {
@@ -89,6 +92,10 @@ impl Shared {
         }
     }
 
+    pub(super) fn add_part(&self, part: Document) {
+        self.state().parts.push(part);
+    }
+
     pub(super) fn finish(&self, path: &str, items: &[ItemId]) {
         let mut state = self.state();
         for id in items {
@@ -104,9 +111,13 @@ impl Shared {
             let items: Vec<ItemId> = items.into_iter().collect();
             self.finish(&path, &items);
         }
+        let parts = self.state().parts.clone();
+        for part in parts {
+            part.shared.finish_all();
+        }
     }
 
-    /// All faults in the order of the file.
+    /// All faults in the order of the file, then those of the files it names.
     pub(in crate::config) fn faults(&self) -> Vec<Fault> {
         let state = self.state();
         let mut faults = state.faults.clone();
@@ -124,7 +135,9 @@ impl Shared {
             }
         }
         faults.sort_by_key(|(offset, _)| *offset);
-        faults.into_iter().map(|(_, fault)| fault).collect()
+        let mut faults: Vec<Fault> = faults.into_iter().map(|(_, fault)| fault).collect();
+        faults.extend(state.parts.iter().flat_map(Document::faults));
+        faults
     }
 }
 

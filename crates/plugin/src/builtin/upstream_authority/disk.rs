@@ -1,0 +1,272 @@
+//! An upstream authority whose certificate and key lie in PEM files.
+//!
+//! The files are read anew for each signature, so that they can be replaced while the server runs; if they cannot be
+//! read then, the last good ones go on (SPIRE: the same).
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use async_trait::async_trait;
+use spiffe::clock::Clock;
+use spiffe::csr::Csr;
+use spiffe::key::KeyPair;
+use spiffe::random::Random;
+use spiffe::trust_domain::TrustDomain;
+use spiffe::x509::{CaTemplate, Certificate, Issuer, issue_ca, random_serial};
+
+use crate::config::Section;
+use crate::private_file;
+use crate::upstream_authority::{Error, MintedCa, UpstreamAuthority};
+
+/// SPIRE: `DefaultUpstreamCATTL`.
+const DEFAULT_TTL: Duration = Duration::from_secs(3600);
+/// SPIRE: `DefaultUpstreamCABackdate`.
+const BACKDATE: Duration = Duration::from_secs(10);
+const MAX_BYTES: u64 = 4 << 20;
+/// Certificates from the upstream authority to a root, at most.
+const MAX_PATH: usize = 8;
+
+/// Where the files are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DiskUpstreamConfig {
+    /// PEM, the authority's certificate first, then those that lead towards a root.
+    pub cert_file_path: PathBuf,
+    /// PEM, the key of the first certificate.
+    pub key_file_path: PathBuf,
+    /// PEM, the roots. Without it the certificate must be the only one and self-signed.
+    pub bundle_file_path: Option<PathBuf>,
+}
+
+impl DiskUpstreamConfig {
+    /// Reads the plugin's `plugin_data`.
+    pub fn read(data: &Section) -> Option<Self> {
+        let certificate = data.required_string("cert_file_path", "/etc/plastron/upstream.crt");
+        let key = data.required_string("key_file_path", "/etc/plastron/upstream.key");
+        let bundle = data.non_empty_string("bundle_file_path");
+        Some(Self {
+            cert_file_path: certificate?.into(),
+            key_file_path: key?.into(),
+            bundle_file_path: bundle.map(PathBuf::from),
+        })
+    }
+}
+
+/// The plugin.
+#[derive(Debug)]
+pub struct DiskUpstreamAuthority {
+    config: DiskUpstreamConfig,
+    trust_domain: TrustDomain,
+    clock: Arc<dyn Clock>,
+    random: Arc<dyn Random>,
+    last_good: Mutex<Arc<Upstream>>,
+}
+
+/// The files' content, checked.
+#[derive(Debug)]
+struct Upstream {
+    certificate: Certificate,
+    key: KeyPair,
+    /// What is given out after a new certificate: nothing when the authority is the root itself.
+    chain: Vec<Certificate>,
+    roots: Vec<Certificate>,
+}
+
+impl DiskUpstreamAuthority {
+    /// Reads and checks the files. Blocks.
+    pub fn open(
+        config: DiskUpstreamConfig,
+        trust_domain: TrustDomain,
+        clock: Arc<dyn Clock>,
+        random: Arc<dyn Random>,
+    ) -> Result<Self, Error> {
+        let upstream = Arc::new(load(&config, clock.now())?);
+        Ok(Self {
+            config,
+            trust_domain,
+            clock,
+            random,
+            last_good: Mutex::new(upstream),
+        })
+    }
+
+    async fn reload(&self) -> Result<Arc<Upstream>, Error> {
+        let (config, now) = (self.config.clone(), self.clock.now());
+        let loaded = tokio::task::spawn_blocking(move || load(&config, now)).await;
+        let mut last_good = self
+            .last_good
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        match loaded.map_err(|_cancelled| Error::CutOff)? {
+            Ok(upstream) => *last_good = Arc::new(upstream),
+            Err(error) => {
+                tracing::warn!(%error, "upstream authority: going on with the files as they were");
+            }
+        }
+        Ok(Arc::clone(&last_good))
+    }
+}
+
+#[async_trait]
+impl UpstreamAuthority for DiskUpstreamAuthority {
+    fn name(&self) -> &str {
+        "disk"
+    }
+
+    async fn mint_x509_ca(
+        &self,
+        csr_der: &[u8],
+        preferred_ttl: Duration,
+    ) -> Result<MintedCa, Error> {
+        let csr = Csr::parse_and_verify(csr_der)?;
+        let id = self.trust_domain.id();
+        if csr.uris.len() != 1 {
+            return Err(Error::CsrContent(
+                "CSR must have exactly one URI SAN".to_owned(),
+            ));
+        }
+        if csr.uris.first().map(String::as_str) != Some(id.as_str()) {
+            return Err(Error::CsrContent(format!(
+                "CSR must use the trust domain ID {id}"
+            )));
+        }
+        let upstream = self.reload().await?;
+        let now = self.clock.now();
+        let ttl = if preferred_ttl.is_zero() {
+            DEFAULT_TTL
+        } else {
+            preferred_ttl
+        };
+        let not_after = now
+            .checked_add(ttl)
+            .unwrap_or(upstream.certificate.not_after());
+        let template = CaTemplate {
+            serial: random_serial(&*self.random),
+            subject: csr.subject(),
+            id,
+            public_key: csr.public_key,
+            not_before: now.checked_sub(BACKDATE).unwrap_or(now),
+            not_after: not_after.min(upstream.certificate.not_after()),
+            path_len: None,
+            subject_key_id: None,
+        };
+        let own_key_id = upstream.key.public_key().subject_key_id();
+        let issuer = Issuer {
+            subject_der: upstream.certificate.subject_der(),
+            key_id: upstream.certificate.subject_key_id().unwrap_or(&own_key_id),
+            signer: &upstream.key,
+        };
+        let der = issue_ca(&template, Some(&issuer), &upstream.key).await?;
+        let minted =
+            Certificate::from_der(&der).map_err(|error| Error::CsrContent(error.to_string()))?;
+        let mut chain = vec![minted];
+        chain.extend(upstream.chain.iter().cloned());
+        Ok(MintedCa {
+            chain,
+            roots: upstream.roots.clone(),
+        })
+    }
+}
+
+fn load(config: &DiskUpstreamConfig, now: SystemTime) -> Result<Upstream, Error> {
+    let key = load_key(&config.key_file_path)?;
+    let certificates = load_certificates("upstream CA cert", &config.cert_file_path)?;
+    let Some(certificate) = certificates.first().cloned() else {
+        return Err(Error::NoAuthority);
+    };
+    let (chain, roots) = match &config.bundle_file_path {
+        Some(path) => (certificates, load_certificates("upstream CA bundle", path)?),
+        None if certificates.len() == 1 => (Vec::new(), certificates),
+        None => return Err(Error::NotSelfSigned),
+    };
+    if key.public_key() != certificate.public_key() {
+        return Err(Error::KeyMismatch);
+    }
+    if !certificate.is_ca() {
+        return Err(Error::NoAuthority);
+    }
+    if !valid_at(&certificate, now) {
+        return Err(Error::NotValidNow);
+    }
+    if !leads_to_root(&certificate, &chain, &roots, now) {
+        return Err(Error::NoPath);
+    }
+    Ok(Upstream {
+        certificate,
+        key,
+        chain,
+        roots,
+    })
+}
+
+fn valid_at(certificate: &Certificate, now: SystemTime) -> bool {
+    certificate.not_before() <= now && now <= certificate.not_after()
+}
+
+/// Both files are the operator's own, so this finds mistakes, not forgeries: whether each step is signed by the next.
+fn leads_to_root(
+    certificate: &Certificate,
+    chain: &[Certificate],
+    roots: &[Certificate],
+    now: SystemTime,
+) -> bool {
+    let mut at = certificate;
+    for _ in 0..MAX_PATH {
+        let is_root = |root: &&Certificate| {
+            root.der() == at.der() && (!root.is_self_issued() || root.is_signed_by(root))
+        };
+        let signs = |by: &&Certificate| by.is_ca() && valid_at(by, now) && at.is_signed_by(by);
+        if roots.iter().any(|root| is_root(&root) || signs(&root)) {
+            return true;
+        }
+        match chain.iter().find(|by| by.der() != at.der() && signs(by)) {
+            Some(next) => at = next,
+            None => return false,
+        }
+    }
+    false
+}
+
+fn load_text(what: &'static str, path: &Path) -> Result<zeroize::Zeroizing<Vec<u8>>, Error> {
+    private_file::read(path, MAX_BYTES).map_err(|source| Error::Read {
+        what,
+        path: path.to_owned(),
+        source,
+    })
+}
+
+fn as_text<'a>(what: &'static str, path: &Path, bytes: &'a [u8]) -> Result<&'a str, Error> {
+    std::str::from_utf8(bytes).map_err(|_not_text| Error::Content {
+        what,
+        path: path.to_owned(),
+        why: "it is not PEM".to_owned(),
+    })
+}
+
+fn load_key(path: &Path) -> Result<KeyPair, Error> {
+    const WHAT: &str = "upstream CA key";
+    let bytes = load_text(WHAT, path)?;
+    KeyPair::from_pem(as_text(WHAT, path, &bytes)?).map_err(|error| Error::Content {
+        what: WHAT,
+        path: path.to_owned(),
+        why: error.to_string(),
+    })
+}
+
+fn load_certificates(what: &'static str, path: &Path) -> Result<Vec<Certificate>, Error> {
+    let bytes = load_text(what, path)?;
+    let content = |why: String| Error::Content {
+        what,
+        path: path.to_owned(),
+        why,
+    };
+    let certificates = Certificate::parse_pem_bundle(as_text(what, path, &bytes)?)
+        .map_err(|error| content(error.to_string()))?;
+    if certificates.is_empty() {
+        return Err(content("no PEM blocks".to_owned()));
+    }
+    Ok(certificates)
+}
+
+#[cfg(test)]
+mod tests;
