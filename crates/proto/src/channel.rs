@@ -1,6 +1,9 @@
 //! Channels to a server or agent: over a Unix socket, or TCP with mutual TLS. Owns how a connection is made and
 //! kept alive; whom to trust is in the `rustls::ClientConfig` that the caller brings.
 
+#[cfg(test)]
+mod tests;
+
 use std::{
     error::Error,
     io,
@@ -201,45 +204,5 @@ fn connect_error(target: String, error: &tonic::transport::Error) -> ChannelErro
         target,
         cause: innermost.to_string(),
         kind,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::io::ErrorKind;
-
-    use super::{ChannelError, connect_uds, lazy_uds};
-    use crate::go_plugin::{Empty, grpc_controller_client::GrpcControllerClient};
-
-    #[tokio::test]
-    async fn says_why_there_is_no_connection() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("nobody.sock");
-        let error = connect_uds(&path).await.unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            format!(
-                "could not connect to {}: No such file or directory (os error 2)",
-                path.display()
-            )
-        );
-        assert!(matches!(
-            error,
-            ChannelError::Connect {
-                kind: Some(ErrorKind::NotFound),
-                ..
-            }
-        ));
-    }
-
-    #[tokio::test]
-    async fn a_lazy_channel_fails_with_the_first_request() {
-        let directory = tempfile::tempdir().unwrap();
-        let channel = lazy_uds(directory.path().join("nobody.sock"));
-        let status = GrpcControllerClient::new(channel)
-            .shutdown(Empty {})
-            .await
-            .unwrap_err();
-        assert_eq!(status.code(), tonic::Code::Unavailable);
     }
 }
