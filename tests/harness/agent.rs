@@ -64,6 +64,7 @@ pub struct Agent {
     pub subject: Subject,
     pub options: AgentOptions,
     program: PathBuf,
+    client: PathBuf,
     process: Option<Process>,
     dir: TempDir,
 }
@@ -83,10 +84,14 @@ impl Agent {
             .subject
             .map_or_else(|| Subject::of(Role::Agent), Ok)?;
         let program = subject.install(Role::Agent, dir.path())?;
+        let client = subject
+            .command_line()
+            .install(Role::Agent, &dir.path().join("client"))?;
         let agent = Self {
             subject,
             options,
             program,
+            client,
             process: None,
             dir,
         };
@@ -214,6 +219,11 @@ impl Agent {
         &self.program
     }
 
+    /// The program whose command line [`Self::cli`] uses.
+    pub fn client(&self) -> &Path {
+        &self.client
+    }
+
     /// The value of `SPIFFE_ENDPOINT_SOCKET` for its workloads.
     pub fn endpoint(&self) -> String {
         format!("unix://{}", self.socket().display())
@@ -221,7 +231,7 @@ impl Agent {
 
     /// Runs a client command of the same program against its Workload API.
     pub fn cli(&self, args: &[&str]) -> Result<Ran> {
-        let mut command = Command::new(&self.program);
+        let mut command = Command::new(&self.client);
         command
             .args(args)
             .arg("-socketPath")

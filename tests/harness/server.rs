@@ -90,6 +90,7 @@ pub struct Server {
     pub options: ServerOptions,
     address: SocketAddr,
     program: PathBuf,
+    client: PathBuf,
     process: Option<Process>,
     dir: TempDir,
 }
@@ -109,11 +110,15 @@ impl Server {
             .subject
             .map_or_else(|| Subject::of(Role::Server), Ok)?;
         let program = subject.install(Role::Server, dir.path())?;
+        let client = subject
+            .command_line()
+            .install(Role::Server, &dir.path().join("client"))?;
         let server = Self {
             subject,
             options,
             address: free_address()?,
             program,
+            client,
             process: None,
             dir,
         };
@@ -250,9 +255,14 @@ impl Server {
         &self.program
     }
 
+    /// The program whose command line [`Self::cli`] uses.
+    pub fn client(&self) -> &Path {
+        &self.client
+    }
+
     /// Runs a client command of the same program against its admin socket.
     pub fn cli(&self, args: &[&str]) -> Result<Ran> {
-        let mut command = Command::new(&self.program);
+        let mut command = Command::new(&self.client);
         command
             .args(args)
             .arg("-socketPath")

@@ -74,8 +74,19 @@ impl Subject {
         }
     }
 
+    /// Whose command line talks to the programs: `PLASTRON_TEST_CLI`, or the one that plays the role.
+    #[must_use]
+    pub fn command_line(self) -> Self {
+        match std::env::var("PLASTRON_TEST_CLI").as_deref() {
+            Ok("spire") => Self::Spire,
+            Ok("plastron") => Self::Plastron,
+            _ => self,
+        }
+    }
+
     /// Makes a link to the program in `dir`, under the name of its role, and returns the link.
     pub fn install(self, role: Role, dir: &Path) -> Result<PathBuf> {
+        std::fs::create_dir_all(dir)?;
         let link = dir.join(role.program());
         let binary = self.binary(role)?;
         if !link.exists() {

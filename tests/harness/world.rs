@@ -56,7 +56,7 @@ impl World {
         self.server.create_entry(&Entry::new(
             &Self::node(),
             &probe,
-            &running(self.agent.program())?,
+            &running(self.agent.client())?,
         ))?;
         wait::until("the agent to know its entries", CHANGE, || {
             let answer = self.agent.fetch_x509()?;

@@ -1,7 +1,14 @@
 //! Black-box tests of the whole product: processes, sockets, command line and files.
 //!
-//! `PLASTRON_TEST_SERVER` and `PLASTRON_TEST_AGENT` choose the implementations. A test that needs what `tests/run`
-//! installs is ignored by a plain `cargo test`.
+//! `PLASTRON_TEST_SERVER` and `PLASTRON_TEST_AGENT` choose the implementations, so each test is tried on SPIRE too. What
+//! SPIRE does not promise is in `plastron_alone`. A test that needs what `tests/run` installs is ignored by a plain
+//! `cargo test`.
 
+mod cli_compat;
+mod jwt;
+mod refusal;
+mod removal;
+mod restart;
+mod rotation;
 mod sdk;
 mod svid;
