@@ -1,0 +1,154 @@
+//! The agent's configuration: what the file and the flags say, checked once and complete.
+//!
+//! [`Config::from_document`] reads every key of SPIRE's `agent.conf` (SPIRE: agent run.go): a key is used, or refused by
+//! name and position. Past it nothing is optional that has a default.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use plugin::catalog::AgentPlugins;
+use plugin::config::Document;
+use plugin::fault::Faults;
+use spiffe::key::KeyType;
+use spiffe::secret::Secret;
+use spiffe::trust_domain::TrustDomain;
+
+mod agent_section;
+mod trust;
+
+/// Everything the agent is told from outside.
+#[derive(Debug)]
+pub struct Config {
+    pub trust_domain: TrustDomain,
+    pub server_address: String,
+    pub server_port: u16,
+    /// Where the node's SVID, bundle and last good state are kept.
+    pub data_dir: PathBuf,
+    /// The Workload API's socket, open to everybody.
+    pub socket_path: PathBuf,
+    /// The administration socket, for the owner and the group.
+    pub admin_socket_path: Option<PathBuf>,
+    pub trust_source: TrustSource,
+    pub trust_bundle_format: BundleFormat,
+    pub join_token: Option<Secret<String>>,
+    pub log: LogConfig,
+    pub health: Option<HealthConfig>,
+    pub workload_key_type: KeyType,
+    /// Renew X509-SVIDs so early that at least this much life is left.
+    pub availability_target: Option<Duration>,
+    pub x509_svid_cache_max_size: usize,
+    pub jwt_svid_cache_max_size: usize,
+    /// Bundles of the own trust domain are given to callers without an identity too.
+    pub allow_unauthenticated_verifiers: bool,
+    /// Claims that stay in the answer when a token of another trust domain is validated.
+    pub allowed_foreign_jwt_claims: Vec<String>,
+    pub workload_api: bool,
+    /// How often a server without our stream is asked.
+    pub sync_interval: Duration,
+    /// How long a caller waits for a new token while the cached one is still valid.
+    pub jwt_svid_cache_hit_timeout: Duration,
+    pub rate_limits: RateLimits,
+    /// Refuse key exchanges that are not post-quantum.
+    pub require_pq_kem: bool,
+    pub plugins: AgentPlugins,
+}
+
+/// What the node knows its server by when it joins.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TrustSource {
+    Path(PathBuf),
+    /// Asked over TLS, or over a Unix socket without.
+    Url {
+        url: String,
+        unix_socket: Option<PathBuf>,
+    },
+    /// The Workload API socket of an agent above.
+    WorkloadApi(PathBuf),
+    Insecure,
+}
+
+/// The form of the bootstrap bundle.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BundleFormat {
+    Pem,
+    Spiffe,
+}
+
+/// What the face sets up logging with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogConfig {
+    /// As written, upper case: `DEBUG`, `INFO`, `WARN`, `ERROR`.
+    pub level: String,
+    pub json: bool,
+    pub file: Option<PathBuf>,
+    pub source_location: bool,
+    /// Prefixes of selectors that may be logged, such as `k8s:ns`.
+    pub selectors: Vec<String>,
+}
+
+/// The HTTP listener for probes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HealthConfig {
+    pub bind_address: String,
+    pub bind_port: u16,
+    pub live_path: String,
+    pub ready_path: String,
+}
+
+/// Calls per second and set of selectors; 0 is no limit.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct RateLimits {
+    pub fetch_x509_svid: u32,
+    pub fetch_jwt_svid: u32,
+    pub fetch_x509_bundles: u32,
+    pub fetch_jwt_bundles: u32,
+}
+
+/// Flags of the command line; each wins over the file.
+#[derive(Debug, Clone, Default)]
+pub struct Overrides {
+    pub data_dir: Option<PathBuf>,
+    pub join_token: Option<String>,
+    pub join_token_file: Option<PathBuf>,
+    pub log_file: Option<PathBuf>,
+    pub log_format: Option<String>,
+    pub log_level: Option<String>,
+    pub log_source_location: Option<bool>,
+    pub server_address: Option<String>,
+    pub server_port: Option<u16>,
+    pub socket_path: Option<PathBuf>,
+    pub trust_bundle_path: Option<PathBuf>,
+    pub trust_bundle_url: Option<String>,
+    pub trust_bundle_format: Option<String>,
+    pub trust_domain: Option<String>,
+    pub insecure_bootstrap: Option<bool>,
+    pub allow_unauthenticated_verifiers: Option<bool>,
+}
+
+impl Config {
+    /// Reads the configuration, all of its faults at once.
+    ///
+    /// # Errors
+    /// Every fault found, with its position: PLA-12xx.
+    pub fn from_document(document: &Document, overrides: &Overrides) -> Result<Self, Faults> {
+        let root = document.root();
+        root.unsupported(&[("telemetry", "metrics are not there yet; take the block out")]);
+        let health = agent_section::health(&root);
+        let plugins = AgentPlugins::from_section(&root);
+        let config = agent_section::read(&root, overrides, health, plugins);
+        document.check()?;
+        config.ok_or_else(|| Faults(document.faults()))
+    }
+
+    /// `host:port` of the server, an IPv6 address in brackets.
+    pub fn server(&self) -> String {
+        match self.server_address.parse::<IpAddr>() {
+            Ok(IpAddr::V6(address)) => format!("[{address}]:{}", self.server_port),
+            _ => format!("{}:{}", self.server_address, self.server_port),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

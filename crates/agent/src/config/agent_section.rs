@@ -1,0 +1,316 @@
+//! The `agent` and `health_checks` blocks, key by key.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use plugin::catalog::AgentPlugins;
+use plugin::config::Section;
+use plugin::fault::Code;
+use spiffe::key::KeyType;
+use spiffe::secret::Secret;
+use spiffe::trust_domain::TrustDomain;
+
+use super::{Config, HealthConfig, LogConfig, Overrides, RateLimits, trust};
+
+/// SPIRE: DefaultAgentSocketPath.
+const DEFAULT_SOCKET: &str = "/tmp/spire-agent/public/api.sock";
+const DEFAULT_SYNC_INTERVAL: Duration = Duration::from_secs(5);
+/// SPIRE waits for the whole call timeout of 30 s; a workload with a valid token at hand should not.
+const DEFAULT_CACHE_HIT_TIMEOUT: Duration = Duration::from_secs(5);
+/// SPIRE: DefaultX509SVIDCacheMaxSize, DefaultJWTSVIDCacheMaxSize.
+const DEFAULT_CACHE: usize = 1000;
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+const MAX_TOKEN_FILE: u64 = 64 << 10;
+
+/// Reads the `agent` block. Nothing comes back when a fault was recorded that leaves a hole.
+pub(super) fn read(root: &Section, flags: &Overrides, health: Option<HealthConfig>, plugins: Option<AgentPlugins>) -> Option<Config> {
+    if !root.has("agent") {
+        root.fault_here(Code::MissingKey, "the agent block is missing", "agent { trust_domain = \"example.org\" … }");
+        return None;
+    }
+    let agent = root.section("agent")?;
+    refuse_unsupported(&agent);
+    let experimental = agent.section_or_empty("experimental");
+    let trust = trust::read(&agent, flags);
+    let trust_domain = trust_domain(&agent, flags);
+    let server_address = required(&agent, flags.server_address.clone(), "server_address", "10.0.0.5");
+    let server_port = server_port(&agent, flags);
+    let socket_path = flags.socket_path.clone().or_else(|| path(&agent, "socket_path")).unwrap_or_else(|| PathBuf::from(DEFAULT_SOCKET));
+    let admin_socket_path = admin_socket(&agent, &socket_path);
+    let join_token = join_token(&agent, flags);
+    let log = log(&agent, flags);
+    let workload_key_type = workload_key_type(&agent);
+    let availability_target = availability_target(&agent);
+    let x509_svid_cache_max_size = cache_size(&agent, "x509_svid_cache_max_size");
+    let jwt_svid_cache_max_size = cache_size(&agent, "jwt_svid_cache_max_size");
+    let allowed_foreign_jwt_claims = agent.strings("allowed_foreign_jwt_claims").unwrap_or_default();
+    let allow = agent.boolean("allow_unauthenticated_verifiers");
+    let disabled = agent.boolean("disable_workload_api").unwrap_or(false);
+    let data_dir = flags.data_dir.clone().or_else(|| path(&agent, "data_dir")).unwrap_or_else(|| PathBuf::from("."));
+    let sync_interval = sync_interval(&experimental);
+    let jwt_svid_cache_hit_timeout = cache_hit_timeout(&experimental);
+    let rate_limits = rate_limits(&experimental);
+    let require_pq_kem = experimental.boolean("require_pq_kem").unwrap_or(false);
+    let (trust_source, trust_bundle_format) = trust?;
+    Some(Config {
+        trust_domain: trust_domain?,
+        server_address: server_address?,
+        server_port: server_port?,
+        data_dir,
+        socket_path,
+        admin_socket_path,
+        trust_source,
+        trust_bundle_format,
+        join_token,
+        log: log?,
+        health,
+        workload_key_type,
+        availability_target,
+        x509_svid_cache_max_size,
+        jwt_svid_cache_max_size,
+        allow_unauthenticated_verifiers: flags.allow_unauthenticated_verifiers.or(allow).unwrap_or(false),
+        allowed_foreign_jwt_claims,
+        workload_api: !disabled,
+        sync_interval,
+        jwt_svid_cache_hit_timeout,
+        rate_limits,
+        require_pq_kem,
+        plugins: plugins?,
+    })
+}
+
+/// Keys that SPIRE has and this agent has not yet.
+fn refuse_unsupported(agent: &Section) {
+    agent.unsupported(&[
+        ("sds", "Envoy's SDS is not served yet"),
+        ("authorized_delegates", "the delegated identity API is not served yet"),
+        ("profiling_enabled", ""),
+        ("profiling_port", ""),
+        ("profiling_freq", ""),
+        ("profiling_names", ""),
+    ]);
+    match agent.one_of("rebootstrap_mode", &["never", "auto", "always"]) {
+        None | Some("never") => {}
+        Some(mode) => agent.fault(
+            Code::NotYetSupported,
+            "rebootstrap_mode",
+            format!("agent.rebootstrap_mode \"{mode}\" is not yet supported"),
+            "a node whose server was re-created has to be joined again; leave it at \"never\"",
+        ),
+    }
+    if agent.duration("rebootstrap_delay").is_some() && agent.string("rebootstrap_mode").is_none_or(|mode| mode == "never") {
+        tracing::debug!("rebootstrap_delay has no effect while rebootstrap_mode is never");
+    }
+    // SDS is not served, so `true` describes what is the case.
+    if agent.boolean("disable_sds_api") == Some(false) {
+        agent.fault(Code::NotYetSupported, "disable_sds_api", "agent.disable_sds_api = false is not yet supported", "Envoy's SDS is not served yet");
+    }
+    let experimental = agent.section_or_empty("experimental");
+    experimental.unsupported(&[
+        ("broker", "the SPIFFE Broker API is not served yet"),
+        ("feature_flags", ""),
+        ("named_pipe_name", "named pipes exist on Windows only"),
+        ("admin_named_pipe_name", "named pipes exist on Windows only"),
+    ]);
+    // The sync calls are used with every server that lacks our stream, so only switching them off can't be had.
+    if experimental.boolean("use_sync_authorized_entries") == Some(false) {
+        experimental.fault(
+            Code::NotYetSupported,
+            "use_sync_authorized_entries",
+            "agent.experimental.use_sync_authorized_entries = false is not yet supported",
+            "take the key out",
+        );
+    }
+}
+
+fn required(agent: &Section, flag: Option<String>, key: &str, example: &str) -> Option<String> {
+    match flag {
+        Some(value) => {
+            // The file's value counts as read though the flag wins.
+            drop(agent.string(key));
+            Some(value)
+        }
+        None => agent.required_string(key, example),
+    }
+}
+
+fn trust_domain(agent: &Section, flags: &Overrides) -> Option<TrustDomain> {
+    let text = required(agent, flags.trust_domain.clone(), "trust_domain", "example.org")?;
+    match TrustDomain::parse(&text) {
+        Ok(trust_domain) => Some(trust_domain),
+        Err(error) => {
+            agent.fault_at("trust_domain", format!("\"{text}\" is not a trust domain: {error}"), "a trust domain is a lower-case name such as example.org");
+            None
+        }
+    }
+}
+
+fn server_port(agent: &Section, flags: &Overrides) -> Option<u16> {
+    let written = agent.integer_between("server_port", 1, i64::from(u16::MAX));
+    if let Some(port) = flags.server_port {
+        return Some(port);
+    }
+    if !agent.has("server_port") {
+        agent.fault(Code::MissingKey, "server_port", "agent.server_port is missing", "server_port = 8081");
+    }
+    written.and_then(|port| u16::try_from(port).ok())
+}
+
+fn path(agent: &Section, key: &str) -> Option<PathBuf> {
+    agent.non_empty_string(key).map(PathBuf::from)
+}
+
+/// SPIRE: the administration socket must not lie where workloads may reach it.
+fn admin_socket(agent: &Section, socket: &Path) -> Option<PathBuf> {
+    let admin = path(agent, "admin_socket_path")?;
+    let public = socket.parent().unwrap_or(Path::new("/"));
+    if admin.starts_with(public) {
+        agent.fault_at(
+            "admin_socket_path",
+            "the admin socket cannot be in the same directory or a subdirectory as the Workload API socket",
+            format!("choose a directory outside of {}", public.display()),
+        );
+    }
+    Some(admin)
+}
+
+fn join_token(agent: &Section, flags: &Overrides) -> Option<Secret<String>> {
+    let written = agent.non_empty_string("join_token");
+    let written_file = path(agent, "join_token_file");
+    if written.is_some() && written_file.is_some() {
+        agent.fault(Code::ConflictingKeys, "join_token_file", "only one of join_token and join_token_file may be set", "take one out");
+    }
+    let token = flags.join_token.clone().filter(|token| !token.is_empty());
+    let file = flags.join_token_file.clone();
+    match (token, file, written, written_file) {
+        (Some(token), ..) | (None, None, Some(token), _) => Some(Secret::new(token)),
+        (None, Some(file), ..) | (None, None, None, Some(file)) => token_of_file(agent, &file),
+        (None, None, None, None) => None,
+    }
+}
+
+fn token_of_file(agent: &Section, file: &Path) -> Option<Secret<String>> {
+    use std::io::Read as _;
+    let mut text = String::new();
+    let read = std::fs::File::open(file).and_then(|file| file.take(MAX_TOKEN_FILE).read_to_string(&mut text));
+    let token = Secret::new(text.trim().to_owned());
+    drop(Secret::new(text));
+    match read {
+        Ok(_) if token.expose().is_empty() => {
+            agent.fault(Code::JoinTokenFileUnreadable, "join_token_file", format!("the join token file {} is empty", file.display()), "plastron token create");
+            None
+        }
+        Ok(_) => Some(token),
+        Err(error) => {
+            agent.fault(Code::JoinTokenFileUnreadable, "join_token_file", format!("the join token file {} cannot be read: {error}", file.display()), "");
+            None
+        }
+    }
+}
+
+fn log(agent: &Section, flags: &Overrides) -> Option<LogConfig> {
+    let written_level = agent.string("log_level");
+    let written_format = agent.string("log_format");
+    let file = path(agent, "log_file");
+    let source_location = agent.boolean("log_source_location");
+    let selectors = agent.strings("log_selectors").unwrap_or_default();
+    let level = flags.log_level.clone().or(written_level).unwrap_or_else(|| "INFO".to_owned()).to_uppercase();
+    let level = match level.as_str() {
+        "WARNING" => "WARN".to_owned(),
+        "TRACE" | "DEBUG" | "INFO" | "WARN" | "ERROR" => level,
+        "FATAL" | "PANIC" => "ERROR".to_owned(),
+        _ => {
+            agent.fault_at("log_level", format!("\"{level}\" is not a log level"), "one of DEBUG, INFO, WARN, ERROR");
+            return None;
+        }
+    };
+    let json = match flags.log_format.clone().or(written_format).unwrap_or_default().to_lowercase().as_str() {
+        "" | "text" => false,
+        "json" => true,
+        other => {
+            agent.fault_at("log_format", format!("\"{other}\" is not a log format"), "text or json");
+            return None;
+        }
+    };
+    Some(LogConfig {
+        level,
+        json,
+        file: flags.log_file.clone().or(file),
+        source_location: flags.log_source_location.or(source_location).unwrap_or(false),
+        selectors,
+    })
+}
+
+fn workload_key_type(agent: &Section) -> KeyType {
+    match agent.one_of("workload_x509_svid_key_type", &["ec-p256", "ec-p384", "rsa-2048"]) {
+        Some("rsa-2048") => KeyType::Rsa2048,
+        Some("ec-p384") => KeyType::EcP384,
+        _ => KeyType::EcP256,
+    }
+}
+
+fn availability_target(agent: &Section) -> Option<Duration> {
+    let target = agent.duration("availability_target")?;
+    if target < DAY {
+        agent.fault_at("availability_target", "availability_target must be at least 24h", "availability_target = \"24h\"");
+    }
+    Some(target)
+}
+
+fn cache_size(agent: &Section, key: &str) -> usize {
+    match agent.integer_between(key, 0, 10_000_000) {
+        // SPIRE: 0 stands for the default.
+        None | Some(0) => DEFAULT_CACHE,
+        Some(size) => usize::try_from(size).unwrap_or(DEFAULT_CACHE),
+    }
+}
+
+fn sync_interval(experimental: &Section) -> Duration {
+    match experimental.duration("sync_interval") {
+        Some(Duration::ZERO) => {
+            experimental.fault_at("sync_interval", "sync_interval must be longer than 0", "sync_interval = \"5s\"");
+            DEFAULT_SYNC_INTERVAL
+        }
+        Some(interval) => interval,
+        None => DEFAULT_SYNC_INTERVAL,
+    }
+}
+
+fn cache_hit_timeout(experimental: &Section) -> Duration {
+    let Some(timeout) = experimental.duration("jwt_svid_cache_hit_timeout") else { return DEFAULT_CACHE_HIT_TIMEOUT };
+    // SPIRE: the same bounds.
+    if timeout < Duration::from_secs(5) || timeout >= Duration::from_secs(30) {
+        experimental.fault_at("jwt_svid_cache_hit_timeout", "jwt_svid_cache_hit_timeout must be at least 5s and less than 30s", "jwt_svid_cache_hit_timeout = \"5s\"");
+    }
+    timeout
+}
+
+fn rate_limits(experimental: &Section) -> RateLimits {
+    let limits = experimental.section_or_empty("ratelimit");
+    limits.unsupported(&[("stream_secrets", "Envoy's SDS is not served yet"), ("fetch_secrets", "Envoy's SDS is not served yet")]);
+    let limit = |key| limits.integer_between(key, 0, i64::from(u32::MAX)).and_then(|limit| u32::try_from(limit).ok()).unwrap_or(0);
+    RateLimits {
+        fetch_x509_svid: limit("fetch_x509_svid"),
+        fetch_jwt_svid: limit("fetch_jwt_svid"),
+        fetch_x509_bundles: limit("fetch_x509_bundles"),
+        fetch_jwt_bundles: limit("fetch_jwt_bundles"),
+    }
+}
+
+/// The `health_checks` block; nothing when the listener is off.
+pub(super) fn health(root: &Section) -> Option<HealthConfig> {
+    let checks = root.section("health_checks")?;
+    let enabled = checks.boolean("listener_enabled").unwrap_or(false);
+    let bind_address = checks.non_empty_string("bind_address").unwrap_or_else(|| "localhost".to_owned());
+    let bind_port = checks.port("bind_port").unwrap_or(80);
+    let probe_path = |key: &str, default: &str| {
+        let path = checks.non_empty_string(key).unwrap_or_else(|| default.to_owned());
+        if !path.starts_with('/') {
+            checks.fault_at(key, format!("\"{path}\" is not a path"), format!("{key} = \"{default}\""));
+        }
+        path
+    };
+    let live_path = probe_path("live_path", "/live");
+    let ready_path = probe_path("ready_path", "/ready");
+    enabled.then_some(HealthConfig { bind_address, bind_port, live_path, ready_path })
+}

@@ -1,0 +1,148 @@
+//! Connections to the server: before the node has joined, as the node, and one that only looks.
+
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use plugin::fault::{Code, Fault};
+use rustls_pki_types::ServerName;
+use spiffe::bundle::{Bundle, X509Bundle};
+use spiffe::clock::{Clock, SystemClock};
+use spiffe::csr::build_csr;
+use spiffe::entry::Entry;
+use spiffe::id::SpiffeId;
+use spiffe::key::KeyPair;
+use spiffe::svid::x509::BundleSource;
+use spiffe::tls::{CertResolver, Expected, KeyExchange, SpiffeServerVerifier, client_config};
+use spiffe::trust_domain::TrustDomain;
+use spiffe::x509::{Certificate, Subject};
+
+use crate::bootstrap::Trust;
+use crate::config::Config;
+use crate::link::Link;
+use crate::node::NodeIdentity;
+
+const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The authorities that the server's certificate has to come from, as they are now.
+#[derive(Debug, Clone)]
+pub(crate) struct TrustStore(Arc<RwLock<Arc<X509Bundle>>>);
+
+impl TrustStore {
+    pub(crate) fn new(bundle: &Bundle) -> Self {
+        Self(Arc::new(RwLock::new(Arc::new(bundle.x509_bundle()))))
+    }
+
+    /// From the next handshake on.
+    pub(crate) fn set(&self, bundle: &Bundle) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(bundle.x509_bundle());
+    }
+}
+
+impl BundleSource for TrustStore {
+    fn x509_bundle(&self, trust_domain: &TrustDomain) -> Option<Arc<X509Bundle>> {
+        let bundle = Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner));
+        (bundle.trust_domain() == trust_domain).then_some(bundle)
+    }
+}
+
+/// A link for a node that has no SVID yet.
+///
+/// # Errors
+/// When the server's address can't be used.
+pub(crate) fn joining(config: &Config, trust: &Trust) -> Result<Link, Fault> {
+    let expected = Expected::Id(SpiffeId::server(&config.trust_domain));
+    let verifier = match trust {
+        Trust::Bundle(bundle) => SpiffeServerVerifier::new(expected, Arc::new(TrustStore::new(bundle))),
+        Trust::Insecure => SpiffeServerVerifier::trust_on_first_use(expected),
+    };
+    link(config, verifier, None)
+}
+
+/// A link for the joined node.
+///
+/// # Errors
+/// When the server's address or the node's certificate can't be used.
+pub(crate) fn as_node(config: &Config, identity: &NodeIdentity, trust: &TrustStore) -> Result<Link, Fault> {
+    let resolver = CertResolver::new();
+    resolver
+        .set(identity.svid.chain.iter().map(Certificate::der), &identity.key)
+        .map_err(|error| Fault::new(Code::AgentDataInvalid, "the node's SVID cannot be used for TLS").because(error))?;
+    let expected = Expected::Id(SpiffeId::server(&config.trust_domain));
+    link(config, SpiffeServerVerifier::new(expected, Arc::new(trust.clone())), Some(resolver))
+}
+
+fn link(config: &Config, verifier: SpiffeServerVerifier, resolver: Option<CertResolver>) -> Result<Link, Fault> {
+    let channel = proto::channel::lazy_tls(&config.server(), tls(config, verifier, resolver)?);
+    channel.map(Link::new).map_err(|error| {
+        Fault::new(Code::InvalidValue, "the server's address cannot be used").at("agent.server_address").because(error).hint("a DNS name or an IP address")
+    })
+}
+
+fn tls(config: &Config, verifier: SpiffeServerVerifier, resolver: Option<CertResolver>) -> Result<rustls::ClientConfig, Fault> {
+    let key_exchange = if config.require_pq_kem { KeyExchange::RequirePostQuantum } else { KeyExchange::PreferPostQuantum };
+    // Certificates are judged by the wall clock, also in tests that set the agent's own.
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    client_config(Arc::new(verifier), resolver.map(Arc::new), clock, key_exchange)
+        .map_err(|error| Fault::new(Code::Internal, "TLS cannot be set up").because(error))
+}
+
+/// The request for the node's own SVID. SPIRE: MakeCSRWithoutURISAN; the server gives the name.
+///
+/// # Errors
+/// When the key can't sign it.
+pub(crate) fn agent_csr(key: &KeyPair) -> Result<Vec<u8>, Fault> {
+    build_csr(key, &Subject::spire(), &[], &[]).map_err(|error| Fault::new(Code::Internal, "the signing request cannot be made").because(error))
+}
+
+/// The request for a workload's SVID. The server uses the key only; the name is SPIRE's habit.
+pub(crate) fn workload_csr(key: &KeyPair, entry: &Entry) -> Result<Vec<u8>, spiffe::x509::BuildError> {
+    build_csr(key, &Subject::spire(), &[entry.spiffe_id.as_str()], &[])
+}
+
+/// What a server showed to somebody who did not believe it.
+#[derive(Debug)]
+pub(crate) struct Shown(Vec<Certificate>);
+
+impl Shown {
+    /// The trust domain of the server's own name.
+    pub(crate) fn trust_domain(&self) -> Option<TrustDomain> {
+        let uri = self.0.first()?.uris().first()?;
+        SpiffeId::parse(uri).ok().map(|id| id.trust_domain())
+    }
+
+    /// The last certificate, or who issued it, in words.
+    pub(crate) fn describe(&self) -> String {
+        let name = self.trust_domain().map_or_else(|| "no SPIFFE ID".to_owned(), |trust_domain| trust_domain.to_string());
+        match self.0.as_slice() {
+            [.., last] if self.0.len() > 1 => format!("{} ({name})", fingerprint(last.der())),
+            [leaf] => {
+                let issuer = leaf.authority_key_id().map(hex).unwrap_or_else(|| "unknown".to_owned());
+                format!("a certificate of {name} signed by the CA with key id {issuer}")
+            }
+            _ => "no certificate".to_owned(),
+        }
+    }
+}
+
+/// Shakes hands with the server without believing it, to tell the operator who answers there.
+pub(crate) async fn probe(config: &Config) -> Option<Shown> {
+    let verifier = SpiffeServerVerifier::trust_on_first_use(Expected::Any);
+    let tls = Arc::new(tls(config, verifier, None).ok()?);
+    let name = ServerName::try_from(config.server_address.clone()).ok()?;
+    let shake = async {
+        let stream = tokio::net::TcpStream::connect(config.server()).await.ok()?;
+        let stream = tokio_rustls::TlsConnector::from(tls).connect(name, stream).await.ok()?;
+        let certificates = stream.get_ref().1.peer_certificates()?;
+        Some(Shown(certificates.iter().filter_map(|der| Certificate::from_der(der).ok()).collect()))
+    };
+    tokio::time::timeout(PROBE_TIMEOUT, shake).await.ok().flatten()
+}
+
+/// `sha256:` and the digest of a certificate.
+pub(crate) fn fingerprint(der: &[u8]) -> String {
+    format!("sha256:{}", hex(aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, der).as_ref()))
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

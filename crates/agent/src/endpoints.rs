@@ -1,0 +1,183 @@
+//! The agent's Unix sockets: bound, accepted on, bounded, and every connection tied to the process behind it.
+//!
+//! It knows peers and connections; what is said on them is for the services. Python, Java and C clients send the
+//! socket's path as `:authority`, which HTTP/2 libraries refuse: a filter makes it legal before anybody parses it.
+
+use std::convert::Infallible;
+use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use plugin::fault::{Code, Fault};
+use plugin::workload_attestor::Peer;
+use proto::authority_filter::AuthorityFilter;
+use tokio::net::{UnixListener, UnixStream};
+
+mod connections;
+pub(crate) mod http_health;
+pub(crate) mod standard;
+
+use connections::{Connections, Slot};
+
+use crate::stop::Stop;
+
+/// A client that connects has something to say: its HTTP/2 preface comes within this time.
+const FIRST_BYTES: Duration = Duration::from_secs(10);
+/// After `EMFILE` and the like, the kernel needs a moment.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// A client opens a few streams per connection; some pool a thousand.
+const STREAMS: u32 = 2048;
+const HEADER_BYTES: u32 = 16 << 10;
+const WINDOW: u32 = 64 << 10;
+/// What connections have to end what they do when the agent stops.
+const DRAIN: Duration = Duration::from_secs(3);
+
+/// Something that answers requests of processes that are known.
+pub(crate) trait Serve: Clone + Send + Sync + 'static {
+    /// Answers one request. The peer is the process that opened the connection.
+    fn serve(&self, peer: Arc<Peer>, request: Request<Incoming>) -> impl Future<Output = Response<tonic::body::Body>> + Send;
+}
+
+/// A bound socket. Its file is removed when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Socket {
+    listener: std::os::unix::net::UnixListener,
+    file: SocketFile,
+}
+
+#[derive(Debug)]
+struct SocketFile(PathBuf);
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        if let Err(error) = std::fs::remove_file(&self.0) {
+            tracing::debug!(%error, path = %self.0.display(), "socket file stays");
+        }
+    }
+}
+
+impl Socket {
+    /// Binds `path` with these permissions. A socket file that nobody listens on is replaced.
+    ///
+    /// # Errors
+    /// PLA-1303 when somebody listens there, PLA-1304 when the path can't be bound.
+    pub(crate) fn bind(path: &Path, mode: u32) -> Result<Self, Fault> {
+        let unusable = |because: &dyn std::fmt::Display| {
+            Fault::new(Code::SocketUnusable, format!("the socket {} cannot be made", path.display())).because(because).hint("check socket_path and the rights on its directory")
+        };
+        if let Some(directory) = path.parent().filter(|directory| !directory.as_os_str().is_empty()) {
+            std::fs::DirBuilder::new().recursive(true).mode(0o755).create(directory).map_err(|error| unusable(&error))?;
+        }
+        match std::fs::symlink_metadata(path) {
+            Ok(file) if !file.file_type().is_socket() => return Err(unusable(&"something that is not a socket is there")),
+            Ok(_) if std::os::unix::net::UnixStream::connect(path).is_ok() => {
+                return Err(Fault::new(Code::SocketInUse, format!("the socket {} is in use", path.display()))
+                    .because("another process listens on it")
+                    .hint(format!("ss -xlp | grep {}", path.display())));
+            }
+            Ok(_) => std::fs::remove_file(path).map_err(|error| unusable(&error))?,
+            Err(_nothing_there) => {}
+        }
+        let listener = std::os::unix::net::UnixListener::bind(path).map_err(|error| unusable(&error))?;
+        let file = SocketFile(path.to_owned());
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).map_err(|error| unusable(&error))?;
+        listener.set_nonblocking(true).map_err(|error| unusable(&error))?;
+        Ok(Self { listener, file })
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.file.0
+    }
+
+    /// Serves until `stop`; connections then get a moment to end.
+    ///
+    /// # Errors
+    /// When the socket can't be handed to the runtime.
+    pub(crate) async fn serve(self, service: impl Serve, mut stop: Stop) -> Result<(), Fault> {
+        let listener = UnixListener::from_std(self.listener).map_err(|error| Fault::new(Code::Internal, "socket cannot be served").because(error))?;
+        let connections = Connections::new();
+        loop {
+            let accepted = tokio::select! {
+                () = stop.stopped() => break,
+                accepted = listener.accept() => accepted,
+            };
+            match accepted {
+                Ok((stream, _)) => {
+                    let Some(slot) = connections.admit() else {
+                        tracing::warn!("connection refused: all are busy");
+                        continue;
+                    };
+                    drop(tokio::spawn(connection(stream, service.clone(), slot, stop.clone())));
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "connection not accepted");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+        drop(listener);
+        drop(self.file);
+        connections.drained(DRAIN).await;
+        Ok(())
+    }
+}
+
+/// One connection, from its first byte to its end.
+async fn connection(stream: UnixStream, service: impl Serve, slot: Slot, mut stop: Stop) {
+    // The kernel holds on to the peer's identity as it was at connect, so who it is can wait until it speaks.
+    let spoke = tokio::select! {
+        () = stop.stopped() => false,
+        () = slot.evicted() => false,
+        readable = tokio::time::timeout(FIRST_BYTES, stream.readable()) => matches!(readable, Ok(Ok(()))),
+    };
+    if !spoke {
+        return;
+    }
+    let peer = match Peer::from_unix_stream(&stream) {
+        Ok(peer) => Arc::new(peer),
+        Err(error) => {
+            tracing::warn!(%error, "caller not identified");
+            return;
+        }
+    };
+    let slot = Arc::new(slot);
+    let evicted = Arc::clone(&slot);
+    let answer = hyper::service::service_fn(move |request| {
+        let (service, peer, busy) = (service.clone(), Arc::clone(&peer), slot.busy());
+        async move {
+            let response = service.serve(peer, request).await;
+            Ok::<_, Infallible>(response.map(|body| connections::Busy::hold(busy, body)))
+        }
+    });
+    let mut http = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+    http.timer(TokioTimer::new())
+        .max_concurrent_streams(STREAMS)
+        .max_header_list_size(HEADER_BYTES)
+        .initial_stream_window_size(WINDOW)
+        .initial_connection_window_size(WINDOW)
+        .max_send_buf_size(64 << 10);
+    let mut serving = std::pin::pin!(http.serve_connection(TokioIo::new(AuthorityFilter::new(stream)), answer));
+    let mut leaving = false;
+    loop {
+        tokio::select! {
+            ended = serving.as_mut() => {
+                if let Err(error) = ended {
+                    tracing::debug!(%error, "connection ended");
+                }
+                return;
+            }
+            () = stop.stopped(), if !leaving => {
+                leaving = true;
+                serving.as_mut().graceful_shutdown();
+            }
+            () = evicted.evicted() => return,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,175 @@
+//! What the server's refusals mean to a node.
+
+use std::error::Error as StdError;
+use std::fmt;
+
+use prost::Message as _;
+use proto::spire::api::types::PermissionDeniedDetails;
+use proto::spire::api::types::permission_denied_details::Reason;
+use tonic::{Code, Status};
+
+/// Why a call to the server brought nothing.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum LinkError {
+    /// The node is banned: nothing will ever work again for it.
+    #[error("the server has banned this node")]
+    Banned,
+    /// The server does not know the node, or not under this SVID any more: it has to attest again.
+    #[error("the node has to attest again: {0}")]
+    MustReattest(String),
+    /// The server does not offer the call.
+    #[error("the server does not offer this call")]
+    Unimplemented,
+    /// What answers is not the server that the bundle speaks of.
+    #[error("server not trusted: {0}")]
+    NotTrusted(String),
+    /// The server understood and refused.
+    #[error("{1}")]
+    Refused(Refusal, String),
+    /// The server can't be reached, or is not able to answer now.
+    #[error("server unavailable: {0}")]
+    Unavailable(String),
+    /// The server's answer makes no sense.
+    #[error("server's answer is not usable: {0}")]
+    Malformed(String),
+}
+
+/// The kinds of refusal that the agent tells apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Refusal {
+    NotFound,
+    InvalidArgument,
+    PermissionDenied,
+    Other,
+}
+
+impl LinkError {
+    pub(crate) fn malformed(because: impl fmt::Display) -> Self {
+        Self::Malformed(because.to_string())
+    }
+
+    pub(crate) fn timed_out() -> Self {
+        Self::Unavailable("no answer in time".to_owned())
+    }
+
+    /// Whether the same call may succeed later without anybody doing anything.
+    pub(crate) fn is_transient(&self) -> bool {
+        matches!(self, Self::Unavailable(_))
+    }
+}
+
+impl From<Status> for LinkError {
+    fn from(status: Status) -> Self {
+        if let Some(because) = trust_failure(&status) {
+            return Self::NotTrusted(because);
+        }
+        let message = status.message().to_owned();
+        match status.code() {
+            Code::PermissionDenied => match denied_reason(&status) {
+                Some(Reason::AgentBanned) => Self::Banned,
+                Some(Reason::AgentExpired | Reason::AgentNotAttested | Reason::AgentNotActive | Reason::AgentMustReattest) => Self::MustReattest(message),
+                _ => Self::Refused(Refusal::PermissionDenied, message),
+            },
+            Code::Unimplemented => Self::Unimplemented,
+            Code::NotFound => Self::Refused(Refusal::NotFound, message),
+            Code::InvalidArgument => Self::Refused(Refusal::InvalidArgument, message),
+            Code::Unavailable | Code::DeadlineExceeded | Code::ResourceExhausted | Code::Aborted | Code::Cancelled | Code::Internal | Code::Unknown => {
+                Self::Unavailable(with_causes(&status))
+            }
+            _ => Self::Refused(Refusal::Other, message),
+        }
+    }
+}
+
+/// SPIRE puts `PermissionDeniedDetails` into the details of a `google.rpc.Status`.
+fn denied_reason(status: &Status) -> Option<Reason> {
+    let details = tonic_types::pb::Status::decode(status.details()).ok()?;
+    details
+        .details
+        .iter()
+        .filter(|any| any.type_url.ends_with("/spire.api.types.PermissionDeniedDetails"))
+        .find_map(|any| PermissionDeniedDetails::decode(any.value.as_slice()).ok())
+        .map(|denied| denied.reason())
+}
+
+/// The reason why TLS did not take the server's certificate, if that is why the call failed.
+fn trust_failure(status: &Status) -> Option<String> {
+    let mut cause: Option<&(dyn StdError + 'static)> = status.source();
+    while let Some(error) = cause {
+        if let Some(rustls::Error::InvalidCertificate(because)) = rustls_error(error) {
+            return Some(because.to_string());
+        }
+        cause = error.source();
+    }
+    None
+}
+
+/// A rustls error, also where an I/O error wraps it.
+pub(crate) fn rustls_error<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a rustls::Error> {
+    error.downcast_ref::<rustls::Error>().or_else(|| error.downcast_ref::<std::io::Error>()?.get_ref()?.downcast_ref::<rustls::Error>())
+}
+
+/// The message with the causes below it: "transport error" alone says nothing.
+fn with_causes(status: &Status) -> String {
+    let mut text = status.message().to_owned();
+    let mut cause = status.source();
+    while let Some(error) = cause {
+        let next = error.to_string();
+        if !text.ends_with(&next) {
+            text = format!("{text}: {next}");
+        }
+        cause = error.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn denied(reason: i32) -> Status {
+        let details = tonic_types::pb::Status {
+            code: 7,
+            message: "denied".into(),
+            details: vec![prost_types::Any {
+                type_url: "type.googleapis.com/spire.api.types.PermissionDeniedDetails".into(),
+                value: PermissionDeniedDetails { reason }.encode_to_vec(),
+            }],
+        };
+        Status::with_details(Code::PermissionDenied, "denied", details.encode_to_vec().into())
+    }
+
+    #[test]
+    fn a_ban_is_told_from_an_eviction_and_from_other_refusals() {
+        assert!(matches!(LinkError::from(denied(4)), LinkError::Banned));
+        for reason in [1, 2, 3, 5] {
+            assert!(matches!(LinkError::from(denied(reason)), LinkError::MustReattest(_)), "{reason}");
+        }
+        for reason in [0, 99] {
+            assert!(matches!(LinkError::from(denied(reason)), LinkError::Refused(Refusal::PermissionDenied, _)), "{reason}");
+        }
+        assert!(matches!(LinkError::from(Status::permission_denied("x")), LinkError::Refused(Refusal::PermissionDenied, _)));
+        let garbage = Status::with_details(Code::PermissionDenied, "x", vec![1, 2, 3].into());
+        assert!(matches!(LinkError::from(garbage), LinkError::Refused(Refusal::PermissionDenied, _)));
+    }
+
+    #[test]
+    fn only_what_may_pass_by_itself_is_transient() {
+        for code in [Code::Unavailable, Code::DeadlineExceeded, Code::ResourceExhausted, Code::Internal, Code::Unknown] {
+            assert!(LinkError::from(Status::new(code, "x")).is_transient(), "{code}");
+        }
+        for code in [Code::InvalidArgument, Code::NotFound, Code::PermissionDenied, Code::Unimplemented, Code::FailedPrecondition, Code::Unauthenticated] {
+            assert!(!LinkError::from(Status::new(code, "x")).is_transient(), "{code}");
+        }
+    }
+
+    #[test]
+    fn a_certificate_that_was_not_trusted_is_found_below_transport_errors() {
+        let tls = rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer);
+        let io = std::io::Error::new(std::io::ErrorKind::InvalidData, tls);
+        let status = Status::from_error(Box::new(io));
+        assert!(matches!(LinkError::from(status), LinkError::NotTrusted(_)));
+        let other = std::io::Error::new(std::io::ErrorKind::ConnectionRefused, "no");
+        assert!(matches!(LinkError::from(Status::from_error(Box::new(other))), LinkError::Unavailable(_)));
+    }
+}

@@ -1,0 +1,184 @@
+//! The node's own identity: its SVID, the key behind it, and where both are kept between runs.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use plugin::fault::{Code, Fault};
+use plugin::key_manager::KeyManager;
+use spiffe::bundle::Bundle;
+use spiffe::clock::Clock;
+use spiffe::id::SpiffeId;
+use spiffe::key::{KeyPair, KeyType};
+use spiffe::x509::Certificate;
+
+use crate::config::Config;
+use crate::link::issued::AgentSvid;
+use crate::state::{AgentData, StateDir};
+
+/// SPIRE: svidkeymanager. The two names are used in turn, so that the key in use outlives a failed renewal.
+const KEY_IDS: [&str; 2] = ["agent-svid-A", "agent-svid-B"];
+/// SPIRE: IsSVIDExpired.
+const CLOCK_SKEW: Duration = Duration::from_secs(1);
+
+/// An SVID of the node with its key.
+#[derive(Debug, Clone)]
+pub(crate) struct NodeIdentity {
+    pub(crate) svid: AgentSvid,
+    pub(crate) key: KeyPair,
+}
+
+impl NodeIdentity {
+    pub(crate) fn id(&self) -> &SpiffeId {
+        &self.svid.facts.spiffe_id
+    }
+
+    /// Half of its life is over then. SPIRE: agent SVIDs are renewed at half life.
+    pub(crate) fn renew_at(&self) -> SystemTime {
+        spiffe::rotation::half_life(self.svid.facts.not_before, self.svid.facts.not_after)
+    }
+
+    pub(crate) fn is_expired(&self, now: SystemTime) -> bool {
+        now + CLOCK_SKEW >= self.svid.facts.not_after
+    }
+}
+
+/// What the node needs to be itself: configuration, disk, keys and time.
+#[derive(Debug)]
+pub(crate) struct Node {
+    pub(crate) config: Config,
+    pub(crate) state: StateDir,
+    pub(crate) keys: Arc<dyn KeyManager>,
+    pub(crate) clock: Arc<dyn Clock>,
+    data: Mutex<AgentData>,
+}
+
+impl Node {
+    /// Reads what is stored.
+    ///
+    /// # Errors
+    /// PLA-1115 when it is damaged.
+    pub(crate) fn open(config: Config, state: StateDir, keys: Arc<dyn KeyManager>, clock: Arc<dyn Clock>) -> Result<Self, Fault> {
+        let data = Mutex::new(state.load()?);
+        Ok(Self { config, state, keys, clock, data })
+    }
+
+    /// The stored identity if it can still be used: its key is there and it is not expired.
+    ///
+    /// # Errors
+    /// When the key manager fails, or the stored SVID is of another trust domain.
+    pub(crate) async fn stored_identity(&self) -> Result<Option<NodeIdentity>, Fault> {
+        let data = self.data();
+        if data.svid.is_empty() {
+            return Ok(None);
+        }
+        let svid = AgentSvid::of(data.svid, data.reattestable).map_err(|because| {
+            Fault::new(Code::AgentDataInvalid, "the agent's stored SVID cannot be used").because(because)
+        })?;
+        let own = &self.config.trust_domain;
+        if !svid.facts.spiffe_id.is_member_of(own) {
+            let stored = svid.facts.spiffe_id.trust_domain();
+            return Err(Fault::new(Code::TrustDomainMismatch, format!("trust domain mismatch: the configuration says {own}, the stored identity says {stored}"))
+                .hint(format!("set trust_domain = \"{stored}\", or use another data_dir")));
+        }
+        let Some(key) = self.key_of(&svid).await? else {
+            tracing::warn!("stored SVID has no key: the node has to join again");
+            return Ok(None);
+        };
+        let identity = NodeIdentity { svid, key };
+        if identity.is_expired(self.clock.now()) {
+            tracing::warn!(id = %identity.id(), "stored SVID is expired: the node has to join again");
+            return Ok(None);
+        }
+        Ok(Some(identity))
+    }
+
+    /// The stored trust bundle: X.509 authorities only, enough to know the server by.
+    pub(crate) fn stored_bundle(&self) -> Option<Bundle> {
+        let data = self.data();
+        (!data.bundle.is_empty()).then(|| bundle_of(&self.config, data.bundle))
+    }
+
+    /// A fresh key for the node's next SVID; `current` stays untouched.
+    ///
+    /// # Errors
+    /// When the key manager can't make one or does not hand it out.
+    pub(crate) async fn fresh_key(&self, current: Option<&KeyPair>) -> Result<KeyPair, Fault> {
+        let mut slot = KEY_IDS[0];
+        if let Some(current) = current
+            && let Some(first) = self.keys.key(slot).await.map_err(|error| error.to_fault())?
+            && first.public_key() == current.public_key()
+        {
+            slot = KEY_IDS[1];
+        }
+        let signer = self.keys.generate_key(slot, KeyType::EcP256).await.map_err(|error| error.to_fault())?;
+        signer.local().cloned().ok_or_else(|| key_fault(&"the key manager keeps the key to itself, and TLS needs it here"))
+    }
+
+    /// Keeps the node's SVID and bundle for the next start.
+    ///
+    /// # Errors
+    /// When they can't be written.
+    pub(crate) async fn store(self: &Arc<Self>, change: impl FnOnce(&mut AgentData) + Send + 'static) -> Result<(), Fault> {
+        let node = Arc::clone(self);
+        tokio::task::spawn_blocking(move || {
+            let mut data = node.data.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut next = data.clone();
+            change(&mut next);
+            node.state.store(&next)?;
+            *data = next;
+            Ok(())
+        })
+        .await
+        .map_err(|error| Fault::new(Code::Internal, "the agent's state could not be stored").because(error))?
+    }
+
+    /// Keeps a bundle's X.509 authorities, if they differ from what is kept.
+    ///
+    /// # Errors
+    /// When they can't be written.
+    pub(crate) async fn store_bundle(self: &Arc<Self>, bundle: &Bundle) -> Result<(), Fault> {
+        let certificates: Vec<Certificate> = bundle.x509_authorities.iter().map(|authority| authority.certificate.clone()).collect();
+        let known = self.data().bundle;
+        if known.len() == certificates.len() && known.iter().zip(&certificates).all(|(a, b)| a.der() == b.der()) {
+            return Ok(());
+        }
+        self.store(|data| data.bundle = certificates).await
+    }
+
+    /// Forgets the node's SVID and all that was kept for it.
+    pub(crate) fn forget(&self) {
+        if let Err(fault) = self.state.forget_identity() {
+            tracing::error!(%fault, "the node's SVID could not be removed");
+        }
+        let mut data = self.data.lock().unwrap_or_else(PoisonError::into_inner);
+        data.svid.clear();
+        data.reattestable = false;
+    }
+
+    /// Whether the key manager keeps keys over a restart, in a file.
+    pub(crate) fn keeps_keys_on_disk(&self) -> bool {
+        matches!(self.config.plugins.key_manager, plugin::catalog::KeyManagerPlugin::Disk(_))
+    }
+
+    fn data(&self) -> AgentData {
+        self.data.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    async fn key_of(&self, svid: &AgentSvid) -> Result<Option<KeyPair>, Fault> {
+        let keys = self.keys.keys().await.map_err(|error| error.to_fault())?;
+        Ok(keys.iter().filter_map(|(_, signer)| signer.local()).find(|key| *key.public_key() == svid.facts.public_key).cloned())
+    }
+}
+
+/// A bundle of X.509 authorities only.
+fn bundle_of(config: &Config, certificates: Vec<Certificate>) -> Bundle {
+    let mut bundle = Bundle::new(config.trust_domain.clone());
+    for certificate in certificates {
+        bundle.add_x509_authority(certificate);
+    }
+    bundle
+}
+
+fn key_fault(because: &dyn std::fmt::Display) -> Fault {
+    Fault::new(Code::KeyFileInvalid, "the node's private key cannot be used").because(because)
+}

@@ -1,0 +1,141 @@
+//! The entries, bundles and X509-SVIDs that the node had last, so that a restart without a server serves what is
+//! still valid. SPIRE keeps no such file; the name is ours and SPIRE ignores it.
+//!
+//! Trusted only for the node identity that wrote it. JWT-SVIDs live too short to be kept.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use plugin::fault::{Code, Fault};
+use serde::{Deserialize, Serialize};
+use spiffe::bundle::Bundle;
+use spiffe::entry::Entry;
+use spiffe::id::SpiffeId;
+use spiffe::key::KeyPair;
+use spiffe::secret::Secret;
+
+use super::{StateDir, read_bounded};
+use crate::cache::svids::IssuedSvid;
+use crate::link::issued::chain_facts;
+
+const FILE: &str = "plastron-last-good.json";
+const VERSION: u32 = 1;
+
+/// What is kept.
+#[derive(Debug, Default)]
+pub(crate) struct LastGood {
+    pub(crate) entries: Vec<Arc<Entry>>,
+    pub(crate) bundles: Vec<Arc<Bundle>>,
+    pub(crate) svids: Vec<IssuedSvid>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Json {
+    version: u32,
+    agent_id: SpiffeId,
+    entries: Vec<Arc<Entry>>,
+    bundles: Vec<Arc<Bundle>>,
+    svids: Vec<SvidJson>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct SvidJson {
+    entry_id: Arc<str>,
+    revision: i64,
+    spiffe_id: SpiffeId,
+    chain: Vec<String>,
+    key: String,
+}
+
+impl Drop for SvidJson {
+    fn drop(&mut self) {
+        drop(Secret::new(std::mem::take(&mut self.key)));
+    }
+}
+
+/// Keeps the state of `agent_id` on disk.
+///
+/// # Errors
+/// When the file can't be written.
+pub(crate) fn store(dir: &StateDir, agent_id: &SpiffeId, state: &LastGood) -> Result<(), Fault> {
+    let json = Json {
+        version: VERSION,
+        agent_id: agent_id.clone(),
+        entries: state.entries.clone(),
+        bundles: state.bundles.clone(),
+        svids: state.svids.iter().map(encode).collect(),
+    };
+    let text = serde_json::to_vec(&json).map_err(|error| Fault::new(Code::Internal, "the last good state cannot be encoded").because(error))?;
+    let text = Secret::new(text);
+    dir.write(FILE, text.expose())
+}
+
+/// What was kept for `agent_id`. A file that is missing, damaged, of another node or another version counts as empty,
+/// and an SVID that is expired or does not fit its key or its entry is left out.
+pub(crate) fn load(dir: &StateDir, agent_id: &SpiffeId, now: SystemTime) -> LastGood {
+    let path = dir.file(FILE);
+    let bytes = match read_bounded(&path) {
+        Ok(Some(bytes)) => bytes,
+        Ok(None) => return LastGood::default(),
+        Err(error) => {
+            tracing::warn!(%error, file = %path.display(), "last good state cannot be read");
+            return LastGood::default();
+        }
+    };
+    let json: Json = match serde_json::from_slice(&bytes) {
+        Ok(json) => json,
+        Err(error) => {
+            tracing::warn!(%error, file = %path.display(), "last good state is damaged and ignored");
+            return LastGood::default();
+        }
+    };
+    if json.version != VERSION || json.agent_id != *agent_id {
+        tracing::info!(file = %path.display(), "last good state is of another node or version and ignored");
+        return LastGood::default();
+    }
+    let svids = json.svids.iter().filter_map(|svid| decode(svid, &json.entries, now)).collect();
+    LastGood { entries: json.entries, bundles: json.bundles, svids }
+}
+
+/// Removes the kept state.
+pub(super) fn remove(dir: &StateDir) {
+    let path = dir.file(FILE);
+    match std::fs::remove_file(&path) {
+        Ok(()) => {}
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => tracing::warn!(%error, file = %path.display(), "last good state cannot be removed"),
+    }
+}
+
+fn encode(svid: &IssuedSvid) -> SvidJson {
+    SvidJson {
+        entry_id: Arc::clone(&svid.entry_id),
+        revision: svid.revision,
+        spiffe_id: svid.spiffe_id.clone(),
+        chain: svid.chain.iter().map(|der| BASE64.encode(der)).collect(),
+        key: BASE64.encode(svid.key.expose()),
+    }
+}
+
+fn decode(json: &SvidJson, entries: &[Arc<Entry>], now: SystemTime) -> Option<IssuedSvid> {
+    let chain: Vec<Vec<u8>> = json.chain.iter().map(|text| BASE64.decode(text)).collect::<Result<_, _>>().ok()?;
+    let key = Secret::new(BASE64.decode(&json.key).ok()?);
+    let pair = KeyPair::from_pkcs8_der(key.expose()).ok()?;
+    let facts = chain_facts(&chain).ok()?;
+    let fits = facts.spiffe_id == json.spiffe_id
+        && facts.public_key == *pair.public_key()
+        && now < facts.not_after
+        && entries.iter().any(|entry| entry.id == json.entry_id && entry.spiffe_id == json.spiffe_id);
+    fits.then(|| IssuedSvid {
+        entry_id: Arc::clone(&json.entry_id),
+        revision: json.revision,
+        spiffe_id: facts.spiffe_id,
+        chain: chain.into_iter().map(Arc::from).collect(),
+        key: Arc::new(key),
+        not_before: facts.not_before,
+        not_after: facts.not_after,
+        issuers: facts.issuers,
+    })
+}

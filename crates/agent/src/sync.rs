@@ -1,0 +1,344 @@
+//! The one task that talks to the server: it follows the node's entries and bundles, has SVIDs issued for what the
+//! cache wants, renews the node's own SVID, and ends the agent when the server has banned or forgotten the node.
+//!
+//! All of its state is its own. Calls run side by side in one set of futures and come back as [`Done`]; workloads
+//! reach it by a bounded channel, and it reaches them by the cache.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use futures_util::future::BoxFuture;
+use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt as _, StreamExt as _};
+use plugin::fault::{Code, Fault};
+use proto::plastron::server::v1::WatchEvent;
+use spiffe::bundle::Bundle;
+use spiffe::random::Random;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::Instant;
+
+mod jwt;
+mod node_svid;
+mod poll;
+mod svids;
+mod watching;
+
+pub(crate) use jwt::JwtOrder;
+
+use crate::backoff::{Backoff, spread};
+use crate::cache::keys::KeyPool;
+use crate::cache::{Cache, Delta};
+use crate::dial;
+use crate::join::{self, Joined};
+use crate::link::{Link, LinkError};
+use crate::node::{Node, NodeIdentity};
+use crate::stop::Stop;
+
+/// SPIRE: synchronizeMaxInterval, synchronizeMaxIntervalMultiple.
+const LONGEST_SYNC_PAUSE: Duration = Duration::from_secs(8 * 60);
+const LONGEST_SYNC_MULTIPLE: u32 = 48;
+/// With the stream the server is missed at once, and the node should come back soon: the connection is one, not a poll.
+const FIRST_WATCH_PAUSE: Duration = Duration::from_millis(200);
+const LONGEST_WATCH_PAUSE: Duration = Duration::from_secs(30);
+/// SPIRE: SVIDSyncInterval, maxSVIDSyncInterval.
+const FIRST_SVID_PAUSE: Duration = Duration::from_millis(500);
+const LONGEST_SVID_PAUSE: Duration = Duration::from_secs(4 * 60);
+/// SPIRE: the node's SVID is looked at every 5 s and retried up to 24 times as late.
+const FIRST_RENEWAL_PAUSE: Duration = Duration::from_secs(5);
+const LONGEST_RENEWAL_PAUSE: Duration = Duration::from_secs(120);
+/// Wall time may jump, so nothing sleeps longer than this without a look at the clock.
+const LONGEST_SLEEP: Duration = Duration::from_secs(30);
+/// A server that had no stream may have been replaced by one that has.
+const LOOK_FOR_STREAM: Duration = Duration::from_secs(600);
+
+/// How the link to the server is, for the debug API, health and those who wait.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct LinkStatus {
+    pub(crate) connected: bool,
+    pub(crate) last_sync: Option<SystemTime>,
+    pub(crate) last_error: Option<String>,
+}
+
+/// A call that ended. `generation` is that of the link it ran on.
+#[derive(Debug)]
+struct Done {
+    generation: u64,
+    what: Outcome,
+}
+
+#[derive(Debug)]
+enum Outcome {
+    Status(Result<(), LinkError>),
+    Polled(Result<Delta, LinkError>),
+    WatchOpened(Result<tonic::Streaming<WatchEvent>, LinkError>),
+    WatchSaid(Box<tonic::Streaming<WatchEvent>>, Result<Option<WatchEvent>, LinkError>),
+    Svids(svids::Issued),
+    Jwt(jwt::Answer),
+    Renewed(Result<NodeIdentity, node_svid::RenewalError>),
+    Stored(Result<(), Fault>),
+}
+
+/// How the node hears of changes.
+#[derive(Debug)]
+enum Following {
+    /// Our stream. `open` while a stream, or an attempt at one, is under way.
+    Watch { open: bool },
+    /// SPIRE's sync at an interval.
+    Poll { busy: bool, since: Instant },
+}
+
+/// The task. [`Sync::run`] is all there is to do with it.
+#[derive(Debug)]
+pub(crate) struct Sync {
+    node: Arc<Node>,
+    cache: Arc<Cache>,
+    random: Arc<dyn Random>,
+    identity: NodeIdentity,
+    link: Link,
+    trust: dial::TrustStore,
+    generation: u64,
+    calls: FuturesUnordered<BoxFuture<'static, Done>>,
+    status: watch::Sender<LinkStatus>,
+    identities: watch::Sender<NodeIdentity>,
+
+    following: Following,
+    next_sync: Instant,
+    sync_backoff: Backoff,
+    watch_backoff: Backoff,
+    changes: watching::Changes,
+    tainted: poll::Tainted,
+
+    svids: svids::Line,
+    jwt: jwt::Line,
+    renewal: node_svid::Renewal,
+}
+
+/// The ends that others hold.
+#[derive(Debug)]
+pub(crate) struct SyncEnds {
+    pub(crate) jwt: mpsc::Sender<JwtOrder>,
+    pub(crate) status: watch::Receiver<LinkStatus>,
+    pub(crate) identity: watch::Receiver<NodeIdentity>,
+}
+
+impl Sync {
+    /// A task for a node that has joined.
+    ///
+    /// # Errors
+    /// When the identity can't be used for TLS.
+    pub(crate) fn new(node: Arc<Node>, cache: Arc<Cache>, joined: Joined, random: Arc<dyn Random>) -> Result<(Self, SyncEnds), Fault> {
+        let Joined { identity, bundle } = joined;
+        let trust = dial::TrustStore::new(&bundle);
+        let link = dial::as_node(&node.config, &identity, &trust)?;
+        let (jwt, jwt_orders) = mpsc::channel(jwt::WAITING);
+        let status = watch::Sender::new(LinkStatus::default());
+        let identities = watch::Sender::new(identity.clone());
+        let ends = SyncEnds { jwt, status: status.subscribe(), identity: identities.subscribe() };
+        let interval = node.config.sync_interval;
+        let backoff = |first, longest| Backoff::new(first, longest, Arc::clone(&random));
+        let task = Self {
+            following: Following::Watch { open: false },
+            next_sync: Instant::now(),
+            sync_backoff: backoff(interval, LONGEST_SYNC_PAUSE.min(interval * LONGEST_SYNC_MULTIPLE)),
+            watch_backoff: backoff(FIRST_WATCH_PAUSE, LONGEST_WATCH_PAUSE),
+            changes: watching::Changes::default(),
+            tainted: poll::Tainted::default(),
+            svids: svids::Line::new(KeyPool::new(node.config.workload_key_type), backoff(FIRST_SVID_PAUSE, LONGEST_SVID_PAUSE)),
+            jwt: jwt::Line::new(jwt_orders),
+            renewal: node_svid::Renewal::new(backoff(FIRST_RENEWAL_PAUSE, LONGEST_RENEWAL_PAUSE)),
+            node,
+            cache,
+            random,
+            identity,
+            link,
+            trust,
+            generation: 0,
+            calls: FuturesUnordered::new(),
+            status,
+            identities,
+        };
+        Ok((task, ends))
+    }
+
+    /// Runs until `stop`, or until the node may not go on.
+    ///
+    /// # Errors
+    /// PLA-1114 when the node is banned, PLA-1116 when it has to join anew.
+    pub(crate) async fn run(mut self, mut stop: Stop) -> Result<(), Fault> {
+        self.svids.pool.refill();
+        self.post_status();
+        let cache = Arc::clone(&self.cache);
+        loop {
+            self.start_what_is_due();
+            let sleep = self.sleep_for();
+            tokio::select! {
+                () = stop.stopped() => return Ok(()),
+                Some(done) = self.calls.next(), if !self.calls.is_empty() => self.take(done)?,
+                Some(order) = self.jwt.orders.recv(), if self.jwt.has_room() => self.order_jwt(order),
+                () = cache.wanting() => {}
+                () = tokio::time::sleep(sleep) => {}
+            }
+        }
+    }
+
+    fn start_what_is_due(&mut self) {
+        let now = self.node.clock.now();
+        if self.cache.next_due().is_some_and(|due| due <= now) {
+            self.cache.tick();
+        }
+        self.start_renewal(now);
+        self.start_following();
+        self.start_issuing();
+    }
+
+    fn start_following(&mut self) {
+        let due = Instant::now() >= self.next_sync;
+        match &self.following {
+            Following::Watch { open: false } if due => self.open_watch(),
+            Following::Poll { busy: false, since } if due && since.elapsed() >= LOOK_FOR_STREAM => self.open_watch(),
+            Following::Poll { busy: false, .. } if due => self.poll(),
+            _ => {}
+        }
+    }
+
+    fn sleep_for(&self) -> Duration {
+        let now = self.node.clock.now();
+        let until = |when: SystemTime| when.duration_since(now).unwrap_or(Duration::ZERO);
+        let mut sleep = LONGEST_SLEEP;
+        if let Some(due) = self.cache.next_due() {
+            sleep = sleep.min(until(due));
+        }
+        if let Some(due) = self.renewal.due(&self.identity) {
+            sleep = sleep.min(until(due).max(self.renewal.pause_left()));
+        }
+        if matches!(self.following, Following::Watch { open: false } | Following::Poll { busy: false, .. }) {
+            sleep = sleep.min(self.next_sync.saturating_duration_since(Instant::now()));
+        }
+        if let Some(pause) = self.svids.pause_left() {
+            sleep = sleep.min(pause);
+        }
+        // Never a busy loop, whatever the clocks say.
+        sleep.max(Duration::from_millis(1))
+    }
+
+    fn take(&mut self, done: Done) -> Result<(), Fault> {
+        let current = done.generation == self.generation;
+        match done.what {
+            Outcome::Status(Ok(())) | Outcome::Stored(Ok(())) => Ok(()),
+            Outcome::Status(Err(error)) => self.failed(current, "agent version not told to the server", &error),
+            Outcome::Stored(Err(fault)) => {
+                tracing::error!(%fault, "state not kept on disk");
+                Ok(())
+            }
+            Outcome::Polled(outcome) => self.polled(current, outcome),
+            Outcome::WatchOpened(outcome) => self.watch_opened(current, outcome),
+            Outcome::WatchSaid(stream, said) => self.watch_said(current, stream, said),
+            Outcome::Svids(issued) => self.svids_issued(current, issued),
+            Outcome::Jwt(answer) => self.jwt_answered(current, answer),
+            Outcome::Renewed(outcome) => self.renewed(outcome),
+        }
+    }
+
+    /// Logs a failed call, and ends the agent if the server does not want the node any more. Calls that ran on an
+    /// earlier link, with an SVID that was since renewed, prove nothing.
+    fn failed(&mut self, current: bool, what: &'static str, error: &LinkError) -> Result<(), Fault> {
+        if !current {
+            tracing::debug!(%error, "{what}, on the link before this one");
+            return Ok(());
+        }
+        self.status.send_modify(|status| {
+            status.connected = !matches!(error, LinkError::Unavailable(_) | LinkError::NotTrusted(_));
+            status.last_error = Some(error.to_string());
+        });
+        match error {
+            LinkError::Banned => {
+                self.node.forget();
+                let fault = Fault::new(Code::AgentBanned, "this node was banned");
+                Err(fault.at(self.identity.id().to_string()).hint(format!("ask the operators of {}", self.node.config.trust_domain)))
+            }
+            LinkError::MustReattest(because) => {
+                if join::can_reattest(&self.identity) {
+                    self.reattest();
+                    return Ok(());
+                }
+                self.node.forget();
+                let fault = Fault::new(Code::AgentMustJoinAgain, "the server no longer knows this node, and its way of attestation works only once");
+                Err(fault.at(self.identity.id().to_string()).because(because).hint("on the server: plastron token create; then start the agent with the new token"))
+            }
+            error => {
+                tracing::warn!(%error, "{what}");
+                Ok(())
+            }
+        }
+    }
+
+    fn synced(&mut self) {
+        let now = self.node.clock.now();
+        self.status.send_modify(|status| {
+            status.connected = true;
+            status.last_sync = Some(now);
+            status.last_error = None;
+        });
+        self.cache.set_ready();
+    }
+
+    /// Takes a change in: into the cache, onto disk, and into what the link trusts.
+    fn apply(&mut self, delta: Delta) {
+        let own = delta.bundles.iter().find(|bundle| bundle.trust_domain == self.node.config.trust_domain).cloned();
+        if !delta.is_empty() {
+            tracing::debug!(entries = delta.entries.len(), removed = delta.removed_entries.len(), bundles = delta.bundles.len(), "changes from the server");
+            self.cache.apply(delta);
+        }
+        if let Some(own) = own {
+            self.own_bundle(&own);
+        }
+    }
+
+    fn own_bundle(&mut self, bundle: &Bundle) {
+        self.trust.set(bundle);
+        let (x509, jwt): (BTreeSet<_>, BTreeSet<_>) = self.tainted.news_of(bundle);
+        if !x509.is_empty() || !jwt.is_empty() {
+            tracing::warn!(x509 = x509.len(), jwt = jwt.len(), "authorities were tainted: what they signed is replaced");
+            self.cache.taint(&x509, &jwt);
+            if self.identity.svid.facts.issuers.iter().any(|issuer| x509.contains(issuer)) {
+                self.renewal.hurry();
+            }
+        }
+        let (node, bundle) = (Arc::clone(&self.node), bundle.clone());
+        self.call(async move { Outcome::Stored(node.store_bundle(&bundle).await) });
+    }
+
+    fn post_status(&mut self) {
+        let link = self.link.clone();
+        self.call(async move { Outcome::Status(link.post_status(VERSION).await) });
+    }
+
+    /// Puts a call among those under way.
+    fn call(&self, call: impl Future<Output = Outcome> + Send + 'static) {
+        let generation = self.generation;
+        self.calls.push(async move { Done { generation, what: call.await } }.boxed());
+    }
+
+    fn pause_after_failure(&mut self) {
+        let pause = match self.following {
+            Following::Watch { .. } => self.watch_backoff.next(),
+            Following::Poll { .. } => self.sync_backoff.next(),
+        };
+        self.next_sync = Instant::now() + pause;
+    }
+
+    fn pause_after_sync(&mut self) {
+        self.sync_backoff.reset();
+        self.next_sync = Instant::now() + spread(self.node.config.sync_interval, &*self.random);
+    }
+}
+
+/// What the agent tells the server of itself.
+pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// Those who wait for one answer.
+type Waiting<K, T> = HashMap<K, Vec<oneshot::Sender<T>>>;
+
+#[cfg(test)]
+mod tests;

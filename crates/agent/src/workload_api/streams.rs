@@ -1,0 +1,156 @@
+//! The three streams: X509-SVIDs, X.509 bundles, JWT bundles. Each message is the full state, sent when it differs from
+//! the one before, and only after the caller was looked at again.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::Stream;
+use futures_util::stream::unfold;
+use plugin::workload_attestor::Peer;
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tonic::{Response, Status};
+
+use super::{Caller, Context};
+use crate::cache::update::{Encoded, WorkloadUpdate};
+use crate::rate_limit::Method;
+
+/// The first message waits this long for all of the caller's SVIDs; then those that are there are sent.
+const ALL_PATIENCE: Duration = Duration::from_secs(5);
+/// A caller that has no SVID at all by then is told to come back.
+const ANY_PATIENCE: Duration = Duration::from_secs(20);
+
+/// A stream of encoded messages.
+type Messages = Pin<Box<dyn Stream<Item = Result<Encoded, Status>> + Send>>;
+
+/// Which bundles a stream is of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    X509,
+    Jwt,
+}
+
+/// What a stream sends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum What {
+    Svids,
+    Bundles(Kind),
+}
+
+struct Sending {
+    context: Arc<Context>,
+    caller: Caller,
+    what: What,
+    updates: watch::Receiver<Arc<WorkloadUpdate>>,
+    sent: Option<Encoded>,
+    opened: Instant,
+    over: bool,
+}
+
+/// FetchX509SVID.
+pub(super) async fn x509_svids(context: Arc<Context>, peer: Arc<Peer>) -> Result<Response<Messages>, Status> {
+    open(context, peer, What::Svids, Method::FetchX509Svid).await
+}
+
+/// FetchX509Bundles and FetchJWTBundles.
+pub(super) async fn bundles(context: Arc<Context>, peer: Arc<Peer>, kind: Kind) -> Result<Response<Messages>, Status> {
+    let method = match kind {
+        Kind::X509 => Method::FetchX509Bundles,
+        Kind::Jwt => Method::FetchJwtBundles,
+    };
+    open(context, peer, What::Bundles(kind), method).await
+}
+
+async fn open(context: Arc<Context>, peer: Arc<Peer>, what: What, method: Method) -> Result<Response<Messages>, Status> {
+    let caller = context.admit(peer, Some(method)).await?;
+    let updates = subscribe(&context, &caller, what);
+    let mut sending = Sending { context, caller, what, updates, sent: None, opened: Instant::now(), over: false };
+    // A refusal is the whole answer and needs no stream.
+    let first = sending.next().await?;
+    let messages = unfold((Some(first), sending), |(first, mut sending)| async move {
+        if let Some(first) = first {
+            return Some((Ok(first), (None, sending)));
+        }
+        if sending.over {
+            return None;
+        }
+        let next = sending.next().await;
+        sending.over = next.is_err();
+        Some((next, (None, sending)))
+    });
+    Ok(Response::new(Box::pin(messages)))
+}
+
+fn subscribe(context: &Context, caller: &Caller, what: What) -> watch::Receiver<Arc<WorkloadUpdate>> {
+    match what {
+        What::Svids => context.cache.subscribe(&caller.selectors),
+        What::Bundles(_) => context.cache.subscribe_bundles(&caller.selectors),
+    }
+}
+
+impl Sending {
+    /// Waits for the next message that is worth sending; an error is the stream's end.
+    async fn next(&mut self) -> Result<Encoded, Status> {
+        loop {
+            let update = Arc::clone(&self.updates.borrow_and_update());
+            if let Some(message) = self.message_of(&update)? {
+                if self.sent.is_some() && self.caller_changed().await? {
+                    continue;
+                }
+                self.sent = Some(message.clone());
+                return Ok(message);
+            }
+            self.wait(&update).await?;
+        }
+    }
+
+    /// The message, unless it was sent already or is not complete yet.
+    fn message_of(&self, update: &WorkloadUpdate) -> Result<Option<Encoded>, Status> {
+        let open_to_all = self.context.options.allow_unauthenticated_verifiers && self.what != What::Svids;
+        if !update.has_identity() && !open_to_all {
+            return Err(self.context.no_identity(&self.caller));
+        }
+        let message = match self.what {
+            What::Svids if self.sent.is_none() && !update.is_complete() && self.opened.elapsed() < ALL_PATIENCE => None,
+            What::Svids => update.x509_svids(),
+            What::Bundles(Kind::X509) => update.x509_bundles(),
+            What::Bundles(Kind::Jwt) => update.jwt_bundles(),
+        };
+        Ok(message.filter(|message| self.sent.as_ref() != Some(*message)).cloned())
+    }
+
+    /// Waits for a change; before the first message not for ever.
+    async fn wait(&mut self, update: &WorkloadUpdate) -> Result<(), Status> {
+        let patience = if self.sent.is_some() {
+            None
+        } else if update.identities.is_empty() || self.opened.elapsed() >= ALL_PATIENCE {
+            Some(ANY_PATIENCE)
+        } else {
+            Some(ALL_PATIENCE)
+        };
+        let changed = self.updates.changed();
+        let outcome = match patience {
+            None => changed.await,
+            Some(patience) => match tokio::time::timeout_at(self.opened + patience, changed).await {
+                Ok(outcome) => outcome,
+                Err(_elapsed) if patience == ALL_PATIENCE => Ok(()),
+                Err(_elapsed) => return Err(self.context.not_issued_yet(&self.caller)),
+            },
+        };
+        // The cache outlives its streams, unless the agent ends.
+        outcome.map_err(|_closed| Status::unavailable("the agent is stopping"))
+    }
+
+    /// Looks at the process again before it gets something new: it may have become another program.
+    async fn caller_changed(&mut self) -> Result<bool, Status> {
+        let selectors = self.context.attest(&self.caller.peer).await?;
+        if selectors == self.caller.selectors {
+            return Ok(false);
+        }
+        tracing::info!(pid = self.caller.peer.pid, "the caller's selectors changed while it was listening");
+        self.caller.selectors = selectors;
+        self.updates = subscribe(&self.context, &self.caller, self.what);
+        Ok(true)
+    }
+}
