@@ -277,6 +277,12 @@ impl Certificate {
             })
     }
 
+    /// How the certificate is signed; `None` when it is a way we do not sign in.
+    #[must_use]
+    pub fn signature_scheme(&self) -> Option<SignatureScheme> {
+        self.0.scheme
+    }
+
     pub(crate) fn extensions(&self) -> &Extensions {
         &self.0.extensions
     }

@@ -1,0 +1,298 @@
+//! The server's authorities and the gate through which every document leaves.
+//!
+//! Owns the X.509 and JWT authorities with their rotation, journal and publication, the issuance of all SVIDs, and the
+//! server's own SVID. It decides nothing about who may have what: that arrives as a [`Grant`].
+
+mod authority;
+mod error;
+mod gate;
+mod grant;
+mod journal;
+mod jwt;
+mod operations;
+mod server_svid;
+#[cfg(test)]
+mod tests;
+mod x509;
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime};
+
+use plugin::key_manager::KeyManager;
+use plugin::upstream_authority::UpstreamAuthority;
+use spiffe::clock::{Clock, unix_seconds};
+use spiffe::id::SpiffeId;
+use spiffe::key::KeyType;
+use spiffe::random::Random;
+use spiffe::tls::CertResolver;
+use spiffe::trust_domain::TrustDomain;
+use spiffe::x509::Subject;
+use tokio::sync::Notify;
+
+use crate::datastore::{BundleError, Datastore};
+use authority::{Authority, Ground};
+use journal::Journal;
+use jwt::JwtKind;
+use server_svid::ServerSvid;
+use x509::X509Kind;
+
+pub use authority::{AuthorityState, AuthorityStates};
+pub use error::{CaError, IssueError, OperationError};
+pub use gate::{IssuedJwt, IssuedX509};
+pub use grant::Grant;
+pub use operations::AuthorityKind;
+
+/// SPIRE: NotBeforeCushion. Verifiers whose clocks are a little behind accept a new document.
+const BACKDATE: Duration = Duration::from_secs(10);
+/// SPIRE: rotateInterval.
+const ROTATION_EVERY: Duration = Duration::from_secs(10);
+/// SPIRE: the server SVID rotator's interval.
+const SERVER_SVID_EVERY: Duration = Duration::from_secs(5);
+/// SPIRE: pruneBundleInterval and safetyThresholdBundle.
+const PRUNE_BUNDLE_EVERY: Duration = Duration::from_secs(6 * 3_600);
+const PRUNE_BUNDLE_AFTER: Duration = Duration::from_secs(24 * 3_600);
+/// SPIRE: pruneCAJournalsInterval and safetyThresholdCAJournals.
+const PRUNE_JOURNALS_EVERY: Duration = Duration::from_secs(8 * 3_600);
+const PRUNE_JOURNALS_AFTER: i64 = 14 * 24 * 3_600;
+/// SPIRE: more failures than this make the server unhealthy.
+const TOLERATED_FAILURES: u64 = 10;
+
+/// What documents look like and how long they live.
+#[derive(Debug, Clone)]
+pub struct IssuanceConfig {
+    pub trust_domain: TrustDomain,
+    pub ca_key_type: KeyType,
+    pub jwt_key_type: KeyType,
+    pub ca_subject: Subject,
+    pub ca_ttl: Duration,
+    pub agent_ttl: Duration,
+    pub x509_svid_ttl: Duration,
+    pub jwt_svid_ttl: Duration,
+    /// The `iss` claim of JWT-SVIDs.
+    pub jwt_issuer: Option<String>,
+    pub jwt_svids: bool,
+    /// Whether the server's issuance for itself is audited.
+    pub audit_log: bool,
+}
+
+/// What the authorities stand on.
+#[derive(Debug, Clone)]
+pub struct CaParts {
+    pub keys: Arc<dyn KeyManager>,
+    pub upstream: Option<Arc<dyn UpstreamAuthority>>,
+    pub datastore: Datastore,
+    pub clock: Arc<dyn Clock>,
+    pub random: Arc<dyn Random>,
+}
+
+/// The parts of the configuration that each issuance needs.
+#[derive(Debug)]
+struct Profile {
+    ca_ttl: Duration,
+    agent_ttl: Duration,
+    x509_svid_ttl: Duration,
+    jwt_svid_ttl: Duration,
+    jwt_issuer: Option<String>,
+    server_key_type: KeyType,
+    audit: bool,
+}
+
+/// The certificate authority of this server.
+pub struct Ca {
+    trust_domain: TrustDomain,
+    server_id: SpiffeId,
+    profile: Profile,
+    clock: Arc<dyn Clock>,
+    random: Arc<dyn Random>,
+    datastore: Datastore,
+    ground: Arc<Ground>,
+    x509: Authority<X509Kind>,
+    /// None: JWT-SVIDs are disabled.
+    jwt: Option<Authority<JwtKind>>,
+    has_upstream: bool,
+    server_svid: ServerSvid,
+    server_svid_due: Notify,
+    failures: AtomicU64,
+}
+
+impl fmt::Debug for Ca {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Ca").field("trust_domain", &self.trust_domain).finish_non_exhaustive()
+    }
+}
+
+impl Ca {
+    /// Takes up the authorities of an earlier life or makes new ones, and issues the server's SVID. When it returns, the
+    /// server can issue.
+    ///
+    /// # Errors
+    /// There is no X.509 authority to issue with: the key manager, the datastore or the upstream authority failed.
+    pub async fn open(config: IssuanceConfig, parts: CaParts) -> Result<Self, CaError> {
+        let now = parts.clock.now();
+        let journal = Journal::open(&parts.datastore, parts.keys.as_ref()).await?;
+        let ground = Arc::new(Ground {
+            trust_domain: config.trust_domain.clone(),
+            keys: parts.keys,
+            datastore: parts.datastore.clone(),
+            journal,
+        });
+        let x509 = X509Kind {
+            trust_domain: config.trust_domain.clone(),
+            random: Arc::clone(&parts.random),
+            key_type: config.ca_key_type,
+            subject: config.ca_subject,
+            ttl: config.ca_ttl,
+            upstream: parts.upstream.clone(),
+        };
+        let jwt = JwtKind {
+            trust_domain: config.trust_domain.clone(),
+            random: Arc::clone(&parts.random),
+            key_type: config.jwt_key_type,
+            ttl: config.ca_ttl,
+            upstream: parts.upstream.clone(),
+        };
+        let ca = Self {
+            server_id: SpiffeId::server(&config.trust_domain),
+            trust_domain: config.trust_domain,
+            profile: Profile {
+                ca_ttl: config.ca_ttl,
+                agent_ttl: config.agent_ttl,
+                x509_svid_ttl: config.x509_svid_ttl,
+                jwt_svid_ttl: config.jwt_svid_ttl,
+                jwt_issuer: config.jwt_issuer,
+                server_key_type: config.ca_key_type,
+                audit: config.audit_log,
+            },
+            clock: parts.clock,
+            random: parts.random,
+            datastore: parts.datastore,
+            x509: Authority::resume(x509, Arc::clone(&ground), now).await?,
+            jwt: match config.jwt_svids {
+                true => Some(Authority::resume(jwt, Arc::clone(&ground), now).await?),
+                false => None,
+            },
+            ground,
+            has_upstream: parts.upstream.is_some(),
+            server_svid: ServerSvid::new(Arc::new(CertResolver::new())),
+            server_svid_due: Notify::new(),
+            failures: AtomicU64::new(0),
+        };
+        if let Err(error) = ca.tick(now).await {
+            if ca.x509.active().is_none() || ca.jwt.as_ref().is_some_and(|jwt| jwt.active().is_none()) {
+                return Err(error);
+            }
+        }
+        ca.tick_server_svid(now).await?;
+        Ok(ca)
+    }
+
+    /// Prepares and activates what is due.
+    ///
+    /// # Errors
+    /// The first failure; what could be done is done, and active authorities go on.
+    pub async fn tick(&self, now: SystemTime) -> Result<(), CaError> {
+        let x509 = self.x509.tick(now).await;
+        let jwt = match &self.jwt {
+            // Without an X.509 authority the server is of no use, and its journal could not be found again.
+            Some(jwt) if self.x509.active().is_some() => jwt.tick(now).await,
+            _ => Ok(()),
+        };
+        for (error, what) in [(&x509, "X509 CA"), (&jwt, "JWT key")] {
+            if let Err(error) = error {
+                self.failures.fetch_add(1, Ordering::Relaxed);
+                tracing::error!(%error, "Unable to rotate {what}");
+            }
+        }
+        if x509.is_ok() && jwt.is_ok() {
+            self.failures.store(0, Ordering::Relaxed);
+        }
+        x509.and(jwt)
+    }
+
+    /// Removes from the bundle what ended a day ago.
+    ///
+    /// # Errors
+    /// The datastore failed, or nothing would be left.
+    pub async fn prune_bundle(&self, now: SystemTime) -> Result<bool, BundleError> {
+        match now.checked_sub(PRUNE_BUNDLE_AFTER) {
+            Some(before) => self.datastore.prune_bundle(&self.trust_domain, before).await,
+            None => Ok(false),
+        }
+    }
+
+    /// Why probes should hold the server unhealthy, if they should. SPIRE: `server.ca`, `server.ca.rotator`.
+    pub fn fault(&self) -> Option<String> {
+        let now = self.clock.now();
+        if self.x509.active().is_none_or(|issuer| issuer.certificate.not_after() <= now) {
+            return Some(IssueError::NoX509Authority.to_string());
+        }
+        let failures = self.failures.load(Ordering::Relaxed);
+        (failures > TOLERATED_FAILURES).then(|| format!("the rotation of authorities failed {failures} times"))
+    }
+
+    /// Whether JWT-SVIDs are issued.
+    pub fn issues_jwt(&self) -> bool {
+        self.jwt.is_some()
+    }
+
+    /// Keeps everything rotating until the future is dropped. Never returns.
+    pub async fn run(&self) {
+        tokio::join!(self.run_rotation(), self.run_server_svid(), self.run_pruning());
+    }
+
+    async fn run_rotation(&self) {
+        loop {
+            tokio::time::sleep(ROTATION_EVERY).await;
+            // It has logged and counted its failures.
+            drop(self.tick(self.clock.now()).await);
+        }
+    }
+
+    async fn run_server_svid(&self) {
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep(SERVER_SVID_EVERY) => {}
+                () = self.server_svid_due.notified() => {}
+            }
+            if let Err(error) = self.tick_server_svid(self.clock.now()).await {
+                tracing::error!(%error, "the server's SVID could not be renewed");
+            }
+        }
+    }
+
+    async fn run_pruning(&self) {
+        let mut bundle = tokio::time::interval(PRUNE_BUNDLE_EVERY);
+        let mut journals = tokio::time::interval(PRUNE_JOURNALS_EVERY);
+        bundle.reset();
+        journals.reset();
+        loop {
+            tokio::select! {
+                _ = bundle.tick() => self.prune_bundle_by_lease().await,
+                _ = journals.tick() => {
+                    let before = unix_seconds(self.clock.now()).saturating_sub(PRUNE_JOURNALS_AFTER);
+                    if let Err(error) = self.ground.journal.prune_others(before).await {
+                        tracing::error!(%error, "CA journals of former servers could not be pruned");
+                    }
+                }
+            }
+        }
+    }
+
+    /// Of several servers on one database one does it.
+    async fn prune_bundle_by_lease(&self) {
+        let now = self.clock.now();
+        let lease = self.datastore.acquire_lease("prune-bundle", self.ground.journal.id(), ROTATION_EVERY * 6, now);
+        match lease.await {
+            Ok(false) => return,
+            Ok(true) => {}
+            Err(error) => return tracing::error!(%error, "the bundle could not be pruned"),
+        }
+        match self.prune_bundle(now).await {
+            Ok(true) => tracing::info!("expired authorities were pruned from the bundle"),
+            Ok(false) => {}
+            Err(error) => tracing::error!(%error, "the bundle could not be pruned"),
+        }
+    }
+}

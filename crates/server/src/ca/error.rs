@@ -1,0 +1,111 @@
+//! Why an authority could not be made, resumed or changed, and why a document was not issued.
+
+use plugin::fault::{Code, Fault};
+use spiffe::id::SpiffeId;
+use spiffe::svid::jwt::JwtSvidError;
+use spiffe::x509::BuildError;
+
+use crate::datastore::{BundleError, DatastoreError};
+
+/// What can go wrong with the authorities themselves.
+#[derive(Debug, thiserror::Error)]
+pub enum CaError {
+    #[error("the key manager failed: {0}")]
+    Keys(#[from] plugin::key_manager::Error),
+    #[error("the upstream authority failed: {0}")]
+    Upstream(#[from] plugin::upstream_authority::Error),
+    #[error("the upstream authority's answer cannot be used: {0}")]
+    UnfitUpstream(String),
+    #[error("the certificate could not be made: {0}")]
+    Build(#[from] BuildError),
+    /// A document made by the new authority does not verify against what would be published.
+    #[error("the new authority failed its trial: {0}")]
+    Trial(String),
+    #[error(transparent)]
+    Store(#[from] DatastoreError),
+    #[error(transparent)]
+    Bundle(#[from] BundleError),
+    #[error("the CA journal cannot be written: {0}")]
+    Journal(String),
+}
+
+impl CaError {
+    /// The same for an operator who starts a server.
+    pub fn to_fault(&self) -> Fault {
+        match self {
+            Self::Keys(error) => error.to_fault(),
+            Self::Upstream(_) | Self::UnfitUpstream(_) => {
+                Fault::new(Code::Internal, "the server has no CA to issue with").because(self).hint(
+                    "look at the upstream authority that the UpstreamAuthority plugin is configured with: its certificate \
+                     must be a CA, be valid now, and lead to a root of the bundle",
+                )
+            }
+            _ => Fault::new(Code::Internal, "the server has no CA to issue with").because(self),
+        }
+    }
+}
+
+/// Why the gate did not let a document out. Nothing was issued.
+#[derive(Debug, thiserror::Error)]
+pub enum IssueError {
+    #[error("X509 CA is not available for signing")]
+    NoX509Authority,
+    #[error("JWT key is not available for signing")]
+    NoJwtAuthority,
+    #[error("JWT functionality is disabled")]
+    JwtDisabled,
+    #[error("{id:?} is not a member of trust domain {trust_domain:?}")]
+    ForeignId { id: SpiffeId, trust_domain: String },
+    #[error("{0:?} has no path")]
+    IdWithoutPath(SpiffeId),
+    #[error("the grant for {id:?} does not extend to {document}")]
+    NotGranted {
+        id: SpiffeId,
+        document: &'static str,
+    },
+    #[error("invalid JWT-SVID audience: cannot be empty")]
+    NoAudience,
+    #[error("the signing authority has expired")]
+    AuthorityExpired,
+    #[error(transparent)]
+    Build(#[from] BuildError),
+    #[error(transparent)]
+    Jwt(#[from] JwtSvidError),
+    /// What was signed is not what was granted. It is a fault of ours, and the document is thrown away.
+    #[error("BUG: the issued document does not match its grant: {0}")]
+    Mismatch(&'static str),
+}
+
+/// Why an operator's change of an authority was refused. Texts as SPIRE's, which tools match on.
+#[derive(Debug, thiserror::Error)]
+pub enum OperationError {
+    #[error("JWT functionality is disabled")]
+    JwtDisabled,
+    #[error("server is initializing")]
+    Initializing,
+    #[error("no authority ID provided")]
+    NoAuthorityId,
+    #[error("unexpected authority ID")]
+    UnexpectedAuthorityId,
+    #[error("only Prepared authorities can be activated: unsupported local authority status: {0}")]
+    NotPrepared(&'static str),
+    #[error("unable to taint current local authority")]
+    TaintsCurrent,
+    #[error("only Old local authorities can be tainted: unsupported local authority status: {0}")]
+    TaintsNotOld(&'static str),
+    #[error("local authority can't be tainted if there is an upstream authority")]
+    TaintsBelowUpstream,
+    #[error("local authority can't be revoked if there is an upstream authority")]
+    RevokesBelowUpstream,
+    #[error("upstream authority is not configured")]
+    NoUpstream,
+    #[error("invalid authority ID: {0}")]
+    InvalidAuthorityId(&'static str),
+    #[error("{what}: {why}")]
+    InvalidSubjectKeyId {
+        what: &'static str,
+        why: &'static str,
+    },
+    #[error("{what}: {source}")]
+    Failed { what: &'static str, source: CaError },
+}

@@ -1,0 +1,339 @@
+//! The journal: which authorities this server has made, in which key slot each lives and what became of it.
+//!
+//! One row of the datastore for each server. A restarted server finds its row by the keys that its key manager still
+//! holds (SPIRE: the same rule), so no identity of the server itself is configured anywhere. The journal never holds
+//! private keys, and what it says is believed only after the key and the published bundle agree.
+
+use std::collections::BTreeSet;
+use std::fmt;
+
+use plugin::key_manager::KeyManager;
+use serde::{Deserialize, Serialize};
+use tokio::sync::Mutex;
+
+use super::CaError;
+use crate::datastore::Datastore;
+
+/// SPIRE: no more than ten entries of a kind are kept.
+const MOST_RECORDS: usize = 10;
+
+/// One of the two places for a key of a kind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum SlotName {
+    A,
+    B,
+}
+
+impl SlotName {
+    #[must_use]
+    pub(super) fn other(self) -> Self {
+        match self {
+            Self::A => Self::B,
+            Self::B => Self::A,
+        }
+    }
+}
+
+impl fmt::Display for SlotName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::A => "A",
+            Self::B => "B",
+        })
+    }
+}
+
+/// Where an authority stands in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Status {
+    /// Published, not yet signing.
+    Prepared,
+    /// Signs.
+    Active,
+    /// Signed once; still published until it expires or is revoked.
+    Old,
+}
+
+/// One authority as the journal knows it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Record {
+    pub(crate) slot: SlotName,
+    pub(crate) status: Status,
+    /// X.509: the subject key id in hex. JWT: the key id.
+    pub(crate) authority_id: String,
+    /// The subject key id, in hex, of the upstream CA that signed this one; empty when self-signed.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub(crate) upstream_authority_id: String,
+    /// Unix seconds.
+    pub(crate) issued_at: i64,
+    /// Unix seconds.
+    pub(crate) not_after: i64,
+    /// `SubjectPublicKeyInfo`, DER.
+    #[serde(with = "base64_bytes")]
+    pub(crate) public_key: Vec<u8>,
+    /// X.509: our CA certificate, then what leads from it to the upstream root (DER). Empty for JWT.
+    #[serde(default, skip_serializing_if = "Vec::is_empty", with = "base64_list")]
+    pub(crate) chain: Vec<Vec<u8>>,
+}
+
+/// What the stored row says.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Entries {
+    #[serde(default)]
+    x509: Vec<Record>,
+    #[serde(default)]
+    jwt: Vec<Record>,
+}
+
+/// Which list of the journal a kind of authority writes to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Series {
+    X509,
+    Jwt,
+}
+
+impl Entries {
+    fn list(&self, series: Series) -> &Vec<Record> {
+        match series {
+            Series::X509 => &self.x509,
+            Series::Jwt => &self.jwt,
+        }
+    }
+
+    fn list_mut(&mut self, series: Series) -> &mut Vec<Record> {
+        match series {
+            Series::X509 => &mut self.x509,
+            Series::Jwt => &mut self.jwt,
+        }
+    }
+}
+
+struct State {
+    entries: Entries,
+    /// What memory says is not yet in the datastore.
+    unsaved: bool,
+}
+
+/// This server's journal row.
+pub(crate) struct Journal {
+    id: String,
+    datastore: Datastore,
+    state: Mutex<State>,
+}
+
+impl fmt::Debug for Journal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Journal")
+            .field("id", &self.id)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Journal {
+    /// Finds the row that belongs to the keys in `keys`, or starts an empty one.
+    ///
+    /// # Errors
+    /// The datastore or the key manager does not answer. A row that cannot be read is somebody else's or damaged: it is
+    /// left alone and never a reason not to start.
+    pub(super) async fn open(
+        datastore: &Datastore,
+        keys: &dyn KeyManager,
+    ) -> Result<Self, CaError> {
+        let mut held = BTreeSet::new();
+        for (_, signer) in keys.keys().await? {
+            held.insert(hex(&signer.public_key().subject_key_id()));
+        }
+        let mut found: Option<(String, Entries)> = None;
+        for journal in datastore.load_journals() {
+            let Ok(entries) = serde_json::from_slice::<Entries>(&journal.data) else {
+                tracing::warn!(
+                    journal = journal.id,
+                    "a CA journal cannot be read and is left alone"
+                );
+                continue;
+            };
+            if entries
+                .x509
+                .iter()
+                .any(|record| held.contains(&record.authority_id))
+                && found
+                    .as_ref()
+                    .is_none_or(|(_, known)| newest(known) < newest(&entries))
+            {
+                found = Some((journal.id.clone(), entries));
+            }
+        }
+        let (id, entries) =
+            found.unwrap_or_else(|| (uuid::Uuid::new_v4().to_string(), Entries::default()));
+        Ok(Self {
+            id,
+            datastore: datastore.clone(),
+            state: Mutex::new(State {
+                entries,
+                unsaved: false,
+            }),
+        })
+    }
+
+    /// Names this server among those of the database, for leases.
+    pub(super) fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// Deletes the journals whose every authority ended before `before`: those of servers that are no more.
+    ///
+    /// # Errors
+    /// The datastore does not answer.
+    pub(super) async fn prune_others(&self, before: i64) -> Result<(), CaError> {
+        for journal in self.datastore.load_journals() {
+            let ended = serde_json::from_slice::<Entries>(&journal.data).is_ok_and(|entries| {
+                entries
+                    .x509
+                    .iter()
+                    .chain(&entries.jwt)
+                    .all(|record| record.not_after < before)
+            });
+            if ended && journal.id != self.id {
+                self.datastore.delete_journal(&journal.id).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Oldest first.
+    pub(super) async fn records(&self, series: Series) -> Vec<Record> {
+        self.state.lock().await.entries.list(series).clone()
+    }
+
+    /// Adds a record and stores the row.
+    ///
+    /// # Errors
+    /// The row was not stored; the record is not in memory either.
+    pub(super) async fn append(&self, series: Series, record: Record) -> Result<(), CaError> {
+        let mut state = self.state.lock().await;
+        let before = state.entries.clone();
+        let list = state.entries.list_mut(series);
+        list.push(record);
+        let excess = list.len().saturating_sub(MOST_RECORDS);
+        list.drain(..excess);
+        if let Err(error) = self.store(&state.entries).await {
+            state.entries = before;
+            return Err(error);
+        }
+        state.unsaved = false;
+        Ok(())
+    }
+
+    /// Changes what became of authorities, each given by its id.
+    ///
+    /// # Errors
+    /// The row was not stored. Memory keeps the change and [`Journal::flush`] stores it later: an authority that is due
+    /// must sign even if the datastore is away.
+    pub(super) async fn set_status(
+        &self,
+        series: Series,
+        changes: &[(&str, Status)],
+    ) -> Result<(), CaError> {
+        let mut state = self.state.lock().await;
+        for record in state.entries.list_mut(series) {
+            if let Some((_, status)) = changes.iter().find(|(id, _)| *id == record.authority_id) {
+                record.status = *status;
+            }
+        }
+        state.unsaved = true;
+        self.store(&state.entries).await?;
+        state.unsaved = false;
+        Ok(())
+    }
+
+    /// Takes back a record whose authority was not published after all.
+    pub(super) async fn forget(&self, series: Series, authority_id: &str) {
+        let mut state = self.state.lock().await;
+        state
+            .entries
+            .list_mut(series)
+            .retain(|record| record.authority_id != authority_id);
+        state.unsaved = true;
+    }
+
+    /// Stores what an earlier failure left unsaved.
+    ///
+    /// # Errors
+    /// The datastore still does not answer.
+    pub(super) async fn flush(&self) -> Result<(), CaError> {
+        let mut state = self.state.lock().await;
+        if state.unsaved {
+            self.store(&state.entries).await?;
+            state.unsaved = false;
+        }
+        Ok(())
+    }
+
+    async fn store(&self, entries: &Entries) -> Result<(), CaError> {
+        let bytes =
+            serde_json::to_vec(entries).map_err(|error| CaError::Journal(error.to_string()))?;
+        Ok(self.datastore.save_journal(&self.id, bytes).await?)
+    }
+}
+
+fn newest(entries: &Entries) -> i64 {
+    entries
+        .x509
+        .iter()
+        .map(|record| record.issued_at)
+        .max()
+        .unwrap_or(i64::MIN)
+}
+
+/// Lower-case hex, as SPIRE writes subject key ids.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes
+        .iter()
+        .fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+            for nibble in [byte >> 4, byte & 0xf] {
+                text.push(char::from_digit(u32::from(nibble), 16).unwrap_or('0'));
+            }
+            text
+        })
+}
+
+mod base64_bytes {
+    use base64::Engine as _;
+    use base64::engine::general_purpose::STANDARD;
+    use serde::{Deserialize as _, Deserializer, Serializer, de::Error as _};
+
+    pub(super) fn serialize<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&STANDARD.encode(bytes))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Vec<u8>, D::Error> {
+        STANDARD
+            .decode(String::deserialize(deserializer)?)
+            .map_err(D::Error::custom)
+    }
+}
+
+mod base64_list {
+    use base64::Engine as _;
+    use base64::engine::general_purpose::STANDARD;
+    use serde::{Deserialize as _, Deserializer, Serializer, de::Error as _};
+
+    pub(super) fn serialize<S: Serializer>(
+        list: &[Vec<u8>],
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(list.iter().map(|bytes| STANDARD.encode(bytes)))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Vec<Vec<u8>>, D::Error> {
+        Vec::<String>::deserialize(deserializer)?
+            .into_iter()
+            .map(|text| STANDARD.decode(text).map_err(D::Error::custom))
+            .collect()
+    }
+}
