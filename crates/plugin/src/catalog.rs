@@ -24,6 +24,8 @@ use crate::workload_attestor::WorkloadAttestor;
 use known::Side;
 use plugin_block::{Entry, entries};
 
+const DATA_STORE: &str = "DataStore";
+
 /// Where keys are kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum KeyManagerPlugin {
@@ -53,8 +55,6 @@ pub enum WorkloadAttestorPlugin {
 /// The server's plugins.
 #[derive(Debug, Clone)]
 pub struct ServerPlugins {
-    /// `plugin_data` of the DataStore `sql`, for the server to read.
-    pub data_store: Section,
     pub key_manager: KeyManagerPlugin,
     pub upstream_authority: Option<UpstreamAuthorityPlugin>,
     /// Each at most once.
@@ -71,12 +71,25 @@ pub struct AgentPlugins {
 }
 
 impl ServerPlugins {
+    /// `plugin_data` of the DataStore `sql`, for the server to read; nothing when it is not configured, which
+    /// [`Self::from_section`] reports.
+    pub fn data_store(root: &Section) -> Option<Section> {
+        let types: Vec<_> = Side::Server
+            .types()
+            .iter()
+            .filter(|one| one.name == DATA_STORE)
+            .collect();
+        let entries = entries(&root.section("plugins")?, Side::Server, &types);
+        let entry = entries.iter().find(|entry| entry.is("sql"))?;
+        Some(entry.data().clone())
+    }
+
     /// Reads the `plugins` block at the top level of a server's configuration. What is wrong is recorded on the
     /// document; nothing comes back when something that is needed is missing.
     pub fn from_section(root: &Section) -> Option<Self> {
         let plugins = plugins_block(root)?;
-        let entries = entries(&plugins, Side::Server);
-        let data_store = exactly_one(&plugins, &entries, "DataStore", "sql");
+        let entries = all_entries(&plugins, Side::Server);
+        let data_store = exactly_one(&plugins, &entries, DATA_STORE, "sql");
         let key_manager = exactly_one(&plugins, &entries, "KeyManager", "disk");
         let upstream = at_most_one(&plugins, &entries, "UpstreamAuthority");
         let node_attestors =
@@ -84,23 +97,25 @@ impl ServerPlugins {
         let node_attestors = node_attestors
             .map(|_| NodeAttestorPlugin::JoinToken)
             .collect();
-        let upstream_authority = match upstream {
-            Some(entry) => Some(UpstreamAuthorityPlugin::Disk(DiskUpstreamConfig::read(
-                &entry.data,
-            )?)),
-            None => None,
-        };
+        let asked_for_upstream = upstream.is_some();
+        let upstream_authority = upstream
+            .filter(|entry| entry.is("disk"))
+            .and_then(|entry| DiskUpstreamConfig::read(entry.data()))
+            .map(UpstreamAuthorityPlugin::Disk);
         let key_manager = key_manager.and_then(|entry| match entry.name.as_str() {
             "memory" => Some(KeyManagerPlugin::Memory),
             _ => {
                 let path = entry
-                    .data
+                    .data()
                     .required_string("keys_path", "/var/lib/plastron/server/keys.json");
                 Some(KeyManagerPlugin::Disk(path?.into()))
             }
         });
+        data_store?;
+        if asked_for_upstream && upstream_authority.is_none() {
+            return None;
+        }
         Some(Self {
-            data_store: data_store?.data.clone(),
             key_manager: key_manager?,
             upstream_authority,
             node_attestors,
@@ -134,7 +149,7 @@ impl AgentPlugins {
     /// Reads the `plugins` block at the top level of an agent's configuration; see [`ServerPlugins::from_section`].
     pub fn from_section(root: &Section) -> Option<Self> {
         let plugins = plugins_block(root)?;
-        let entries = entries(&plugins, Side::Agent);
+        let entries = all_entries(&plugins, Side::Agent);
         let key_manager = exactly_one(&plugins, &entries, "KeyManager", "disk");
         let node_attestor = exactly_one(&plugins, &entries, "NodeAttestor", "join_token");
         let attestors: Vec<&Entry> = of_type(&entries, "WorkloadAttestor").collect();
@@ -149,13 +164,13 @@ impl AgentPlugins {
         let workload_attestors: Vec<_> = attestors
             .iter()
             .filter(|entry| entry.is("unix"))
-            .map(|entry| WorkloadAttestorPlugin::Unix(UnixConfig::read(&entry.data)))
+            .map(|entry| WorkloadAttestorPlugin::Unix(UnixConfig::read(entry.data())))
             .collect();
         let key_manager = key_manager.and_then(|entry| match entry.name.as_str() {
             "memory" => Some(KeyManagerPlugin::Memory),
             _ => {
                 let directory = entry
-                    .data
+                    .data()
                     .required_string("directory", "/var/lib/plastron/agent");
                 Some(KeyManagerPlugin::Disk(
                     PathBuf::from(directory?).join("keys.json"),
@@ -209,6 +224,20 @@ fn plugins_block(root: &Section) -> Option<Section> {
         );
     }
     block
+}
+
+/// All plugins; those without keys of their own are opened too, so that a key that is there is told as unknown. The
+/// data store is the server's to open.
+fn all_entries(plugins: &Section, side: Side) -> Vec<Entry> {
+    let types: Vec<_> = side.types().iter().collect();
+    let entries = entries(plugins, side, &types);
+    for entry in entries
+        .iter()
+        .filter(|entry| entry.supported && entry.plugin_type != DATA_STORE)
+    {
+        entry.data();
+    }
+    entries
 }
 
 fn of_type<'a>(entries: &'a [Entry], plugin_type: &'static str) -> impl Iterator<Item = &'a Entry> {

@@ -1,5 +1,6 @@
 //! One block `TYPE "name" { … }` of the configuration.
 
+use std::cell::OnceCell;
 use std::path::Path;
 
 use super::known::{PluginType, Side};
@@ -11,8 +12,8 @@ pub(super) struct Entry {
     pub(super) plugin_type: &'static str,
     pub(super) name: String,
     pub(super) label: Located<String>,
-    /// `plugin_data`; empty when there is none.
-    pub(super) data: Section,
+    block: Section,
+    data: OnceCell<Section>,
     /// Whether this program has it. If not, that was recorded as a fault.
     pub(super) supported: bool,
 }
@@ -21,12 +22,18 @@ impl Entry {
     pub(super) fn is(&self, name: &str) -> bool {
         self.supported && self.name == name
     }
+
+    /// `plugin_data`, or what `plugin_data_file` holds; empty when there is neither. Not to ask for it leaves it unread.
+    pub(super) fn data(&self) -> &Section {
+        self.data.get_or_init(|| data(&self.block))
+    }
 }
 
-/// All plugins of the block, in the order of their types, then of the file.
-pub(super) fn entries(plugins: &Section, side: Side) -> Vec<Entry> {
+/// The plugins of these types, in the order of the types, then of the file. A type that is none is told as an unknown
+/// key of the block, with the likely one.
+pub(super) fn entries(plugins: &Section, side: Side, types: &[&'static PluginType]) -> Vec<Entry> {
     let mut entries: Vec<Entry> = Vec::new();
-    for plugin_type in side.types() {
+    for plugin_type in types {
         let mut names: Vec<String> = Vec::new();
         for (label, block) in plugins.sections_labelled(plugin_type.name) {
             if names.contains(&label.value) {
@@ -40,7 +47,6 @@ pub(super) fn entries(plugins: &Section, side: Side) -> Vec<Entry> {
             entries.extend(entry(plugin_type, side, label, &block));
         }
     }
-    // A type that is none is told as an unknown key of the block, with the likely one.
     entries
 }
 
@@ -60,26 +66,18 @@ fn entry(
         block.string("plugin_data_file");
         return None;
     }
-    let name = label.value.clone();
-    let supported = command.is_empty() && plugin_type.supported.contains(&name.as_str());
-    if supported {
-        return Some(Entry {
-            plugin_type: plugin_type.name,
-            data: data(block),
-            name,
-            label,
-            supported,
-        });
+    let supported = command.is_empty() && plugin_type.supported.contains(&label.value.as_str());
+    if !supported {
+        refuse(plugin_type, side, &label, block, !command.is_empty());
+        block.raw("plugin_data");
+        block.string("plugin_data_file");
     }
-    refuse(plugin_type, side, &label, block, !command.is_empty());
-    let data = block.section_or_empty("plugin_data");
-    block.raw("plugin_data");
-    block.string("plugin_data_file");
     Some(Entry {
         plugin_type: plugin_type.name,
-        data,
-        name,
+        name: label.value.clone(),
         label,
+        block: block.clone(),
+        data: OnceCell::new(),
         supported,
     })
 }

@@ -1,1 +1,295 @@
+//! The `plugins` block as both daemons read it.
 
+use super::*;
+use crate::config::Document;
+use crate::fault::Faults;
+
+const SERVER: &str = r#"plugins {
+    DataStore "sql" { plugin_data { database_type = "sqlite3" connection_string = "x" } }
+    NodeAttestor "join_token" { plugin_data {} }
+    KeyManager "disk" { plugin_data { keys_path = "keys.json" } }
+}"#;
+
+const AGENT: &str = r#"plugins {
+    NodeAttestor "join_token" { plugin_data {} }
+    KeyManager "memory" { plugin_data {} }
+    WorkloadAttestor "unix" { plugin_data { discover_workload_path = true workload_size_limit = -1 } }
+}"#;
+
+fn server(text: &str) -> Result<ServerPlugins, Faults> {
+    let document = Document::parse("server.conf", text, None)?;
+    if let Some(data_store) = ServerPlugins::data_store(&document.root()) {
+        data_store.one_of("database_type", &["sqlite3", "postgres"]);
+        data_store.string("connection_string");
+    }
+    let plugins = ServerPlugins::from_section(&document.root());
+    document.check()?;
+    Ok(plugins.expect("no faults, no plugins"))
+}
+
+fn agent(text: &str) -> Result<AgentPlugins, Faults> {
+    let document = Document::parse("agent.conf", text, None)?;
+    let plugins = AgentPlugins::from_section(&document.root());
+    document.check()?;
+    Ok(plugins.expect("no faults, no plugins"))
+}
+
+/// The faults of the block with something added.
+fn server_faults(added: &str) -> Vec<Fault> {
+    let text = format!("{SERVER}\nplugins {{ {added} }}");
+    server(&text).expect_err(added).0
+}
+
+#[test]
+fn reads_the_servers_plugins() {
+    let plugins = server(SERVER).unwrap();
+    assert_eq!(
+        plugins.key_manager,
+        KeyManagerPlugin::Disk("keys.json".into())
+    );
+    assert_eq!(plugins.node_attestors, [NodeAttestorPlugin::JoinToken]);
+    assert_eq!(plugins.upstream_authority, None);
+    let document = Document::parse("server.conf", SERVER, None).unwrap();
+    let data_store = ServerPlugins::data_store(&document.root()).unwrap();
+    assert_eq!(
+        data_store.string("database_type").as_deref(),
+        Some("sqlite3")
+    );
+}
+
+#[test]
+fn reads_the_agents_plugins() {
+    let plugins = agent(AGENT).unwrap();
+    assert_eq!(plugins.key_manager, KeyManagerPlugin::Memory);
+    let unix = UnixConfig {
+        discover_workload_path: true,
+        workload_size_limit: -1,
+    };
+    assert_eq!(
+        plugins.workload_attestors,
+        [WorkloadAttestorPlugin::Unix(unix)]
+    );
+}
+
+#[test]
+fn takes_every_shape_that_spire_takes() {
+    for text in [
+        r#"plugins { "KeyManager" { "memory" { plugin_data {} } } "NodeAttestor" "join_token" { } "WorkloadAttestor" "unix" plugin_data {} }"#,
+        r#"plugins { KeyManager "memory" {} } plugins { NodeAttestor "join_token" {} } plugins { WorkloadAttestor "unix" {} }"#,
+        r#"plugins = { KeyManager = { memory = {} } NodeAttestor = { join_token = {} } WorkloadAttestor = { unix = { plugin_data = {} } } }"#,
+        r#"{"plugins": {"KeyManager": {"memory": {"plugin_data": {}}}, "NodeAttestor": [{"join_token": {}}], "WorkloadAttestor": [{"unix": [{"plugin_data": [{}]}]}]}}"#,
+        r#"{"plugins": [{"KeyManager": [{"memory": {}}]}, {"NodeAttestor": {"join_token": {}}}, {"WorkloadAttestor": {"unix": {}}}]}"#,
+    ] {
+        let plugins = agent(text).unwrap_or_else(|faults| panic!("{faults}\n{text}"));
+        assert_eq!(plugins.key_manager, KeyManagerPlugin::Memory);
+        assert_eq!(plugins.workload_attestors.len(), 1);
+    }
+}
+
+#[test]
+fn a_fault_of_one_plugin_hides_none_of_another() {
+    let text = SERVER
+        .replace("sqlite3", "sqlite")
+        .replace("keys_path", "key_path");
+    let faults = server(&text).unwrap_err();
+    let whats: Vec<&str> = faults.iter().map(|fault| fault.what.as_str()).collect();
+    assert_eq!(
+        whats,
+        [
+            "database_type must be one of sqlite3, postgres",
+            "plugins.KeyManager \"disk\".plugin_data.keys_path is missing",
+            "unknown key \"key_path\" in plugins.KeyManager \"disk\".plugin_data; did you mean \"keys_path\"?",
+        ]
+    );
+}
+
+#[test]
+fn what_is_switched_off_is_not_looked_at() {
+    let text = format!(
+        "{SERVER} plugins {{ KeyManager \"aws_kms\" {{ enabled = false plugin_data {{ region = \"x\" }} }} \
+         NodeAttestor \"mine\" {{ enabled = false plugin_cmd = \"/x\" plugin_args = [\"a\"] plugin_checksum = \"b\" }} }}"
+    );
+    server(&text).unwrap();
+}
+
+#[test]
+fn a_plugin_of_spire_that_is_missing_is_refused_by_name() {
+    for side in [Side::Server, Side::Agent] {
+        for plugin_type in side.types() {
+            for name in plugin_type.not_yet {
+                let added = format!(
+                    "plugins {{ {} {name:?} {{ plugin_data {{ a = 1 }} }} }}",
+                    plugin_type.name
+                );
+                let faults = match side {
+                    Side::Server => server(&format!("{SERVER} {added}")).unwrap_err(),
+                    Side::Agent => agent(&format!("{AGENT} {added}")).unwrap_err(),
+                };
+                let what = format!("plugin {} {name:?} is not yet supported", plugin_type.name);
+                let fault = faults
+                    .iter()
+                    .find(|fault| fault.what == what)
+                    .unwrap_or_else(|| panic!("{faults}"));
+                assert_eq!(fault.code, Code::NotYetSupported);
+                assert!(
+                    !faults.iter().any(|fault| fault.code == Code::UnknownKey),
+                    "{faults}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn an_unknown_plugin_is_refused_and_guessed() {
+    for (added, what) in [
+        (
+            "NodeAttestor \"join-token\" {}",
+            "unknown NodeAttestor plugin \"join-token\"; did you mean \"join_token\"?",
+        ),
+        (
+            "NodeAttestor \"k8s_pstat\" {}",
+            "unknown NodeAttestor plugin \"k8s_pstat\"; did you mean \"k8s_psat\"?",
+        ),
+        (
+            "Notifier \"frobnicate\" {}",
+            "unknown Notifier plugin \"frobnicate\"",
+        ),
+        (
+            "KeyManagr \"disk\" {}",
+            "unknown key \"KeyManagr\" in plugins; did you mean \"KeyManager\"?",
+        ),
+        (
+            "WorkloadAttestor \"unix\" {}",
+            "unknown key \"WorkloadAttestor\" in plugins",
+        ),
+    ] {
+        let faults = server_faults(added);
+        assert_eq!(faults.len(), 1, "{added}: {}", Faults(faults.clone()));
+        assert_eq!(faults[0].what, what);
+        assert!(
+            faults[0]
+                .at
+                .as_deref()
+                .unwrap()
+                .starts_with("server.conf:6:"),
+            "{added}"
+        );
+    }
+}
+
+#[test]
+fn an_external_plugin_is_not_yet_supported() {
+    let faults =
+        server_faults("Notifier \"mine\" { plugin_cmd = \"/usr/bin/x\" plugin_data { a = 1 } }");
+    assert_eq!(faults.len(), 1);
+    assert_eq!(faults[0].code, Code::NotYetSupported);
+    assert!(faults[0].what.contains("external"), "{}", faults[0].what);
+}
+
+#[test]
+fn too_few_and_too_many_are_counted() {
+    for (text, what) in [
+        (
+            "plugins { }".to_owned(),
+            "exactly one DataStore plugin is needed",
+        ),
+        (
+            format!("{SERVER} plugins {{ KeyManager \"memory\" {{}} }}"),
+            "only one KeyManager plugin may be configured",
+        ),
+        (
+            format!("{SERVER} plugins {{ KeyManager \"disk\" {{}} }}"),
+            "plugin KeyManager \"disk\" is declared twice",
+        ),
+        (String::new(), "the block plugins is missing"),
+        (
+            "plugins = 1".to_owned(),
+            "plugins takes a block, found a number",
+        ),
+    ] {
+        let faults = server(&text).unwrap_err();
+        assert_eq!(faults.0[0].what, what, "{faults}");
+    }
+    let faults =
+        agent("plugins { KeyManager \"memory\" {} NodeAttestor \"join_token\" {} }").unwrap_err();
+    assert_eq!(
+        faults.0[0].what,
+        "at least one WorkloadAttestor plugin is needed"
+    );
+    assert_eq!(server("plugins {}").unwrap_err().len(), 2);
+}
+
+#[test]
+fn keys_of_a_plugin_are_checked_like_any_other() {
+    let faults = server_faults(
+        "UpstreamAuthority \"disk\" { plugin_data { cert_file = \"a\" key_file_path = 1 } plugin_dat {} }",
+    );
+    let whats: Vec<&str> = faults.iter().map(|fault| fault.what.as_str()).collect();
+    assert_eq!(
+        whats,
+        [
+            "plugins.UpstreamAuthority \"disk\".plugin_data.cert_file_path is missing",
+            "unknown key \"cert_file\" in plugins.UpstreamAuthority \"disk\".plugin_data; did you mean \"cert_file_path\"?",
+            "unknown key \"plugin_dat\" in plugins.UpstreamAuthority \"disk\"; did you mean \"plugin_data\"?",
+        ]
+    );
+    let missing = server(&SERVER.replace("keys_path = \"keys.json\"", "")).unwrap_err();
+    assert!(
+        missing.0[0].what.ends_with("keys_path is missing"),
+        "{missing}"
+    );
+}
+
+#[test]
+fn a_plugins_own_file_is_read_and_checked_with_its_own_positions() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("unix.conf");
+    let text = AGENT.replace(
+        "plugin_data { discover_workload_path = true workload_size_limit = -1 }",
+        &format!("plugin_data_file = {:?}", path.display().to_string()),
+    );
+    let missing = agent(&text).unwrap_err();
+    assert_eq!(missing.0[0].code, Code::ConfigUnreadable);
+    std::fs::write(&path, "discover_workload_path = true").unwrap();
+    let plugins = agent(&text).unwrap();
+    let WorkloadAttestorPlugin::Unix(config) = plugins.workload_attestors[0];
+    assert!(config.discover_workload_path);
+    std::fs::write(&path, "\n  discover_path = true").unwrap();
+    let unknown = agent(&text).unwrap_err();
+    assert_eq!(unknown.len(), 1);
+    assert_eq!(unknown.0[0].at, Some(format!("{}:2:3", path.display())));
+    std::fs::write(&path, "{").unwrap();
+    assert_eq!(agent(&text).unwrap_err().0[0].code, Code::ConfigSyntax);
+    let both = text.replace("plugin_data_file", "plugin_data {} plugin_data_file");
+    assert_eq!(agent(&both).unwrap_err().0[0].code, Code::ConflictingKeys);
+}
+
+#[tokio::test]
+async fn makes_what_was_configured() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("keys.json");
+    let text = SERVER.replace("keys.json", path.to_str().unwrap());
+    let manager = server(&text).unwrap().open_key_manager().unwrap();
+    manager
+        .generate_key("a", spiffe::key::KeyType::EcP256)
+        .await
+        .unwrap();
+    assert!(path.exists());
+    std::fs::write(&path, "damaged").unwrap();
+    let fault = server(&text).unwrap().open_key_manager().unwrap_err();
+    assert_eq!(fault.code, Code::KeyFileInvalid);
+    let clock: Arc<dyn Clock> = Arc::new(spiffe::clock::SystemClock);
+    let attestors = agent(AGENT).unwrap().open_workload_attestors(&clock);
+    assert_eq!(attestors[0].name(), "unix");
+    agent(AGENT).unwrap().open_key_manager().unwrap();
+    let random: Arc<dyn Random> = Arc::new(spiffe::random::SystemRandom);
+    let domain = TrustDomain::parse("example.org").unwrap();
+    assert!(
+        server(SERVER)
+            .unwrap()
+            .open_upstream_authority(&domain, &clock, &random)
+            .unwrap()
+            .is_none()
+    );
+}

@@ -1,1 +1,294 @@
+//! The upstream authority on real files.
 
+use super::*;
+use crate::fault::Code;
+use spiffe::clock::{ManualClock, from_unix};
+use spiffe::csr::build_csr;
+use spiffe::key::KeyType;
+use spiffe::random::SystemRandom;
+use spiffe::x509::Subject;
+
+const NOW: i64 = 1_800_000_000;
+const HOUR: Duration = Duration::from_secs(3600);
+
+struct Ca {
+    key: KeyPair,
+    certificate: Certificate,
+}
+
+fn subject(name: &str) -> Subject {
+    Subject {
+        common_name: Some(name.to_owned()),
+        ..Subject::default()
+    }
+}
+
+async fn ca(name: &str, by: Option<&Ca>, lifetime: Duration) -> Ca {
+    let key = KeyPair::generate(KeyType::EcP256).unwrap();
+    let template = CaTemplate {
+        serial: random_serial(&SystemRandom),
+        subject: subject(name),
+        id: TrustDomain::parse("upstream.test").unwrap().id(),
+        public_key: key.public_key().clone(),
+        not_before: from_unix(NOW) - HOUR,
+        not_after: from_unix(NOW) + lifetime,
+        path_len: None,
+        subject_key_id: None,
+    };
+    let key_id = by
+        .map(|by| by.certificate.subject_key_id().unwrap().to_vec())
+        .unwrap_or_default();
+    let issuer = by.map(|by| Issuer {
+        subject_der: by.certificate.subject_der(),
+        key_id: &key_id,
+        signer: &by.key,
+    });
+    let der = issue_ca(&template, issuer.as_ref(), by.map_or(&key, |by| &by.key))
+        .await
+        .unwrap();
+    Ca {
+        certificate: Certificate::from_der(&der).unwrap(),
+        key,
+    }
+}
+
+struct Files {
+    directory: tempfile::TempDir,
+    with_bundle: bool,
+}
+
+impl Files {
+    fn new(key: &KeyPair, chain: &[&Certificate], roots: Option<&[&Certificate]>) -> Self {
+        let files = Self {
+            directory: tempfile::tempdir().unwrap(),
+            with_bundle: roots.is_some(),
+        };
+        files.write(key, chain, roots.unwrap_or_default());
+        files
+    }
+
+    fn write(&self, key: &KeyPair, chain: &[&Certificate], roots: &[&Certificate]) {
+        use base64::Engine;
+        let der = key.to_pkcs8_der().unwrap();
+        let body = base64::engine::general_purpose::STANDARD.encode(der.expose());
+        let pem = format!("-----BEGIN PRIVATE KEY-----\n{body}\n-----END PRIVATE KEY-----\n");
+        std::fs::write(self.path("key"), pem).unwrap();
+        let pems = |certificates: &[&Certificate]| {
+            certificates
+                .iter()
+                .map(|one| one.to_pem())
+                .collect::<String>()
+        };
+        std::fs::write(self.path("cert"), pems(chain)).unwrap();
+        std::fs::write(self.path("bundle"), pems(roots)).unwrap();
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    fn open(&self) -> Result<DiskUpstreamAuthority, Error> {
+        let config = DiskUpstreamConfig {
+            cert_file_path: self.path("cert"),
+            key_file_path: self.path("key"),
+            bundle_file_path: self.with_bundle.then(|| self.path("bundle")),
+        };
+        let clock = Arc::new(ManualClock::new(from_unix(NOW)));
+        DiskUpstreamAuthority::open(
+            config,
+            TrustDomain::parse("example.org").unwrap(),
+            clock,
+            Arc::new(SystemRandom),
+        )
+    }
+}
+
+fn request(uris: &[&str]) -> (KeyPair, Vec<u8>) {
+    let key = KeyPair::generate(KeyType::EcP384).unwrap();
+    let csr = build_csr(&key, &subject("wanted"), uris, &[]).unwrap();
+    (key, csr)
+}
+
+#[tokio::test]
+async fn a_self_signed_authority_signs_and_is_the_root() {
+    let root = ca("root", None, 100 * HOUR).await;
+    let authority = Files::new(&root.key, &[&root.certificate], None)
+        .open()
+        .unwrap();
+    let (key, csr) = request(&["spiffe://example.org"]);
+    let minted = authority.mint_x509_ca(&csr, 2 * HOUR).await.unwrap();
+    assert_eq!(minted.chain.len(), 1);
+    let certificate = &minted.chain[0];
+    assert!(certificate.is_ca() && certificate.is_signed_by(&root.certificate));
+    assert_eq!(certificate.public_key(), key.public_key());
+    assert_eq!(certificate.uris(), ["spiffe://example.org"]);
+    assert_eq!(certificate.subject_common_name().as_deref(), Some("wanted"));
+    assert_eq!(certificate.not_before(), from_unix(NOW - 10));
+    assert_eq!(certificate.not_after(), from_unix(NOW) + 2 * HOUR);
+    assert_eq!(
+        certificate.authority_key_id(),
+        root.certificate.subject_key_id()
+    );
+    assert_eq!(minted.roots.len(), 1);
+    assert_eq!(minted.roots[0].der(), root.certificate.der());
+}
+
+#[tokio::test]
+async fn an_intermediate_gives_its_chain_and_the_bundle() {
+    let root = ca("root", None, 100 * HOUR).await;
+    let middle = ca("middle", Some(&root), 50 * HOUR).await;
+    let low = ca("low", Some(&middle), 50 * HOUR).await;
+    let files = Files::new(
+        &low.key,
+        &[&low.certificate, &middle.certificate],
+        Some(&[&root.certificate]),
+    );
+    let authority = files.open().unwrap();
+    let (_, csr) = request(&["spiffe://example.org"]);
+    let minted = authority.mint_x509_ca(&csr, Duration::ZERO).await.unwrap();
+    let names: Vec<_> = minted
+        .chain
+        .iter()
+        .filter_map(Certificate::subject_common_name)
+        .collect();
+    assert_eq!(names, ["wanted", "low", "middle"]);
+    assert_eq!(minted.roots[0].der(), root.certificate.der());
+    assert_eq!(minted.chain[0].not_after(), from_unix(NOW) + HOUR);
+    assert!(minted.chain[0].is_signed_by(&low.certificate));
+}
+
+#[tokio::test]
+async fn nothing_outlives_the_upstream_certificate() {
+    let root = ca("root", None, HOUR).await;
+    let authority = Files::new(&root.key, &[&root.certificate], None)
+        .open()
+        .unwrap();
+    let (_, csr) = request(&["spiffe://example.org"]);
+    for ttl in [10 * HOUR, Duration::MAX] {
+        let minted = authority.mint_x509_ca(&csr, ttl).await.unwrap();
+        assert_eq!(minted.chain[0].not_after(), from_unix(NOW) + HOUR);
+    }
+}
+
+#[tokio::test]
+async fn new_files_are_used_and_broken_ones_are_not() {
+    let (first, second) = (
+        ca("first", None, 9 * HOUR).await,
+        ca("second", None, 9 * HOUR).await,
+    );
+    let files = Files::new(&first.key, &[&first.certificate], None);
+    let authority = files.open().unwrap();
+    files.write(&second.key, &[&second.certificate], &[]);
+    let (_, csr) = request(&["spiffe://example.org"]);
+    let minted = authority.mint_x509_ca(&csr, HOUR).await.unwrap();
+    assert!(minted.chain[0].is_signed_by(&second.certificate));
+    std::fs::write(files.path("cert"), "broken").unwrap();
+    let minted = authority.mint_x509_ca(&csr, HOUR).await.unwrap();
+    assert!(minted.chain[0].is_signed_by(&second.certificate));
+    assert_eq!(minted.roots[0].der(), second.certificate.der());
+}
+
+#[tokio::test]
+async fn requests_for_anything_but_the_trust_domain_are_refused() {
+    let root = ca("root", None, 100 * HOUR).await;
+    let authority = Files::new(&root.key, &[&root.certificate], None)
+        .open()
+        .unwrap();
+    for uris in [
+        &[][..],
+        &["spiffe://example.org/web"],
+        &["spiffe://other.org"],
+        &["spiffe://example.org", "spiffe://example.org"],
+        &["https://example.org"],
+    ] {
+        let (_, csr) = request(uris);
+        let refused = authority.mint_x509_ca(&csr, HOUR).await;
+        assert!(
+            matches!(refused, Err(Error::CsrContent(_) | Error::Csr(_))),
+            "{uris:?}"
+        );
+    }
+    let (_, mut forged) = request(&["spiffe://example.org"]);
+    let last = forged.len() - 1;
+    forged[last] ^= 1;
+    for csr in [&forged[..], b"", b"junk"] {
+        assert!(matches!(
+            authority.mint_x509_ca(csr, HOUR).await,
+            Err(Error::Csr(_))
+        ));
+    }
+}
+
+#[tokio::test]
+async fn files_that_do_not_fit_are_refused_at_the_start() {
+    let root = ca("root", None, 9 * HOUR).await;
+    let low = ca("low", Some(&root), 9 * HOUR).await;
+    let other = ca("root", None, 9 * HOUR).await;
+    let refused = |key: &KeyPair, chain: &[&Certificate], roots: Option<&[&Certificate]>| {
+        Files::new(key, chain, roots)
+            .open()
+            .expect_err("must be refused")
+    };
+    let (r, l, o) = (&root.certificate, &low.certificate, &other.certificate);
+    assert!(matches!(
+        refused(&low.key, &[l, r], None),
+        Error::NotSelfSigned
+    ));
+    // SPIRE: a lone certificate is taken as the root, whoever signed it.
+    Files::new(&low.key, &[l], None).open().unwrap();
+    assert!(matches!(refused(&low.key, &[l], Some(&[o])), Error::NoPath));
+    assert!(matches!(refused(&low.key, &[r], None), Error::KeyMismatch));
+    assert!(matches!(
+        refused(&root.key, &[l], Some(&[r])),
+        Error::KeyMismatch
+    ));
+    assert!(matches!(
+        refused(&root.key, &[], None),
+        Error::Content { .. }
+    ));
+    assert!(matches!(
+        refused(&low.key, &[l], Some(&[])),
+        Error::Content { .. }
+    ));
+    let past = ca("past", None, Duration::ZERO).await;
+    let files = Files::new(&past.key, &[&past.certificate], None);
+    files.open().unwrap();
+    let late = Arc::new(ManualClock::new(from_unix(NOW + 1)));
+    let config = files.open().unwrap().config.clone();
+    let domain = TrustDomain::parse("example.org").unwrap();
+    let expired = DiskUpstreamAuthority::open(config, domain, late, Arc::new(SystemRandom));
+    assert!(matches!(expired, Err(Error::NotValidNow)));
+}
+
+#[tokio::test]
+async fn a_missing_file_is_named() {
+    let root = ca("root", None, 9 * HOUR).await;
+    for name in ["cert", "key", "bundle"] {
+        let files = Files::new(&root.key, &[&root.certificate], Some(&[&root.certificate]));
+        std::fs::remove_file(files.path(name)).unwrap();
+        let fault = files.open().unwrap_err().to_fault();
+        assert_eq!(fault.code, Code::UpstreamInvalid);
+        assert!(
+            fault.what.contains(files.path(name).to_str().unwrap()),
+            "{fault}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn publishing_a_token_key_is_not_offered() {
+    let root = ca("root", None, 9 * HOUR).await;
+    let authority = Files::new(&root.key, &[&root.certificate], None)
+        .open()
+        .unwrap();
+    let key = spiffe::bundle::JwtAuthority {
+        key_id: "k".to_owned(),
+        public_key: root.key.public_key().clone(),
+        expires_at: None,
+        tainted: false,
+    };
+    assert!(matches!(
+        authority.publish_jwt_key(&key).await,
+        Err(Error::NotOffered)
+    ));
+}
