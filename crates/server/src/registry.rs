@@ -143,7 +143,7 @@ impl Registry {
         state
             .entries
             .with_spiffe_id(id)
-            .find(|entry| (entry.expires_at == 0 || entry.expires_at > now) && wanted(entry))
+            .find(|entry| !entry.is_expired(now) && wanted(entry))
             .cloned()
     }
 

@@ -23,6 +23,8 @@ pub(super) struct Row {
     pub(super) key: Arc<str>,
     pub(super) row: i64,
     pub(super) likeness: Option<String>,
+    /// An existing entry's likeness changes, perhaps to one that another row of this commit still has.
+    pub(super) moves: bool,
     pub(super) body: Option<String>,
 }
 
@@ -81,11 +83,7 @@ impl<'a> Draft<'a> {
 
     /// An entry of the same parent, SPIFFE ID and selectors.
     pub(super) fn similar(&self, entry: &Entry) -> Option<Arc<Entry>> {
-        let alike = |other: &Arc<Entry>| {
-            other.parent_id == entry.parent_id
-                && other.spiffe_id == entry.spiffe_id
-                && other.selectors == entry.selectors
-        };
+        let alike = |other: &Arc<Entry>| other.is_similar_to(entry);
         if let Some(other) = self.state.entries.similar(entry)
             && let Some(other) = self.entry(&other.id).filter(alike)
         {
@@ -195,18 +193,26 @@ impl<'a> Draft<'a> {
         let mut rows = Vec::with_capacity(writes.len());
         let mut kept = Vec::with_capacity(writes.len());
         for (place, write) in writes.iter().enumerate() {
-            if !last(place, write) || state.get(write.kind, &write.key) == write.object {
+            if !last(place, write) {
                 continue;
             }
-            let likeness = match &write.object {
-                Some(Object::Entry(entry)) => Some(likeness_digest(entry)),
-                _ => None,
+            let old = state.get(write.kind, &write.key);
+            if old == write.object {
+                continue;
+            }
+            let (likeness, moves) = match (&write.object, &old) {
+                (Some(Object::Entry(new)), Some(Object::Entry(old))) => {
+                    (Some(likeness_digest(new)), !new.is_similar_to(old))
+                }
+                (Some(Object::Entry(new)), _) => (Some(likeness_digest(new)), false),
+                _ => (None, false),
             };
             rows.push(Row {
                 kind: write.kind,
                 key: Arc::clone(&write.key),
                 row: write.row,
                 likeness,
+                moves,
                 body: write.object.as_ref().map(encode),
             });
             kept.push(write.clone());

@@ -127,7 +127,7 @@ impl Datastore {
     /// When the store could not write.
     pub async fn prune_entries(&self, now: SystemTime) -> Result<Vec<Arc<Entry>>, DatastoreError> {
         let now = unix_seconds(now);
-        let expired = move |entry: &Entry| entry.expires_at != 0 && entry.expires_at < now;
+        let expired = move |entry: &Entry| entry.is_expired(now);
         // Most of the time there is nothing to do, and looking costs no transaction.
         if !self
             .registry()

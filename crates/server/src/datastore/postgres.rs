@@ -4,17 +4,16 @@
 mod connect;
 mod listen;
 mod options;
+mod session;
 mod tls;
 
-use std::future::Future;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::{StreamExt as _, pin_mut};
 use tokio::time::{Instant, timeout};
-use tokio_postgres::error::SqlState;
-use tokio_postgres::{Client, Row as SqlRow};
+use tokio_postgres::Row as SqlRow;
 
 use super::backend::{Found, Loader, Meta, Missed};
 use super::draft::Row;
@@ -25,9 +24,8 @@ use super::schema::{
 use crate::registry::Kind;
 use connect::Connector;
 use listen::Listener;
+use session::{Session, fault};
 
-/// The longest a single request to the database may take before its connection is given up.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 /// The longest time between two looks for other servers' commits, should a notification be lost.
 const POLL: Duration = Duration::from_secs(1);
 /// The first and the longest pause after a failed connection.
@@ -70,7 +68,7 @@ impl std::fmt::Debug for PostgresConfig {
 pub(super) struct Postgres {
     connector: Arc<Connector>,
     listener: Listener,
-    client: Option<Client>,
+    session: Option<Session>,
     pause: Duration,
     not_before: Option<Instant>,
     /// Why the last attempt to connect failed.
@@ -83,13 +81,13 @@ impl Postgres {
         wanted: Meta,
     ) -> Result<(Self, Meta), DatastoreError> {
         let connector = Arc::new(Connector::new(&config)?);
-        let client = connector.connect().await?;
-        let meta = migrate(&client, &wanted, &connector).await?;
+        let session = connector.connect().await?;
+        let meta = migrate(&session, &wanted, &connector).await?;
         let listener = Listener::start(Arc::clone(&connector));
         let postgres = Self {
             connector,
             listener,
-            client: Some(client),
+            session: Some(session),
             pause: PAUSES.0,
             not_before: None,
             last_failure: String::new(),
@@ -98,19 +96,19 @@ impl Postgres {
     }
 
     /// The connection, made anew if it broke. Fails at once during the pause after a failure.
-    async fn client(&mut self) -> Result<&Client, DatastoreError> {
-        if self.client.as_ref().is_none_or(Client::is_closed) {
-            self.client = None;
+    async fn session(&mut self) -> Result<&Session, DatastoreError> {
+        if self.session.as_ref().is_none_or(Session::is_closed) {
+            self.session = None;
             if self.not_before.is_some_and(|time| Instant::now() < time) {
                 return Err(DatastoreError::Unavailable {
                     because: self.last_failure.clone(),
                 });
             }
             match self.connector.connect().await {
-                Ok(client) => {
+                Ok(session) => {
                     tracing::info!("connected to the database again");
                     self.pause = PAUSES.0;
-                    self.client = Some(client);
+                    self.session = Some(session);
                 }
                 Err(error) => {
                     self.not_before = Some(Instant::now() + self.pause);
@@ -120,15 +118,15 @@ impl Postgres {
                 }
             }
         }
-        self.client.as_ref().ok_or(DatastoreError::Closed)
+        self.session.as_ref().ok_or(DatastoreError::Closed)
     }
 
     /// Ends whatever transaction an error left open, or gives the connection up.
     async fn recover(&mut self) {
-        if let Some(client) = &self.client
-            && timed(client.batch_execute("ROLLBACK")).await.is_err()
+        if let Some(session) = &self.session
+            && session.run("ROLLBACK").await.is_err()
         {
-            self.client = None;
+            self.session = None;
         }
     }
 
@@ -143,12 +141,12 @@ impl Postgres {
     }
 
     pub(super) async fn load(&mut self, loader: Loader) -> Result<Loader, DatastoreError> {
-        let loaded = load(self.client().await?, loader).await;
+        let loaded = load(self.session().await?, loader).await;
         self.recovered(loaded).await
     }
 
     pub(super) async fn begin(&mut self, known: u64) -> Result<(u64, Missed), DatastoreError> {
-        let begun = begin(self.client().await?, known).await;
+        let begun = begin(self.session().await?, known).await;
         self.recovered(begun).await
     }
 
@@ -157,13 +155,13 @@ impl Postgres {
         revision: u64,
         rows: &[Row],
     ) -> Result<(), DatastoreError> {
-        // Not `client()`: a transaction does not outlive its connection.
-        let Some(client) = &self.client else {
+        // Not `session()`: a transaction does not outlive its connection.
+        let Some(session) = &self.session else {
             return Err(DatastoreError::Unavailable {
                 because: "the connection broke".to_owned(),
             });
         };
-        let committed = commit(client, revision, rows).await;
+        let committed = commit(session, revision, rows).await;
         self.recovered(committed).await
     }
 
@@ -172,13 +170,14 @@ impl Postgres {
     }
 
     pub(super) async fn missed(&mut self, known: u64) -> Result<Missed, DatastoreError> {
-        let client = self.client().await?;
+        let session = self.session().await?;
         // One cheap look outside any transaction: mostly there is nothing.
-        let current =
-            timed(client.query_one("SELECT revision FROM revision WHERE id = 1", &[])).await;
+        let current = session
+            .one("SELECT revision FROM revision WHERE id = 1", &[])
+            .await;
         let missed = match current {
             Ok(row) if unsigned(&row, 0)? == known => return Ok(Missed::Nothing),
-            Ok(_) => missed_in_snapshot(client, known).await,
+            Ok(_) => missed_in_snapshot(session, known).await,
             Err(error) => Err(error),
         };
         self.recovered(missed).await
@@ -189,74 +188,40 @@ impl Postgres {
     }
 }
 
-/// Waits for a request, not for ever.
-async fn timed<T>(
-    request: impl Future<Output = Result<T, tokio_postgres::Error>>,
-) -> Result<T, DatastoreError> {
-    match timeout(REQUEST_TIMEOUT, request).await {
-        Ok(result) => result.map_err(|error| fault(&error)),
-        Err(_elapsed) => Err(DatastoreError::Unavailable {
-            because: format!("no answer within {} s", REQUEST_TIMEOUT.as_secs()),
-        }),
-    }
-}
-
-fn fault(error: &tokio_postgres::Error) -> DatastoreError {
-    let Some(refusal) = error.as_db_error() else {
-        let because = std::error::Error::source(error)
-            .map_or_else(|| error.to_string(), |source| source.to_string());
-        return DatastoreError::Unavailable { because };
-    };
-    let because = format!("{} (SQLSTATE {})", refusal.message(), refusal.code().code());
-    match refusal.code() {
-        &SqlState::DISK_FULL => DatastoreError::Full { at: because },
-        &SqlState::LOCK_NOT_AVAILABLE => DatastoreError::Locked { at: because },
-        code if ["08", "53", "57", "58", "25", "40"]
-            .iter()
-            .any(|class| code.code().starts_with(class)) =>
-        {
-            DatastoreError::Unavailable { because }
-        }
-        _ => DatastoreError::Refused { because },
-    }
-}
-
 fn unsigned(row: &SqlRow, column: usize) -> Result<u64, DatastoreError> {
     let value: i64 = row.try_get(column).map_err(|error| fault(&error))?;
     Ok(u64::try_from(value).unwrap_or_default())
 }
 
-async fn begin(client: &Client, known: u64) -> Result<(u64, Missed), DatastoreError> {
-    timed(client.batch_execute("BEGIN")).await?;
+async fn begin(session: &Session, known: u64) -> Result<(u64, Missed), DatastoreError> {
+    session.run("BEGIN").await?;
     let statement = "UPDATE revision SET revision = revision + 1 WHERE id = 1 RETURNING revision";
-    let row = timed(client.query_one(&prepared(client, statement).await?, &[])).await?;
+    let row = session.one(statement, &[]).await?;
     let revision = unsigned(&row, 0)?;
-    let missed = missed(client, known, revision.saturating_sub(1)).await?;
+    let missed = missed(session, known, revision.saturating_sub(1)).await?;
     Ok((revision, missed))
 }
 
-/// Prepares once per connection: the client keeps the statement while we hold the same text.
-async fn prepared(
-    client: &Client,
-    statement: &str,
-) -> Result<tokio_postgres::Statement, DatastoreError> {
-    timed(client.prepare(statement)).await
-}
-
-async fn missed_in_snapshot(client: &Client, known: u64) -> Result<Missed, DatastoreError> {
-    timed(client.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")).await?;
-    let row = timed(client.query_one("SELECT revision FROM revision WHERE id = 1", &[])).await?;
-    let missed = missed(client, known, unsigned(&row, 0)?).await?;
-    timed(client.batch_execute("COMMIT")).await?;
+async fn missed_in_snapshot(session: &Session, known: u64) -> Result<Missed, DatastoreError> {
+    session
+        .run("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        .await?;
+    let row = session
+        .one("SELECT revision FROM revision WHERE id = 1", &[])
+        .await?;
+    let missed = missed(session, known, unsigned(&row, 0)?).await?;
+    session.run("COMMIT").await?;
     Ok(missed)
 }
 
 /// What was committed after `known` up to `current`, which must be what this transaction sees.
-async fn missed(client: &Client, known: u64, current: u64) -> Result<Missed, DatastoreError> {
+async fn missed(session: &Session, known: u64, current: u64) -> Result<Missed, DatastoreError> {
     if known == current {
         return Ok(Missed::Nothing);
     }
-    let oldest = timed(client.query_one("SELECT min(revision) FROM changes", &[])).await?;
+    let oldest = session
+        .one("SELECT min(revision) FROM changes", &[])
+        .await?;
     let oldest: Option<i64> = oldest.try_get(0).map_err(|error| fault(&error))?;
     let reaches_back =
         oldest.is_some_and(|oldest| u64::try_from(oldest).is_ok_and(|oldest| oldest <= known + 1));
@@ -272,7 +237,7 @@ async fn missed(client: &Client, known: u64, current: u64) -> Result<Missed, Dat
              LEFT JOIN {table} t ON t.key = c.key"
         );
         let known = i64::try_from(known).unwrap_or(i64::MAX);
-        for row in timed(client.query(&statement, &[&known])).await? {
+        for row in session.all(&statement, &[&known]).await? {
             let key: &str = row.try_get(0).map_err(|error| fault(&error))?;
             let number: Option<i64> = row.try_get(2).map_err(|error| fault(&error))?;
             let body: Option<String> = row.try_get(3).map_err(|error| fault(&error))?;
@@ -291,8 +256,18 @@ async fn missed(client: &Client, known: u64, current: u64) -> Result<Missed, Dat
     })
 }
 
-async fn commit(client: &Client, revision: u64, rows: &[Row]) -> Result<(), DatastoreError> {
+async fn commit(session: &Session, revision: u64, rows: &[Row]) -> Result<(), DatastoreError> {
     let revision = i64::try_from(revision).unwrap_or(i64::MAX);
+    let moving: Vec<&str> = rows
+        .iter()
+        .filter(|row| row.moves)
+        .map(|row| &*row.key)
+        .collect();
+    if !moving.is_empty() {
+        session
+            .execute(schema::MAKE_ROOM_POSTGRES, &[&moving])
+            .await?;
+    }
     for kind in Kind::ALL {
         let table = kind.table();
         let gone: Vec<&str> = rows
@@ -302,7 +277,7 @@ async fn commit(client: &Client, revision: u64, rows: &[Row]) -> Result<(), Data
             .collect();
         if !gone.is_empty() {
             let statement = format!("DELETE FROM {table} WHERE key = ANY($1::text[])");
-            timed(client.execute(&statement, &[&gone])).await?;
+            session.execute(&statement, &[&gone]).await?;
         }
         let kept: Vec<&Row> = rows
             .iter()
@@ -319,37 +294,46 @@ async fn commit(client: &Client, revision: u64, rows: &[Row]) -> Result<(), Data
             .iter()
             .filter_map(|row| row.likeness.as_deref())
             .collect();
-        let statement = prepared(client, &schema::postgres_upsert(kind)).await?;
+        let statement = schema::postgres_upsert(kind);
         if kind == Kind::Entry {
-            timed(client.execute(
-                &statement,
-                &[&keys, &numbers, &revisions, &bodies, &likenesses],
-            ))
-            .await?;
+            session
+                .execute(
+                    &statement,
+                    &[&keys, &numbers, &revisions, &bodies, &likenesses],
+                )
+                .await?;
         } else {
-            timed(client.execute(&statement, &[&keys, &numbers, &revisions, &bodies])).await?;
+            session
+                .execute(&statement, &[&keys, &numbers, &revisions, &bodies])
+                .await?;
         }
     }
     let kinds: Vec<&str> = rows.iter().map(|row| row.kind.table()).collect();
     let keys: Vec<&str> = rows.iter().map(|row| &*row.key).collect();
     let log = "INSERT INTO changes (revision, kind, key) SELECT $1, * FROM unnest($2::text[], $3::text[])";
-    timed(client.execute(log, &[&revision, &kinds, &keys])).await?;
+    session.execute(log, &[&revision, &kinds, &keys]).await?;
     if revision.unsigned_abs().is_multiple_of(PRUNE_EVERY) {
         let last = revision.saturating_sub_unsigned(KEPT_REVISIONS);
-        timed(client.execute("DELETE FROM changes WHERE revision <= $1", &[&last])).await?;
+        session
+            .execute("DELETE FROM changes WHERE revision <= $1", &[&last])
+            .await?;
     }
-    timed(client.batch_execute(&format!("NOTIFY {CHANNEL}, '{revision}'; COMMIT"))).await
+    session
+        .run(&format!("NOTIFY {CHANNEL}, '{revision}'; COMMIT"))
+        .await
 }
 
-async fn load(client: &Client, mut loader: Loader) -> Result<Loader, DatastoreError> {
+async fn load(session: &Session, mut loader: Loader) -> Result<Loader, DatastoreError> {
     let snapshot =
         "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL statement_timeout = 0";
-    timed(client.batch_execute(snapshot)).await?;
-    let row = timed(client.query_one("SELECT revision FROM revision WHERE id = 1", &[])).await?;
+    session.run(snapshot).await?;
+    let row = session
+        .one("SELECT revision FROM revision WHERE id = 1", &[])
+        .await?;
     let revision = unsigned(&row, 0)?;
     for kind in Kind::ALL {
         if kind == Kind::Entry {
-            let count = timed(client.query_one("SELECT count(*) FROM entries", &[])).await?;
+            let count = session.one("SELECT count(*) FROM entries", &[]).await?;
             loader
                 .state
                 .entries
@@ -359,8 +343,7 @@ async fn load(client: &Client, mut loader: Loader) -> Result<Loader, DatastoreEr
             "SELECT row_number, key, body FROM {} ORDER BY row_number",
             kind.table()
         );
-        let no_parameters: [&str; 0] = [];
-        let rows = timed(client.query_raw(&statement, no_parameters)).await?;
+        let rows = session.stream(&statement).await?;
         pin_mut!(rows);
         while let Some(row) = rows.next().await {
             let row = row.map_err(|error| fault(&error))?;
@@ -373,26 +356,28 @@ async fn load(client: &Client, mut loader: Loader) -> Result<Loader, DatastoreEr
             loader.accept(kind, number, key, body)?;
         }
     }
-    timed(client.batch_execute("COMMIT")).await?;
+    session.run("COMMIT").await?;
     loader.state.starts_at(revision);
     Ok(loader)
 }
 
 async fn migrate(
-    client: &Client,
+    session: &Session,
     wanted: &Meta,
     connector: &Connector,
 ) -> Result<Meta, DatastoreError> {
     let lock = format!("BEGIN; SELECT pg_advisory_xact_lock({MIGRATION_LOCK})");
-    timed(client.batch_execute(&lock)).await?;
+    session.run(&lock).await?;
     let has_table = async |name: &str| {
-        let row =
-            timed(client.query_one("SELECT to_regclass($1::text) IS NOT NULL", &[&name])).await?;
+        let row = session
+            .one("SELECT to_regclass($1::text) IS NOT NULL", &[&name])
+            .await?;
         row.try_get::<_, bool>(0).map_err(|error| fault(&error))
     };
     let value = async |name: &str| {
-        let row =
-            timed(client.query_opt("SELECT value FROM meta WHERE name = $1", &[&name])).await?;
+        let row = session
+            .at_most_one("SELECT value FROM meta WHERE name = $1", &[&name])
+            .await?;
         row.map(|row| row.try_get::<_, String>(0))
             .transpose()
             .map_err(|error| fault(&error))
@@ -420,21 +405,23 @@ async fn migrate(
     }
     if version < VERSION {
         while let Some(statements) = schema::migration(Dialect::Postgres, version) {
-            timed(client.batch_execute(statements)).await?;
+            session.run(statements).await?;
             version += 1;
         }
         let set = "INSERT INTO meta (name, value) VALUES ($1, $2) ON CONFLICT (name) DO UPDATE SET value = excluded.value";
         let keep = "INSERT INTO meta (name, value) VALUES ($1, $2) ON CONFLICT (name) DO NOTHING";
         let (version, readable) = (VERSION.to_string(), READABLE_FROM.to_string());
-        timed(client.execute(set, &[&"schema_version", &version])).await?;
-        timed(client.execute(set, &[&"readable_from", &readable])).await?;
-        timed(client.execute(keep, &[&"trust_domain", &wanted.trust_domain])).await?;
-        timed(client.execute(keep, &[&"epoch", &wanted.epoch])).await?;
+        session.execute(set, &[&"schema_version", &version]).await?;
+        session.execute(set, &[&"readable_from", &readable]).await?;
+        session
+            .execute(keep, &[&"trust_domain", &wanted.trust_domain])
+            .await?;
+        session.execute(keep, &[&"epoch", &wanted.epoch]).await?;
     }
     let meta = Meta {
         trust_domain: value("trust_domain").await?.unwrap_or_default(),
         epoch: value("epoch").await?.unwrap_or_default(),
     };
-    timed(client.batch_execute("COMMIT")).await?;
+    session.run("COMMIT").await?;
     Ok(meta)
 }

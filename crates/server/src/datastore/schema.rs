@@ -36,6 +36,12 @@ pub(super) fn migration(dialect: Dialect, from: i64) -> Option<&'static str> {
 /// Tables by which another program's database is known; SPIRE's among them.
 pub(super) const FOREIGN_TABLES: [&str; 2] = ["attested_node_entries", "registered_entries"];
 
+/// Takes an entry's likeness from it before it gets another, so that two entries may trade theirs.
+pub(super) const MAKE_ROOM_SQLITE: &str =
+    "UPDATE entries SET likeness = 'moving ' || key WHERE key = ?1";
+pub(super) const MAKE_ROOM_POSTGRES: &str =
+    "UPDATE entries SET likeness = 'moving ' || key WHERE key = ANY($1::text[])";
+
 /// Inserts or replaces one object; parameters: key, row, revision, body, and likeness for entries.
 pub(super) fn sqlite_upsert(kind: Kind) -> String {
     let (column, value, update) = match kind {

@@ -165,15 +165,15 @@ impl Sqlite {
 
     /// Lets a test narrow what the database may do.
     #[cfg(test)]
-    pub(super) async fn pragma(&self, statement: &'static str) {
-        let ran = self.run(move |connection| {
+    pub(super) async fn tell(&self, statements: &'static str) {
+        let told = self.run(move |connection| {
             connection
-                .query_row(statement, [], |_| Ok(()))
-                .optional()
-                .unwrap();
-            Ok(())
+                .execute_batch(statements)
+                .map_err(|error| DatastoreError::Refused {
+                    because: error.to_string(),
+                })
         });
-        ran.await.unwrap();
+        told.await.unwrap();
     }
 }
 
@@ -355,6 +355,11 @@ fn write(connection: &Connection, revision: u64, rows: &[Row]) -> rusqlite::Resu
     for row in rows.iter().filter(|row| row.body.is_none()) {
         connection
             .prepare_cached(&format!("DELETE FROM {} WHERE key = ?1", row.kind.table()))?
+            .execute([&*row.key])?;
+    }
+    for row in rows.iter().filter(|row| row.moves) {
+        connection
+            .prepare_cached(schema::MAKE_ROOM_SQLITE)?
             .execute([&*row.key])?;
     }
     for row in rows {

@@ -1,1 +1,190 @@
+//! What one database alone can show: SQLite's faults and its files.
 
+use std::sync::Arc;
+
+use super::contract::{Subject, content, create, entry, td};
+use super::sqlite::Sqlite;
+use super::{Backend, Datastore, DatastoreError, Meta};
+use crate::registry::{EntryFilter, Registry};
+
+/// A datastore whose database was first told `statements`.
+async fn open_with(subject: &Subject, statements: &'static str) -> (Datastore, Arc<Registry>) {
+    let wanted = Meta {
+        trust_domain: "example.org".to_owned(),
+        epoch: "e".to_owned(),
+    };
+    let (sqlite, meta) = Sqlite::open(subject.path().unwrap(), wanted).await.unwrap();
+    sqlite.tell(statements).await;
+    let clock = Arc::new(subject.clock.clone());
+    Datastore::start(
+        Backend::Sqlite(sqlite),
+        td("example.org"),
+        meta.epoch,
+        clock,
+    )
+    .await
+    .unwrap()
+}
+
+#[tokio::test]
+async fn a_full_disk_refuses_writes_and_harms_nothing() {
+    let subject = Subject::sqlite();
+    let (datastore, registry) = open_with(&subject, "PRAGMA max_page_count = 60").await;
+    create(&datastore, entry("/spire/agent/x", "/small", &["a:1"])).await;
+    let big = (0..500)
+        .map(|n| entry("/spire/agent/x", &format!("/{n}"), &["a:1"]))
+        .collect();
+    let refused = datastore.create_entries(big).await.unwrap_err();
+    assert!(matches!(refused, DatastoreError::Full { .. }), "{refused}");
+    assert_eq!(registry.revision(), 1);
+    assert_eq!(registry.entry_count(&EntryFilter::default()), 1);
+    create(&datastore, entry("/spire/agent/x", "/after", &["a:1"])).await;
+    let (_again, reloaded) = subject.open().await;
+    assert_eq!(content(&reloaded), content(&registry));
+}
+
+#[tokio::test]
+async fn a_database_locked_by_another_process_says_so() {
+    let subject = Subject::sqlite();
+    let (datastore, registry) = open_with(&subject, "PRAGMA busy_timeout = 20").await;
+    let other = rusqlite::Connection::open(subject.path().unwrap()).unwrap();
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let refused = datastore
+        .create_entries(vec![entry("/spire/agent/x", "/web", &["a:1"])])
+        .await
+        .unwrap_err();
+    assert!(matches!(refused, DatastoreError::Locked { .. }));
+    assert!(refused.to_string().contains("is locked by another process"));
+    other.execute_batch("COMMIT").unwrap();
+    create(&datastore, entry("/spire/agent/x", "/web", &["a:1"])).await;
+    assert_eq!(registry.revision(), 1, "the refused write took no revision");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_write_that_the_database_refuses_does_not_harm_its_group() {
+    let subject = Subject::sqlite();
+    let trap = "CREATE TRIGGER trap BEFORE INSERT ON journals WHEN new.key = 'poison' \
+                BEGIN SELECT RAISE(ABORT, 'no'); END";
+    let (datastore, registry) = open_with(&subject, trap).await;
+    let writers: Vec<_> = (0..30)
+        .map(|n| {
+            let datastore = datastore.clone();
+            let id = if n == 7 {
+                "poison".to_owned()
+            } else {
+                n.to_string()
+            };
+            tokio::spawn(async move { datastore.save_journal(&id, Vec::new()).await })
+        })
+        .collect();
+    let mut refused = 0;
+    for writer in writers {
+        refused += usize::from(writer.await.unwrap().is_err());
+    }
+    assert_eq!(refused, 1);
+    assert_eq!(registry.journals().len(), 29);
+}
+
+#[tokio::test]
+async fn what_was_acknowledged_is_in_the_files_of_a_killed_process() {
+    let subject = Subject::sqlite();
+    let (datastore, registry) = subject.open().await;
+    for n in 0..20 {
+        create(
+            &datastore,
+            entry("/spire/agent/x", &format!("/{n}"), &["a:1"]),
+        )
+        .await;
+    }
+    // The files as they are, without a clean end: what a kill leaves behind.
+    let copy = Subject::sqlite();
+    for suffix in ["", "-wal"] {
+        let name = |subject: &Subject| format!("{}{suffix}", subject.path().unwrap().display());
+        std::fs::copy(name(&subject), name(&copy)).unwrap();
+    }
+    let (_again, reloaded) = copy.open().await;
+    assert_eq!(content(&reloaded), content(&registry));
+}
+
+#[tokio::test]
+async fn a_newer_schema_is_refused_unless_it_says_it_may_be_read() {
+    let subject = Subject::sqlite();
+    drop(
+        open_with(
+            &subject,
+            "UPDATE meta SET value = '2' WHERE name = 'schema_version'",
+        )
+        .await,
+    );
+    subject.open().await;
+    drop(
+        open_with(
+            &subject,
+            "UPDATE meta SET value = '2' WHERE name = 'readable_from'",
+        )
+        .await,
+    );
+    let refused = subject.try_open("example.org").await.unwrap_err();
+    assert_eq!(
+        refused,
+        DatastoreError::NewerSchema {
+            stored: 2,
+            supported: 1
+        }
+    );
+}
+
+#[tokio::test]
+async fn another_programs_database_is_refused_and_untouched() {
+    let subject = Subject::sqlite();
+    let other = rusqlite::Connection::open(subject.path().unwrap()).unwrap();
+    other
+        .execute_batch("CREATE TABLE attested_node_entries (id INTEGER)")
+        .unwrap();
+    let refused = subject.try_open("example.org").await.unwrap_err();
+    assert!(matches!(refused, DatastoreError::NotOurs { .. }));
+    let tables: i64 = other
+        .query_row("SELECT count(*) FROM sqlite_master", [], |row| row.get(0))
+        .unwrap();
+    assert_eq!(tables, 1);
+}
+
+#[tokio::test]
+async fn a_file_that_is_no_database_is_refused() {
+    let subject = Subject::sqlite();
+    std::fs::write(
+        subject.path().unwrap(),
+        "certainly no database, and long enough to have a header",
+    )
+    .unwrap();
+    let refused = subject.try_open("example.org").await.unwrap_err();
+    assert!(matches!(refused, DatastoreError::Open { .. }), "{refused}");
+}
+
+#[tokio::test]
+async fn an_unreadable_row_names_its_table_and_key() {
+    let subject = Subject::sqlite();
+    let row = "INSERT INTO entries (row_number, key, likeness, revision, body) VALUES (1, 'k', 'l', 1, '{')";
+    let wanted = Meta {
+        trust_domain: "example.org".to_owned(),
+        epoch: "e".to_owned(),
+    };
+    let (sqlite, _) = Sqlite::open(subject.path().unwrap(), wanted).await.unwrap();
+    sqlite.tell(row).await;
+    let refused = subject.try_open("example.org").await.unwrap_err();
+    assert!(
+        matches!(refused, DatastoreError::Unreadable { table: "entries", key, .. } if key == "k")
+    );
+}
+
+#[tokio::test]
+async fn the_file_is_its_owners_alone() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let subject = Subject::sqlite();
+    let (_datastore, _) = subject.open().await;
+    let mode = std::fs::metadata(subject.path().unwrap())
+        .unwrap()
+        .permissions()
+        .mode();
+    assert_eq!(mode & 0o777, 0o600);
+}

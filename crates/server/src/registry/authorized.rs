@@ -23,10 +23,6 @@ pub(crate) struct Node<'a> {
     pub(crate) now: i64,
 }
 
-fn live(entry: &Entry, now: i64) -> bool {
-    entry.expires_at == 0 || entry.expires_at > now
-}
-
 impl EntryTable {
     pub(crate) fn authorized(&self, node: Node<'_>) -> Vec<Arc<Entry>> {
         let mut found = Vec::new();
@@ -36,7 +32,7 @@ impl EntryTable {
 
     /// Whether the agent may have `entry`, which need not be the registered form of itself.
     pub(crate) fn authorizes(&self, node: Node<'_>, entry: &Entry) -> bool {
-        if !live(entry, node.now) {
+        if entry.is_expired(node.now) {
             return false;
         }
         self.climb(node, &entry.parent_id).unwrap_or_else(|| {
@@ -59,7 +55,7 @@ impl EntryTable {
             }
             for entry in self
                 .members(Some(group))
-                .filter(|entry| live(entry, node.now))
+                .filter(|entry| !entry.is_expired(node.now))
             {
                 visit(entry);
                 stack.extend(self.children(&entry.spiffe_id));
@@ -82,7 +78,7 @@ impl EntryTable {
             seen.push(id);
             for entry in self
                 .members(self.named(id))
-                .filter(|entry| live(entry, node.now))
+                .filter(|entry| !entry.is_expired(node.now))
             {
                 steps += 1;
                 if steps > CLIMB_LIMIT {
@@ -109,7 +105,7 @@ impl EntryTable {
             .filter_map(|&slot| at(&self.slots, slot))
             .map(|slot| &slot.entry)
             .filter(move |alias| {
-                live(alias, node.now) && alias.selectors.is_subset_of(node.selectors)
+                !alias.is_expired(node.now) && alias.selectors.is_subset_of(node.selectors)
             })
             .map(|alias| &alias.spiffe_id)
     }

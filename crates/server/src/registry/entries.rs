@@ -42,11 +42,6 @@ pub(crate) struct EntryTable {
     hasher: RandomState,
 }
 
-/// What two entries must not share (SPIRE: "similar entry").
-fn alike(a: &Entry, b: &Entry) -> bool {
-    a.spiffe_id == b.spiffe_id && a.parent_id == b.parent_id && a.selectors == b.selectors
-}
-
 impl EntryTable {
     pub(crate) fn new(server_id: SpiffeId) -> Self {
         Self {
@@ -86,7 +81,7 @@ impl EntryTable {
     pub(crate) fn similar(&self, entry: &Entry) -> Option<&Arc<Entry>> {
         let hash = self.likeness(entry);
         let slot = self.by_likeness.find(hash, |&slot| {
-            at(&self.slots, slot).is_some_and(|s| alike(&s.entry, entry))
+            at(&self.slots, slot).is_some_and(|s| s.entry.is_similar_to(entry))
         })?;
         at(&self.slots, *slot).map(|slot| &slot.entry)
     }

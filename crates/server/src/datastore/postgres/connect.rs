@@ -8,6 +8,7 @@ use tokio_postgres::{Client, Config, Connection, Socket};
 
 use super::PostgresConfig;
 use super::options::Options;
+use super::session::Session;
 use super::tls::{Tls, TlsStream};
 use crate::datastore::error::DatastoreError;
 
@@ -45,19 +46,16 @@ impl Connector {
     }
 
     /// A connection whose traffic runs in a task of its own.
-    pub(super) async fn connect(&self) -> Result<Client, DatastoreError> {
+    pub(super) async fn connect(&self) -> Result<Session, DatastoreError> {
         let (client, connection) = self.raw().await?;
         tokio::spawn(async move {
             if let Err(error) = connection.await {
                 tracing::warn!(%error, "the connection to the database broke");
             }
         });
-        self.set_up(client).await
-    }
-
-    pub(super) async fn set_up(&self, client: Client) -> Result<Client, DatastoreError> {
-        super::timed(client.batch_execute(SETUP)).await?;
-        Ok(client)
+        let session = Session::new(client);
+        session.run(SETUP).await?;
+        Ok(session)
     }
 
     /// A connection for the caller to drive.

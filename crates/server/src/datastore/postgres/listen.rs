@@ -9,7 +9,8 @@ use tokio::task::JoinHandle;
 use tokio_postgres::AsyncMessage;
 
 use super::connect::Connector;
-use super::{CHANNEL, DatastoreError, PAUSES, timed};
+use super::session::{Session, fault};
+use super::{CHANNEL, DatastoreError, PAUSES};
 
 /// Stops listening when dropped.
 #[derive(Debug)]
@@ -38,17 +39,15 @@ impl Listener {
         Self { heard, task }
     }
 
-    /// Returns when a revision after `known` was announced.
+    /// Returns when a revision after `known` is announced that was not seen by an earlier call.
     pub(super) async fn heard_beyond(&mut self, known: u64) {
-        if self
-            .heard
-            .wait_for(|revision| *revision > known)
-            .await
-            .is_err()
-        {
-            // The task is gone: the caller's own time limit wakes it.
-            std::future::pending::<()>().await;
+        while self.heard.changed().await.is_ok() {
+            if *self.heard.borrow_and_update() > known {
+                return;
+            }
         }
+        // The task is gone: the caller's own time limit wakes it.
+        std::future::pending().await
     }
 }
 
@@ -60,29 +59,26 @@ impl Drop for Listener {
 
 async fn listen(connector: &Connector, hear: &watch::Sender<u64>) -> Result<(), DatastoreError> {
     let (client, mut connection) = connector.raw().await?;
+    let session = Session::new(client);
     let messages = async {
         loop {
             match poll_fn(|context| connection.poll_message(context)).await {
                 Some(Ok(AsyncMessage::Notification(told))) => {
                     let revision = told.payload().parse().unwrap_or(u64::MAX);
-                    hear.send_if_modified(|latest| {
-                        let newer = revision > *latest;
-                        *latest = revision.max(*latest);
-                        newer
-                    });
+                    hear.send_replace(revision);
                 }
                 Some(Ok(_)) => {}
-                Some(Err(error)) => return Err(super::fault(&error)),
+                Some(Err(error)) => return Err(fault(&error)),
                 None => return Ok(()),
             }
         }
     };
     let keep = async {
-        timed(client.batch_execute(&format!("LISTEN {CHANNEL}"))).await?;
+        session.run(&format!("LISTEN {CHANNEL}")).await?;
         // A connection that says nothing for long may be dead: ask now and then.
         loop {
             tokio::time::sleep(Duration::from_secs(30)).await;
-            timed(client.batch_execute("")).await?;
+            session.run("").await?;
         }
     };
     tokio::select! {

@@ -1,0 +1,415 @@
+//! Bundles, federation relationships, journals and leases.
+
+use std::time::{Duration, SystemTime};
+
+use spiffe::bundle::{Bundle, JwtAuthority, X509Authority};
+use spiffe::clock::{Clock, from_unix};
+use spiffe::entry::Entry;
+use spiffe::key::{KeyPair, KeyType};
+use spiffe::random::SystemRandom;
+use spiffe::x509::{CaTemplate, Certificate, Subject as Name, issue_ca, random_serial};
+
+use super::{NOW, Subject, content, create, entry, id, on_every_database, td};
+use crate::datastore::{BundleError, BundleMask, DeleteMode, RelationshipError};
+use crate::registry::{BundleEndpointProfile, EntryFilter, FederationRelationship};
+
+on_every_database!(
+    appending_counts_up_when_something_is_new,
+    creating_refuses_an_existing_bundle,
+    updating_writes_the_masked_parts_only,
+    a_referenced_bundle_is_deleted_as_the_mode_says,
+    only_a_tainted_x509_authority_is_revoked,
+    only_a_tainted_jwt_authority_is_revoked,
+    pruning_never_empties_a_bundle,
+    relationships_are_created_changed_and_deleted,
+    a_journal_survives_a_restart,
+    a_lease_has_one_holder_until_it_ends,
+);
+
+async fn x509(not_after: SystemTime) -> X509Authority {
+    let key = KeyPair::generate(KeyType::EcP256).unwrap();
+    let template = CaTemplate {
+        serial: random_serial(&SystemRandom),
+        subject: Name {
+            common_name: Some("ca".to_owned()),
+            ..Name::default()
+        },
+        id: td("example.org").id(),
+        public_key: key.public_key().clone(),
+        not_before: from_unix(NOW - 100),
+        not_after,
+        path_len: None,
+        subject_key_id: None,
+    };
+    let der = issue_ca(&template, None, &key).await.unwrap();
+    X509Authority {
+        certificate: Certificate::from_der(&der).unwrap(),
+        tainted: false,
+    }
+}
+
+fn jwt(key_id: &str, expires_at: i64) -> JwtAuthority {
+    let key = KeyPair::generate(KeyType::EcP256).unwrap();
+    JwtAuthority {
+        key_id: key_id.to_owned(),
+        public_key: key.public_key().clone(),
+        expires_at: Some(expires_at),
+        tainted: false,
+    }
+}
+
+async fn bundle(name: &str) -> Bundle {
+    Bundle {
+        x509_authorities: vec![x509(from_unix(NOW + 100)).await],
+        jwt_authorities: vec![jwt("one", NOW + 100)],
+        refresh_hint: 60,
+        sequence_number: 3,
+        ..Bundle::new(td(name))
+    }
+}
+
+fn key_id(authority: &X509Authority) -> String {
+    let bytes = authority.certificate.subject_key_id().unwrap();
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+async fn appending_counts_up_when_something_is_new(subject: Subject) {
+    let (datastore, registry) = subject.open().await;
+    let first = bundle("example.org").await;
+    assert_eq!(
+        datastore
+            .append_bundle(first.clone())
+            .await
+            .unwrap()
+            .sequence_number,
+        3
+    );
+    let revision = registry.revision();
+    assert_eq!(
+        datastore
+            .append_bundle(first.clone())
+            .await
+            .unwrap()
+            .sequence_number,
+        3
+    );
+    assert_eq!(registry.revision(), revision, "nothing new is no write");
+
+    let mut impostor = jwt("one", NOW + 200);
+    impostor.tainted = true;
+    let more = Bundle {
+        x509_authorities: vec![x509(from_unix(NOW + 200)).await],
+        jwt_authorities: vec![impostor, jwt("two", NOW + 200)],
+        ..Bundle::new(td("example.org"))
+    };
+    let merged = datastore.append_bundle(more).await.unwrap();
+    assert_eq!((merged.sequence_number, merged.refresh_hint), (4, 60));
+    assert_eq!(merged.x509_authorities.len(), 2);
+    assert_eq!(merged.jwt_authorities.len(), 2);
+    assert_eq!(
+        merged.jwt_authorities[0], first.jwt_authorities[0],
+        "a known key ID keeps its key"
+    );
+    let (_again, reloaded) = subject.open().await;
+    assert_eq!(content(&reloaded), content(&registry));
+}
+
+async fn creating_refuses_an_existing_bundle(subject: Subject) {
+    let (datastore, registry) = subject.open().await;
+    let first = datastore
+        .create_bundle(bundle("other.org").await)
+        .await
+        .unwrap();
+    let again = datastore.create_bundle(bundle("other.org").await).await;
+    assert_eq!(again, Err(BundleError::Exists));
+    assert_eq!(registry.bundle(&td("other.org")), Some(first));
+    let replaced = datastore
+        .set_bundle(bundle("other.org").await)
+        .await
+        .unwrap();
+    assert_eq!(registry.bundle(&td("other.org")), Some(replaced));
+}
+
+async fn updating_writes_the_masked_parts_only(subject: Subject) {
+    let (datastore, registry) = subject.open().await;
+    let old = datastore
+        .create_bundle(bundle("other.org").await)
+        .await
+        .unwrap();
+    let new = Bundle {
+        refresh_hint: 5,
+        sequence_number: 9,
+        ..bundle("other.org").await
+    };
+    let mask = BundleMask {
+        x509_authorities: false,
+        jwt_authorities: true,
+        wit_authorities: false,
+        refresh_hint: true,
+        sequence_number: false,
+    };
+    datastore.update_bundle(new.clone(), mask).await.unwrap();
+    let stored = registry.bundle(&td("other.org")).unwrap();
+    assert_eq!(stored.x509_authorities, old.x509_authorities);
+    assert_eq!(stored.jwt_authorities, new.jwt_authorities);
+    assert_eq!((stored.refresh_hint, stored.sequence_number), (5, 3));
+    let absent = datastore
+        .update_bundle(Bundle::new(td("third.org")), BundleMask::ALL)
+        .await;
+    assert_eq!(absent, Err(BundleError::NotFound));
+}
+
+async fn a_referenced_bundle_is_deleted_as_the_mode_says(subject: Subject) {
+    let (datastore, registry) = subject.open().await;
+    let (one, two) = (td("one.org"), td("two.org"));
+    for name in ["one.org", "two.org"] {
+        datastore.create_bundle(bundle(name).await).await.unwrap();
+    }
+    let federated = |path: &str, with: &[&str]| Entry {
+        federates_with: with.iter().map(|name| td(name)).collect(),
+        ..entry("/spire/agent/x", path, &["a:1"])
+    };
+    create(&datastore, federated("/both", &["one.org", "two.org"])).await;
+    create(&datastore, federated("/two", &["two.org"])).await;
+    create(&datastore, federated("/none", &[])).await;
+    let refused = datastore
+        .delete_bundle(&one, DeleteMode::Restrict)
+        .await
+        .unwrap_err();
+    assert_eq!(
+        refused.to_string(),
+        "cannot delete bundle; federated with 1 registration entries"
+    );
+    datastore
+        .delete_bundle(&one, DeleteMode::Dissociate)
+        .await
+        .unwrap();
+    assert_eq!(
+        registry.entries_for_spiffe_id(&id("/both"))[0].federates_with,
+        [two.clone()]
+    );
+    datastore
+        .delete_bundle(&two, DeleteMode::Delete)
+        .await
+        .unwrap();
+    assert_eq!(registry.entry_count(&EntryFilter::default()), 1);
+    assert_eq!(registry.bundles(), []);
+    assert_eq!(
+        datastore.delete_bundle(&two, DeleteMode::Restrict).await,
+        Err(BundleError::NotFound)
+    );
+    let (_again, reloaded) = subject.open().await;
+    assert_eq!(content(&reloaded), content(&registry));
+}
+
+async fn only_a_tainted_x509_authority_is_revoked(subject: Subject) {
+    let (datastore, registry) = subject.open().await;
+    let own = td("example.org");
+    assert_eq!(
+        datastore.taint_x509_authority(&own, "00").await,
+        Err(BundleError::NotFound)
+    );
+    let stored = datastore
+        .append_bundle(bundle("example.org").await)
+        .await
+        .unwrap();
+    let key = key_id(&stored.x509_authorities[0]);
+    assert_eq!(
+        datastore.taint_x509_authority(&own, "00").await,
+        Err(BundleError::NoX509Authority)
+    );
+    assert_eq!(
+        datastore.revoke_x509_authority(&own, &key).await,
+        Err(BundleError::X509NotTainted)
+    );
+    let tainted = datastore.taint_x509_authority(&own, &key).await.unwrap();
+    assert!(tainted.x509_authorities[0].tainted);
+    assert_eq!(tainted.sequence_number, 4);
+    assert_eq!(
+        datastore.taint_x509_authority(&own, &key).await,
+        Err(BundleError::X509AlreadyTainted)
+    );
+    let appended = datastore
+        .append_bundle(Bundle::clone(&stored))
+        .await
+        .unwrap();
+    assert!(
+        appended.x509_authorities[0].tainted,
+        "appending lifts no taint"
+    );
+    datastore.revoke_x509_authority(&own, &key).await.unwrap();
+    assert_eq!(registry.bundle(&own).unwrap().x509_authorities.len(), 0);
+    assert_eq!(
+        datastore.revoke_x509_authority(&own, &key).await,
+        Err(BundleError::NoX509Authority)
+    );
+}
+
+async fn only_a_tainted_jwt_authority_is_revoked(subject: Subject) {
+    let (datastore, registry) = subject.open().await;
+    let own = td("example.org");
+    datastore
+        .append_bundle(bundle("example.org").await)
+        .await
+        .unwrap();
+    assert_eq!(
+        datastore.taint_jwt_authority(&own, "none").await,
+        Err(BundleError::NoJwtAuthority)
+    );
+    assert_eq!(
+        datastore.revoke_jwt_authority(&own, "one").await,
+        Err(BundleError::JwtNotTainted)
+    );
+    datastore.taint_jwt_authority(&own, "one").await.unwrap();
+    assert_eq!(
+        datastore.taint_jwt_authority(&own, "one").await,
+        Err(BundleError::JwtAlreadyTainted)
+    );
+    let (_again, reloaded) = subject.open().await;
+    assert!(reloaded.bundle(&own).unwrap().jwt_authorities[0].tainted);
+    datastore.revoke_jwt_authority(&own, "one").await.unwrap();
+    assert_eq!(registry.bundle(&own).unwrap().jwt_authorities.len(), 0);
+    assert_eq!(
+        datastore.revoke_jwt_authority(&own, "one").await,
+        Err(BundleError::NoJwtAuthority)
+    );
+}
+
+async fn pruning_never_empties_a_bundle(subject: Subject) {
+    let (datastore, registry) = subject.open().await;
+    let own = td("example.org");
+    assert_eq!(datastore.prune_bundle(&own, subject.now()).await, Ok(false));
+    let full = Bundle {
+        x509_authorities: vec![
+            x509(from_unix(NOW + 10)).await,
+            x509(from_unix(NOW + 50)).await,
+        ],
+        jwt_authorities: vec![jwt("a", NOW + 10), jwt("b", NOW + 60)],
+        ..Bundle::new(own.clone())
+    };
+    datastore.append_bundle(full).await.unwrap();
+    assert_eq!(
+        datastore.prune_bundle(&own, from_unix(NOW)).await,
+        Ok(false)
+    );
+    assert_eq!(
+        datastore.prune_bundle(&own, from_unix(NOW + 10)).await,
+        Ok(true)
+    );
+    let pruned = registry.bundle(&own).unwrap();
+    assert_eq!(
+        (
+            pruned.x509_authorities.len(),
+            pruned.jwt_authorities.len(),
+            pruned.sequence_number
+        ),
+        (1, 1, 1)
+    );
+    let all_x509 = datastore.prune_bundle(&own, from_unix(NOW + 50)).await;
+    assert_eq!(all_x509, Err(BundleError::WouldPruneAllX509));
+    assert_eq!(registry.bundle(&own), Some(pruned));
+}
+
+async fn relationships_are_created_changed_and_deleted(subject: Subject) {
+    let (datastore, registry) = subject.open().await;
+    let other = td("other.org");
+    let web = FederationRelationship {
+        trust_domain: other.clone(),
+        bundle_endpoint_url: "https://other.org/bundle".to_owned(),
+        bundle_endpoint_profile: BundleEndpointProfile::HttpsWeb,
+    };
+    let carried = bundle("other.org").await;
+    datastore
+        .create_federation_relationship(web.clone(), Some(carried.clone()))
+        .await
+        .unwrap();
+    let again = datastore
+        .create_federation_relationship(web.clone(), None)
+        .await;
+    assert_eq!(again, Err(RelationshipError::Exists));
+    assert_eq!(*registry.bundle(&other).unwrap(), carried);
+    let endpoint_spiffe_id = other.id();
+    let spiffe = BundleEndpointProfile::HttpsSpiffe { endpoint_spiffe_id };
+    datastore
+        .update_federation_relationship(&other, None, Some(spiffe.clone()), None)
+        .await
+        .unwrap();
+    let expected = FederationRelationship {
+        bundle_endpoint_profile: spiffe,
+        ..web
+    };
+    let (_again, reloaded) = subject.open().await;
+    assert_eq!(*reloaded.federation_relationship(&other).unwrap(), expected);
+    datastore
+        .delete_federation_relationship(&other)
+        .await
+        .unwrap();
+    let absent = datastore.delete_federation_relationship(&other).await;
+    assert_eq!(absent, Err(RelationshipError::NotFound));
+    let absent = datastore
+        .update_federation_relationship(&other, None, None, None)
+        .await;
+    assert_eq!(absent, Err(RelationshipError::NotFound));
+    assert!(registry.federation_relationship(&other).is_none());
+}
+
+async fn a_journal_survives_a_restart(subject: Subject) {
+    let (datastore, registry) = subject.open().await;
+    datastore.save_journal("a", vec![0, 255, 7]).await.unwrap();
+    datastore.save_journal("b", Vec::new()).await.unwrap();
+    datastore.save_journal("b", vec![1]).await.unwrap();
+    datastore.delete_journal("absent").await.unwrap();
+    let (again, reloaded) = subject.open().await;
+    let journals = again.load_journals();
+    assert_eq!(
+        journals
+            .iter()
+            .map(|j| (j.id.as_str(), j.data.as_slice()))
+            .collect::<Vec<_>>(),
+        [("a", &[0, 255, 7][..]), ("b", &[1][..])]
+    );
+    assert_eq!(content(&reloaded), content(&registry));
+}
+
+async fn a_lease_has_one_holder_until_it_ends(subject: Subject) {
+    let (first, _) = subject.open().await;
+    let (second, _) = subject.open().await;
+    let minute = Duration::from_secs(60);
+    assert_eq!(
+        first
+            .acquire_lease("prune", "a", minute, subject.now())
+            .await,
+        Ok(true)
+    );
+    assert_eq!(
+        second
+            .acquire_lease("prune", "b", minute, subject.now())
+            .await,
+        Ok(false)
+    );
+    assert_eq!(
+        second
+            .acquire_lease("other", "b", minute, subject.now())
+            .await,
+        Ok(true)
+    );
+    assert_eq!(
+        first
+            .acquire_lease("prune", "a", minute, subject.now())
+            .await,
+        Ok(true)
+    );
+    subject.clock.advance(minute);
+    assert_eq!(
+        second
+            .acquire_lease("prune", "b", minute, subject.clock.now())
+            .await,
+        Ok(true)
+    );
+    assert_eq!(
+        first
+            .acquire_lease("prune", "a", minute, subject.clock.now())
+            .await,
+        Ok(false)
+    );
+}

@@ -1,0 +1,298 @@
+//! Several servers on one database: one history, without gaps, the same in every memory.
+
+use std::sync::Arc;
+
+use spiffe::bundle::Bundle;
+use spiffe::entry::Entry;
+
+use super::agents::agent;
+use super::{NOW, Subject, content, create, entry, id, on_every_database, selectors, td};
+use crate::datastore::{Datastore, DatastoreError, DeleteMode, EntryPatch, JoinToken};
+use crate::registry::{EntryFilter, Kind, Page, Registry};
+
+on_every_database!(
+    a_database_of_another_trust_domain_is_refused,
+    a_writer_sees_what_another_committed_before,
+    revisions_of_concurrent_servers_have_no_gaps,
+    a_change_names_the_object_before_and_after,
+    a_follower_equals_a_fresh_load,
+    a_follower_far_behind_loads_everything,
+);
+
+async fn a_database_of_another_trust_domain_is_refused(subject: Subject) {
+    drop(subject.open().await);
+    let refused = subject.try_open("other.org").await.unwrap_err();
+    assert_eq!(
+        refused.to_string(),
+        "the database belongs to trust domain example.org, not to other.org"
+    );
+    assert!(matches!(refused, DatastoreError::WrongTrustDomain { .. }));
+    subject.open().await;
+}
+
+async fn a_writer_sees_what_another_committed_before(subject: Subject) {
+    let (first, _) = subject.open().await;
+    let (second, second_registry) = subject.open().await;
+    let made = create(&first, entry("/spire/agent/x", "/web", &["a:1"])).await;
+    let deleted = second
+        .delete_entries(vec![made.id.to_string()])
+        .await
+        .unwrap()
+        .remove(0);
+    assert_eq!(deleted, Ok(made));
+    assert_eq!(second_registry.revision(), 2);
+}
+
+async fn revisions_of_concurrent_servers_have_no_gaps(subject: Subject) {
+    let (first, first_registry) = subject.open().await;
+    let (second, second_registry) = subject.open().await;
+    let writers: Vec<_> = (0..40)
+        .map(|n| {
+            let datastore = if n % 2 == 0 {
+                first.clone()
+            } else {
+                second.clone()
+            };
+            tokio::spawn(async move {
+                create(
+                    &datastore,
+                    entry("/spire/agent/x", &format!("/{n}"), &["a:1"]),
+                )
+                .await;
+            })
+        })
+        .collect();
+    for writer in writers {
+        writer.await.unwrap();
+    }
+    // Each server's next write brings it up to date.
+    create(&first, entry("/spire/agent/x", "/first", &["a:1"])).await;
+    create(&second, entry("/spire/agent/x", "/second", &["a:1"])).await;
+    let last = second_registry.revision();
+    let mut seen: Vec<u64> = second_registry
+        .changes_since(0)
+        .unwrap()
+        .iter()
+        .map(|c| c.revision)
+        .collect();
+    assert_eq!(seen.len(), 42, "every change is told once");
+    seen.dedup();
+    assert_eq!(seen, (1..=last).collect::<Vec<_>>());
+    let upto = first_registry.revision();
+    let told = |registry: &Registry| {
+        let changes = registry
+            .changes_since(0)
+            .unwrap()
+            .into_iter()
+            .filter(|change| change.revision <= upto);
+        let mut told: Vec<_> = changes
+            .map(|change| (change.revision, change.key))
+            .collect();
+        told.sort();
+        told
+    };
+    assert_eq!(told(&first_registry), told(&second_registry));
+}
+
+async fn a_change_names_the_object_before_and_after(subject: Subject) {
+    let (datastore, registry) = subject.open().await;
+    let made = create(&datastore, entry("/spire/agent/x", "/web", &["a:1"])).await;
+    let patch = EntryPatch {
+        id: made.id.to_string(),
+        admin: Some(true),
+        ..EntryPatch::default()
+    };
+    let patched = datastore
+        .update_entries(vec![patch])
+        .await
+        .unwrap()
+        .remove(0)
+        .unwrap();
+    datastore
+        .delete_entries(vec![made.id.to_string()])
+        .await
+        .unwrap()
+        .remove(0)
+        .unwrap();
+    use crate::registry::Object::Entry;
+    let changes = registry.changes_since(0).unwrap();
+    let sides: Vec<_> = changes
+        .iter()
+        .map(|c| (c.revision, c.kind, c.old.clone(), c.new.clone()))
+        .collect();
+    assert_eq!(
+        sides,
+        [
+            (1, Kind::Entry, None, Some(Entry(Arc::clone(&made)))),
+            (
+                2,
+                Kind::Entry,
+                Some(Entry(made)),
+                Some(Entry(Arc::clone(&patched)))
+            ),
+            (3, Kind::Entry, Some(Entry(patched)), None),
+        ]
+    );
+    assert_eq!(registry.changes_since(3).unwrap().len(), 0);
+    assert!(
+        registry.changes_since(4).is_none(),
+        "a cursor from the future is from another history"
+    );
+}
+
+/// Numbers that are the same in every run (SplitMix64).
+struct Dice(u64);
+
+impl Dice {
+    fn roll(&mut self, sides: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ (z >> 31)) % sides
+    }
+}
+
+/// Does something, allowed or not. Small ranges make the operations meet.
+async fn act(datastore: &Datastore, dice: &mut Dice) {
+    let registry = Arc::clone(datastore.registry());
+    let listed = registry
+        .entries(&EntryFilter::default(), &Page::default())
+        .unwrap()
+        .items;
+    let any = |dice: &mut Dice| {
+        let place = dice.roll(listed.len().max(1) as u64);
+        listed
+            .get(usize::try_from(place).unwrap())
+            .map_or("absent".to_owned(), |entry| entry.id.to_string())
+    };
+    let node = format!("/spire/agent/{}", dice.roll(4));
+    let foreign = td(["one.org", "two.org"][usize::try_from(dice.roll(2)).unwrap()]);
+    match dice.roll(12) {
+        0..=3 => {
+            let batch = (0..=dice.roll(3)).map(|_| Entry {
+                federates_with: if dice.roll(3) == 0 {
+                    vec![foreign.clone()]
+                } else {
+                    Vec::new()
+                },
+                expires_at: if dice.roll(5) == 0 { NOW - 1 } else { 0 },
+                ..entry(
+                    &node,
+                    &format!("/{}", dice.roll(8)),
+                    &[["a:1", "a:2"][usize::try_from(dice.roll(2)).unwrap()]],
+                )
+            });
+            let batch = batch.collect();
+            drop(datastore.create_entries(batch).await.unwrap());
+        }
+        4 | 5 => {
+            let patch = EntryPatch {
+                id: any(dice),
+                parent_id: (dice.roll(2) == 0).then(|| id(&node)),
+                selectors: (dice.roll(2) == 0).then(|| selectors(&["a:3"])),
+                ..EntryPatch::default()
+            };
+            drop(datastore.update_entries(vec![patch]).await.unwrap());
+        }
+        6 => drop(
+            datastore
+                .delete_entries(vec![any(dice), any(dice)])
+                .await
+                .unwrap(),
+        ),
+        7 => drop(
+            datastore
+                .prune_entries(spiffe::clock::from_unix(NOW))
+                .await
+                .unwrap(),
+        ),
+        8 => drop(datastore.put_agent(agent(&node)).await.unwrap()),
+        9 => drop(datastore.delete_agent(&id(&node)).await),
+        10 => drop(datastore.append_bundle(Bundle::new(foreign)).await.unwrap()),
+        _ => {
+            let mode = [
+                DeleteMode::Restrict,
+                DeleteMode::Delete,
+                DeleteMode::Dissociate,
+            ];
+            drop(
+                datastore
+                    .delete_bundle(&foreign, mode[usize::try_from(dice.roll(3)).unwrap()])
+                    .await,
+            );
+            let token = JoinToken {
+                token: format!("t{}", dice.roll(4)),
+                expires_at: NOW,
+                alias: None,
+            };
+            drop(datastore.create_join_token(token).await);
+        }
+    }
+}
+
+async fn a_follower_equals_a_fresh_load(subject: Subject) {
+    let (first, first_registry) = subject.open().await;
+    let (second, second_registry) = subject.open().await;
+    let mut dice = Dice(0x00c0_ffee);
+    for step in 0..150 {
+        let writer = if dice.roll(3) == 0 { &second } else { &first };
+        act(writer, &mut dice).await;
+        if step % 10 != 0 {
+            continue;
+        }
+        // A write of its own brings each follower to the end.
+        first
+            .save_journal("a", vec![u8::try_from(step).unwrap(), 1])
+            .await
+            .unwrap();
+        second
+            .save_journal("b", vec![u8::try_from(step).unwrap(), 2])
+            .await
+            .unwrap();
+        let (_fresh, fresh_registry) = subject.open().await;
+        assert_eq!(second_registry.revision(), fresh_registry.revision());
+        assert_eq!(
+            content(&second_registry),
+            content(&fresh_registry),
+            "step {step}"
+        );
+        for n in 0..4 {
+            let node = id(&format!("/spire/agent/{n}"));
+            let sorted = |registry: &Registry| {
+                let mut entries = registry.authorized_entries(&node);
+                entries.sort_by(|a, b| a.id.cmp(&b.id));
+                entries
+            };
+            assert_eq!(
+                sorted(&second_registry),
+                sorted(&fresh_registry),
+                "step {step}"
+            );
+        }
+    }
+    assert!(first_registry.revision() > 50);
+}
+
+async fn a_follower_far_behind_loads_everything(subject: Subject) {
+    let (first, first_registry) = subject.open().await;
+    let (second, second_registry) = subject.open().await;
+    // What a long absence does: the log's beginning is pruned.
+    for n in 0..5 {
+        create(&first, entry("/spire/agent/x", &format!("/{n}"), &["a:1"])).await;
+    }
+    subject
+        .sql("UPDATE revision SET revision = 100; DELETE FROM changes")
+        .await;
+    create(&second, entry("/spire/agent/x", "/own", &["a:1"])).await;
+    create(&first, entry("/spire/agent/x", "/last", &["a:1"])).await;
+    second.save_journal("a", vec![1]).await.unwrap();
+    assert_eq!(second_registry.revision(), 103);
+    let (_fresh, fresh_registry) = subject.open().await;
+    assert_eq!(content(&second_registry), content(&fresh_registry));
+    assert!(
+        second_registry.changes_since(0).is_none(),
+        "who follows it must start over, too"
+    );
+    assert!(first_registry.changes_since(0).is_none());
+}
