@@ -174,6 +174,39 @@ fn leaves_dollar_signs_alone_without_expansion() {
     );
 }
 
+/// What the fuzz target does, on the inputs it begins with.
+#[test]
+fn replays_the_fuzz_corpus() {
+    let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus/hcl");
+    let mut good = 0;
+    let mut bad = 0;
+    for file in std::fs::read_dir(&corpus).unwrap() {
+        let bytes = std::fs::read(file.unwrap().path()).unwrap();
+        let Ok(text) = std::str::from_utf8(&bytes) else {
+            continue;
+        };
+        let environment = |name: &str| Some(name.to_owned());
+        for expand in [None, Some(&environment as Environment<'_>)] {
+            match Document::parse("fuzz.conf", text, expand) {
+                Ok(document) => {
+                    document.root().finish();
+                    assert!(document.faults().iter().all(|fault| fault.at.is_some()));
+                    good += 1;
+                }
+                Err(faults) => {
+                    assert!(
+                        faults
+                            .iter()
+                            .all(|fault| fault.code == Code::ConfigSyntax && fault.at.is_some())
+                    );
+                    bad += 1;
+                }
+            }
+        }
+    }
+    assert!(good >= 10 && bad >= 10, "{good} {bad}");
+}
+
 #[test]
 fn no_input_makes_it_panic() {
     let fragments = [

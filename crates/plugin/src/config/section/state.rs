@@ -15,6 +15,9 @@ pub(in crate::config) struct Shared {
     state: Mutex<State>,
 }
 
+/// Faults that are kept, and unknown keys that are told: more help nobody, and each costs a search for its line.
+const MAX_FAULTS: usize = 200;
+
 #[derive(Default)]
 struct State {
     read: BTreeSet<ItemId>,
@@ -87,7 +90,8 @@ impl Shared {
 
     pub(super) fn record(&self, offset: usize, fault: Fault) {
         let mut state = self.state();
-        if !state.faults.iter().any(|(_, known)| *known == fault) {
+        if state.faults.len() < MAX_FAULTS && !state.faults.iter().any(|(_, known)| *known == fault)
+        {
             state.faults.push((offset, fault));
         }
     }
@@ -121,11 +125,12 @@ impl Shared {
     pub(in crate::config) fn faults(&self) -> Vec<Fault> {
         let state = self.state();
         let mut faults = state.faults.clone();
-        for (id, path) in &state.unknown {
-            // Read after its section was finished: it exists after all.
-            if state.read.contains(id) {
-                continue;
-            }
+        // What was read after its section was finished exists after all.
+        let unknown = state
+            .unknown
+            .iter()
+            .filter(|(id, _)| !state.read.contains(id));
+        for (id, path) in unknown.take(MAX_FAULTS) {
             if let Some(item) = self.tree.item(*id) {
                 let fault = unknown_key(&state, path, &item.key);
                 faults.push((

@@ -227,6 +227,21 @@ fn faults_come_in_the_order_of_the_file_and_once() {
 }
 
 #[test]
+fn a_hopeless_file_is_told_off_in_bounded_time() {
+    let mut text = String::new();
+    for number in 0..20_000 {
+        text.push_str(&format!("k{number} = [true]\n"));
+    }
+    let document = parse(&text);
+    let root = document.root();
+    for number in 0..400 {
+        root.strings(&format!("k{number}"));
+    }
+    root.finish();
+    assert_eq!(document.faults().len(), 400);
+}
+
+#[test]
 fn secrets_are_blanked_and_control_characters_replaced_in_excerpts() {
     let document = parse("connection_string = \"password=hunter2\" x = 1\ny = \"a\u{1b}[31m\"");
     let root = document.root();
