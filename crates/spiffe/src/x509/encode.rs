@@ -14,21 +14,27 @@ pub(crate) const OID: u8 = 0x06;
 
 /// Appends one value: `tag`, the length of what `body` writes, and what it writes.
 pub(crate) fn tlv(out: &mut Vec<u8>, tag: u8, body: impl FnOnce(&mut Vec<u8>)) {
-    out.push(tag);
+    out.extend_from_slice(&[tag, 0]);
     let start = out.len();
     body(out);
     let len = out.len() - start;
     let octets = len.to_be_bytes();
-    let significant = octets.iter().skip_while(|octet| **octet == 0);
-    let mut prefix = Vec::with_capacity(5);
-    if len >= 0x80 {
-        prefix.push(0x80 | significant.clone().count().to_le_bytes()[0]);
+    let [.., short] = octets;
+    if len < 0x80 {
+        set(out, start - 1, short);
+        return;
     }
-    prefix.extend(significant);
-    if len == 0 {
-        prefix.push(0);
+    let unused = octets.iter().take_while(|octet| **octet == 0).count();
+    let significant = octets.get(unused..).unwrap_or_default();
+    let [.., count] = significant.len().to_be_bytes();
+    set(out, start - 1, 0x80 | count);
+    out.splice(start..start, significant.iter().copied());
+}
+
+fn set(out: &mut [u8], at: usize, octet: u8) {
+    if let Some(place) = out.get_mut(at) {
+        *place = octet;
     }
-    out.splice(start..start, prefix);
 }
 
 /// Appends `tag` and the length and bytes of `value`.

@@ -1,1 +1,336 @@
+use super::*;
+use crate::x509::Subject;
+use crate::x509::testing::{Bundles, CLIENT_AUTH, Ca, Mold, NOW, SERVER_AUTH, now};
 
+const ID: &str = "spiffe://example.org/w";
+
+fn mold() -> Mold {
+    Mold::leaf(ID)
+}
+
+/// Verifies a leaf of `mold` under a fresh root of example.org.
+fn outcome(mold: &Mold) -> Result<VerifiedX509Svid, X509SvidError> {
+    let root = Ca::root("example.org");
+    verify_svid(
+        &[&root.issue(mold)],
+        &Bundles::of(&[("example.org", &[&root])]),
+        now(),
+    )
+}
+
+#[track_caller]
+fn refuses(mold: &Mold, reason: &X509SvidError) {
+    assert_eq!(&outcome(mold).unwrap_err(), reason);
+}
+
+#[test]
+fn accepts_a_plain_leaf_and_says_who_it_is() {
+    let verified = outcome(&mold()).unwrap();
+    assert_eq!(verified.id.as_str(), ID);
+    assert_eq!(verified.leaf.uris(), [ID]);
+}
+
+#[test]
+fn xs_01_exactly_one_uri_of_whatever_scheme() {
+    let with = |uris: &[&str]| Mold {
+        uris: uris.iter().map(|uri| (*uri).to_owned()).collect(),
+        ..mold()
+    };
+    refuses(&with(&[]), &X509SvidError::UriCount(0));
+    refuses(
+        &with(&[ID, "spiffe://example.org/v"]),
+        &X509SvidError::UriCount(2),
+    );
+    refuses(&with(&[ID, "https://x"]), &X509SvidError::UriCount(2));
+    refuses(
+        &with(&["https://x"]),
+        &X509SvidError::Id(IdError::WrongScheme),
+    );
+    refuses(
+        &with(&["sparfe://example.org/w"]),
+        &X509SvidError::Id(IdError::WrongScheme),
+    );
+    refuses(
+        &with(&["SPIFFE://example.org/w"]),
+        &X509SvidError::Id(IdError::WrongScheme),
+    );
+    refuses(
+        &Mold {
+            dns_names: vec!["a.example".into()],
+            ..with(&[])
+        },
+        &X509SvidError::UriCount(0),
+    );
+}
+
+#[test]
+fn xs_02_other_names_in_any_number_are_fine() {
+    let dns_names = vec!["a.example".into(), "b.example".into()];
+    assert!(
+        outcome(&Mold {
+            dns_names,
+            ..mold()
+        })
+        .is_ok()
+    );
+}
+
+#[test]
+fn xs_03_leaf_without_a_path_is_refused() {
+    refuses(
+        &Mold::leaf("spiffe://example.org"),
+        &X509SvidError::IdWithoutPath,
+    );
+}
+
+#[test]
+fn xs_04_empty_subject_is_accepted_with_or_without_critical_names() {
+    for san_critical in [false, true] {
+        assert!(
+            outcome(&Mold {
+                subject: Subject::default(),
+                san_critical,
+                ..mold()
+            })
+            .is_ok()
+        );
+    }
+}
+
+#[test]
+fn xs_09_authorities_never_authenticate() {
+    let root = Ca::root("example.org");
+    let bundles = Bundles::of(&[("example.org", &[&root])]);
+    assert_eq!(
+        verify_svid(&[&root.der], &bundles, now()).unwrap_err(),
+        X509SvidError::LeafIsAuthority
+    );
+    let pathy = Ca::self_signed(&Mold::authority("x", ID));
+    let bundles = Bundles::of(&[("example.org", &[&pathy])]);
+    assert_eq!(
+        verify_svid(&[&pathy.der], &bundles, now()).unwrap_err(),
+        X509SvidError::LeafIsAuthority
+    );
+}
+
+#[test]
+fn xs_10_authority_leaf_is_refused_and_absent_basic_constraints_mean_no_authority() {
+    let authority = Some(crate::x509::testing::AUTHORITY.to_vec());
+    refuses(
+        &Mold {
+            basic_constraints: authority,
+            ..mold()
+        },
+        &X509SvidError::LeafIsAuthority,
+    );
+    assert!(
+        outcome(&Mold {
+            basic_constraints: None,
+            ..mold()
+        })
+        .is_ok()
+    );
+}
+
+#[test]
+fn xs_15_xs_16_leaf_key_usage() {
+    let with = |bits: &[u8]| Mold {
+        key_usage: Some(bits.to_vec()),
+        ..mold()
+    };
+    refuses(&with(&[2, 0x84]), &X509SvidError::LeafSignsCertificates);
+    refuses(&with(&[1, 0x82]), &X509SvidError::LeafSignsCrls);
+    refuses(
+        &with(&[5, 0x20]),
+        &X509SvidError::LeafWithoutDigitalSignature,
+    );
+    refuses(
+        &Mold {
+            key_usage: None,
+            ..mold()
+        },
+        &X509SvidError::LeafWithoutDigitalSignature,
+    );
+    assert!(outcome(&with(&[7, 0x80])).is_ok());
+    assert!(outcome(&with(&[3, 0xa8])).is_ok());
+}
+
+#[test]
+fn xs_18_one_sided_purpose_serves_that_side_only() {
+    let root = Ca::root("example.org");
+    let bundles = Bundles::of(&[("example.org", &[&root])]);
+    let verify = |purpose, usage: Vec<&'static [u8]>| {
+        let leaf = root.issue(&Mold {
+            extended_key_usage: usage,
+            ..mold()
+        });
+        verify_svid_for(purpose, &[&leaf], &bundles, now()).map(|_| ())
+    };
+    assert!(verify(Purpose::Client, vec![CLIENT_AUTH]).is_ok());
+    assert_eq!(
+        verify(Purpose::Server, vec![CLIENT_AUTH]),
+        Err(X509SvidError::Purpose("server"))
+    );
+    assert_eq!(
+        verify(Purpose::Client, vec![SERVER_AUTH]),
+        Err(X509SvidError::Purpose("client"))
+    );
+    assert!(verify(Purpose::Client, vec![]).is_ok());
+    assert!(verify(Purpose::Server, vec![CLIENT_AUTH, SERVER_AUTH]).is_ok());
+}
+
+#[test]
+fn xs_20_time_signature_issuer_and_unknown_critical_extensions() {
+    let path = |fault| X509SvidError::Path(fault);
+    refuses(
+        &Mold {
+            not_before: NOW - 100,
+            not_after: NOW - 1,
+            ..mold()
+        },
+        &path(PathError::Expired),
+    );
+    refuses(
+        &Mold {
+            not_before: NOW + 1,
+            ..mold()
+        },
+        &path(PathError::NotYetValid),
+    );
+    let mut unknown = mold();
+    unknown.further.push((vec![0x2a, 3, 4], true, vec![5, 0]));
+    refuses(&unknown, &path(PathError::CriticalExtension));
+    let mut known = mold();
+    known.further.push((vec![0x2a, 3, 4], false, vec![5, 0]));
+    assert!(outcome(&known).is_ok());
+
+    let (root, other) = (Ca::root("example.org"), Ca::root("example.org"));
+    let bundles = Bundles::of(&[("example.org", &[&root])]);
+    let foreign = verify_svid(&[&other.issue(&mold())], &bundles, now()).unwrap_err();
+    assert!(matches!(
+        foreign,
+        X509SvidError::Path(PathError::BadSignature | PathError::UnknownIssuer)
+    ));
+    let stranger = Ca::self_signed(&Mold::authority("stranger", "spiffe://example.org"));
+    let foreign = verify_svid(&[&stranger.issue(&mold())], &bundles, now()).unwrap_err();
+    assert_eq!(foreign, path(PathError::UnknownIssuer));
+    let mut touched = root.issue(&mold());
+    *touched.last_mut().unwrap() ^= 1;
+    assert!(verify_svid(&[&touched], &bundles, now()).is_err());
+    let expired = Ca::self_signed(&Mold {
+        not_after: NOW - 1,
+        ..Mold::authority("r", "spiffe://example.org")
+    });
+    let bundles = Bundles::of(&[("example.org", &[&expired])]);
+    let fault = verify_svid(&[&expired.issue(&mold())], &bundles, now()).unwrap_err();
+    assert_eq!(fault, path(PathError::Expired));
+}
+
+#[test]
+fn xs_21_each_leaf_rule_has_its_own_refusal() {
+    let refusals = [
+        outcome(&Mold {
+            basic_constraints: Some(crate::x509::testing::AUTHORITY.to_vec()),
+            ..mold()
+        }),
+        outcome(&Mold {
+            key_usage: Some(vec![2, 0x84]),
+            ..mold()
+        }),
+        outcome(&Mold {
+            key_usage: Some(vec![1, 0x82]),
+            ..mold()
+        }),
+        outcome(&Mold::leaf("https://example.org/w")),
+        outcome(&Mold::leaf("spiffe://example.org")),
+        outcome(&Mold {
+            uris: vec![ID.into(), ID.into()],
+            ..mold()
+        }),
+    ];
+    let texts: std::collections::BTreeSet<String> = refusals
+        .into_iter()
+        .map(|refusal| refusal.unwrap_err().to_string())
+        .collect();
+    assert_eq!(texts.len(), 6);
+}
+
+#[test]
+fn sv_05_fd_22_only_authorities_of_the_leafs_own_trust_domain_count() {
+    let (a, b) = (Ca::root("a"), Ca::root("b"));
+    let bundles = Bundles::of(&[("a", &[&a]), ("b", &[&b])]);
+    let leaf = b.issue(&Mold::leaf("spiffe://a/w"));
+    assert!(matches!(
+        verify_svid(&[&leaf], &bundles, now()),
+        Err(X509SvidError::Path(_))
+    ));
+    assert!(verify_svid(&[&a.issue(&Mold::leaf("spiffe://a/w"))], &bundles, now()).is_ok());
+}
+
+#[test]
+fn wa_11_xs_27_without_bundle_or_authorities_nobody_is_believed() {
+    let root = Ca::root("example.org");
+    let leaf = root.issue(&mold());
+    let none = verify_svid(&[&leaf], &Bundles::default(), now()).unwrap_err();
+    assert_eq!(none, X509SvidError::NoBundle("example.org".into()));
+    let empty = verify_svid(&[&leaf], &Bundles::of(&[("example.org", &[])]), now()).unwrap_err();
+    assert_eq!(empty, X509SvidError::EmptyBundle("example.org".into()));
+    assert_eq!(
+        verify_svid(&[], &Bundles::default(), now()).unwrap_err(),
+        X509SvidError::EmptyChain
+    );
+}
+
+#[test]
+fn chains_are_bounded_and_their_certificates_must_parse() {
+    let root = Ca::root("example.org");
+    let leaf = root.issue(&mold());
+    let bundles = Bundles::of(&[("example.org", &[&root])]);
+    let long: Vec<&[u8]> = vec![&leaf; 17];
+    assert_eq!(
+        verify_svid(&long, &bundles, now()).unwrap_err(),
+        X509SvidError::ChainTooLong
+    );
+    assert_eq!(
+        X509Svid::parse(&long).unwrap_err(),
+        X509SvidError::ChainTooLong
+    );
+    let broken = verify_svid(&[&leaf, b"junk"], &bundles, now()).unwrap_err();
+    assert_eq!(
+        broken,
+        X509SvidError::Certificate {
+            at: 1,
+            reason: CertificateError::Malformed
+        }
+    );
+}
+
+#[test]
+fn own_chains_are_checked_on_loading() {
+    let root = Ca::root("example.org");
+    let middle = root.issue_ca(&Mold::authority("middle", "spiffe://example.org"));
+    let leaf = middle.issue(&mold());
+    let svid = X509Svid::parse(&[&leaf, &middle.der]).unwrap();
+    assert_eq!((svid.id().as_str(), svid.chain().len()), (ID, 2));
+    assert_eq!(
+        X509Svid::parse_concatenated(&[&leaf[..], &middle.der].concat()).unwrap(),
+        svid
+    );
+    let not_ca = root.issue_ca(&Mold {
+        basic_constraints: Some(vec![]),
+        ..Mold::authority("m", "spiffe://example.org")
+    });
+    assert_eq!(
+        X509Svid::parse(&[&leaf, &not_ca.der]).unwrap_err(),
+        X509SvidError::Intermediate { at: 1 }
+    );
+    let no_sign = root.issue_ca(&Mold {
+        key_usage: Some(vec![7, 0x80]),
+        ..Mold::authority("m", "spiffe://example.org")
+    });
+    assert_eq!(
+        X509Svid::parse(&[&leaf, &no_sign.der]).unwrap_err(),
+        X509SvidError::Intermediate { at: 1 }
+    );
+    assert_eq!(X509Svid::parse(&[]).unwrap_err(), X509SvidError::EmptyChain);
+}
