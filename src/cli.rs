@@ -4,6 +4,7 @@
 mod agent;
 mod args;
 mod context;
+mod daemon;
 mod duration;
 mod error;
 mod go_flags;
@@ -18,6 +19,7 @@ mod server;
 mod shim;
 mod socket;
 mod spec;
+mod tool;
 
 use std::process::ExitCode;
 
@@ -29,6 +31,7 @@ use spec::{Command, Program};
 fn commands() -> Vec<Command> {
     let mut commands = server::commands();
     commands.extend(agent::commands());
+    commands.extend(tool::commands());
     commands.push(healthcheck::server_command());
     commands.push(healthcheck::agent_command());
     commands
@@ -36,7 +39,9 @@ fn commands() -> Vec<Command> {
 
 /// Runs the program with the arguments it was called with; `argv[0]` chooses the face.
 pub(crate) fn main(argv: &[String]) -> ExitCode {
-    let called_as = argv.first().map_or("", |path| path.rsplit('/').next().unwrap_or_default());
+    let called_as = argv
+        .first()
+        .map_or("", |path| path.rsplit('/').next().unwrap_or_default());
     let rest = argv.get(1..).unwrap_or_default();
     let code = match called_as {
         "spire-server" => run_shim(Program::Server, rest),
@@ -57,7 +62,11 @@ fn run_shim(program: Program, argv: &[String]) -> u8 {
             if !err.is_empty() {
                 output::say(err.trim_end());
             }
-            if output::write_out(&out).is_err() { 1 } else { code }
+            if output::write_out(&out).is_err() {
+                1
+            } else {
+                code
+            }
         }
         shim::Call::Run(command, context, args) => match execute(command, context, args) {
             Ok(()) => 0,
@@ -82,12 +91,20 @@ fn run_native(argv: &[String]) -> u8 {
     let args = native::read(command, own);
     let prepared = native::format(&args).and_then(|format| {
         let socket = socket::resolve(command.endpoint, &args, &environment)?;
-        Ok(Context::new(Face::Native, command.program, command.endpoint, format, socket))
+        Ok(Context::new(
+            Face::Native,
+            command.program,
+            command.endpoint,
+            format,
+            socket,
+        ))
     });
     match prepared.and_then(|context| execute(command, context, args)) {
         Ok(()) => 0,
         Err(error) => {
-            output::say(&error.house(command.program));
+            if !matches!(error, CliError::Silent) {
+                output::say(&error.house(command.program));
+            }
             error.exit_code()
         }
     }

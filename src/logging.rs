@@ -58,10 +58,18 @@ impl Log {
         let (layer, filter) = reload::Layer::new(targets(config.level));
         let events = tracing_subscriber::fmt::layer()
             .with_ansi(false)
-            .event_format(format::Events { format: config.format, source_location: config.source_location })
+            .event_format(format::Events {
+                format: config.format,
+                source_location: config.source_location,
+            })
             .with_writer(sink.clone());
         // A second install (tests in one process) keeps the first.
-        drop(tracing_subscriber::registry().with(layer).with(events).try_init());
+        drop(
+            tracing_subscriber::registry()
+                .with(layer)
+                .with(events)
+                .try_init(),
+        );
         Ok(Self { sink, filter })
     }
 
@@ -79,7 +87,10 @@ impl Log {
 /// Our own events at the chosen level; other libraries' warnings; the audit always.
 fn targets(level: LevelFilter) -> Targets {
     let others = level.min(LevelFilter::WARN);
-    Targets::new().with_default(others).with_target("plastron", level).with_target(AUDIT, LevelFilter::INFO)
+    Targets::new()
+        .with_default(others)
+        .with_target("plastron", level)
+        .with_target(AUDIT, LevelFilter::INFO)
 }
 
 #[derive(Clone)]
@@ -93,7 +104,10 @@ struct Inner {
 impl Sink {
     fn open(path: Option<&Path>) -> io::Result<Self> {
         let file = path.map(append).transpose()?;
-        Ok(Self(Arc::new(Inner { path: path.map(Path::to_owned), file: Mutex::new(file) })))
+        Ok(Self(Arc::new(Inner {
+            path: path.map(Path::to_owned),
+            file: Mutex::new(file),
+        })))
     }
 
     fn reopen(&self) -> io::Result<()> {
@@ -106,7 +120,11 @@ impl Sink {
 }
 
 fn append(path: &Path) -> io::Result<File> {
-    OpenOptions::new().create(true).append(true).mode(0o640).open(path)
+    OpenOptions::new()
+        .create(true)
+        .append(true)
+        .mode(0o640)
+        .open(path)
 }
 
 impl Write for &Sink {
@@ -148,7 +166,10 @@ mod tests {
         sink.reopen().unwrap();
         (&sink).write_all(b"two\n").unwrap();
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "two\n");
-        assert_eq!(std::fs::read_to_string(dir.path().join("old")).unwrap(), "one\n");
+        assert_eq!(
+            std::fs::read_to_string(dir.path().join("old")).unwrap(),
+            "one\n"
+        );
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 mod api_fetch_jwt;
 mod api_fetch_x509;
+mod run;
 mod workload;
 
 use super::spec::Command;
@@ -12,5 +13,7 @@ pub(super) fn commands() -> Vec<Command> {
         api_fetch_x509::command(),
         api_fetch_jwt::validate_command(),
         api_fetch_x509::watch_command(),
+        run::command(),
+        run::validate_command(),
     ]
 }

@@ -38,7 +38,10 @@ impl Args {
 
     /// The text of a flag; empty when absent, as Go's flags have it.
     pub(crate) fn text(&self, name: &str) -> &str {
-        self.values.get(name).and_then(|v| v.last()).map_or("", String::as_str)
+        self.values
+            .get(name)
+            .and_then(|v| v.last())
+            .map_or("", String::as_str)
     }
 
     /// The text of a flag, `None` when absent or empty.
@@ -57,8 +60,9 @@ impl Args {
 
     /// Whole seconds as the `i32` that the API takes.
     pub(crate) fn seconds(&self, name: &str) -> Result<i32, CliError> {
-        i32::try_from(self.integer(name))
-            .map_err(|_overflow| CliError::usage(format!("{name} is too long: at most {} seconds", i32::MAX)))
+        i32::try_from(self.integer(name)).map_err(|_overflow| {
+            CliError::usage(format!("{name} is too long: at most {} seconds", i32::MAX))
+        })
     }
 
     /// A duration; zero when absent. The face has stored nanoseconds-exact Go text; see `duration::parse`.

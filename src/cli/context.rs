@@ -5,8 +5,8 @@ use std::io::Read;
 use std::sync::Arc;
 
 use plugin::fault::{Code, Fault};
-use proto::channel::Channel;
 use spiffe::clock::{Clock, SystemClock};
+use tonic::transport::Channel;
 
 use super::error::CliError;
 use super::spec::{Endpoint, Program};
@@ -42,8 +42,21 @@ pub(crate) struct Context {
 }
 
 impl Context {
-    pub(crate) fn new(face: Face, program: Program, endpoint: Endpoint, format: Format, socket: String) -> Self {
-        Self { face, program, endpoint, format, socket, clock: Arc::new(SystemClock) }
+    pub(crate) fn new(
+        face: Face,
+        program: Program,
+        endpoint: Endpoint,
+        format: Format,
+        socket: String,
+    ) -> Self {
+        Self {
+            face,
+            program,
+            endpoint,
+            format,
+            socket,
+            clock: Arc::new(SystemClock),
+        }
     }
 
     /// Connects to the command's socket.
@@ -51,25 +64,31 @@ impl Context {
         if let Err(error) = std::os::unix::net::UnixStream::connect(&self.socket) {
             return Err(self.unreachable(&error));
         }
-        proto::channel::connect_uds(&self.socket).await.map_err(|error| CliError::failed(error.to_string()))
+        proto::channel::connect_uds(&self.socket)
+            .await
+            .map_err(|error| CliError::failed(error.to_string()))
     }
 
     fn unreachable(&self, error: &std::io::Error) -> CliError {
         let reason = error_text(error);
         if self.face == Face::Shim {
             return CliError::failed(format!(
-                "rpc error: code = Unavailable desc = connection error: desc = \"transport: Error while dialing: dial unix {}: connect: {reason}\"",
+                "rpc error: code = Unavailable desc = connection error: desc = \"transport: Error while dialing: dial unix //{}: connect: {reason}\"",
                 self.socket
             ));
         }
         let (code, who, start) = match self.endpoint {
             Endpoint::ServerAdmin => (Code::ServerUnreachable, "server", "plastron server run"),
-            Endpoint::Workload | Endpoint::AgentAdmin | Endpoint::None => (Code::AgentUnreachable, "agent", "plastron agent run"),
+            Endpoint::Workload | Endpoint::AgentAdmin | Endpoint::None => {
+                (Code::AgentUnreachable, "agent", "plastron agent run")
+            }
         };
         Fault::new(code, format!("no {who} answers on this host"))
             .at(&self.socket)
             .because(reason)
-            .hint(format!("start it with `{start}`, or name its socket with --socket-path"))
+            .hint(format!(
+                "start it with `{start}`, or name its socket with --socket-path"
+            ))
             .into()
     }
 
@@ -77,13 +96,20 @@ impl Context {
     pub(crate) fn read_input(&self, path: &str) -> Result<Vec<u8>, CliError> {
         let mut bytes = Vec::new();
         let read = if path == "-" {
-            std::io::stdin().lock().take(MAX_INPUT + 1).read_to_end(&mut bytes)
+            std::io::stdin()
+                .lock()
+                .take(MAX_INPUT + 1)
+                .read_to_end(&mut bytes)
         } else {
-            std::fs::File::open(path).and_then(|file| file.take(MAX_INPUT + 1).read_to_end(&mut bytes))
+            std::fs::File::open(path)
+                .and_then(|file| file.take(MAX_INPUT + 1).read_to_end(&mut bytes))
         };
         read.map_err(|error| CliError::failed(format!("open {path}: {}", error_text(&error))))?;
         if bytes.len() as u64 > MAX_INPUT {
-            return Err(CliError::usage(format!("{path} is larger than {} MiB", MAX_INPUT / 1024 / 1024)));
+            return Err(CliError::usage(format!(
+                "{path} is larger than {} MiB",
+                MAX_INPUT / 1024 / 1024
+            )));
         }
         Ok(bytes)
     }
@@ -94,5 +120,8 @@ pub(crate) fn error_text(error: &std::io::Error) -> String {
     let text = error.to_string();
     let text = text.split(" (os error").next().unwrap_or_default();
     let mut chars = text.chars();
-    chars.next().map(|first| first.to_lowercase().chain(chars).collect()).unwrap_or_default()
+    chars
+        .next()
+        .map(|first| first.to_lowercase().chain(chars).collect())
+        .unwrap_or_default()
 }

@@ -13,9 +13,13 @@ pub(crate) fn parse(text: &str) -> Option<Duration> {
     }
     let mut nanos: u128 = 0;
     while !rest.is_empty() {
-        let end = rest.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(rest.len());
+        let end = rest
+            .find(|c: char| !c.is_ascii_digit() && c != '.')
+            .unwrap_or(rest.len());
         let (number, tail) = rest.split_at_checked(end)?;
-        let unit_end = tail.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(tail.len());
+        let unit_end = tail
+            .find(|c: char| c.is_ascii_digit() || c == '.')
+            .unwrap_or(tail.len());
         let (unit, next) = tail.split_at_checked(unit_end)?;
         let scale: u128 = match unit {
             "ns" => 1,
@@ -40,7 +44,11 @@ fn scaled(number: &str, scale: u128) -> Option<u128> {
     if (whole.is_empty() && fraction.is_empty()) || fraction.contains('.') || fraction.len() > 18 {
         return None;
     }
-    let whole: u128 = if whole.is_empty() { 0 } else { whole.parse().ok()? };
+    let whole: u128 = if whole.is_empty() {
+        0
+    } else {
+        whole.parse().ok()?
+    };
     let mut total = whole.checked_mul(scale)?;
     if !fraction.is_empty() {
         let digits: u128 = fraction.parse().ok()?;
@@ -63,7 +71,11 @@ pub(crate) fn parse_seconds(text: &str) -> Option<i64> {
 pub(crate) fn go_text(duration: Duration) -> String {
     let nanos = duration.as_nanos();
     let with_fraction = |unit_nanos: u128, unit: &str| {
-        let fraction = format!("{:0width$}", nanos % unit_nanos, width = unit_nanos.ilog10() as usize);
+        let fraction = format!(
+            "{:0width$}",
+            nanos % unit_nanos,
+            width = unit_nanos.ilog10() as usize
+        );
         let fraction = fraction.trim_end_matches('0');
         let dot = if fraction.is_empty() { "" } else { "." };
         format!("{}{dot}{fraction}{unit}", nanos / unit_nanos)
@@ -99,14 +111,33 @@ mod tests {
 
     #[test]
     fn writes_go_durations() {
-        for (nanos, text) in [(0, "0s"), (15, "15ns"), (1_500, "1.5µs"), (12_250_000, "12.25ms"), (2_000_000_000, "2s"), (90_000_000_000, "1m30s"), (3_600_000_000_000, "1h0m0s")] {
+        for (nanos, text) in [
+            (0, "0s"),
+            (15, "15ns"),
+            (1_500, "1.5µs"),
+            (12_250_000, "12.25ms"),
+            (2_000_000_000, "2s"),
+            (90_000_000_000, "1m30s"),
+            (3_600_000_000_000, "1h0m0s"),
+        ] {
             assert_eq!(go_text(Duration::from_nanos(nanos)), text);
         }
     }
 
     #[test]
     fn refuses_what_is_not_a_duration() {
-        for text in ["", "1", "h", "1x", "-1s", "1h-1m", "..s", "1.2.3s", "9999999999h", "1 h"] {
+        for text in [
+            "",
+            "1",
+            "h",
+            "1x",
+            "-1s",
+            "1h-1m",
+            "..s",
+            "1.2.3s",
+            "9999999999h",
+            "1 h",
+        ] {
             assert_eq!(parse(text), None, "{text}");
         }
     }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use plugin::fault::{Code, Fault};
+use plugin::fault::{Code, Fault, Faults};
 use tonic::Status;
 
 use super::spec::Program;
@@ -13,9 +13,16 @@ pub(crate) enum CliError {
     /// Wrong use of the command; nothing was sent.
     Usage(String),
     /// The peer refused or failed; `context` is what SPIRE's CLI writes before the status, may be empty.
-    Status { context: String, status: Box<Status> },
+    Status {
+        context: String,
+        status: Box<Status>,
+    },
     /// A fault that has a code.
     Fault(Box<Fault>),
+    /// Everything wrong with a configuration.
+    Faults(Box<Faults>),
+    /// Said already; only the exit code is left.
+    Silent,
     /// Anything else, in the words that SPIRE's CLI uses.
     Failed(String),
     /// Checked and found wanting (an unhealthy daemon): exit code 7 natively.
@@ -32,7 +39,10 @@ impl CliError {
     }
 
     pub(crate) fn status(context: impl Into<String>, status: Status) -> Self {
-        Self::Status { context: context.into(), status: Box::new(status) }
+        Self::Status {
+            context: context.into(),
+            status: Box::new(status),
+        }
     }
 
     /// The native exit code (user-experience: 0 ok, 1 internal, 2 usage, 3 not found, 4 denied, 5 conflict,
@@ -41,8 +51,9 @@ impl CliError {
         match self {
             Self::Usage(_) => 2,
             Self::Status { status, .. } => status_exit_code(status.code()),
-            Self::Fault(fault) => fault.code.exit_code(),
-            Self::Failed(_) => 1,
+            Self::Fault(fault) => fault.exit_code(),
+            Self::Faults(faults) => faults.exit_code(),
+            Self::Failed(_) | Self::Silent => 1,
             Self::Check(_) => 7,
         }
     }
@@ -51,12 +62,20 @@ impl CliError {
     pub(crate) fn house(&self, program: Program) -> String {
         match self {
             Self::Fault(fault) => fault.to_string(),
+            Self::Faults(faults) => faults.to_string(),
+            Self::Silent => String::new(),
             Self::Usage(text) | Self::Failed(text) | Self::Check(text) => format!("error: {text}"),
             Self::Status { context, status } => {
-                let what = if context.is_empty() { status.message().to_owned() } else { format!("{context}: {}", status.message()) };
+                let what = if context.is_empty() {
+                    status.message().to_owned()
+                } else {
+                    format!("{context}: {}", status.message())
+                };
                 match status_code(status.code()) {
                     Some(code) => Fault::new(code, what).to_string(),
-                    None => Fault::new(Code::Internal, what).hint(format!("see the log of the {}", program.word())).to_string(),
+                    None => Fault::new(Code::Internal, what)
+                        .hint(format!("see the log of the {}", program.word()))
+                        .to_string(),
                 }
             }
         }
@@ -75,11 +94,18 @@ impl fmt::Display for CliError {
         match self {
             Self::Usage(text) | Self::Failed(text) | Self::Check(text) => f.write_str(text),
             Self::Fault(fault) => write!(f, "{fault}"),
+            Self::Faults(faults) => write!(f, "{faults}"),
+            Self::Silent => Ok(()),
             Self::Status { context, status } => {
                 if !context.is_empty() {
                     write!(f, "{context}: ")?;
                 }
-                write!(f, "rpc error: code = {:?} desc = {}", status.code(), status.message())
+                write!(
+                    f,
+                    "rpc error: code = {:?} desc = {}",
+                    status.code(),
+                    status.message()
+                )
             }
         }
     }

@@ -30,19 +30,31 @@ pub(crate) fn parse(command: &Command, argv: &[String]) -> Result<Args, Stop> {
         if body.starts_with(['-', '=']) {
             return Err(stop(command, &flags, &format!("bad flag syntax: {word}")));
         }
-        let (name, inline) = body.split_once('=').map_or((body, None), |(name, value)| (name, Some(value)));
+        let (name, inline) = body
+            .split_once('=')
+            .map_or((body, None), |(name, value)| (name, Some(value)));
         let Some(flag) = flags.iter().find(|flag| flag.spire == name) else {
             if matches!(name, "h" | "help") {
                 return Err(Stop(usage(command, &flags)));
             }
-            return Err(stop(command, &flags, &format!("flag provided but not defined: -{name}")));
+            return Err(stop(
+                command,
+                &flags,
+                &format!("flag provided but not defined: -{name}"),
+            ));
         };
         let value = match (inline, flag.kind) {
             (Some(value), _) => value.to_owned(),
             (None, Kind::Switch) => "true".to_owned(),
             (None, _) => match words.next() {
                 Some(value) => value.clone(),
-                None => return Err(stop(command, &flags, &format!("flag needs an argument: -{name}"))),
+                None => {
+                    return Err(stop(
+                        command,
+                        &flags,
+                        &format!("flag needs an argument: -{name}"),
+                    ));
+                }
             },
         };
         store(&mut args, flag, &value).map_err(|message| stop(command, &flags, &message))?;
@@ -54,14 +66,20 @@ pub(crate) fn parse(command: &Command, argv: &[String]) -> Result<Args, Stop> {
 fn store(args: &mut Args, flag: &Flag, value: &str) -> Result<(), String> {
     let invalid = |why: &str| format!("invalid value {value:?} for flag -{}: {why}", flag.spire);
     match flag.kind {
-        Kind::Text => args.set(flag.spire, value.to_owned()),
+        Kind::Text | Kind::Word | Kind::Rest => args.set(flag.spire, value.to_owned()),
         Kind::Switch => {
-            let on = go_bool(value)
-                .ok_or_else(|| format!("invalid boolean value {value:?} for -{}: parse error", flag.spire))?;
+            let on = go_bool(value).ok_or_else(|| {
+                format!(
+                    "invalid boolean value {value:?} for -{}: parse error",
+                    flag.spire
+                )
+            })?;
             args.set(flag.spire, on.to_string());
         }
         Kind::Integer | Kind::Seconds => {
-            let number: i64 = value.parse().map_err(|_not_a_number| invalid("parse error"))?;
+            let number: i64 = value
+                .parse()
+                .map_err(|_not_a_number| invalid("parse error"))?;
             args.set(flag.spire, number.to_string());
         }
         Kind::Duration => {
@@ -100,7 +118,7 @@ fn usage(command: &Command, flags: &[&Flag]) -> String {
         let value = match flag.kind {
             Kind::Switch => "",
             Kind::Integer | Kind::Seconds => " int",
-            Kind::Text => " string",
+            Kind::Text | Kind::Word | Kind::Rest => " string",
             Kind::Duration | Kind::List | Kind::CommaList => " value",
         };
         text.push_str(&format!("  -{}{value}\n    \t{}", flag.spire, flag.help));

@@ -45,10 +45,17 @@ async fn run(context: Context, args: Args) -> Result<Output, CliError> {
     }
     match check(&context).await {
         Ok(ServingStatus::Serving) => {
-            let name = if context.program == Program::Server { "Server" } else { "Agent" };
+            let name = if context.program == Program::Server {
+                "Server"
+            } else {
+                "Agent"
+            };
             Ok(Output::text(format!("{name} is healthy.")))
         }
-        Ok(status) => Err(unhealthy(&context, &format!("{who} returned status \"{}\"", status.as_str_name()))),
+        Ok(status) => Err(unhealthy(
+            &context,
+            &format!("{who} returned status \"{}\"", status.as_str_name()),
+        )),
         Err(error) => {
             if verbose {
                 output::say(&format!("Failed to check health: {error}"));
@@ -64,13 +71,15 @@ async fn run(context: Context, args: Args) -> Result<Output, CliError> {
 fn unhealthy(context: &Context, why: &str) -> CliError {
     CliError::Check(match context.program {
         Program::Server => format!("server is unhealthy: {why}"),
-        Program::Agent => format!("Agent is unhealthy: {why}"),
+        Program::Agent | Program::Plastron => format!("Agent is unhealthy: {why}"),
     })
 }
 
 async fn check(context: &Context) -> Result<ServingStatus, CliError> {
     let reply = HealthClient::new(context.channel().await?)
-        .check(HealthCheckRequest { service: String::new() })
+        .check(HealthCheckRequest {
+            service: String::new(),
+        })
         .await
         .map_err(|status| CliError::status("", status))?;
     Ok(reply.into_inner().status())

@@ -5,7 +5,8 @@ use time::format_description::BorrowedFormatItem;
 use time::format_description::well_known::Rfc3339;
 use time::macros::format_description;
 
-const GO: &[BorrowedFormatItem<'_>] = format_description!("[year]-[month]-[day] [hour]:[minute]:[second] +0000 UTC");
+const GO: &[BorrowedFormatItem<'_>] =
+    format_description!("[year]-[month]-[day] [hour]:[minute]:[second] +0000 UTC");
 
 /// `2006-01-02 15:04:05 +0000 UTC`; the bare number when it is out of range.
 pub(crate) fn go_text(unix: i64) -> String {
@@ -18,7 +19,10 @@ pub(crate) fn rfc3339(unix: i64) -> String {
 }
 
 fn formatted(unix: i64, write: impl FnOnce(OffsetDateTime) -> Option<String>) -> String {
-    OffsetDateTime::from_unix_timestamp(unix).ok().and_then(write).unwrap_or_else(|| unix.to_string())
+    OffsetDateTime::from_unix_timestamp(unix)
+        .ok()
+        .and_then(write)
+        .unwrap_or_else(|| unix.to_string())
 }
 
 /// Whether the text has the layout `2006-01-02 15:04:05 -0700 -07`.
@@ -26,7 +30,9 @@ pub(crate) fn is_expires_before(text: &str) -> bool {
     const LAYOUT: &[BorrowedFormatItem<'_>] = format_description!(
         "[year]-[month]-[day] [hour]:[minute]:[second] [offset_hour sign:mandatory][offset_minute]"
     );
-    let Some((moment, zone)) = text.rsplit_once(' ') else { return false };
+    let Some((moment, zone)) = text.rsplit_once(' ') else {
+        return false;
+    };
     let (sign, digits) = zone.split_at_checked(1).unwrap_or_default();
     matches!(sign, "+" | "-")
         && digits.len() == 2
@@ -48,7 +54,13 @@ mod tests {
     #[test]
     fn checks_the_expires_before_layout() {
         assert!(is_expires_before("2025-01-02 15:04:05 -0700 -07"));
-        for bad in ["", "2025-01-02", "2025-01-02 15:04:05 -0700", "2025-13-02 15:04:05 -0700 -07", "2025-01-02 15:04:05 -0700 MST"] {
+        for bad in [
+            "",
+            "2025-01-02",
+            "2025-01-02 15:04:05 -0700",
+            "2025-13-02 15:04:05 -0700 -07",
+            "2025-01-02 15:04:05 -0700 MST",
+        ] {
             assert!(!is_expires_before(bad), "{bad}");
         }
     }

@@ -23,13 +23,22 @@ pub(crate) fn command_line(commands: &[Command]) -> ClapCommand {
     for program in [Program::Server, Program::Agent] {
         let about = match program {
             Program::Server => "Run and administer the identity server",
-            Program::Agent => "Run the node agent and use its Workload API",
+            Program::Agent | Program::Plastron => "Run the node agent and use its Workload API",
         };
-        let mut top = ClapCommand::new(program.word()).about(about).subcommand_required(true).arg_required_else_help(true);
+        let mut top = ClapCommand::new(program.word())
+            .about(about)
+            .subcommand_required(true)
+            .arg_required_else_help(true);
         for command in commands.iter().filter(|command| command.program == program) {
             top = insert(top, command, command.path);
         }
         root = root.subcommand(top);
+    }
+    for command in commands
+        .iter()
+        .filter(|command| command.program == Program::Plastron)
+    {
+        root = insert(root, command, command.path);
     }
     root
 }
@@ -43,7 +52,10 @@ fn insert(parent: ClapCommand, command: &Command, path: &[&'static str]) -> Clap
             if parent.find_subcommand(group).is_some() {
                 parent.mut_subcommand(*group, |existing| insert(existing, command, rest))
             } else {
-                let made = ClapCommand::new(*group).about(group_about(group)).subcommand_required(true).arg_required_else_help(true);
+                let made = ClapCommand::new(*group)
+                    .about(group_about(group))
+                    .subcommand_required(true)
+                    .arg_required_else_help(true);
                 parent.subcommand(insert(made, command, rest))
             }
         }
@@ -79,19 +91,52 @@ fn leaf_command(name: &'static str, command: &Command) -> ClapCommand {
 }
 
 fn argument(flag: &Flag) -> Arg {
-    let mut arg = Arg::new(flag.spire).long(flag.native).help(flag.help);
-    arg = match flag.kind {
-        Kind::Switch => arg.action(ArgAction::Set).num_args(0..=1).require_equals(true).default_missing_value("true").value_parser(["true", "false"]).hide_possible_values(true),
-        Kind::Text => arg.action(ArgAction::Set).value_name("TEXT"),
-        Kind::Integer => arg.action(ArgAction::Set).value_name("N").value_parser(clap::value_parser!(i64)).allow_hyphen_values(true),
-        Kind::Seconds => arg.action(ArgAction::Set).value_name("DURATION").value_parser(seconds),
-        Kind::Duration => arg.action(ArgAction::Set).value_name("DURATION").value_parser(go_duration),
-        Kind::List | Kind::CommaList => {
-            arg.action(ArgAction::Append).value_name("TEXT").value_parser(NonEmptyStringValueParser::new())
+    let mut arg = Arg::new(flag.spire).help(flag.help);
+    match flag.kind {
+        Kind::Word => return arg.value_name(flag.native),
+        Kind::Rest => {
+            return arg
+                .value_name(flag.native)
+                .num_args(1..)
+                .trailing_var_arg(true)
+                .allow_hyphen_values(true)
+                .required(true);
         }
+        _ => arg = arg.long(flag.native),
+    }
+    arg = match flag.kind {
+        Kind::Switch => arg
+            .action(ArgAction::Set)
+            .num_args(0..=1)
+            .require_equals(true)
+            .default_missing_value("true")
+            .value_parser(["true", "false"])
+            .hide_possible_values(true),
+        Kind::Text => arg.action(ArgAction::Set).value_name("TEXT"),
+        Kind::Integer => arg
+            .action(ArgAction::Set)
+            .value_name("N")
+            .value_parser(clap::value_parser!(i64))
+            .allow_hyphen_values(true),
+        Kind::Seconds => arg
+            .action(ArgAction::Set)
+            .value_name("DURATION")
+            .value_parser(seconds),
+        Kind::Duration => arg
+            .action(ArgAction::Set)
+            .value_name("DURATION")
+            .value_parser(go_duration),
+        Kind::List | Kind::CommaList => arg
+            .action(ArgAction::Append)
+            .value_name("TEXT")
+            .value_parser(NonEmptyStringValueParser::new()),
+        Kind::Word | Kind::Rest => arg,
     };
     if flag.spire == "output" {
-        arg = arg.short('o').value_parser(["table", "json", "yaml", "pretty"]).value_name("FORMAT");
+        arg = arg
+            .short('o')
+            .value_parser(["table", "json", "yaml", "pretty"])
+            .value_name("FORMAT");
     }
     if !flag.default.is_empty() {
         arg = arg.default_value(flag.default);
@@ -116,15 +161,26 @@ fn go_duration(text: &str) -> Result<String, String> {
 }
 
 /// Finds the command that the parsed words name, and its own matches.
-pub(crate) fn find<'c, 'm>(commands: &'c [Command], matches: &'m ArgMatches) -> Option<(&'c Command, &'m ArgMatches)> {
+pub(crate) fn find<'c, 'm>(
+    commands: &'c [Command],
+    matches: &'m ArgMatches,
+) -> Option<(&'c Command, &'m ArgMatches)> {
     let mut words = Vec::new();
     let mut current = matches;
     while let Some((word, below)) = current.subcommand() {
         words.push(word);
         current = below;
     }
-    let (program, path) = words.split_first()?;
-    commands.iter().find(|command| command.program.word() == *program && command.path == path).map(|command| (command, current))
+    let named = |command: &&Command| match command.program {
+        Program::Plastron => command.path == words.as_slice(),
+        program => words
+            .split_first()
+            .is_some_and(|(first, path)| *first == program.word() && command.path == path),
+    };
+    commands
+        .iter()
+        .find(named)
+        .map(|command| (command, current))
 }
 
 /// The flag values of a command.
@@ -134,23 +190,32 @@ pub(crate) fn read(command: &Command, matches: &ArgMatches) -> Args {
         if flag.native.is_empty() {
             continue;
         }
-        let given = matches.value_source(flag.spire) == Some(clap::parser::ValueSource::CommandLine);
+        let given =
+            matches.value_source(flag.spire) == Some(clap::parser::ValueSource::CommandLine);
         let values: Vec<String> = match flag.kind {
-            Kind::Integer | Kind::Seconds => {
-                matches.get_many::<i64>(flag.spire).into_iter().flatten().map(i64::to_string).collect()
-            }
+            Kind::Integer | Kind::Seconds => matches
+                .get_many::<i64>(flag.spire)
+                .into_iter()
+                .flatten()
+                .map(i64::to_string)
+                .collect(),
             Kind::CommaList => matches
                 .get_many::<String>(flag.spire)
                 .into_iter()
                 .flatten()
                 .flat_map(|value| value.split(',').map(str::to_owned))
                 .collect(),
-            _ => matches.get_many::<String>(flag.spire).into_iter().flatten().cloned().collect(),
+            _ => matches
+                .get_many::<String>(flag.spire)
+                .into_iter()
+                .flatten()
+                .cloned()
+                .collect(),
         };
         for value in values {
             match (given, flag.kind) {
                 (false, _) => args.set_default(flag.spire, &value),
-                (true, Kind::List | Kind::CommaList) => args.push(flag.spire, value),
+                (true, Kind::List | Kind::CommaList | Kind::Rest) => args.push(flag.spire, value),
                 (true, _) => args.set(flag.spire, value),
             }
         }
@@ -164,7 +229,9 @@ pub(crate) fn format(args: &Args) -> Result<Format, CliError> {
         "" | "table" | "pretty" => Ok(Format::Table),
         "json" => Ok(Format::Json),
         "yaml" => Ok(Format::Yaml),
-        other => Err(CliError::usage(format!("unknown output format {other:?}: expected table, json or yaml"))),
+        other => Err(CliError::usage(format!(
+            "unknown output format {other:?}: expected table, json or yaml"
+        ))),
     }
 }
 

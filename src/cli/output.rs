@@ -34,7 +34,10 @@ pub(crate) struct Output {
 
 impl Output {
     pub(crate) fn text(text: impl Into<String>) -> Self {
-        Self { text: text.into(), ..Self::default() }
+        Self {
+            text: text.into(),
+            ..Self::default()
+        }
     }
 
     /// Adds a reply: `name` is the message's full protobuf name.
@@ -52,11 +55,19 @@ impl Output {
 /// Protobuf's JSON with the field names of the .proto files, absent fields with their zero value, nulls removed
 /// (SPIRE: `-output json`). Object keys come out sorted.
 pub(crate) fn proto_json(name: &str, message: &impl Message) -> Result<Value, CliError> {
-    let broken = |error: &dyn std::fmt::Display| CliError::failed(format!("cannot write {name} as JSON: {error}"));
-    let pool = DescriptorPool::decode(proto::FILE_DESCRIPTOR_SET).map_err(|error| broken(&error))?;
-    let descriptor = pool.get_message_by_name(name).ok_or_else(|| broken(&"no such message"))?;
-    let dynamic = DynamicMessage::decode(descriptor, message.encode_to_vec().as_slice()).map_err(|error| broken(&error))?;
-    let options = SerializeOptions::new().skip_default_fields(false).use_proto_field_name(true);
+    let broken = |error: &dyn std::fmt::Display| {
+        CliError::failed(format!("cannot write {name} as JSON: {error}"))
+    };
+    let pool =
+        DescriptorPool::decode(proto::FILE_DESCRIPTOR_SET).map_err(|error| broken(&error))?;
+    let descriptor = pool
+        .get_message_by_name(name)
+        .ok_or_else(|| broken(&"no such message"))?;
+    let dynamic = DynamicMessage::decode(descriptor, message.encode_to_vec().as_slice())
+        .map_err(|error| broken(&error))?;
+    let options = SerializeOptions::new()
+        .skip_default_fields(false)
+        .use_proto_field_name(true);
     let value = dynamic
         .serialize_with_options(serde_json::value::Serializer, &options)
         .map_err(|error| broken(&error))?;
@@ -66,7 +77,11 @@ pub(crate) fn proto_json(name: &str, message: &impl Message) -> Result<Value, Cl
 fn without_nulls(value: Value) -> Value {
     match value {
         Value::Object(fields) => Value::Object(
-            fields.into_iter().filter(|(_, value)| !value.is_null()).map(|(key, value)| (key, without_nulls(value))).collect(),
+            fields
+                .into_iter()
+                .filter(|(_, value)| !value.is_null())
+                .map(|(key, value)| (key, without_nulls(value)))
+                .collect(),
         ),
         Value::Array(items) => Value::Array(items.into_iter().map(without_nulls).collect()),
         other => other,
@@ -78,7 +93,10 @@ pub(crate) fn print(output: Output, face: Face, format: Format) -> Result<(), Cl
     let mut data = match format {
         Format::Json => json_text(&output.replies),
         Format::Yaml => yaml_text(&output.replies),
-        Format::Table => output.table.as_ref().map_or_else(|| output.text.clone(), table_text),
+        Format::Table => output
+            .table
+            .as_ref()
+            .map_or_else(|| output.text.clone(), table_text),
         Format::Pretty => output.text,
     };
     if !data.is_empty() && !data.ends_with('\n') {
@@ -101,9 +119,9 @@ pub(crate) fn print(output: Output, face: Face, format: Format) -> Result<(), Cl
 pub(crate) fn write_out(data: &str) -> Result<(), CliError> {
     let mut out = std::io::stdout().lock();
     match out.write_all(data.as_bytes()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
-            Err(CliError::failed(format!("cannot write to standard output: {error}")))
-        }
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(CliError::failed(
+            format!("cannot write to standard output: {error}"),
+        )),
         _ => Ok(()),
     }
 }
@@ -121,14 +139,22 @@ fn json_text(replies: &[Value]) -> String {
 }
 
 fn table_text(table: &Table) -> String {
-    let mut widths: Vec<usize> = table.headings.iter().map(|heading| heading.chars().count()).collect();
+    let mut widths: Vec<usize> = table
+        .headings
+        .iter()
+        .map(|heading| heading.chars().count())
+        .collect();
     for row in &table.rows {
         for (width, cell) in widths.iter_mut().zip(row) {
             *width = (*width).max(cell.chars().count());
         }
     }
     let mut text = String::new();
-    let headings: Vec<String> = table.headings.iter().map(|heading| (*heading).to_owned()).collect();
+    let headings: Vec<String> = table
+        .headings
+        .iter()
+        .map(|heading| (*heading).to_owned())
+        .collect();
     for row in std::iter::once(&headings).chain(&table.rows) {
         let mut line = String::new();
         for (width, cell) in widths.iter().zip(row) {
@@ -195,7 +221,10 @@ mod tests {
 
     #[test]
     fn nulls_are_left_out_at_every_depth() {
-        assert_eq!(without_nulls(json!({"a": null, "b": [{"c": null}]})), json!({"b": [{}]}));
+        assert_eq!(
+            without_nulls(json!({"a": null, "b": [{"c": null}]})),
+            json!({"b": [{}]})
+        );
     }
 
     #[test]
@@ -206,7 +235,10 @@ mod tests {
 
     #[test]
     fn table_columns_line_up() {
-        let table = Table { headings: vec!["ID", "NAME"], rows: vec![vec!["12345".into(), "a".into()]] };
+        let table = Table {
+            headings: vec!["ID", "NAME"],
+            rows: vec![vec!["12345".into(), "a".into()]],
+        };
         assert_eq!(table_text(&table), "ID     NAME\n12345  a\n");
     }
 }

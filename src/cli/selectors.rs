@@ -1,20 +1,37 @@
 //! Selectors and the ways of matching them, from the words of the command line.
 
-use proto::spire::api::types::{FederatesWithMatch, Selector, SelectorMatch, federates_with_match, selector_match};
+use proto::spire::api::types::{
+    FederatesWithMatch, Selector, SelectorMatch, federates_with_match, selector_match,
+};
 
 use super::args::Args;
 use super::error::CliError;
 use super::spec::{Flag, Kind, flag};
 
-pub(crate) const SELECTOR: Flag = flag("selector", "selector", Kind::List, "A selector, type:value; may be given several times");
-pub(crate) const MATCH_SELECTORS: Flag =
-    flag("matchSelectorsOn", "match-selectors-on", Kind::Text, "How selectors are matched: exact, any, superset or subset").or("superset");
+pub(crate) const SELECTOR: Flag = flag(
+    "selector",
+    "selector",
+    Kind::List,
+    "A selector, type:value; may be given several times",
+);
+pub(crate) const MATCH_SELECTORS: Flag = flag(
+    "matchSelectorsOn",
+    "match-selectors-on",
+    Kind::Text,
+    "How selectors are matched: exact, any, superset or subset",
+)
+.or("superset");
 
 /// `type:value`; the value may hold colons.
 pub(crate) fn parse(text: &str) -> Result<Selector, CliError> {
     match text.split_once(':') {
-        Some((kind, value)) => Ok(Selector { r#type: kind.to_owned(), value: value.to_owned() }),
-        None => Err(CliError::usage(format!("selector \"{text}\" must be formatted as type:value"))),
+        Some((kind, value)) => Ok(Selector {
+            r#type: kind.to_owned(),
+            value: value.to_owned(),
+        }),
+        None => Err(CliError::usage(format!(
+            "selector \"{text}\" must be formatted as type:value"
+        ))),
     }
 }
 
@@ -23,7 +40,10 @@ pub(crate) fn parse_all(texts: &[String]) -> Result<Vec<Selector>, CliError> {
 }
 
 /// The selector filter of a list or a count; `None` without `-selector`. `unknown` words a bad match mode.
-pub(crate) fn filter(args: &Args, unknown: fn(&str) -> String) -> Result<Option<SelectorMatch>, CliError> {
+pub(crate) fn filter(
+    args: &Args,
+    unknown: fn(&str) -> String,
+) -> Result<Option<SelectorMatch>, CliError> {
     use selector_match::MatchBehavior as M;
     let texts = args.list("selector");
     if texts.is_empty() {
@@ -36,11 +56,17 @@ pub(crate) fn filter(args: &Args, unknown: fn(&str) -> String) -> Result<Option<
         "subset" => M::MatchSubset,
         other => return Err(CliError::usage(unknown(other))),
     };
-    Ok(Some(SelectorMatch { selectors: parse_all(&texts)?, r#match: behavior.into() }))
+    Ok(Some(SelectorMatch {
+        selectors: parse_all(&texts)?,
+        r#match: behavior.into(),
+    }))
 }
 
 /// The federates-with filter of a list or a count; `None` without `-federatesWith`.
-pub(crate) fn federates_with_filter(args: &Args, unknown: fn(&str) -> String) -> Result<Option<FederatesWithMatch>, CliError> {
+pub(crate) fn federates_with_filter(
+    args: &Args,
+    unknown: fn(&str) -> String,
+) -> Result<Option<FederatesWithMatch>, CliError> {
     use federates_with_match::MatchBehavior as M;
     let trust_domains = args.list("federatesWith");
     if trust_domains.is_empty() {
@@ -53,5 +79,8 @@ pub(crate) fn federates_with_filter(args: &Args, unknown: fn(&str) -> String) ->
         "subset" => M::MatchSubset,
         other => return Err(CliError::usage(unknown(other))),
     };
-    Ok(Some(FederatesWithMatch { trust_domains, r#match: behavior.into() }))
+    Ok(Some(FederatesWithMatch {
+        trust_domains,
+        r#match: behavior.into(),
+    }))
 }

@@ -13,58 +13,111 @@ use super::{native, output, socket};
 pub(crate) enum Call<'c> {
     Run(&'c Command, Context, super::args::Args),
     /// Print this and end with this exit code.
-    Stop { out: String, err: String, code: u8 },
+    Stop {
+        out: String,
+        err: String,
+        code: u8,
+    },
 }
 
 /// Reads the arguments after the program's name.
-pub(crate) fn read<'c>(commands: &'c [Command], program: Program, argv: &[String], env: socket::Env<'_>) -> Call<'c> {
-    let ours: Vec<&Command> = commands.iter().filter(|command| command.program == program && native::shown_on_shim(command)).collect();
+pub(crate) fn read<'c>(
+    commands: &'c [Command],
+    program: Program,
+    argv: &[String],
+    env: socket::Env<'_>,
+) -> Call<'c> {
+    let ours: Vec<&Command> = commands
+        .iter()
+        .filter(|command| command.program == program && native::shown_on_shim(command))
+        .collect();
     match argv.first().map(String::as_str) {
         Some("-version" | "--version" | "-v") => {
-            return Call::Stop { out: format!("{}\n", version()), err: String::new(), code: 0 };
+            return Call::Stop {
+                out: format!("{}\n", version()),
+                err: String::new(),
+                code: 0,
+            };
         }
         Some("-h" | "-help" | "--help") => return help(program, &ours, &[], 0),
         _ => {}
     }
-    let words = argv.iter().take_while(|word| !word.starts_with('-')).count();
+    let words = argv
+        .iter()
+        .take_while(|word| !word.starts_with('-'))
+        .count();
     // The longest run of words that is a command; `api fetch` is `api fetch x509`, as SPIRE has it.
     for length in (1..=words.min(3)).rev() {
         let path: Vec<&str> = argv.iter().take(length).map(String::as_str).collect();
-        let wanted: &[&str] = if path == ["api", "fetch"] { &["api", "fetch", "x509"] } else { &path };
+        let wanted: &[&str] = if path == ["api", "fetch"] {
+            &["api", "fetch", "x509"]
+        } else {
+            &path
+        };
         if let Some(command) = ours.iter().find(|command| command.path == wanted) {
             return leaf(command, argv.get(length..).unwrap_or_default(), env);
         }
     }
     let group: Vec<&str> = argv.iter().take(words).map(String::as_str).collect();
     let known = !group.is_empty() && ours.iter().any(|command| command.path.starts_with(&group));
-    help(program, &ours, if known { &group } else { &[] }, if known { 1 } else { 127 })
+    help(
+        program,
+        &ours,
+        if known { &group } else { &[] },
+        if known { 1 } else { 127 },
+    )
 }
 
 fn leaf<'c>(command: &'c Command, argv: &[String], env: socket::Env<'_>) -> Call<'c> {
     let args = match go_flags::parse(command, argv) {
         Ok(args) => args,
-        Err(Stop(text)) => return Call::Stop { out: String::new(), err: text, code: 1 },
+        Err(Stop(text)) => {
+            return Call::Stop {
+                out: String::new(),
+                err: text,
+                code: 1,
+            };
+        }
     };
     let format = match args.text("output") {
         "" | "pretty" => Format::Pretty,
         "json" => Format::Json,
         other => {
-            let err = format!("invalid value {other:?} for flag -output: unknown format option: {other:?}\n");
-            return Call::Stop { out: String::new(), err, code: 1 };
+            let err = format!(
+                "invalid value {other:?} for flag -output: unknown format option: {other:?}\n"
+            );
+            return Call::Stop {
+                out: String::new(),
+                err,
+                code: 1,
+            };
         }
     };
     match socket::resolve(command.endpoint, &args, env) {
-        Ok(path) => Call::Run(command, Context::new(Face::Shim, command.program, command.endpoint, format, path), args),
-        Err(error) => Call::Stop { out: String::new(), err: format!("Error: {error}\n"), code: 1 },
+        Ok(path) => Call::Run(
+            command,
+            Context::new(Face::Shim, command.program, command.endpoint, format, path),
+            args,
+        ),
+        Err(error) => Call::Stop {
+            out: String::new(),
+            err: format!("Error: {error}\n"),
+            code: 1,
+        },
     }
 }
 
 /// Ends a failed command as SPIRE's does: `Error: …` for the server's commands and the agent's admin commands, the
 /// bare text for `spire-agent api …` and its health check.
 pub(crate) fn fail(command: &Command, error: &CliError) -> u8 {
-    let bare = command.program == Program::Agent && matches!(command.path.first(), Some(&"api" | &"healthcheck"));
-    let text = if bare { error.to_string() } else { format!("Error: {error}") };
-    output::say(&text);
+    let bare = command.program == Program::Agent
+        && matches!(command.path.first(), Some(&"api" | &"healthcheck"));
+    match error {
+        CliError::Silent => {}
+        CliError::Fault(_) | CliError::Faults(_) => output::say(&error.to_string()),
+        _ if bare => output::say(&error.to_string()),
+        _ => output::say(&format!("Error: {error}")),
+    }
     1
 }
 
@@ -75,7 +128,10 @@ fn version() -> String {
 /// The list of what can follow the words so far.
 fn help<'c>(program: Program, commands: &[&Command], group: &[&str], code: u8) -> Call<'c> {
     let mut next: BTreeMap<&str, &str> = BTreeMap::new();
-    for command in commands.iter().filter(|command| command.path.starts_with(group)) {
+    for command in commands
+        .iter()
+        .filter(|command| command.path.starts_with(group))
+    {
         if let Some(word) = command.path.get(group.len()) {
             let leaf = command.path.len() == group.len() + 1;
             let about = next.entry(*word).or_default();
@@ -85,11 +141,33 @@ fn help<'c>(program: Program, commands: &[&Command], group: &[&str], code: u8) -
         }
     }
     let width = next.keys().map(|word| word.len()).max().unwrap_or(0);
-    let lines: String = next.iter().map(|(word, about)| format!("    {word:<width$}    {about}\n")).collect();
+    let lines: String = next
+        .iter()
+        .map(|(word, about)| format!("    {word:<width$}    {about}\n"))
+        .collect();
     let text = if group.is_empty() {
-        format!("Usage: {} [--version] [--help] <command> [<args>]\n\nAvailable commands are:\n{lines}\n", program.shim_name())
+        format!(
+            "Usage: {} [--version] [--help] <command> [<args>]\n\nAvailable commands are:\n{lines}\n",
+            program.shim_name()
+        )
     } else {
-        format!("{} {} needs one of these commands:\n\nSubcommands:\n{lines}", program.shim_name(), group.join(" "))
+        format!(
+            "{} {} needs one of these commands:\n\nSubcommands:\n{lines}",
+            program.shim_name(),
+            group.join(" ")
+        )
     };
-    if code == 0 { Call::Stop { out: text, err: String::new(), code } } else { Call::Stop { out: String::new(), err: text, code } }
+    if code == 0 {
+        Call::Stop {
+            out: text,
+            err: String::new(),
+            code,
+        }
+    } else {
+        Call::Stop {
+            out: String::new(),
+            err: text,
+            code,
+        }
+    }
 }

@@ -16,8 +16,16 @@ pub(crate) type Env<'a> = &'a dyn Fn(&str) -> Option<String>;
 /// The path of the socket for `endpoint`.
 pub(crate) fn resolve(endpoint: Endpoint, args: &Args, env: Env<'_>) -> Result<String, CliError> {
     let (default, template, variable) = match endpoint {
-        Endpoint::ServerAdmin => (SERVER_ADMIN, "SPIRE_SERVER_PRIVATE_SOCKET_TEMPLATE", "SPIRE_SERVER_PRIVATE_SOCKET"),
-        Endpoint::Workload => (WORKLOAD, "SPIRE_AGENT_PUBLIC_SOCKET_TEMPLATE", "SPIRE_AGENT_PUBLIC_SOCKET"),
+        Endpoint::ServerAdmin => (
+            SERVER_ADMIN,
+            "SPIRE_SERVER_PRIVATE_SOCKET_TEMPLATE",
+            "SPIRE_SERVER_PRIVATE_SOCKET",
+        ),
+        Endpoint::Workload => (
+            WORKLOAD,
+            "SPIRE_AGENT_PUBLIC_SOCKET_TEMPLATE",
+            "SPIRE_AGENT_PUBLIC_SOCKET",
+        ),
         Endpoint::AgentAdmin => return Ok(strip_scheme(args.text("socketPath")).to_owned()),
         Endpoint::None => return Ok(String::new()),
     };
@@ -46,7 +54,9 @@ fn from_template(template: &str, instance: &str, env: Env<'_>) -> Result<String,
         )));
     };
     if !text.contains("%i") {
-        return Err(CliError::usage(format!("environment variable {template} is {text:?}: it has no %i to put the instance in")));
+        return Err(CliError::usage(format!(
+            "environment variable {template} is {text:?}: it has no %i to put the instance in"
+        )));
     }
     Ok(strip_scheme(&text.replace("%i", instance)).to_owned())
 }
@@ -75,14 +85,24 @@ mod tests {
     }
 
     fn server(flags: &[(&'static str, &str)], env: &[(&str, &str)]) -> Result<String, String> {
-        let lookup = |name: &str| env.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned());
+        let lookup = |name: &str| {
+            env.iter()
+                .find(|(key, _)| *key == name)
+                .map(|(_, value)| (*value).to_owned())
+        };
         resolve(Endpoint::ServerAdmin, &args(flags), &lookup).map_err(|error| error.to_string())
     }
 
     #[test]
     fn an_explicit_socket_wins_over_everything() {
-        let env = [("SPIRE_SERVER_PRIVATE_SOCKET", "/env"), ("SPIRE_SERVER_PRIVATE_SOCKET_TEMPLATE", "/t/%i")];
-        assert_eq!(server(&[("socketPath", "/flag"), ("instance", "a")], &env).unwrap(), "/flag");
+        let env = [
+            ("SPIRE_SERVER_PRIVATE_SOCKET", "/env"),
+            ("SPIRE_SERVER_PRIVATE_SOCKET_TEMPLATE", "/t/%i"),
+        ];
+        assert_eq!(
+            server(&[("socketPath", "/flag"), ("instance", "a")], &env).unwrap(),
+            "/flag"
+        );
         assert_eq!(server(&[("instance", "a")], &env).unwrap(), "/t/a");
         assert_eq!(server(&[], &env).unwrap(), "/env");
         assert_eq!(server(&[], &[]).unwrap(), super::SERVER_ADMIN);
@@ -90,16 +110,29 @@ mod tests {
 
     #[test]
     fn an_instance_without_a_usable_template_is_refused() {
-        assert!(server(&[("instance", "a")], &[]).unwrap_err().contains("SPIRE_SERVER_PRIVATE_SOCKET_TEMPLATE"));
+        assert!(
+            server(&[("instance", "a")], &[])
+                .unwrap_err()
+                .contains("SPIRE_SERVER_PRIVATE_SOCKET_TEMPLATE")
+        );
         let env = [("SPIRE_SERVER_PRIVATE_SOCKET_TEMPLATE", "/t")];
-        assert!(server(&[("instance", "a")], &env).unwrap_err().contains("%i"));
+        assert!(
+            server(&[("instance", "a")], &env)
+                .unwrap_err()
+                .contains("%i")
+        );
     }
 
     #[test]
     fn the_spiffe_variable_names_the_workload_socket() {
-        let lookup = |name: &str| (name == "SPIFFE_ENDPOINT_SOCKET").then(|| "unix:///run/w.sock".to_owned());
+        let lookup = |name: &str| {
+            (name == "SPIFFE_ENDPOINT_SOCKET").then(|| "unix:///run/w.sock".to_owned())
+        };
         let mut args = Args::default();
         args.set_default("socketPath", super::WORKLOAD);
-        assert_eq!(resolve(Endpoint::Workload, &args, &lookup).unwrap(), "/run/w.sock");
+        assert_eq!(
+            resolve(Endpoint::Workload, &args, &lookup).unwrap(),
+            "/run/w.sock"
+        );
     }
 }

@@ -26,6 +26,10 @@ pub(crate) enum Kind {
     List,
     /// Comma-separated values, may also be given several times.
     CommaList,
+    /// A word without dashes; native only.
+    Word,
+    /// Everything that follows, unread; native only.
+    Rest,
 }
 
 /// One flag under its two names.
@@ -42,8 +46,19 @@ pub(crate) struct Flag {
 }
 
 /// A flag of the given kind without a default.
-pub(crate) const fn flag(spire: &'static str, native: &'static str, kind: Kind, help: &'static str) -> Flag {
-    Flag { spire, native, kind, default: "", help }
+pub(crate) const fn flag(
+    spire: &'static str,
+    native: &'static str,
+    kind: Kind,
+    help: &'static str,
+) -> Flag {
+    Flag {
+        spire,
+        native,
+        kind,
+        default: "",
+        help,
+    }
 }
 
 impl Flag {
@@ -58,6 +73,8 @@ impl Flag {
 pub(crate) enum Program {
     Server,
     Agent,
+    /// The commands of `plastron` itself: `dev`, `run`, `help`, `completions`, `man`.
+    Plastron,
 }
 
 impl Program {
@@ -65,6 +82,7 @@ impl Program {
         match self {
             Self::Server => "spire-server",
             Self::Agent => "spire-agent",
+            Self::Plastron => "plastron",
         }
     }
 
@@ -72,6 +90,7 @@ impl Program {
         match self {
             Self::Server => "server",
             Self::Agent => "agent",
+            Self::Plastron => "plastron",
         }
     }
 }
@@ -118,8 +137,13 @@ pub(crate) fn shared_flags(command: &Command) -> Vec<Flag> {
     match command.endpoint {
         Endpoint::ServerAdmin => {
             flags.push(
-                flag("socketPath", "socket-path", Kind::Text, "The server's admin socket")
-                    .or(super::socket::SERVER_ADMIN),
+                flag(
+                    "socketPath",
+                    "socket-path",
+                    Kind::Text,
+                    "The server's admin socket",
+                )
+                .or(super::socket::SERVER_ADMIN),
             );
             flags.push(flag(
                 "instance",
@@ -130,8 +154,13 @@ pub(crate) fn shared_flags(command: &Command) -> Vec<Flag> {
         }
         Endpoint::Workload => {
             flags.push(
-                flag("socketPath", "socket-path", Kind::Text, "The agent's Workload API socket")
-                    .or(super::socket::WORKLOAD),
+                flag(
+                    "socketPath",
+                    "socket-path",
+                    Kind::Text,
+                    "The agent's Workload API socket",
+                )
+                .or(super::socket::WORKLOAD),
             );
             flags.push(flag(
                 "instance",
@@ -141,12 +170,23 @@ pub(crate) fn shared_flags(command: &Command) -> Vec<Flag> {
             ));
         }
         Endpoint::AgentAdmin => flags.push(
-            flag("socketPath", "socket-path", Kind::Text, "The agent's admin socket").or(super::socket::AGENT_ADMIN),
+            flag(
+                "socketPath",
+                "socket-path",
+                Kind::Text,
+                "The agent's admin socket",
+            )
+            .or(super::socket::AGENT_ADMIN),
         ),
         Endpoint::None => {}
     }
     if command.formats {
-        flags.push(flag("output", "output", Kind::Text, "Output format: pretty or json (native: table, json or yaml)"));
+        flags.push(flag(
+            "output",
+            "output",
+            Kind::Text,
+            "Output format: pretty or json (native: table, json or yaml)",
+        ));
     }
     flags
 }

@@ -8,8 +8,8 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
-use tracing_subscriber::fmt::format::{FormatEvent, FormatFields, Writer};
 use tracing_subscriber::fmt::FmtContext;
+use tracing_subscriber::fmt::format::{FormatEvent, FormatFields, Writer};
 use tracing_subscriber::registry::LookupSpan;
 
 /// `log_format`.
@@ -29,16 +29,24 @@ where
     S: Subscriber + for<'a> LookupSpan<'a>,
     N: for<'a> FormatFields<'a> + 'static,
 {
-    fn format_event(&self, _context: &FmtContext<'_, S, N>, mut writer: Writer<'_>, event: &Event<'_>) -> fmt::Result {
+    fn format_event(
+        &self,
+        _context: &FmtContext<'_, S, N>,
+        mut writer: Writer<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
         let mut line = Line::default();
         event.record(&mut line);
         let metadata = event.metadata();
         if self.source_location
             && let (Some(file), Some(number)) = (metadata.file(), metadata.line())
         {
-            line.fields.push(("file".to_owned(), format!("{file}:{number}").into()));
+            line.fields
+                .push(("file".to_owned(), format!("{file}:{number}").into()));
         }
-        let now = OffsetDateTime::now_utc().format(&Rfc3339).map_err(|_unformattable| fmt::Error)?;
+        let now = OffsetDateTime::now_utc()
+            .format(&Rfc3339)
+            .map_err(|_unformattable| fmt::Error)?;
         let text = match self.format {
             LogFormat::Text => line.text(&now, level(*metadata.level())),
             LogFormat::Json => line.json(&now, level(*metadata.level())),
@@ -67,16 +75,24 @@ struct Line {
 impl Line {
     fn add(&mut self, field: &Field, value: Value) {
         if field.name() == "message" {
-            self.message = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+            self.message = value
+                .as_str()
+                .map_or_else(|| value.to_string(), str::to_owned);
         } else {
             self.fields.push((field.name().to_owned(), value));
         }
     }
 
     fn text(&self, now: &str, level: &str) -> String {
-        let mut line = format!("time={} level={level} msg={}", quoted(now), quoted(&self.message));
+        let mut line = format!(
+            "time={} level={level} msg={}",
+            quoted(now),
+            quoted(&self.message)
+        );
         for (key, value) in &self.fields {
-            let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+            let value = value
+                .as_str()
+                .map_or_else(|| value.to_string(), str::to_owned);
             // Writing to a String cannot fail.
             drop(write!(line, " {key}={}", quoted(&value)));
         }
@@ -120,8 +136,13 @@ impl Visit for Line {
 
 /// logrus quotes a value unless all of it is of these characters; quoting also keeps a value on its line.
 fn quoted(value: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_' | '/' | '@' | '^' | '+');
-    if !value.is_empty() && value.chars().all(plain) { value.to_owned() } else { format!("{value:?}") }
+    let plain =
+        |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_' | '/' | '@' | '^' | '+');
+    if !value.is_empty() && value.chars().all(plain) {
+        value.to_owned()
+    } else {
+        format!("{value:?}")
+    }
 }
 
 #[cfg(test)]
@@ -130,8 +151,17 @@ mod tests {
 
     #[test]
     fn a_line_break_in_a_value_stays_on_the_line() {
-        let line = Line { message: "a\nb".into(), fields: vec![("pid".into(), 5.into()), ("path".into(), "/x y".into())] };
-        assert_eq!(line.text("now", "info"), "time=now level=info msg=\"a\\nb\" pid=5 path=\"/x y\"");
-        assert_eq!(line.json("now", "info"), r#"{"level":"info","msg":"a\nb","path":"/x y","pid":5,"time":"now"}"#);
+        let line = Line {
+            message: "a\nb".into(),
+            fields: vec![("pid".into(), 5.into()), ("path".into(), "/x y".into())],
+        };
+        assert_eq!(
+            line.text("now", "info"),
+            "time=now level=info msg=\"a\\nb\" pid=5 path=\"/x y\""
+        );
+        assert_eq!(
+            line.json("now", "info"),
+            r#"{"level":"info","msg":"a\nb","path":"/x y","pid":5,"time":"now"}"#
+        );
     }
 }

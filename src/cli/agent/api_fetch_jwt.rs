@@ -10,14 +10,29 @@ use crate::cli::output::{Output, proto_json};
 use crate::cli::spec::{Command, Endpoint, Flag, Kind, Program, Surface, flag};
 
 const FETCH: &[Flag] = &[
-    flag("audience", "audience", Kind::CommaList, "Who the JWT-SVID is for; several are separated by commas"),
-    flag("spiffeID", "spiffe-id", Kind::Text, "Only this one of the process's identities"),
+    flag(
+        "audience",
+        "audience",
+        Kind::CommaList,
+        "Who the JWT-SVID is for; several are separated by commas",
+    ),
+    flag(
+        "spiffeID",
+        "spiffe-id",
+        Kind::Text,
+        "Only this one of the process's identities",
+    ),
     TIMEOUT,
     flag("format", "", Kind::Text, "Deprecated; use -output"),
 ];
 
 const VALIDATE: &[Flag] = &[
-    flag("audience", "audience", Kind::Text, "The audience that has to be among the token's"),
+    flag(
+        "audience",
+        "audience",
+        Kind::Text,
+        "The audience that has to be among the token's",
+    ),
     flag("svid", "svid", Kind::Text, "The JWT-SVID"),
     TIMEOUT,
 ];
@@ -46,18 +61,36 @@ pub(crate) fn validate_command() -> Command {
 }
 
 async fn fetch(context: Context, args: Args) -> Result<Output, CliError> {
-    let audience: Vec<String> = args.list("audience").into_iter().filter(|name| !name.is_empty()).collect();
+    let audience: Vec<String> = args
+        .list("audience")
+        .into_iter()
+        .filter(|name| !name.is_empty())
+        .collect();
     if audience.is_empty() {
         return Err(CliError::usage("audience must be specified"));
     }
     let mut client = client(&context).await?;
     let bundles = in_time(&args, async {
-        let mut stream = client.fetch_jwt_bundles(request(JwtBundlesRequest {}, std::time::Duration::ZERO)).await?.into_inner();
-        stream.message().await?.ok_or_else(|| tonic::Status::unavailable("the stream ended without an answer"))
+        let mut stream = client
+            .fetch_jwt_bundles(request(JwtBundlesRequest {}, std::time::Duration::ZERO))
+            .await?
+            .into_inner();
+        stream
+            .message()
+            .await?
+            .ok_or_else(|| tonic::Status::unavailable("the stream ended without an answer"))
     })
     .await?;
-    let ask = JwtsvidRequest { audience, spiffe_id: args.text("spiffeID").to_owned() };
-    let reply = in_time(&args, client.fetch_jwtsvid(request(ask, args.duration("timeout")))).await?.into_inner();
+    let ask = JwtsvidRequest {
+        audience,
+        spiffe_id: args.text("spiffeID").to_owned(),
+    };
+    let reply = in_time(
+        &args,
+        client.fetch_jwtsvid(request(ask, args.duration("timeout"))),
+    )
+    .await?
+    .into_inner();
     let mut text = String::new();
     for svid in &reply.svids {
         text.push_str(&format!("token({}):\n\t{}\n", svid.spiffe_id, svid.svid));
@@ -68,9 +101,14 @@ async fn fetch(context: Context, args: Args) -> Result<Output, CliError> {
     let mut sorted: Vec<_> = bundles.bundles.iter().collect();
     sorted.sort();
     for (domain, jwks) in sorted {
-        text.push_str(&format!("bundle({domain}):\n\t{}\n", String::from_utf8_lossy(jwks)));
+        text.push_str(&format!(
+            "bundle({domain}):\n\t{}\n",
+            String::from_utf8_lossy(jwks)
+        ));
     }
-    Output::text(text).reply("JWTSVIDResponse", &reply)?.reply("JWTBundlesResponse", &bundles)
+    Output::text(text)
+        .reply("JWTSVIDResponse", &reply)?
+        .reply("JWTBundlesResponse", &bundles)
 }
 
 async fn validate(context: Context, args: Args) -> Result<Output, CliError> {
@@ -81,13 +119,24 @@ async fn validate(context: Context, args: Args) -> Result<Output, CliError> {
     if svid.is_empty() {
         return Err(CliError::usage("svid must be specified"));
     }
-    let ask = ValidateJwtsvidRequest { audience: audience.to_owned(), svid: svid.to_owned() };
+    let ask = ValidateJwtsvidRequest {
+        audience: audience.to_owned(),
+        svid: svid.to_owned(),
+    };
     let mut client = client(&context).await?;
-    let reply = in_time(&args, client.validate_jwtsvid(request(ask, args.duration("timeout")))).await.map_err(|error| match error {
+    let reply = in_time(
+        &args,
+        client.validate_jwtsvid(request(ask, args.duration("timeout"))),
+    )
+    .await
+    .map_err(|error| match error {
         CliError::Status { status, .. } if status.code() == tonic::Code::InvalidArgument => {
             CliError::Check(format!("SVID is not valid: {}", status.message()))
         }
-        CliError::Status { status, .. } => CliError::Status { context: "unable to validate JWT SVID".to_owned(), status },
+        CliError::Status { status, .. } => CliError::Status {
+            context: "unable to validate JWT SVID".to_owned(),
+            status,
+        },
         other => other,
     })?;
     let reply = reply.into_inner();
@@ -95,6 +144,9 @@ async fn validate(context: Context, args: Args) -> Result<Output, CliError> {
         Some(claims) => proto_json("google.protobuf.Struct", claims)?,
         None => serde_json::Value::Null,
     };
-    let text = format!("SVID is valid.\nSPIFFE ID : {}\nClaims    : {claims}\n", reply.spiffe_id);
+    let text = format!(
+        "SVID is valid.\nSPIFFE ID : {}\nClaims    : {claims}\n",
+        reply.spiffe_id
+    );
     Output::text(text).reply("ValidateJWTSVIDResponse", &reply)
 }

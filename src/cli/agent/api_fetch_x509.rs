@@ -16,7 +16,12 @@ use crate::cli::spec::{Command, Endpoint, Flag, Kind, Program, Surface, flag};
 const FLAGS: &[Flag] = &[
     TIMEOUT,
     flag("silent", "silent", Kind::Switch, "Print nothing"),
-    flag("write", "write", Kind::Text, "Directory for svid.N.pem, svid.N.key and bundle.N.pem"),
+    flag(
+        "write",
+        "write",
+        Kind::Text,
+        "Directory for svid.N.pem, svid.N.key and bundle.N.pem",
+    ),
 ];
 
 pub(crate) fn command() -> Command {
@@ -52,42 +57,70 @@ async fn run(context: Context, args: Args) -> Result<Output, CliError> {
         return Ok(output);
     }
     let update = read(&context, &response)?;
-    let mut shown = if args.switch("silent") { String::new() } else { text(&update, after) };
+    let mut shown = if args.switch("silent") {
+        String::new()
+    } else {
+        text(&update, after)
+    };
     if let Some(directory) = args.optional("write") {
         shown.push_str(&write(&update, Path::new(directory))?);
     }
-    Ok(Output { text: shown, ..output })
+    Ok(Output {
+        text: shown,
+        ..output
+    })
 }
 
 async fn fetch(context: &Context, args: &Args) -> Result<X509svidResponse, CliError> {
     let mut client = client(context).await?;
     in_time(args, async {
-        let mut stream = client.fetch_x509svid(request(X509svidRequest {}, Duration::ZERO)).await?.into_inner();
-        stream.message().await?.ok_or_else(|| tonic::Status::unavailable("the stream ended without an answer"))
+        let mut stream = client
+            .fetch_x509svid(request(X509svidRequest {}, Duration::ZERO))
+            .await?
+            .into_inner();
+        stream
+            .message()
+            .await?
+            .ok_or_else(|| tonic::Status::unavailable("the stream ended without an answer"))
     })
     .await
 }
 
 fn since(context: &Context, start: SystemTime) -> Duration {
-    context.clock.now().duration_since(start).unwrap_or_default()
+    context
+        .clock
+        .now()
+        .duration_since(start)
+        .unwrap_or_default()
 }
 
 /// Writes the files of an update and says which; keys are for their owner alone.
 fn write(update: &Update, directory: &Path) -> Result<String, CliError> {
     let mut said = String::new();
     for (i, identity) in update.identities.iter().enumerate() {
-        let (svid, key, bundle) =
-            (directory.join(format!("svid.{i}.pem")), directory.join(format!("svid.{i}.key")), directory.join(format!("bundle.{i}.pem")));
-        let certificates = |list: &[spiffe::svid::x509::Certificate]| pem::certificates(list.iter().map(|certificate| certificate.der()));
+        let (svid, key, bundle) = (
+            directory.join(format!("svid.{i}.pem")),
+            directory.join(format!("svid.{i}.key")),
+            directory.join(format!("bundle.{i}.pem")),
+        );
+        let certificates = |list: &[spiffe::Certificate]| {
+            pem::certificates(list.iter().map(|certificate| certificate.der()))
+        };
         said.push_str(&format!("Writing SVID #{i} to file {}.\n", svid.display()));
         pem::write_file(&svid, &certificates(&identity.chain), false)?;
         said.push_str(&format!("Writing key #{i} to file {}.\n", key.display()));
         pem::write_file(&key, &pem::block("PRIVATE KEY", &identity.key_der), true)?;
-        said.push_str(&format!("Writing bundle #{i} to file {}.\n", bundle.display()));
+        said.push_str(&format!(
+            "Writing bundle #{i} to file {}.\n",
+            bundle.display()
+        ));
         pem::write_file(&bundle, &certificates(&identity.bundle), false)?;
         for (j, (domain, federated)) in update.federated.iter().enumerate() {
             let path = directory.join(format!("federated_bundle.{i}.{j}.pem"));
-            said.push_str(&format!("Writing federated bundle #{j} for trust domain {domain} to file {}.\n", path.display()));
+            said.push_str(&format!(
+                "Writing federated bundle #{j} for trust domain {domain} to file {}.\n",
+                path.display()
+            ));
             pem::write_file(&path, &certificates(federated), false)?;
         }
     }
@@ -100,9 +133,14 @@ async fn watch(context: Context, _args: Args) -> Result<Output, CliError> {
     let watching = async {
         let mut pause = Duration::from_secs(1);
         loop {
-            let Err(error) = follow(&context, &mut pause).await else { continue };
+            let Err(error) = follow(&context, &mut pause).await else {
+                continue;
+            };
             if let CliError::Status { status, .. } = &error
-                && matches!(status.code(), tonic::Code::InvalidArgument | tonic::Code::Unimplemented)
+                && matches!(
+                    status.code(),
+                    tonic::Code::InvalidArgument | tonic::Code::Unimplemented
+                )
             {
                 return Err(error);
             }
@@ -128,7 +166,11 @@ async fn follow(context: &Context, pause: &mut Duration) -> Result<(), CliError>
         .await
         .map_err(|status| CliError::status("", status))?
         .into_inner();
-    while let Some(response) = stream.message().await.map_err(|status| CliError::status("", status))? {
+    while let Some(response) = stream
+        .message()
+        .await
+        .map_err(|status| CliError::status("", status))?
+    {
         *pause = Duration::from_secs(1);
         let update = read(context, &response)?;
         output::write_out(&text(&update, since(context, last)))?;

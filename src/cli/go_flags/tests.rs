@@ -26,23 +26,40 @@ fn command() -> Command {
 }
 
 fn read(words: &[&str]) -> Result<Args, Stop> {
-    parse(&command(), &words.iter().map(|w| (*w).to_owned()).collect::<Vec<_>>())
+    parse(
+        &command(),
+        &words.iter().map(|w| (*w).to_owned()).collect::<Vec<_>>(),
+    )
 }
 
 fn refusal(words: &[&str]) -> String {
-    read(words).unwrap_err().0.lines().next().unwrap().to_owned()
+    read(words)
+        .unwrap_err()
+        .0
+        .lines()
+        .next()
+        .unwrap()
+        .to_owned()
 }
 
 #[test]
 fn takes_one_dash_two_dashes_and_an_equals_sign() {
-    for words in [["-spiffeID", "x"].as_slice(), &["--spiffeID", "x"], &["-spiffeID=x"], &["--spiffeID=x"]] {
+    for words in [
+        ["-spiffeID", "x"].as_slice(),
+        &["--spiffeID", "x"],
+        &["-spiffeID=x"],
+        &["--spiffeID=x"],
+    ] {
         assert_eq!(read(words).unwrap().text("spiffeID"), "x");
     }
 }
 
 #[test]
 fn a_value_may_begin_with_a_dash() {
-    assert_eq!(read(&["-spiffeID", "-admin"]).unwrap().text("spiffeID"), "-admin");
+    assert_eq!(
+        read(&["-spiffeID", "-admin"]).unwrap().text("spiffeID"),
+        "-admin"
+    );
 }
 
 #[test]
@@ -70,8 +87,14 @@ fn defaults_are_there_and_are_not_given() {
 #[test]
 fn faults_are_worded_as_go_words_them() {
     assert_eq!(refusal(&["-nope"]), "flag provided but not defined: -nope");
-    assert_eq!(refusal(&["-x509SVIDTTL", "1h"]), "invalid value \"1h\" for flag -x509SVIDTTL: parse error");
-    assert_eq!(refusal(&["-admin=xx"]), "invalid boolean value \"xx\" for -admin: parse error");
+    assert_eq!(
+        refusal(&["-x509SVIDTTL", "1h"]),
+        "invalid value \"1h\" for flag -x509SVIDTTL: parse error"
+    );
+    assert_eq!(
+        refusal(&["-admin=xx"]),
+        "invalid boolean value \"xx\" for -admin: parse error"
+    );
     assert_eq!(refusal(&["-spiffeID"]), "flag needs an argument: -spiffeID");
     assert_eq!(refusal(&["---x"]), "bad flag syntax: ---x");
     assert_eq!(refusal(&["-h"]), "Usage of entry create:");

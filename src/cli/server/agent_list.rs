@@ -1,11 +1,12 @@
 //! `agent list`, `agent count` and `agent show`: the attested nodes.
 
-use proto::channel::Channel;
 use proto::spire::api::server::agent::v1::agent_client::AgentClient;
 use proto::spire::api::server::agent::v1::{
-    CountAgentsRequest, GetAgentRequest, ListAgentsRequest, ListAgentsResponse, count_agents_request, list_agents_request,
+    CountAgentsRequest, GetAgentRequest, ListAgentsRequest, ListAgentsResponse,
+    count_agents_request, list_agents_request,
 };
 use proto::spire::api::types::{Agent, AgentMask};
+use tonic::transport::Channel;
 
 use super::node;
 use crate::cli::args::Args;
@@ -17,29 +18,67 @@ use crate::cli::spec::{Command, Endpoint, Flag, Program, Running, Surface};
 /// Nodes a page (SPIRE: 1,000).
 const PAGE: i32 = 1000;
 
-const fn describe(path: &'static [&'static str], about: &'static str, flags: &'static [Flag], run: fn(Context, Args) -> Running) -> Command {
-    Command { program: Program::Server, path, about, flags, endpoint: Endpoint::ServerAdmin, formats: true, surface: Surface::Both, run }
+const fn describe(
+    path: &'static [&'static str],
+    about: &'static str,
+    flags: &'static [Flag],
+    run: fn(Context, Args) -> Running,
+) -> Command {
+    Command {
+        program: Program::Server,
+        path,
+        about,
+        flags,
+        endpoint: Endpoint::ServerAdmin,
+        formats: true,
+        surface: Surface::Both,
+        run,
+    }
 }
 
 pub(crate) fn list_command() -> Command {
-    describe(&["agent", "list"], "List the attested nodes", node::FILTERS, |context, args| Box::pin(list(context, args)))
+    describe(
+        &["agent", "list"],
+        "List the attested nodes",
+        node::FILTERS,
+        |context, args| Box::pin(list(context, args)),
+    )
 }
 
 pub(crate) fn count_command() -> Command {
-    describe(&["agent", "count"], "Count the attested nodes", node::FILTERS, |context, args| Box::pin(count(context, args)))
+    describe(
+        &["agent", "count"],
+        "Count the attested nodes",
+        node::FILTERS,
+        |context, args| Box::pin(count(context, args)),
+    )
 }
 
 pub(crate) fn show_command() -> Command {
-    describe(&["agent", "show"], "Show one attested node", &[node::NODE_ID], |context, args| Box::pin(show(context, args)))
+    describe(
+        &["agent", "show"],
+        "Show one attested node",
+        &[node::NODE_ID],
+        |context, args| Box::pin(show(context, args)),
+    )
 }
 
 /// All nodes that the filter lets through, page by page.
-pub(super) async fn pages(channel: Channel, filter: list_agents_request::Filter, mask: Option<AgentMask>) -> Result<Vec<Agent>, tonic::Status> {
+pub(super) async fn pages(
+    channel: Channel,
+    filter: list_agents_request::Filter,
+    mask: Option<AgentMask>,
+) -> Result<Vec<Agent>, tonic::Status> {
     let mut client = AgentClient::new(channel).max_decoding_message_size(64 * 1024 * 1024);
     let mut agents = Vec::new();
     let mut page_token = String::new();
     loop {
-        let request = ListAgentsRequest { filter: Some(filter.clone()), output_mask: mask, page_size: PAGE, page_token };
+        let request = ListAgentsRequest {
+            filter: Some(filter.clone()),
+            output_mask: mask,
+            page_size: PAGE,
+            page_token,
+        };
         let page = client.list_agents(request).await?.into_inner();
         agents.extend(page.agents);
         page_token = page.next_page_token;
@@ -58,7 +97,9 @@ async fn list(context: Context, args: Args) -> Result<Output, CliError> {
         by_can_reattest: filter.by_can_reattest,
         by_expires_before: filter.by_expires_before,
     };
-    let agents = pages(context.channel().await?, filter, None).await.map_err(|status| CliError::status("", status))?;
+    let agents = pages(context.channel().await?, filter, None)
+        .await
+        .map_err(|status| CliError::status("", status))?;
     let text = match agents.as_slice() {
         [] => "No attested agents found\n".to_owned(),
         agents => {
@@ -68,8 +109,12 @@ async fn list(context: Context, args: Args) -> Result<Output, CliError> {
         }
     };
     let table = node::table(&agents);
-    let reply = ListAgentsResponse { agents, next_page_token: String::new() };
-    let mut output = Output::text(text).reply("spire.api.server.agent.v1.ListAgentsResponse", &reply)?;
+    let reply = ListAgentsResponse {
+        agents,
+        next_page_token: String::new(),
+    };
+    let mut output =
+        Output::text(text).reply("spire.api.server.agent.v1.ListAgentsResponse", &reply)?;
     output.table = Some(table);
     Ok(output)
 }
@@ -91,17 +136,28 @@ async fn count(context: Context, args: Args) -> Result<Output, CliError> {
         .map_err(|status| CliError::status("", status))?
         .into_inner();
     let noun = if reply.count == 1 { "agent" } else { "agents" };
-    Output::text(format!("{} attested {noun}", reply.count)).reply("spire.api.server.agent.v1.CountAgentsResponse", &reply)
+    Output::text(format!("{} attested {noun}", reply.count))
+        .reply("spire.api.server.agent.v1.CountAgentsResponse", &reply)
 }
 
 async fn show(context: Context, args: Args) -> Result<Output, CliError> {
     let id = node::id(&args)?;
     let agent = AgentClient::new(context.channel().await?)
-        .get_agent(GetAgentRequest { id: Some(id), output_mask: None })
+        .get_agent(GetAgentRequest {
+            id: Some(id),
+            output_mask: None,
+        })
         .await
         .map_err(|status| CliError::status("", status))?
         .into_inner();
-    let selectors: String = agent.selectors.iter().map(|s| format!("Selectors         : {}:{}\n", s.r#type, s.value)).collect();
-    let text = format!("Found an attested agent given its SPIFFE ID\n\n{}{selectors}", node::text(&agent));
+    let selectors: String = agent
+        .selectors
+        .iter()
+        .map(|s| format!("Selectors         : {}:{}\n", s.r#type, s.value))
+        .collect();
+    let text = format!(
+        "Found an attested agent given its SPIFFE ID\n\n{}{selectors}",
+        node::text(&agent)
+    );
     Output::text(text).reply("spire.api.types.Agent", &agent)
 }

@@ -18,8 +18,19 @@ use crate::cli::output::{Output, Table};
 use crate::cli::spec::{Command, Endpoint, Flag, Kind, Program, Surface, flag};
 
 const FLAGS: &[Flag] = &[
-    flag("expiredFor", "expired-for", Kind::Duration, "Only nodes whose SVID ended at least this long ago").or("720h0m0s"),
-    flag("dryRun", "dry-run", Kind::Switch, "Say which nodes would be deleted, and delete none"),
+    flag(
+        "expiredFor",
+        "expired-for",
+        Kind::Duration,
+        "Only nodes whose SVID ended at least this long ago",
+    )
+    .or("720h0m0s"),
+    flag(
+        "dryRun",
+        "dry-run",
+        Kind::Switch,
+        "Say which nodes would be deleted, and delete none",
+    ),
 ];
 
 pub(crate) fn command() -> Command {
@@ -45,22 +56,38 @@ struct Expired {
 async fn run(context: Context, args: Args) -> Result<Output, CliError> {
     let dry_run = args.switch("dryRun");
     let channel = context.channel().await?;
-    let filter = list_agents_request::Filter { by_can_reattest: Some(true), ..Default::default() };
-    let mask = AgentMask { x509svid_expires_at: true, ..Default::default() };
+    let filter = list_agents_request::Filter {
+        by_can_reattest: Some(true),
+        ..Default::default()
+    };
+    let mask = AgentMask {
+        x509svid_expires_at: true,
+        ..Default::default()
+    };
     let agents = pages(channel.clone(), filter, Some(mask))
         .await
         .map_err(|status| CliError::status("failed to list agents", status))?;
     let expired_for: Duration = args.duration("expiredFor");
-    let limit = unix_seconds(context.clock.now()).saturating_sub(i64::try_from(expired_for.as_secs()).unwrap_or(i64::MAX));
+    let limit = unix_seconds(context.clock.now())
+        .saturating_sub(i64::try_from(expired_for.as_secs()).unwrap_or(i64::MAX));
     let mut client = AgentClient::new(channel);
     let mut expired = Vec::new();
-    for agent in agents.into_iter().filter(|agent| agent.x509svid_expires_at < limit) {
+    for agent in agents
+        .into_iter()
+        .filter(|agent| agent.x509svid_expires_at < limit)
+    {
         let id = ids::text(agent.id.as_ref());
         let deleted = if dry_run {
             None
         } else {
-            let outcome = client.delete_agent(DeleteAgentRequest { id: agent.id }).await;
-            Some(outcome.map(drop).map_err(|status| CliError::status("", status).to_string()))
+            let outcome = client
+                .delete_agent(DeleteAgentRequest { id: agent.id })
+                .await;
+            Some(
+                outcome
+                    .map(drop)
+                    .map_err(|status| CliError::status("", status).to_string()),
+            )
         };
         expired.push(Expired { id, deleted });
     }
@@ -77,8 +104,13 @@ fn outcome(expired: &[Expired], dry_run: bool) -> Output {
             Some(Ok(())) => ("purged", None),
             Some(Err(error)) => ("not purged", Some(error.clone())),
         };
-        rows.push(vec![node.id.clone(), state.to_owned(), error.clone().unwrap_or_default()]);
-        let mut item = json!({ "agent_id": node.id, "deleted": matches!(node.deleted, Some(Ok(()))) });
+        rows.push(vec![
+            node.id.clone(),
+            state.to_owned(),
+            error.clone().unwrap_or_default(),
+        ]);
+        let mut item =
+            json!({ "agent_id": node.id, "deleted": matches!(node.deleted, Some(Ok(()))) });
         if let (Some(error), Some(fields)) = (error, item.as_object_mut()) {
             fields.insert("error".to_owned(), error.into());
         }
@@ -87,21 +119,44 @@ fn outcome(expired: &[Expired], dry_run: bool) -> Output {
     if expired.is_empty() {
         text.push_str("No agents to purge.\n");
     } else {
-        let noun = if expired.len() == 1 { "agent" } else { "agents" };
+        let noun = if expired.len() == 1 {
+            "agent"
+        } else {
+            "agents"
+        };
         text.push_str(&format!("Found {} expired {noun}\n\n", expired.len()));
         if dry_run {
             text.push_str("\nAgents that can be purged:\n");
-            expired.iter().for_each(|node| text.push_str(&format!("SPIFFE ID         : {}\n", node.id)));
+            expired
+                .iter()
+                .for_each(|node| text.push_str(&format!("SPIFFE ID         : {}\n", node.id)));
         } else {
-            section(&mut text, "Agents purged:", expired.iter().filter(|node| matches!(node.deleted, Some(Ok(())))));
-            section(&mut text, "Agents not purged:", expired.iter().filter(|node| matches!(node.deleted, Some(Err(_)))));
+            section(
+                &mut text,
+                "Agents purged:",
+                expired
+                    .iter()
+                    .filter(|node| matches!(node.deleted, Some(Ok(())))),
+            );
+            section(
+                &mut text,
+                "Agents not purged:",
+                expired
+                    .iter()
+                    .filter(|node| matches!(node.deleted, Some(Err(_)))),
+            );
         }
     }
-    let failed = expired.iter().any(|node| matches!(node.deleted, Some(Err(_))));
+    let failed = expired
+        .iter()
+        .any(|node| matches!(node.deleted, Some(Err(_))));
     Output {
         replies: vec![json!({ "expired_agents": list })],
         text,
-        table: Some(Table { headings: vec!["SPIFFE ID", "STATE", "ERROR"], rows }),
+        table: Some(Table {
+            headings: vec!["SPIFFE ID", "STATE", "ERROR"],
+            rows,
+        }),
         notes: Vec::new(),
         partial_failure: failed.then(|| "failed to purge one or more agents".to_owned()),
     }

@@ -23,10 +23,13 @@ pub(super) fn split<T>(results: &[T], status: impl Fn(&T) -> Option<&Status>) ->
 
 /// The name of a gRPC code as Go prints it.
 pub(super) fn code_name(status: Option<&Status>) -> String {
-    status.map_or_else(|| "Unknown".to_owned(), |status| match status.code {
-        0 => "OK".to_owned(),
-        code => format!("{:?}", tonic::Code::from_i32(code)),
-    })
+    status.map_or_else(
+        || "Unknown".to_owned(),
+        |status| match status.code {
+            0 => "OK".to_owned(),
+            code => format!("{:?}", tonic::Code::from_i32(code)),
+        },
+    )
 }
 
 /// Writes one paragraph for each failed item to standard error, unless the reply itself is printed as data.
@@ -42,6 +45,10 @@ pub(super) fn report_failures<'r, T>(
     for result in failed {
         let (status, text) = describe(result);
         let message = status.map_or("", |status| status.message.as_str());
-        output::say(&format!("Failed to {verb} the following entry (code: {}, msg: {message:?}):\n{text}", code_name(status)));
+        output::say(&format!(
+            "Failed to {verb} the following entry (code: {}, msg: {message:?}):\n{}",
+            code_name(status),
+            text.strip_suffix('\n').unwrap_or(&text)
+        ));
     }
 }

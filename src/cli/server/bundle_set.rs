@@ -1,8 +1,10 @@
 //! `bundle set` and `bundle delete`: the bundles of other trust domains.
 
-use proto::spire::api::server::bundle::v1::bundle_client::BundleClient;
 use proto::spire::api::server::bundle::v1::batch_delete_federated_bundle_request::Mode;
-use proto::spire::api::server::bundle::v1::{BatchDeleteFederatedBundleRequest, BatchSetFederatedBundleRequest};
+use proto::spire::api::server::bundle::v1::bundle_client::BundleClient;
+use proto::spire::api::server::bundle::v1::{
+    BatchDeleteFederatedBundleRequest, BatchSetFederatedBundleRequest,
+};
 use spiffe::TrustDomain;
 use spiffe::bundle::Bundle;
 
@@ -19,12 +21,23 @@ const DELETE: &[Flag] = &[
     flag("mode", "mode", Kind::Text, "What becomes of entries that federate with it: restrict (refuse), dissociate, or delete them").or("restrict"),
 ];
 
+const SET: &[Flag] = &[
+    ID,
+    flag(
+        "path",
+        "path",
+        Kind::Text,
+        "File with the bundle; standard input when absent",
+    ),
+    FORMAT,
+];
+
 pub(crate) fn set_command() -> Command {
     Command {
         program: Program::Server,
         path: &["bundle", "set"],
         about: "Create or replace the bundle of another trust domain",
-        flags: &[ID, flag("path", "path", Kind::Text, "File with the bundle; standard input when absent"), FORMAT],
+        flags: SET,
         endpoint: Endpoint::ServerAdmin,
         formats: true,
         surface: Surface::Both,
@@ -43,45 +56,63 @@ pub(crate) fn delete_command() -> Command {
 }
 
 async fn set(context: Context, args: Args) -> Result<Output, CliError> {
-    let Some(id) = args.optional("id") else { return Err(CliError::usage("id flag is required")) };
+    let Some(id) = args.optional("id") else {
+        return Err(CliError::usage("id flag is required"));
+    };
     let format = format(args.text("format"))?;
     let domain = TrustDomain::parse(id).map_err(|error| CliError::usage(error.to_string()))?;
     let data = context
         .read_input(args.optional("path").unwrap_or("-"))
         .map_err(|error| CliError::usage(format!("unable to load bundle data: {error}")))?;
     let bundle = match format {
-        BundleFormat::Spiffe => Bundle::from_spiffe_json(domain, &data)
-            .map_err(|error| CliError::usage(format!("unable to parse to spiffe bundle: {error}")))?,
-        BundleFormat::Pem => {
-            let text = String::from_utf8_lossy(&data);
-            Bundle::from_pem(domain, &text).map_err(|error| CliError::usage(format!("unable to parse bundle data: {error}")))?
-        }
+        BundleFormat::Spiffe => Bundle::from_spiffe_json(domain, &data).map_err(|error| {
+            CliError::usage(format!("unable to parse to spiffe bundle: {error}"))
+        })?,
+        BundleFormat::Pem => Bundle::from_pem(domain, &String::from_utf8_lossy(&data))
+            .map_err(|error| CliError::usage(format!("unable to parse bundle data: {error}")))?,
     };
-    let request = BatchSetFederatedBundleRequest { bundle: vec![proto::convert::bundle_to_wire(&bundle)], output_mask: None };
+    let request = BatchSetFederatedBundleRequest {
+        bundle: vec![proto::convert::bundle_to_wire(&bundle, None)],
+        output_mask: None,
+    };
     let reply = BundleClient::new(context.channel().await?)
         .batch_set_federated_bundle(request)
         .await
         .map_err(|status| CliError::status("failed to set federated bundle", status))?
         .into_inner();
-    let status = reply.results.first().and_then(|result| result.status.as_ref());
-    let mut output = Output::default().reply("spire.api.server.bundle.v1.BatchSetFederatedBundleResponse", &reply)?;
+    let status = reply
+        .results
+        .first()
+        .and_then(|result| result.status.as_ref());
+    let mut output = Output::default().reply(
+        "spire.api.server.bundle.v1.BatchSetFederatedBundleResponse",
+        &reply,
+    )?;
     if succeeded(status) {
         output.text = "bundle set.".to_owned();
     } else {
-        output.partial_failure = Some(format!("failed to set federated bundle: {}", status.map_or("", |status| &status.message)));
+        output.partial_failure = Some(format!(
+            "failed to set federated bundle: {}",
+            status.map_or("", |status| &status.message)
+        ));
     }
     Ok(output)
 }
 
 async fn delete(context: Context, args: Args) -> Result<Output, CliError> {
-    let Some(id) = args.optional("id") else { return Err(CliError::usage("id is required")) };
+    let Some(id) = args.optional("id") else {
+        return Err(CliError::usage("id is required"));
+    };
     let mode = match args.text("mode") {
         "" | "restrict" => Mode::Restrict,
         "dissociate" => Mode::Dissociate,
         "delete" => Mode::Delete,
         other => return Err(CliError::usage(format!("unsupported mode {other:?}"))),
     };
-    let request = BatchDeleteFederatedBundleRequest { trust_domains: vec![id.to_owned()], mode: mode.into() };
+    let request = BatchDeleteFederatedBundleRequest {
+        trust_domains: vec![id.to_owned()],
+        mode: mode.into(),
+    };
     let reply = BundleClient::new(context.channel().await?)
         .batch_delete_federated_bundle(request)
         .await
@@ -89,7 +120,10 @@ async fn delete(context: Context, args: Args) -> Result<Output, CliError> {
         .into_inner();
     let result = reply.results.first();
     let status = result.and_then(|result| result.status.as_ref());
-    let mut output = Output::default().reply("spire.api.server.bundle.v1.BatchDeleteFederatedBundleResponse", &reply)?;
+    let mut output = Output::default().reply(
+        "spire.api.server.bundle.v1.BatchDeleteFederatedBundleResponse",
+        &reply,
+    )?;
     if succeeded(status) {
         output.text = "bundle deleted.".to_owned();
     } else {

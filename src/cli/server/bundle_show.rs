@@ -1,7 +1,9 @@
 //! `bundle show`, `bundle list` and `bundle count`: the trust domain's own bundle and the federated ones.
 
 use proto::spire::api::server::bundle::v1::bundle_client::BundleClient;
-use proto::spire::api::server::bundle::v1::{CountBundlesRequest, GetBundleRequest, GetFederatedBundleRequest, ListFederatedBundlesRequest};
+use proto::spire::api::server::bundle::v1::{
+    CountBundlesRequest, GetBundleRequest, GetFederatedBundleRequest, ListFederatedBundlesRequest,
+};
 
 use super::bundle::{FORMAT, ID, format, text};
 use crate::cli::args::Args;
@@ -10,20 +12,49 @@ use crate::cli::error::CliError;
 use crate::cli::output::Output;
 use crate::cli::spec::{Command, Endpoint, Flag, Program, Running, Surface};
 
-const fn describe(path: &'static [&'static str], about: &'static str, flags: &'static [Flag], run: fn(Context, Args) -> Running) -> Command {
-    Command { program: Program::Server, path, about, flags, endpoint: Endpoint::ServerAdmin, formats: true, surface: Surface::Both, run }
+const fn describe(
+    path: &'static [&'static str],
+    about: &'static str,
+    flags: &'static [Flag],
+    run: fn(Context, Args) -> Running,
+) -> Command {
+    Command {
+        program: Program::Server,
+        path,
+        about,
+        flags,
+        endpoint: Endpoint::ServerAdmin,
+        formats: true,
+        surface: Surface::Both,
+        run,
+    }
 }
 
 pub(crate) fn show_command() -> Command {
-    describe(&["bundle", "show"], "Print the trust domain's own bundle", &[FORMAT], |context, args| Box::pin(show(context, args)))
+    describe(
+        &["bundle", "show"],
+        "Print the trust domain's own bundle",
+        &[FORMAT],
+        |context, args| Box::pin(show(context, args)),
+    )
 }
 
 pub(crate) fn list_command() -> Command {
-    describe(&["bundle", "list"], "Print the federated bundles", &[ID, FORMAT], |context, args| Box::pin(list(context, args)))
+    describe(
+        &["bundle", "list"],
+        "Print the federated bundles",
+        &[ID, FORMAT],
+        |context, args| Box::pin(list(context, args)),
+    )
 }
 
 pub(crate) fn count_command() -> Command {
-    describe(&["bundle", "count"], "Count the bundles, the own one included", &[], |context, args| Box::pin(count(context, args)))
+    describe(
+        &["bundle", "count"],
+        "Count the bundles, the own one included",
+        &[],
+        |context, args| Box::pin(count(context, args)),
+    )
 }
 
 async fn show(context: Context, args: Args) -> Result<Output, CliError> {
@@ -32,7 +63,11 @@ async fn show(context: Context, args: Args) -> Result<Output, CliError> {
         .await
         .map_err(|status| CliError::status("", status))?
         .into_inner();
-    let text = if context.format == Format::Json { String::new() } else { text(&reply, format(args.text("format"))?, false)? };
+    let text = if context.format == Format::Json {
+        String::new()
+    } else {
+        text(&reply, format(args.text("format"))?, false)?
+    };
     Output::text(text).reply("spire.api.types.Bundle", &reply)
 }
 
@@ -40,9 +75,20 @@ async fn list(context: Context, args: Args) -> Result<Output, CliError> {
     let mut client = BundleClient::new(context.channel().await?);
     let pretty = context.format != Format::Json;
     if let Some(id) = args.optional("id") {
-        let request = GetFederatedBundleRequest { trust_domain: id.to_owned(), output_mask: None };
-        let reply = client.get_federated_bundle(request).await.map_err(|status| CliError::status("", status))?.into_inner();
-        let text = if pretty { text(&reply, format(args.text("format"))?, false)? } else { String::new() };
+        let request = GetFederatedBundleRequest {
+            trust_domain: id.to_owned(),
+            output_mask: None,
+        };
+        let reply = client
+            .get_federated_bundle(request)
+            .await
+            .map_err(|status| CliError::status("", status))?
+            .into_inner();
+        let text = if pretty {
+            text(&reply, format(args.text("format"))?, false)?
+        } else {
+            String::new()
+        };
         return Output::text(text).reply("spire.api.types.Bundle", &reply);
     }
     let reply = client
@@ -57,7 +103,10 @@ async fn list(context: Context, args: Args) -> Result<Output, CliError> {
             parts.push(text(bundle, format, true)?);
         }
     }
-    Output::text(parts.join("\n")).reply("spire.api.server.bundle.v1.ListFederatedBundlesResponse", &reply)
+    Output::text(parts.join("\n")).reply(
+        "spire.api.server.bundle.v1.ListFederatedBundlesResponse",
+        &reply,
+    )
 }
 
 async fn count(context: Context, _args: Args) -> Result<Output, CliError> {
@@ -66,6 +115,11 @@ async fn count(context: Context, _args: Args) -> Result<Output, CliError> {
         .await
         .map_err(|status| CliError::status("", status))?
         .into_inner();
-    let noun = if reply.count == 1 { "bundle" } else { "bundles" };
-    Output::text(format!("{} {noun}", reply.count)).reply("spire.api.server.bundle.v1.CountBundlesResponse", &reply)
+    let noun = if reply.count == 1 {
+        "bundle"
+    } else {
+        "bundles"
+    };
+    Output::text(format!("{} {noun}", reply.count))
+        .reply("spire.api.server.bundle.v1.CountBundlesResponse", &reply)
 }

@@ -1,14 +1,17 @@
 //! `entry create`: registers workloads.
 
-use proto::channel::Channel;
 use proto::spire::api::server::agent::v1::agent_client::AgentClient;
 use proto::spire::api::server::agent::v1::{ListAgentsRequest, list_agents_request};
 use proto::spire::api::server::entry::v1::entry_client::EntryClient;
-use proto::spire::api::server::entry::v1::{BatchCreateEntryRequest, BatchCreateEntryResponse, batch_create_entry_response};
+use proto::spire::api::server::entry::v1::{
+    BatchCreateEntryRequest, BatchCreateEntryResponse, batch_create_entry_response,
+};
 use proto::spire::api::types::{AgentMask, Entry, Spiffeid};
+use tonic::transport::Channel;
 
 use super::entry::{
-    ADMIN, DATA, DNS, DOWNSTREAM, ENTRY_ID, EXPIRY, FEDERATES_WITH, HINT, JTI, JWT_TTL, NO_PREFETCH, PARENT_ID, SPIFFE_ID, STORE_SVID, X509_TTL, from_args, table, text,
+    ADMIN, DATA, DNS, DOWNSTREAM, ENTRY_ID, EXPIRY, FEDERATES_WITH, HINT, JTI, JWT_TTL,
+    NO_PREFETCH, PARENT_ID, SPIFFE_ID, STORE_SVID, X509_TTL, from_args, table, text,
 };
 use super::{batch, entry_data};
 use crate::cli::args::Args;
@@ -23,7 +26,12 @@ const FLAGS: &[Flag] = &[
     SPIFFE_ID,
     PARENT_ID,
     SELECTOR,
-    flag("node", "node", Kind::Switch, "The entry names a set of nodes (an alias), not workloads"),
+    flag(
+        "node",
+        "node",
+        Kind::Switch,
+        "The entry names a set of nodes (an alias), not workloads",
+    ),
     X509_TTL,
     JWT_TTL,
     DNS,
@@ -57,15 +65,21 @@ async fn run(context: Context, args: Args) -> Result<Output, CliError> {
     if data.is_none() {
         check(&context, &args)?;
     }
-    let parsed = data.map(|path| context.read_input(path).and_then(|json| entry_data::parse(&json))).transpose()?;
-    let own = if parsed.is_none() { Some(from_args(&args)?) } else { None };
-    if own.is_some() && context.face == Face::Shim {
-        // SPIRE refuses a bad ID before it connects.
+    let parsed = data
+        .map(|path| {
+            context
+                .read_input(path)
+                .and_then(|json| entry_data::parse(&json))
+        })
+        .transpose()?;
+    if parsed.is_none() && context.face == Face::Shim {
+        // SPIRE refuses a bad ID first of all, and before it connects.
         ids::parse(args.text("spiffeID"))?;
         if !args.switch("node") {
             ids::parse(args.text("parentID"))?;
         }
     }
+    let own = if parsed.is_none() { Some(from_args(&args)?) } else { None };
     let channel = context.channel().await?;
     let entries = match (parsed, own) {
         (Some(entries), _) => entries,
@@ -73,7 +87,10 @@ async fn run(context: Context, args: Args) -> Result<Output, CliError> {
         (None, None) => Vec::new(),
     };
     let mut reply = EntryClient::new(channel)
-        .batch_create_entry(BatchCreateEntryRequest { entries: entries.clone(), output_mask: None })
+        .batch_create_entry(BatchCreateEntryRequest {
+            entries: entries.clone(),
+            output_mask: None,
+        })
         .await
         .map_err(|status| CliError::status("", status))?
         .into_inner();
@@ -103,10 +120,18 @@ fn check(context: &Context, args: &Args) -> Result<(), CliError> {
     Err(CliError::usage(fault))
 }
 
-async fn with_ids(mut entry: Entry, context: &Context, channel: &Channel, args: &Args) -> Result<Entry, CliError> {
+async fn with_ids(
+    mut entry: Entry,
+    context: &Context,
+    channel: &Channel,
+    args: &Args,
+) -> Result<Entry, CliError> {
     let id = ids::expand(context, channel, args.text("spiffeID")).await?;
     let parent = if args.switch("node") {
-        Spiffeid { trust_domain: id.trust_domain.clone(), path: "/spire/server".to_owned() }
+        Spiffeid {
+            trust_domain: id.trust_domain.clone(),
+            path: "/spire/server".to_owned(),
+        }
     } else if let Some(parent) = args.optional("parentID") {
         ids::expand(context, channel, parent).await?
     } else {
@@ -121,7 +146,10 @@ async fn with_ids(mut entry: Entry, context: &Context, channel: &Channel, args: 
 /// guess would give the identity to the wrong node.
 async fn only_node(channel: &Channel) -> Result<Spiffeid, CliError> {
     let request = ListAgentsRequest {
-        filter: Some(list_agents_request::Filter { by_banned: Some(false), ..Default::default() }),
+        filter: Some(list_agents_request::Filter {
+            by_banned: Some(false),
+            ..Default::default()
+        }),
         output_mask: Some(AgentMask::default()),
         page_size: 2,
         page_token: String::new(),
@@ -133,11 +161,15 @@ async fn only_node(channel: &Channel) -> Result<Spiffeid, CliError> {
         .into_inner()
         .agents;
     match <[_; 1]>::try_from(agents) {
-        Ok([agent]) => agent.id.ok_or_else(|| CliError::failed("the server listed a node without an ID")),
-        Err(agents) if agents.is_empty() => {
-            Err(CliError::usage("no node is attested yet: join one first (`plastron server token generate`), or name the parent with --parent-id"))
-        }
-        Err(_several) => Err(CliError::usage("several nodes are attested: name the entry's parent with --parent-id (see `plastron server agent list`)")),
+        Ok([agent]) => agent
+            .id
+            .ok_or_else(|| CliError::failed("the server listed a node without an ID")),
+        Err(agents) if agents.is_empty() => Err(CliError::usage(
+            "no node is attested yet: join one first (`plastron server token generate`), or name the parent with --parent-id",
+        )),
+        Err(_several) => Err(CliError::usage(
+            "several nodes are attested: name the entry's parent with --parent-id (see `plastron server agent list`)",
+        )),
     }
 }
 
@@ -146,7 +178,10 @@ fn outcome(context: &Context, reply: &BatchCreateEntryResponse) -> Result<Output
     let created = |result: &&batch_create_entry_response::Result| result.entry.clone();
     let made: Vec<Entry> = split.done.iter().filter_map(created).collect();
     batch::report_failures(context, "create", &split.failed, |result| {
-        (result.status.as_ref(), result.entry.as_ref().map(text).unwrap_or_default())
+        (
+            result.status.as_ref(),
+            result.entry.as_ref().map(text).unwrap_or_default(),
+        )
     });
     let mut output = Output::text(made.iter().map(text).collect::<String>())
         .reply("spire.api.server.entry.v1.BatchCreateEntryResponse", reply)?;

@@ -69,20 +69,30 @@ struct Attributes {
 
 /// Reads the entries of a file.
 pub(super) fn parse(json: &[u8]) -> Result<Vec<Entry>, CliError> {
-    let file: File = serde_json::from_slice(json).map_err(|error| CliError::usage(format!("the entry file is not valid: {error}")))?;
+    let file: File = serde_json::from_slice(json)
+        .map_err(|error| CliError::usage(format!("the entry file is not valid: {error}")))?;
     file.entries.into_iter().map(entry).collect()
 }
 
 fn entry(item: Item) -> Result<Entry, CliError> {
-    let attributes = item.additional_attributes.map(|attributes| AdditionalAttributes {
-        disable_x509_svid_prefetch: attributes.disable_x509_svid_prefetch,
-        jwt_svid_include_jti: attributes.jwt_svid_include_jti,
-    });
+    let attributes = item
+        .additional_attributes
+        .map(|attributes| AdditionalAttributes {
+            disable_x509_svid_prefetch: attributes.disable_x509_svid_prefetch,
+            jwt_svid_include_jti: attributes.jwt_svid_include_jti,
+        });
     Ok(Entry {
         id: item.entry_id,
         spiffe_id: Some(ids::parse(&item.spiffe_id)?),
         parent_id: Some(ids::parse(&item.parent_id)?),
-        selectors: item.selectors.into_iter().map(|pair| Selector { r#type: pair.kind, value: pair.value }).collect(),
+        selectors: item
+            .selectors
+            .into_iter()
+            .map(|pair| Selector {
+                r#type: pair.kind,
+                value: pair.value,
+            })
+            .collect(),
         x509_svid_ttl: item.x509_svid_ttl,
         federates_with: item.federates_with,
         admin: item.admin,
@@ -109,12 +119,23 @@ mod tests {
         let entries = parse(json).unwrap();
         assert_eq!(entries[0].x509_svid_ttl, 60);
         assert_eq!(entries[0].expires_at, 5);
-        assert!(entries[0].additional_attributes.unwrap().jwt_svid_include_jti);
+        assert!(
+            entries[0]
+                .additional_attributes
+                .unwrap()
+                .jwt_svid_include_jti
+        );
     }
 
     #[test]
     fn refuses_what_it_does_not_know_or_cannot_read() {
-        for json in ["", "[]", r#"{"entry":[]}"#, r#"{"entries":[{"spiffeID":"x"}]}"#, r#"{"entries":[{"spiffe_id":"nope","parent_id":"spiffe://a/p"}]}"#] {
+        for json in [
+            "",
+            "[]",
+            r#"{"entry":[]}"#,
+            r#"{"entries":[{"spiffeID":"x"}]}"#,
+            r#"{"entries":[{"spiffe_id":"nope","parent_id":"spiffe://a/p"}]}"#,
+        ] {
             parse(json.as_bytes()).unwrap_err();
         }
     }

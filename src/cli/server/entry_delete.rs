@@ -14,7 +14,12 @@ use crate::cli::spec::{Command, Endpoint, Flag, Kind, Program, Surface, flag};
 
 const FLAGS: &[Flag] = &[
     ENTRY_ID,
-    flag("file", "file", Kind::Text, "JSON file {\"ids\": [...]} of the entries to delete; - is standard input"),
+    flag(
+        "file",
+        "file",
+        Kind::Text,
+        "JSON file {\"ids\": [...]} of the entries to delete; - is standard input",
+    ),
 ];
 
 pub(crate) fn command() -> Command {
@@ -38,8 +43,10 @@ struct File {
 async fn run(context: Context, args: Args) -> Result<Output, CliError> {
     let ids = match (args.optional("file"), args.optional("entryID")) {
         (Some(path), _) => {
-            let file: File = serde_json::from_slice(&context.read_input(path)?)
-                .map_err(|error| CliError::usage(format!("the file of entry IDs is not valid: {error}")))?;
+            let file: File =
+                serde_json::from_slice(&context.read_input(path)?).map_err(|error| {
+                    CliError::usage(format!("the file of entry IDs is not valid: {error}"))
+                })?;
             file.ids
         }
         (None, Some(id)) => vec![id.to_owned()],
@@ -55,13 +62,20 @@ async fn run(context: Context, args: Args) -> Result<Output, CliError> {
 
 fn outcome(context: &Context, reply: &BatchDeleteEntryResponse) -> Result<Output, CliError> {
     let split = batch::split(&reply.results, |result| result.status.as_ref());
-    let mut text: String = split.done.iter().map(|result| format!("Deleted entry with ID: {}\n", result.id)).collect();
+    let mut text: String = split
+        .done
+        .iter()
+        .map(|result| format!("Deleted entry with ID: {}\n", result.id))
+        .collect();
     if !split.done.is_empty() && context.face == Face::Shim {
         text.push_str("\n\n");
     }
     if !matches!(context.format, Format::Json | Format::Yaml) {
         for result in &split.failed {
-            let message = result.status.as_ref().map_or("", |status| status.message.as_str());
+            let message = result
+                .status
+                .as_ref()
+                .map_or("", |status| status.message.as_str());
             output::say(&format!(
                 "Failed to delete entry with ID {} (code: {}, msg: {message:?})",
                 result.id,
@@ -70,7 +84,8 @@ fn outcome(context: &Context, reply: &BatchDeleteEntryResponse) -> Result<Output
         }
     }
     let (done, failed) = (split.done.len(), split.failed.len());
-    let mut output = Output::default().reply("spire.api.server.entry.v1.BatchDeleteEntryResponse", reply)?;
+    let mut output =
+        Output::default().reply("spire.api.server.entry.v1.BatchDeleteEntryResponse", reply)?;
     if failed == 0 {
         text.push_str(&format!("Deleted {done} entries successfully"));
     } else {
@@ -79,7 +94,9 @@ fn outcome(context: &Context, reply: &BatchDeleteEntryResponse) -> Result<Output
         }
         text.push_str(&match done {
             0 => format!("Failed to delete {failed} entries"),
-            _ => format!("Deleted {done} entries successfully, but failed to delete {failed} entries"),
+            _ => format!(
+                "Deleted {done} entries successfully, but failed to delete {failed} entries"
+            ),
         });
         output.partial_failure = Some("failed to delete one or more entries".to_owned());
     }

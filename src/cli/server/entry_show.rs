@@ -1,13 +1,17 @@
 //! `entry show` and `entry count`: what is registered, by filters.
 
-use proto::channel::Channel;
 use proto::spire::api::server::entry::v1::entry_client::EntryClient;
 use proto::spire::api::server::entry::v1::{
-    CountEntriesRequest, GetEntryRequest, ListEntriesRequest, ListEntriesResponse, count_entries_request, list_entries_request,
+    CountEntriesRequest, GetEntryRequest, ListEntriesRequest, ListEntriesResponse,
+    count_entries_request, list_entries_request,
 };
 use proto::spire::api::types::Entry;
+use tonic::transport::Channel;
 
-use super::entry::{DOWNSTREAM, ENTRY_ID, FEDERATES_WITH, HINT, MATCH_FEDERATES_WITH, PARENT_ID, SPIFFE_ID, table, text};
+use super::entry::{
+    DOWNSTREAM, ENTRY_ID, FEDERATES_WITH, HINT, MATCH_FEDERATES_WITH, PARENT_ID, SPIFFE_ID, table,
+    text,
+};
 use crate::cli::args::Args;
 use crate::cli::context::Context;
 use crate::cli::error::CliError;
@@ -19,9 +23,27 @@ use crate::cli::spec::{Command, Endpoint, Flag, Program, Surface};
 /// Entries a page (SPIRE: 500, well below the 4 MiB of a message).
 const PAGE: i32 = 500;
 
-const SHOW: &[Flag] =
-    &[ENTRY_ID, PARENT_ID, SPIFFE_ID, SELECTOR, MATCH_SELECTORS, FEDERATES_WITH, MATCH_FEDERATES_WITH, DOWNSTREAM, HINT];
-const COUNT: &[Flag] = &[PARENT_ID, SPIFFE_ID, SELECTOR, MATCH_SELECTORS, FEDERATES_WITH, MATCH_FEDERATES_WITH, DOWNSTREAM, HINT];
+const SHOW: &[Flag] = &[
+    ENTRY_ID,
+    PARENT_ID,
+    SPIFFE_ID,
+    SELECTOR,
+    MATCH_SELECTORS,
+    FEDERATES_WITH,
+    MATCH_FEDERATES_WITH,
+    DOWNSTREAM,
+    HINT,
+];
+const COUNT: &[Flag] = &[
+    PARENT_ID,
+    SPIFFE_ID,
+    SELECTOR,
+    MATCH_SELECTORS,
+    FEDERATES_WITH,
+    MATCH_FEDERATES_WITH,
+    DOWNSTREAM,
+    HINT,
+];
 
 pub(crate) fn command() -> Command {
     Command {
@@ -52,17 +74,26 @@ pub(crate) fn count_command() -> Command {
 async fn show(context: Context, args: Args) -> Result<Output, CliError> {
     let one = args.optional("entryID");
     if one.is_some()
-        && (args.optional("parentID").is_some() || args.optional("spiffeID").is_some() || !args.list("selector").is_empty())
+        && (args.optional("parentID").is_some()
+            || args.optional("spiffeID").is_some()
+            || !args.list("selector").is_empty())
     {
-        return Err(CliError::usage("the -entryID flag can't be combined with others"));
+        return Err(CliError::usage(
+            "the -entryID flag can't be combined with others",
+        ));
     }
     let channel = context.channel().await?;
     let mut entries = match one {
         Some(id) => vec![
             EntryClient::new(channel)
-                .get_entry(GetEntryRequest { id: id.to_owned(), output_mask: None })
+                .get_entry(GetEntryRequest {
+                    id: id.to_owned(),
+                    output_mask: None,
+                })
                 .await
-                .map_err(|status| CliError::status(format!("error fetching entry ID {id}"), status))?
+                .map_err(|status| {
+                    CliError::status(format!("error fetching entry ID {id}"), status)
+                })?
                 .into_inner(),
         ],
         None => {
@@ -71,9 +102,16 @@ async fn show(context: Context, args: Args) -> Result<Output, CliError> {
         }
     };
     sort(&mut entries);
-    let reply = ListEntriesResponse { entries, next_page_token: String::new() };
+    let reply = ListEntriesResponse {
+        entries,
+        next_page_token: String::new(),
+    };
     let entries = &reply.entries;
-    let noun = if entries.len() == 1 { "entry" } else { "entries" };
+    let noun = if entries.len() == 1 {
+        "entry"
+    } else {
+        "entries"
+    };
     let body: String = entries.iter().map(text).collect();
     let mut output = Output::text(format!("Found {} {noun}\n{body}", entries.len()))
         .reply("spire.api.server.entry.v1.ListEntriesResponse", &reply)?;
@@ -84,12 +122,20 @@ async fn show(context: Context, args: Args) -> Result<Output, CliError> {
     Ok(output)
 }
 
-async fn list(channel: Channel, filter: list_entries_request::Filter) -> Result<Vec<Entry>, CliError> {
+async fn list(
+    channel: Channel,
+    filter: list_entries_request::Filter,
+) -> Result<Vec<Entry>, CliError> {
     let mut client = EntryClient::new(channel).max_decoding_message_size(64 * 1024 * 1024);
     let mut entries = Vec::new();
     let mut page_token = String::new();
     loop {
-        let request = ListEntriesRequest { filter: Some(filter.clone()), output_mask: None, page_size: PAGE, page_token };
+        let request = ListEntriesRequest {
+            filter: Some(filter.clone()),
+            output_mask: None,
+            page_size: PAGE,
+            page_token,
+        };
         let page = client
             .list_entries(request)
             .await
@@ -103,15 +149,23 @@ async fn list(channel: Channel, filter: list_entries_request::Filter) -> Result<
     }
 }
 
-async fn filter(context: &Context, channel: &Channel, args: &Args) -> Result<list_entries_request::Filter, CliError> {
+async fn filter(
+    context: &Context,
+    channel: &Channel,
+    args: &Args,
+) -> Result<list_entries_request::Filter, CliError> {
     let unknown = |mode: &str| format!("match behavior {mode:?} unknown");
     Ok(list_entries_request::Filter {
         by_spiffe_id: match args.optional("spiffeID") {
-            Some(id) => Some(ids::expand(context, channel, id).await.map_err(|error| CliError::usage(format!("error parsing SPIFFE ID {id:?}: {error}")))?),
+            Some(id) => Some(ids::expand(context, channel, id).await.map_err(|error| {
+                CliError::usage(format!("error parsing SPIFFE ID {id:?}: {error}"))
+            })?),
             None => None,
         },
         by_parent_id: match args.optional("parentID") {
-            Some(id) => Some(ids::expand(context, channel, id).await.map_err(|error| CliError::usage(format!("error parsing parent ID {id:?}: {error}")))?),
+            Some(id) => Some(ids::expand(context, channel, id).await.map_err(|error| {
+                CliError::usage(format!("error parsing parent ID {id:?}: {error}"))
+            })?),
             None => None,
         },
         by_selectors: selectors::filter(args, unknown)?,
@@ -140,17 +194,34 @@ async fn count(context: Context, args: Args) -> Result<Output, CliError> {
         .map_err(|status| CliError::status("", status))?
         .into_inner();
     let noun = if reply.count == 1 { "entry" } else { "entries" };
-    Output::text(format!("{} registration {noun}", reply.count)).reply("spire.api.server.entry.v1.CountEntriesResponse", &reply)
+    Output::text(format!("{} registration {noun}", reply.count))
+        .reply("spire.api.server.entry.v1.CountEntriesResponse", &reply)
 }
 
 /// SPIRE's order: SPIFFE ID, parent ID, lifetimes, then selectors, with each entry's own selectors sorted.
 fn sort(entries: &mut [Entry]) {
     for entry in entries.iter_mut() {
-        entry.selectors.sort_by(|a, b| (&a.r#type, &a.value).cmp(&(&b.r#type, &b.value)));
+        entry
+            .selectors
+            .sort_by(|a, b| (&a.r#type, &a.value).cmp(&(&b.r#type, &b.value)));
     }
     entries.sort_by_cached_key(|entry| {
-        let id = |id: &Option<proto::spire::api::types::Spiffeid>| id.as_ref().map(|id| (id.trust_domain.clone(), id.path.clone()));
-        let selectors: Vec<(String, String)> = entry.selectors.iter().map(|s| (s.r#type.clone(), s.value.clone())).collect();
-        (id(&entry.spiffe_id), id(&entry.parent_id), entry.x509_svid_ttl, entry.jwt_svid_ttl, selectors.len(), selectors)
+        let id = |id: &Option<proto::spire::api::types::Spiffeid>| {
+            id.as_ref()
+                .map(|id| (id.trust_domain.clone(), id.path.clone()))
+        };
+        let selectors: Vec<(String, String)> = entry
+            .selectors
+            .iter()
+            .map(|s| (s.r#type.clone(), s.value.clone()))
+            .collect();
+        (
+            id(&entry.spiffe_id),
+            id(&entry.parent_id),
+            entry.x509_svid_ttl,
+            entry.jwt_svid_ttl,
+            selectors.len(),
+            selectors,
+        )
     });
 }

@@ -1,12 +1,15 @@
 //! `entry update`: replaces a registration entry by what the flags say.
 
 use proto::spire::api::server::entry::v1::entry_client::EntryClient;
-use proto::spire::api::server::entry::v1::{BatchUpdateEntryRequest, BatchUpdateEntryResponse, GetEntryRequest};
-use proto::channel::Channel;
+use proto::spire::api::server::entry::v1::{
+    BatchUpdateEntryRequest, BatchUpdateEntryResponse, GetEntryRequest,
+};
 use proto::spire::api::types::Entry;
+use tonic::transport::Channel;
 
 use super::entry::{
-    ADMIN, DATA, DNS, DOWNSTREAM, ENTRY_ID, EXPIRY, FEDERATES_WITH, HINT, JTI, JWT_TTL, NO_PREFETCH, PARENT_ID, SPIFFE_ID, STORE_SVID, X509_TTL, from_args, table, text,
+    ADMIN, DATA, DNS, DOWNSTREAM, ENTRY_ID, EXPIRY, FEDERATES_WITH, HINT, JTI, JWT_TTL,
+    NO_PREFETCH, PARENT_ID, SPIFFE_ID, STORE_SVID, X509_TTL, from_args, table, text,
 };
 use super::{batch, entry_data};
 use crate::cli::args::Args;
@@ -18,7 +21,22 @@ use crate::cli::selectors::SELECTOR;
 use crate::cli::spec::{Command, Endpoint, Flag, Program, Surface};
 
 const FLAGS: &[Flag] = &[
-    ENTRY_ID, SPIFFE_ID, PARENT_ID, SELECTOR, X509_TTL, JWT_TTL, DNS, FEDERATES_WITH, HINT, EXPIRY, ADMIN, DOWNSTREAM, STORE_SVID, NO_PREFETCH, JTI, DATA,
+    ENTRY_ID,
+    SPIFFE_ID,
+    PARENT_ID,
+    SELECTOR,
+    X509_TTL,
+    JWT_TTL,
+    DNS,
+    FEDERATES_WITH,
+    HINT,
+    EXPIRY,
+    ADMIN,
+    DOWNSTREAM,
+    STORE_SVID,
+    NO_PREFETCH,
+    JTI,
+    DATA,
 ];
 
 pub(crate) fn command() -> Command {
@@ -42,7 +60,11 @@ async fn run(context: Context, args: Args) -> Result<Output, CliError> {
             None
         }
     };
-    let own = if parsed.is_none() { Some(from_args(&args)?) } else { None };
+    let own = if parsed.is_none() {
+        Some(from_args(&args)?)
+    } else {
+        None
+    };
     let channel = context.channel().await?;
     let entries = match (parsed, own) {
         (Some(entries), _) => entries,
@@ -50,7 +72,11 @@ async fn run(context: Context, args: Args) -> Result<Output, CliError> {
         (None, None) => Vec::new(),
     };
     let mut reply = EntryClient::new(channel)
-        .batch_update_entry(BatchUpdateEntryRequest { entries: entries.clone(), input_mask: None, output_mask: None })
+        .batch_update_entry(BatchUpdateEntryRequest {
+            entries: entries.clone(),
+            input_mask: None,
+            output_mask: None,
+        })
         .await
         .map_err(|status| CliError::status("", status))?
         .into_inner();
@@ -78,15 +104,31 @@ fn check(args: &Args) -> Result<(), CliError> {
 }
 
 /// Fills in the IDs and keeps the additional attributes that the flags do not speak of: they have no mask of their own.
-async fn complete(mut entry: Entry, context: &Context, channel: &Channel, args: &Args) -> Result<Entry, CliError> {
+async fn complete(
+    mut entry: Entry,
+    context: &Context,
+    channel: &Channel,
+    args: &Args,
+) -> Result<Entry, CliError> {
     entry.spiffe_id = Some(ids::expand(context, channel, args.text("spiffeID")).await?);
     entry.parent_id = Some(ids::expand(context, channel, args.text("parentID")).await?);
-    let (prefetch, jti) = (args.given("disableX509SVIDPrefetch"), args.given("jwtSVIDIncludeJTI"));
+    let (prefetch, jti) = (
+        args.given("disableX509SVIDPrefetch"),
+        args.given("jwtSVIDIncludeJTI"),
+    );
     if prefetch || jti {
         let existing = EntryClient::new(channel.clone())
-            .get_entry(GetEntryRequest { id: entry.id.clone(), output_mask: None })
+            .get_entry(GetEntryRequest {
+                id: entry.id.clone(),
+                output_mask: None,
+            })
             .await
-            .map_err(|status| CliError::status("failed to fetch existing entry to merge additional attributes", status))?
+            .map_err(|status| {
+                CliError::status(
+                    "failed to fetch existing entry to merge additional attributes",
+                    status,
+                )
+            })?
             .into_inner();
         let mut attributes = existing.additional_attributes.unwrap_or_default();
         if prefetch {
@@ -102,9 +144,16 @@ async fn complete(mut entry: Entry, context: &Context, channel: &Channel, args: 
 
 fn outcome(context: &Context, reply: &BatchUpdateEntryResponse) -> Result<Output, CliError> {
     let split = batch::split(&reply.results, |result| result.status.as_ref());
-    let made: Vec<Entry> = split.done.iter().filter_map(|result| result.entry.clone()).collect();
+    let made: Vec<Entry> = split
+        .done
+        .iter()
+        .filter_map(|result| result.entry.clone())
+        .collect();
     batch::report_failures(context, "update", &split.failed, |result| {
-        (result.status.as_ref(), result.entry.as_ref().map(text).unwrap_or_default())
+        (
+            result.status.as_ref(),
+            result.entry.as_ref().map(text).unwrap_or_default(),
+        )
     });
     let mut output = Output::text(made.iter().map(text).collect::<String>())
         .reply("spire.api.server.entry.v1.BatchUpdateEntryResponse", reply)?;

@@ -16,10 +16,30 @@ use crate::cli::spec::{Command, Endpoint, Flag, Kind, Program, Surface, flag};
 use crate::cli::{ids, moment, pem};
 
 const FLAGS: &[Flag] = &[
-    flag("spiffeID", "spiffe-id", Kind::Text, "SPIFFE ID of the JWT-SVID"),
-    flag("audience", "audience", Kind::List, "Who the JWT-SVID is for; may be given several times, one is best"),
-    flag("ttl", "ttl", Kind::Duration, "Its lifetime; the server's default when absent"),
-    flag("write", "write", Kind::Text, "File for the token, in place of standard output"),
+    flag(
+        "spiffeID",
+        "spiffe-id",
+        Kind::Text,
+        "SPIFFE ID of the JWT-SVID",
+    ),
+    flag(
+        "audience",
+        "audience",
+        Kind::List,
+        "Who the JWT-SVID is for; may be given several times, one is best",
+    ),
+    flag(
+        "ttl",
+        "ttl",
+        Kind::Duration,
+        "Its lifetime; the server's default when absent",
+    ),
+    flag(
+        "write",
+        "write",
+        Kind::Text,
+        "File for the token, in place of standard output",
+    ),
 ];
 
 pub(crate) fn command() -> Command {
@@ -47,20 +67,39 @@ async fn run(context: Context, args: Args) -> Result<Output, CliError> {
     let channel = context.channel().await?;
     let id = ids::expand(&context, &channel, args.text("spiffeID")).await?;
     let reply = SvidClient::new(channel)
-        .mint_jwtsvid(MintJwtsvidRequest { id: Some(id), audience, ttl })
+        .mint_jwtsvid(MintJwtsvidRequest {
+            id: Some(id),
+            audience,
+            ttl,
+        })
         .await
         .map_err(|status| CliError::status("unable to mint SVID", status))?
         .into_inner();
-    let svid = reply.svid.as_ref().filter(|svid| !svid.token.is_empty()).ok_or_else(|| CliError::failed("server response missing token"))?;
-    if svid.expires_at.saturating_sub(unix_seconds(context.clock.now())) < i64::from(ttl) - 1 {
-        output::say(&format!("JWT-SVID lifetime was capped shorter than specified ttl; expires {:?}", moment::rfc3339(svid.expires_at)));
+    let svid = reply
+        .svid
+        .as_ref()
+        .filter(|svid| !svid.token.is_empty())
+        .ok_or_else(|| CliError::failed("server response missing token"))?;
+    if svid
+        .expires_at
+        .saturating_sub(unix_seconds(context.clock.now()))
+        < i64::from(ttl) - 1
+    {
+        output::say(&format!(
+            "JWT-SVID lifetime was capped shorter than specified ttl; expires {:?}",
+            moment::rfc3339(svid.expires_at)
+        ));
     }
     match args.optional("write") {
         Some(path) => {
             pem::write_file(Path::new(path), &svid.token, true)
                 .map_err(|error| CliError::failed(format!("unable to write token: {error}")))?;
-            Ok(Output { replies: vec![json!({ "token": path })], ..Output::text(format!("JWT-SVID written to {path}")) })
+            Ok(Output {
+                replies: vec![json!({ "token": path })],
+                ..Output::text(format!("JWT-SVID written to {path}"))
+            })
         }
-        None => Output::text(svid.token.clone()).reply("spire.api.server.svid.v1.MintJWTSVIDResponse", &reply),
+        None => Output::text(svid.token.clone())
+            .reply("spire.api.server.svid.v1.MintJWTSVIDResponse", &reply),
     }
 }

@@ -12,13 +12,38 @@ use crate::cli::{ids, moment};
 pub(super) const FILTERS: &[Flag] = &[
     SELECTOR,
     MATCH_SELECTORS,
-    flag("attestationType", "attestation-type", Kind::Text, "Only nodes attested so, such as join_token"),
-    flag("canReattest", "can-reattest", Kind::Text, "true: only nodes that can re-attest; false: only those that cannot"),
-    flag("banned", "banned", Kind::Text, "true: only banned nodes; false: only those not banned"),
-    flag("expiresBefore", "expires-before", Kind::Text, "Only nodes whose SVID ends before, as \"2006-01-02 15:04:05 -0700 -07\""),
+    flag(
+        "attestationType",
+        "attestation-type",
+        Kind::Text,
+        "Only nodes attested so, such as join_token",
+    ),
+    flag(
+        "canReattest",
+        "can-reattest",
+        Kind::Text,
+        "true: only nodes that can re-attest; false: only those that cannot",
+    ),
+    flag(
+        "banned",
+        "banned",
+        Kind::Text,
+        "true: only banned nodes; false: only those not banned",
+    ),
+    flag(
+        "expiresBefore",
+        "expires-before",
+        Kind::Text,
+        "Only nodes whose SVID ends before, as \"2006-01-02 15:04:05 -0700 -07\"",
+    ),
 ];
 
-pub(super) const NODE_ID: Flag = flag("spiffeID", "spiffe-id", Kind::Text, "SPIFFE ID of the node's agent");
+pub(super) const NODE_ID: Flag = flag(
+    "spiffeID",
+    "spiffe-id",
+    Kind::Text,
+    "SPIFFE ID of the node's agent",
+);
 
 /// The filter of `agent list` and `agent count`; both requests have messages of the same fields.
 pub(super) struct Filter {
@@ -32,11 +57,15 @@ pub(super) struct Filter {
 pub(super) fn filter(args: &Args) -> Result<Filter, CliError> {
     let before = args.text("expiresBefore");
     if !before.is_empty() && !moment::is_expires_before(before) {
-        return Err(CliError::usage(format!("date is not valid: {before:?} is not of the form \"2006-01-02 15:04:05 -0700 -07\"")));
+        return Err(CliError::usage(format!(
+            "date is not valid: {before:?} is not of the form \"2006-01-02 15:04:05 -0700 -07\""
+        )));
     }
     Ok(Filter {
         by_attestation_type: args.text("attestationType").to_owned(),
-        by_selector_match: selectors::filter(args, |_mode| "unsupported match behavior".to_owned())?,
+        by_selector_match: selectors::filter(args, |_mode| {
+            "unsupported match behavior".to_owned()
+        })?,
         by_banned: three_way(args.text("banned")),
         by_can_reattest: three_way(args.text("canReattest")),
         by_expires_before: before.to_owned(),
@@ -62,7 +91,10 @@ pub(super) fn text(agent: &Agent) -> String {
     let mut line = |label: &str, value: &str| text.push_str(&format!("{label:<18}: {value}\n"));
     line("SPIFFE ID", &ids::text(agent.id.as_ref()));
     line("Attestation type", &agent.attestation_type);
-    line("Expiration time", &moment::go_text(agent.x509svid_expires_at));
+    line(
+        "Expiration time",
+        &moment::go_text(agent.x509svid_expires_at),
+    );
     if agent.banned {
         line("Banned", "true");
     } else {
@@ -81,8 +113,23 @@ pub(super) fn table<'a>(agents: impl IntoIterator<Item = &'a Agent>) -> Table {
         .into_iter()
         .map(|agent| {
             let state = if agent.banned { "banned" } else { "attested" };
-            vec![ids::text(agent.id.as_ref()), agent.attestation_type.clone(), state.to_owned(), moment::rfc3339(agent.x509svid_expires_at), agent.agent_version.clone()]
+            vec![
+                ids::text(agent.id.as_ref()),
+                agent.attestation_type.clone(),
+                state.to_owned(),
+                moment::rfc3339(agent.x509svid_expires_at),
+                agent.agent_version.clone(),
+            ]
         })
         .collect();
-    Table { headings: vec!["SPIFFE ID", "ATTESTATION", "STATE", "SVID EXPIRES", "VERSION"], rows }
+    Table {
+        headings: vec![
+            "SPIFFE ID",
+            "ATTESTATION",
+            "STATE",
+            "SVID EXPIRES",
+            "VERSION",
+        ],
+        rows,
+    }
 }

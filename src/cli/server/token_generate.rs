@@ -11,8 +11,19 @@ use crate::cli::spec::{Command, Endpoint, Flag, Kind, Program, Surface, flag};
 use crate::cli::{ids, moment};
 
 const FLAGS: &[Flag] = &[
-    flag("ttl", "ttl", Kind::Seconds, "How long the token can be used").or("600"),
-    flag("spiffeID", "spiffe-id", Kind::Text, "A further SPIFFE ID for the node, for entries to name as their parent"),
+    flag(
+        "ttl",
+        "ttl",
+        Kind::Seconds,
+        "How long the token can be used",
+    )
+    .or("600"),
+    flag(
+        "spiffeID",
+        "spiffe-id",
+        Kind::Text,
+        "A further SPIFFE ID for the node, for entries to name as their parent",
+    ),
 ];
 
 pub(crate) fn command() -> Command {
@@ -37,7 +48,11 @@ async fn run(context: Context, args: Args) -> Result<Output, CliError> {
     };
     let unnamed = agent_id.is_none();
     let token = AgentClient::new(channel)
-        .create_join_token(CreateJoinTokenRequest { ttl, token: String::new(), agent_id })
+        .create_join_token(CreateJoinTokenRequest {
+            ttl,
+            token: String::new(),
+            agent_id,
+        })
         .await
         .map_err(|status| CliError::status("", status))?
         .into_inner();
@@ -46,6 +61,12 @@ async fn run(context: Context, args: Args) -> Result<Output, CliError> {
         text.push_str("Warning: Missing SPIFFE ID.\n");
     }
     let mut output = Output::text(text).reply("spire.api.types.JoinToken", &token)?;
-    output.table = Some(Table { headings: vec!["TOKEN", "EXPIRES"], rows: vec![vec![token.value.clone(), moment::rfc3339(token.expires_at)]] });
-    Ok(output.note(format!("usable once; on the node: plastron agent run --join-token {}", token.value)))
+    output.table = Some(Table {
+        headings: vec!["TOKEN", "EXPIRES"],
+        rows: vec![vec![token.value.clone(), moment::rfc3339(token.expires_at)]],
+    });
+    Ok(output.note(format!(
+        "usable once; on the node: plastron agent run --join-token {}",
+        token.value
+    )))
 }

@@ -9,8 +9,7 @@ use proto::spire::api::server::svid::v1::MintX509svidRequest;
 use proto::spire::api::server::svid::v1::svid_client::SvidClient;
 use serde_json::json;
 use spiffe::clock::unix_seconds;
-use spiffe::csr::build_csr;
-use spiffe::key::{KeyPair, KeyType};
+use spiffe::{KeyPair, KeyType, Subject, build_csr};
 
 use crate::cli::args::Args;
 use crate::cli::context::{Context, Format};
@@ -20,10 +19,30 @@ use crate::cli::spec::{Command, Endpoint, Flag, Kind, Program, Surface, flag};
 use crate::cli::{ids, moment, pem};
 
 const FLAGS: &[Flag] = &[
-    flag("spiffeID", "spiffe-id", Kind::Text, "SPIFFE ID of the X509-SVID"),
-    flag("ttl", "ttl", Kind::Duration, "Its lifetime; the server's default when absent"),
-    flag("dns", "dns", Kind::List, "DNS name in the X509-SVID; may be given several times"),
-    flag("write", "write", Kind::Text, "Directory for svid.pem, key.pem and bundle.pem, in place of standard output"),
+    flag(
+        "spiffeID",
+        "spiffe-id",
+        Kind::Text,
+        "SPIFFE ID of the X509-SVID",
+    ),
+    flag(
+        "ttl",
+        "ttl",
+        Kind::Duration,
+        "Its lifetime; the server's default when absent",
+    ),
+    flag(
+        "dns",
+        "dns",
+        Kind::List,
+        "DNS name in the X509-SVID; may be given several times",
+    ),
+    flag(
+        "write",
+        "write",
+        Kind::Text,
+        "Directory for svid.pem, key.pem and bundle.pem, in place of standard output",
+    ),
 ];
 
 pub(crate) fn command() -> Command {
@@ -42,8 +61,11 @@ pub(crate) fn command() -> Command {
 /// Whole seconds, rounded up, as SPIRE sends them.
 pub(super) fn ttl_seconds(args: &Args) -> Result<i32, CliError> {
     let ttl = args.duration("ttl");
-    let seconds = ttl.as_secs().saturating_add(u64::from(ttl.subsec_nanos() > 0));
-    i32::try_from(seconds).map_err(|_overflow| CliError::usage("invalid value for TTL: it is longer than 68 years"))
+    let seconds = ttl
+        .as_secs()
+        .saturating_add(u64::from(ttl.subsec_nanos() > 0));
+    i32::try_from(seconds)
+        .map_err(|_overflow| CliError::usage("invalid value for TTL: it is longer than 68 years"))
 }
 
 async fn run(context: Context, args: Args) -> Result<Output, CliError> {
@@ -52,11 +74,13 @@ async fn run(context: Context, args: Args) -> Result<Output, CliError> {
     }
     let ttl = ttl_seconds(&args)?;
     let channel = context.channel().await?;
-    let id = ids::text(Some(&ids::expand(&context, &channel, args.text("spiffeID")).await?));
-    let key = KeyPair::generate(KeyType::EcP256).map_err(|error| CliError::failed(format!("unable to generate key: {error}")))?;
+    let id = ids::text(Some(
+        &ids::expand(&context, &channel, args.text("spiffeID")).await?,
+    ));
+    let key = KeyPair::generate(KeyType::EcP256)
+        .map_err(|error| CliError::failed(format!("unable to generate key: {error}")))?;
     let dns = args.list("dns");
-    let dns: Vec<&str> = dns.iter().map(String::as_str).collect();
-    let csr = build_csr(&key, &spiffe::x509::Subject::default(), &[id.as_str()], &dns)
+    let csr = build_csr(&key, &Subject::default(), &[id.as_str()], &dns)
         .map_err(|error| CliError::failed(format!("unable to generate CSR: {error}")))?;
     let svid = SvidClient::new(channel.clone())
         .mint_x509svid(MintX509svidRequest { csr, ttl })
@@ -74,13 +98,30 @@ async fn run(context: Context, args: Args) -> Result<Output, CliError> {
     if bundle.x509_authorities.is_empty() {
         return Err(CliError::failed("server response missing X509 Authorities"));
     }
-    if svid.expires_at.saturating_sub(unix_seconds(context.clock.now())) < i64::from(ttl) - 1 {
-        output::say(&format!("X509-SVID lifetime was capped shorter than specified ttl; expires {:?}", moment::rfc3339(svid.expires_at)));
+    if svid
+        .expires_at
+        .saturating_sub(unix_seconds(context.clock.now()))
+        < i64::from(ttl) - 1
+    {
+        output::say(&format!(
+            "X509-SVID lifetime was capped shorter than specified ttl; expires {:?}",
+            moment::rfc3339(svid.expires_at)
+        ));
     }
-    let roots: Vec<&[u8]> = bundle.x509_authorities.iter().map(|authority| authority.asn1.as_slice()).collect();
+    let roots: Vec<&[u8]> = bundle
+        .x509_authorities
+        .iter()
+        .map(|authority| authority.asn1.as_slice())
+        .collect();
     let chain: Vec<&[u8]> = svid.cert_chain.iter().map(Vec::as_slice).collect();
-    let key = key.to_pkcs8_der();
-    let minted = Minted { chain, key: key.expose(), roots };
+    let key = key
+        .to_pkcs8_der()
+        .map_err(|error| CliError::failed(error.to_string()))?;
+    let minted = Minted {
+        chain,
+        key: key.expose(),
+        roots,
+    };
     match args.optional("write") {
         Some(directory) => minted.write(Path::new(directory)),
         None => Ok(minted.show(&context)),
@@ -95,18 +136,34 @@ struct Minted<'m> {
 
 impl Minted<'_> {
     fn write(&self, directory: &Path) -> Result<Output, CliError> {
-        let (svid, key, bundle) = (directory.join("svid.pem"), directory.join("key.pem"), directory.join("bundle.pem"));
-        let context = |what: &'static str| move |error: CliError| CliError::failed(format!("unable to write {what}: {error}"));
-        pem::write_file(&svid, &pem::certificates(self.chain.iter().copied()), false).map_err(context("SVID"))?;
-        pem::write_file(&key, &pem::block("PRIVATE KEY", self.key), true).map_err(context("key"))?;
-        pem::write_file(&bundle, &pem::certificates(self.roots.iter().copied()), false).map_err(context("bundle"))?;
+        let (svid, key, bundle) = (
+            directory.join("svid.pem"),
+            directory.join("key.pem"),
+            directory.join("bundle.pem"),
+        );
+        let context = |what: &'static str| {
+            move |error: CliError| CliError::failed(format!("unable to write {what}: {error}"))
+        };
+        pem::write_file(&svid, &pem::certificates(self.chain.iter().copied()), false)
+            .map_err(context("SVID"))?;
+        pem::write_file(&key, &pem::block("PRIVATE KEY", self.key), true)
+            .map_err(context("key"))?;
+        pem::write_file(
+            &bundle,
+            &pem::certificates(self.roots.iter().copied()),
+            false,
+        )
+        .map_err(context("bundle"))?;
         let text = format!(
             "X509-SVID written to {}\nPrivate key written to {}\nRoot CAs written to {}\n",
             svid.display(),
             key.display(),
             bundle.display()
         );
-        Ok(Output { replies: vec![json!({"svid": svid, "key": key, "bundle": bundle})], ..Output::text(text) })
+        Ok(Output {
+            replies: vec![json!({"svid": svid, "key": key, "bundle": bundle})],
+            ..Output::text(text)
+        })
     }
 
     /// The private key is the reply here: the user asked for it on standard output.
@@ -118,7 +175,10 @@ impl Minted<'_> {
                 "private_key": encode(self.key),
                 "root_cas": self.roots.iter().map(|der| encode(der)).collect::<Vec<_>>(),
             });
-            return Output { replies: vec![reply], ..Output::default() };
+            return Output {
+                replies: vec![reply],
+                ..Output::default()
+            };
         }
         Output::text(format!(
             "X509-SVID:\n{}\nPrivate key:\n{}\nRoot CAs:\n{}\n",

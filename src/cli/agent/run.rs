@@ -1,0 +1,103 @@
+//! `agent run` and `agent validate`.
+
+use agent::{Agent, Config, Overrides};
+
+use crate::cli::args::Args;
+use crate::cli::context::Context;
+use crate::cli::daemon::{
+    self, DATA_DIR, EXPAND_ENV, LOG_FILE, LOG_FORMAT, LOG_LEVEL, LOG_SOURCE, LogSettings, TRUST_DOMAIN,
+};
+use crate::cli::error::CliError;
+use crate::cli::output::Output;
+use crate::cli::spec::{Command, Endpoint, Flag, Kind, Program, Surface, flag};
+
+const FLAGS: &[Flag] = &[
+    flag("config", "config", Kind::Text, "The configuration file").or("conf/agent/agent.conf"),
+    EXPAND_ENV,
+    flag("joinToken", "join-token", Kind::Text, "Join token with which the node attests"),
+    flag("joinTokenFile", "join-token-file", Kind::Text, "File with the join token"),
+    flag("serverAddress", "server-address", Kind::Text, "The server's address"),
+    flag("serverPort", "server-port", Kind::Text, "The server's port"),
+    TRUST_DOMAIN,
+    flag("trustBundle", "trust-bundle", Kind::Text, "File with the bundle by which the node knows its server"),
+    flag("trustBundleUrl", "trust-bundle-url", Kind::Text, "Where to fetch that bundle"),
+    flag("trustBundleFormat", "trust-bundle-format", Kind::Text, "pem or spiffe"),
+    flag("insecureBootstrap", "insecure-bootstrap", Kind::Switch, "Trust whatever server answers first; for trials only"),
+    flag("allowUnauthenticatedVerifiers", "allow-unauthenticated-verifiers", Kind::Switch, "Give the bundle to callers without an identity too"),
+    DATA_DIR,
+    flag("socketPath", "socket-path", Kind::Text, "The Workload API socket"),
+    LOG_FILE,
+    LOG_FORMAT,
+    LOG_LEVEL,
+    LOG_SOURCE,
+];
+
+pub(crate) fn command() -> Command {
+    Command {
+        program: Program::Agent,
+        path: &["run"],
+        about: "Run the agent",
+        flags: FLAGS,
+        endpoint: Endpoint::None,
+        formats: false,
+        surface: Surface::Both,
+        run: |context, args| Box::pin(run(context, args)),
+    }
+}
+
+pub(crate) fn validate_command() -> Command {
+    Command {
+        path: &["validate"],
+        about: "Check the agent's configuration file",
+        run: |context, args| Box::pin(std::future::ready(validate(&context, &args))),
+        ..command()
+    }
+}
+
+fn overrides(args: &Args) -> Result<Overrides, CliError> {
+    Ok(Overrides {
+        data_dir: daemon::path(args, "dataDir"),
+        join_token: daemon::text(args, "joinToken"),
+        join_token_file: daemon::path(args, "joinTokenFile"),
+        log_file: daemon::path(args, "logFile"),
+        log_format: daemon::text(args, "logFormat"),
+        log_level: daemon::text(args, "logLevel"),
+        log_source_location: daemon::switch(args, "logSourceLocation"),
+        server_address: daemon::text(args, "serverAddress"),
+        server_port: daemon::port(args, "serverPort")?,
+        socket_path: daemon::path(args, "socketPath"),
+        trust_bundle_path: daemon::path(args, "trustBundle"),
+        trust_bundle_url: daemon::text(args, "trustBundleUrl"),
+        trust_bundle_format: daemon::text(args, "trustBundleFormat"),
+        trust_domain: daemon::text(args, "trustDomain"),
+        insecure_bootstrap: daemon::switch(args, "insecureBootstrap"),
+        allow_unauthenticated_verifiers: daemon::switch(args, "allowUnauthenticatedVerifiers"),
+    })
+}
+
+fn validate(context: &Context, args: &Args) -> Result<Output, CliError> {
+    let overrides = overrides(args)?;
+    let outcome = daemon::document(args).and_then(|document| Config::from_document(&document, &overrides).map(drop));
+    daemon::verdict(context, outcome)
+}
+
+async fn run(_context: Context, args: Args) -> Result<Output, CliError> {
+    daemon::tighten_umask();
+    let overrides = overrides(&args)?;
+    let config = daemon::document(&args)
+        .and_then(|document| Config::from_document(&document, &overrides))
+        .map_err(|faults| daemon::refuse(&faults))?;
+    let log = daemon::start_log(&LogSettings {
+        level: &config.log.level,
+        json: config.log.json,
+        file: config.log.file.as_deref(),
+        source_location: config.log.source_location,
+    })?;
+    let shutdown = daemon::until_signalled(log)?;
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), trust_domain = config.trust_domain.as_str(), "Starting agent");
+    let outcome = match Agent::bind(config) {
+        Ok(bound) => Box::pin(bound.run(shutdown)).await,
+        Err(fault) => Err(fault),
+    };
+    daemon::ended(Program::Agent, outcome)
+}

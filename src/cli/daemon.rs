@@ -1,0 +1,140 @@
+//! What `run` and `validate` of both daemons share: the configuration file, the log, and the signals.
+
+use std::future::Future;
+use std::path::{Path, PathBuf};
+
+use plugin::config::Document;
+use plugin::fault::{Code, Fault, Faults};
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::args::Args;
+use super::context::{Context, Face};
+use super::error::CliError;
+use super::output::{self, Output};
+use super::spec::{Flag, Kind, Program, flag};
+use crate::logging::{Log, LogConfig, LogFormat, parse_level};
+
+pub(super) const EXPAND_ENV: Flag = flag("expandEnv", "expand-env", Kind::Switch, "Replace $VAR and ${VAR} in the configuration file");
+pub(super) const DATA_DIR: Flag = flag("dataDir", "data-dir", Kind::Text, "Directory for what the daemon keeps");
+pub(super) const LOG_FILE: Flag = flag("logFile", "log-file", Kind::Text, "File to log to; standard error when absent");
+pub(super) const LOG_FORMAT: Flag = flag("logFormat", "log-format", Kind::Text, "text or json");
+pub(super) const LOG_LEVEL: Flag = flag("logLevel", "log-level", Kind::Text, "trace, debug, info, warn or error");
+pub(super) const LOG_SOURCE: Flag = flag("logSourceLocation", "log-source-location", Kind::Switch, "Log the source file and line of each event");
+pub(super) const TRUST_DOMAIN: Flag = flag("trustDomain", "trust-domain", Kind::Text, "The trust domain, such as example.org");
+
+/// The configuration file that `-config` names, variables replaced when asked.
+pub(super) fn document(args: &Args) -> Result<Document, Faults> {
+    let environment = |name: &str| std::env::var(name).ok();
+    Document::load(Path::new(args.text("config")), if args.switch("expandEnv") { Some(&environment) } else { None })
+}
+
+pub(super) fn path(args: &Args, flag: &str) -> Option<PathBuf> {
+    args.optional(flag).map(PathBuf::from)
+}
+
+pub(super) fn text(args: &Args, flag: &str) -> Option<String> {
+    args.optional(flag).map(str::to_owned)
+}
+
+pub(super) fn switch(args: &Args, flag: &str) -> Option<bool> {
+    args.given(flag).then(|| args.switch(flag))
+}
+
+/// A port flag: a number that can be a port.
+pub(super) fn port(args: &Args, flag: &str) -> Result<Option<u16>, CliError> {
+    match args.optional(flag) {
+        None => Ok(None),
+        Some(text) => text
+            .parse()
+            .map(Some)
+            .map_err(|_not_a_port| CliError::usage(format!("{flag} {text:?} is not a port: a number from 0 to 65535"))),
+    }
+}
+
+/// How a daemon says that its configuration is wrong.
+pub(super) fn refuse(faults: &Faults) -> CliError {
+    CliError::Faults(Box::new(faults.clone()))
+}
+
+/// The outcome of `validate`.
+pub(super) fn verdict(context: &Context, outcome: Result<(), Faults>) -> Result<Output, CliError> {
+    let name = context.program.word();
+    match outcome {
+        Ok(()) => Ok(Output::text(format!("SPIRE {name} configuration file is valid."))),
+        Err(faults) if context.face == Face::Shim => {
+            output::say(&format!("SPIRE {name} configuration file is invalid: {faults}"));
+            Err(CliError::Silent)
+        }
+        Err(faults) => Err(refuse(&faults)),
+    }
+}
+
+/// The log settings of either daemon, as its configuration has them.
+pub(super) struct LogSettings<'s> {
+    pub(super) level: &'s str,
+    pub(super) json: bool,
+    pub(super) file: Option<&'s Path>,
+    pub(super) source_location: bool,
+}
+
+pub(super) fn start_log(settings: &LogSettings<'_>) -> Result<Log, CliError> {
+    let config = LogConfig {
+        level: parse_level(settings.level).unwrap_or(tracing::level_filters::LevelFilter::INFO),
+        format: if settings.json { LogFormat::Json } else { LogFormat::Text },
+        file: settings.file.map(Path::to_owned),
+        source_location: settings.source_location,
+    };
+    Log::install(&config).map_err(|error| {
+        let mut fault = Fault::new(Code::FileUnwritable, "the log file cannot be opened").because(error);
+        if let Some(file) = settings.file {
+            fault = fault.at(file.display().to_string());
+        }
+        fault.into()
+    })
+}
+
+/// What a daemon makes reaches its group at most. (SPIRE: umask is raised to 0027 at least.)
+pub(super) fn tighten_umask() {
+    use nix::sys::stat::{Mode, umask};
+    let least = Mode::from_bits_truncate(0o027);
+    let old = umask(least);
+    umask(old | least);
+}
+
+/// Ends at the first SIGINT or SIGTERM; until then SIGUSR2 reopens the log file.
+pub(super) fn until_signalled(log: Log) -> Result<impl Future<Output = ()> + Send, CliError> {
+    let failed = |error: std::io::Error| CliError::failed(format!("cannot listen for signals: {error}"));
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
+    let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
+    let mut reopen = signal(SignalKind::user_defined2()).map_err(failed)?;
+    Ok(async move {
+        loop {
+            tokio::select! {
+                _ = interrupt.recv() => return,
+                _ = terminate.recv() => return,
+                _ = reopen.recv() => match log.reopen() {
+                    Ok(()) => tracing::info!("log file reopened"),
+                    Err(error) => tracing::error!(%error, "the log file could not be reopened"),
+                },
+            }
+        }
+    })
+}
+
+/// How a daemon's end is told: a fault is logged, then printed by the face.
+pub(super) fn ended(program: Program, outcome: Result<(), Fault>) -> Result<Output, CliError> {
+    let name = match program {
+        Program::Server => "Server",
+        Program::Agent | Program::Plastron => "Agent",
+    };
+    match outcome {
+        Ok(()) => {
+            tracing::info!("{name} stopped gracefully");
+            Ok(Output::default())
+        }
+        Err(fault) => {
+            tracing::error!(code = fault.code.as_str(), error = %fault.what, "{name} crashed");
+            Err(fault.into())
+        }
+    }
+}
