@@ -138,7 +138,7 @@ codes! {
         "The certificate the server showed does not chain to the bundle this node was given. Either the address leads to another \
          server, or the server was made anew since. If it was, fetch its bundle again and join with a new token.";
     NoBootstrapBundle = 1103, Usage, "the node has nothing to know its server by",
-        "Before the first contact an agent needs the server's bundle: trust_bundle_path (made by `plastron bundle show` on the \
+        "Before the first contact an agent needs the server's bundle: trust_bundle_path (made by `plastron server bundle show` on the \
          server), trust_bundle_url, or, for trials only, insecure_bootstrap = true. Exactly one of them is to be set.";
     TrustDomainMismatch = 1104, Usage, "agent and server belong to different trust domains",
         "The trust_domain of the agent's configuration is not the server's. Correct the one that is wrong; a server's trust \
@@ -149,10 +149,10 @@ codes! {
         "trust_bundle_url did not give a bundle. The URL must be https with a certificate that this host trusts, and answer 200.";
     JoinTokenRefused = 1110, Denied, "the join token was refused",
         "A join token works once and for a limited time. The server says here only whether it was used, expired or unknown; which \
-         node used it stands in the server's log. Make a new one with `plastron token create` on the server.";
+         node used it stands in the server's log. Make a new one with `plastron server token generate` on the server.";
     NoJoinToken = 1111, Usage, "the node has no join token",
         "The node attestor join_token needs a token for the first contact: the flag -joinToken, or join_token or join_token_file in \
-         the configuration. Make one with `plastron token create` on the server.";
+         the configuration. Make one with `plastron server token generate` on the server.";
     JoinTokenFileUnreadable = 1112, Usage, "the file with the join token cannot be read",
         "join_token_file names a file that cannot be read or that does not hold a token. It holds the token alone; blanks around \
          it are ignored.";
@@ -160,7 +160,7 @@ codes! {
         "The node's proof was complete but the server refused it. The reason stands in the server's log.";
     AgentBanned = 1114, Denied, "this node is banned",
         "An operator banned this node; it gets no identity and serves none. To let it in again, evict it on the server \
-         (`plastron agent evict`) and join anew.";
+         (`plastron server agent evict`) and join anew.";
     AgentDataInvalid = 1115, Internal, "the agent's stored state cannot be used",
         "A file in the agent's data_dir is damaged or belongs to another trust domain. Move the directory away and join anew.";
     AgentMustJoinAgain = 1116, Denied, "the server no longer knows this node",
@@ -252,18 +252,18 @@ codes! {
         "An entry needs a SPIFFE ID and a parent ID of this trust domain and at least one selector; DNS names, hint and lifetimes \
          have their own rules. The line `because` names the field.";
     EntryNotFound = 2005, NotFound, "there is no such entry",
-        "No entry has this ID. `plastron entry list` shows the entries; the ID is not the SPIFFE ID.";
+        "No entry has this ID. `plastron server entry show` shows the entries; the ID is not the SPIFFE ID.";
     SimilarEntry = 2006, Conflict, "an entry with the same IDs and selectors exists",
         "Two entries may not have the same SPIFFE ID, parent ID and selectors. Update the one that exists.";
     UnknownParent = 2007, NotFound, "no node has this ID",
-        "The parent ID is neither an attested node nor an alias of nodes, so no agent would ever serve the entry. `plastron agent \
-         list` shows the nodes.";
+        "The parent ID is neither an attested node nor an alias of nodes, so no agent would ever serve the entry. `plastron server \
+         agent list` shows the nodes.";
     UnknownFederatedTrustDomain = 2008, NotFound, "there is no bundle of this trust domain",
-        "An entry can federate only with a trust domain whose bundle the server has. Set it with `plastron bundle set` first.";
+        "An entry can federate only with a trust domain whose bundle the server has. Set it with `plastron server bundle set` first.";
     AgentNotFound = 2009, NotFound, "there is no such node",
-        "No attested node has this ID. `plastron agent list` shows them.";
+        "No attested node has this ID. `plastron server agent list` shows them.";
     BundleNotFound = 2010, NotFound, "there is no such bundle",
-        "The server has no bundle of this trust domain. `plastron bundle list` shows those it has.";
+        "The server has no bundle of this trust domain. `plastron server bundle list` shows those it has.";
     BundleInUse = 2011, Conflict, "entries federate with this trust domain",
         "The bundle cannot be deleted while entries federate with its trust domain. Choose the mode: delete removes those entries \
          too, dissociate takes the trust domain out of them.";
@@ -276,7 +276,7 @@ codes! {
 
     NoIdentityIssued = 2101, Denied, "the agent has no identity for this process",
         "No entry matches the process, or none has reached this agent yet. Each selector of an entry must be among the selectors \
-         of the process; compare `plastron entry list` with the selectors in the agent's log.";
+         of the process; compare `plastron server entry show` with the selectors in the agent's log.";
     WorkloadGone = 2102, Denied, "the process ended while it was looked at",
         "The caller ended, or was replaced by another program, before its identity was established. Nothing was given out.";
     AgentNotReady = 2103, Unreachable, "the agent is not ready yet",
