@@ -2,5 +2,6 @@
 
 pub mod audit;
 pub mod ca;
+pub mod config;
 pub mod datastore;
 pub mod registry;

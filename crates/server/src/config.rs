@@ -1,0 +1,190 @@
+//! The server's configuration: what the file and the flags say, checked once and complete.
+//!
+//! [`Config::from_document`] reads every key of SPIRE's `server.conf` (SPIRE: server run.go): a key is used, or refused
+//! by name and position, or, where SPIRE tunes a mechanism that is not needed here, answered with a notice. Past it
+//! nothing is optional that has a default. It opens no file and no socket.
+
+mod data_store;
+mod lifetimes;
+mod server_section;
+#[cfg(test)]
+mod tests;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use plugin::catalog::ServerPlugins;
+use plugin::config::{Document, Section};
+use plugin::fault::{Code, Faults};
+use spiffe::id::SpiffeId;
+use spiffe::trust_domain::TrustDomain;
+
+use crate::ca::IssuanceConfig;
+use crate::datastore::DatastoreConfig;
+
+/// SPIRE: defaults of health_checks.
+const HEALTH_ADDRESS: &str = "localhost";
+const HEALTH_PORT: u16 = 80;
+
+/// Everything the server is told from outside.
+#[derive(Debug, Clone)]
+pub struct Config {
+    pub trust_domain: TrustDomain,
+    /// For what the server keeps on disk beyond the files that plugins name.
+    pub data_dir: PathBuf,
+    /// A name or an IP address, without brackets.
+    pub bind_address: String,
+    /// 0: the kernel chooses.
+    pub bind_port: u16,
+    /// The administration socket.
+    pub socket_path: PathBuf,
+    /// Callers who are administrators by their ID, of this trust domain or a federated one.
+    pub admin_ids: Vec<SpiffeId>,
+    pub issuance: IssuanceConfig,
+    pub audit_log: bool,
+    pub log: LogConfig,
+    pub rate_limits: RateLimitConfig,
+    pub pruning: Option<PruningConfig>,
+    /// An agent's own ID becomes one of its selectors, as `spiffe_id:<id>`.
+    pub agent_id_as_selector: bool,
+    /// Refuse key exchanges that are not post-quantum.
+    pub require_pq_kem: bool,
+    pub health: Option<HealthConfig>,
+    pub datastore: DatastoreConfig,
+    pub plugins: ServerPlugins,
+    /// What an operator should know about this configuration; to be logged as warnings at the start.
+    pub notices: Vec<String>,
+}
+
+/// What the face sets up logging with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogConfig {
+    /// Upper case: `DEBUG`, `INFO`, `WARN`, `ERROR`.
+    pub level: String,
+    pub json: bool,
+    pub file: Option<PathBuf>,
+    pub source_location: bool,
+}
+
+/// Which calls are limited in their rate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RateLimitConfig {
+    pub attestation: bool,
+    pub signing: bool,
+}
+
+/// When attested nodes that are gone are forgotten.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PruningConfig {
+    /// How long their SVID must have been expired.
+    pub expired_for: Duration,
+    /// Also nodes that cannot attest again by themselves.
+    pub tofu_nodes: bool,
+}
+
+/// The HTTP listener for probes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HealthConfig {
+    /// A name or an IP address, without brackets.
+    pub bind_address: String,
+    pub bind_port: u16,
+    pub live_path: String,
+    pub ready_path: String,
+}
+
+/// Flags of the command line; each wins over the file.
+#[derive(Debug, Clone, Default)]
+pub struct Overrides {
+    pub bind_address: Option<String>,
+    pub server_port: Option<u16>,
+    pub data_dir: Option<PathBuf>,
+    pub log_file: Option<PathBuf>,
+    pub log_format: Option<String>,
+    pub log_level: Option<String>,
+    pub log_source_location: Option<bool>,
+    pub trust_domain: Option<String>,
+    pub socket_path: Option<PathBuf>,
+}
+
+impl Config {
+    /// Reads the configuration, all of its faults at once.
+    ///
+    /// # Errors
+    /// Every fault found, with its position: PLA-12xx.
+    pub fn from_document(document: &Document, overrides: &Overrides) -> Result<Self, Faults> {
+        let root = document.root();
+        refuse_telemetry(&root);
+        let health = health(&root);
+        let plugins = ServerPlugins::from_section(&root);
+        let datastore = ServerPlugins::data_store(&root).and_then(|data| data_store::read(&data));
+        let config = server_section::read(&root, overrides);
+        document.check()?;
+        let complete = config.zip(plugins).zip(datastore).map(
+            |((mut config, plugins), (datastore, notices))| {
+                config.notices.extend(notices);
+                config.with(health, plugins, datastore)
+            },
+        );
+        complete.ok_or_else(|| Faults(document.faults()))
+    }
+}
+
+/// Metrics are not there yet. An empty block asks for nothing.
+fn refuse_telemetry(root: &Section) {
+    const SINKS: [&str; 5] = ["Prometheus", "DogStatsd", "Statsd", "M3", "InMem"];
+    const GENERAL: [&str; 8] = [
+        "MetricPrefix",
+        "EnableTrustDomainLabel",
+        "EnableHostnameLabel",
+        "AllowedPrefixes",
+        "BlockedPrefixes",
+        "AllowedLabels",
+        "BlockedLabels",
+        "ServiceName",
+    ];
+    let Some(telemetry) = root.section("telemetry") else {
+        return;
+    };
+    for key in SINKS.into_iter().chain(GENERAL) {
+        telemetry.unsupported(&[(key, "metrics are not exported yet; take the block out")]);
+    }
+}
+
+fn health(root: &Section) -> Option<HealthConfig> {
+    let block = root.section("health_checks")?;
+    let enabled = block.boolean("listener_enabled").unwrap_or(false);
+    let path = |key: &str, default: &str| {
+        let path = block
+            .non_empty_string(key)
+            .unwrap_or_else(|| default.to_owned());
+        if !path.starts_with('/') {
+            block.fault_at(
+                key,
+                format!("{key} must begin with a slash"),
+                format!("for instance {key} = {default:?}"),
+            );
+        }
+        path
+    };
+    let config = HealthConfig {
+        bind_address: without_brackets(
+            block
+                .non_empty_string("bind_address")
+                .as_deref()
+                .unwrap_or(HEALTH_ADDRESS),
+        ),
+        bind_port: block.port("bind_port").unwrap_or(HEALTH_PORT),
+        live_path: path("live_path", "/live"),
+        ready_path: path("ready_path", "/ready"),
+    };
+    if config.live_path == config.ready_path {
+        let what = "live_path and ready_path must differ";
+        block.fault(Code::ConflictingKeys, "ready_path", what, "");
+    }
+    enabled.then_some(config)
+}
+
+/// IPv6 addresses may be written in brackets (SPIRE: the same).
+fn without_brackets(address: &str) -> String {
+    address.trim_matches(['[', ']']).to_owned()
+}

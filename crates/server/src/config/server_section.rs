@@ -1,0 +1,457 @@
+//! The `server` block, key by key.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use plugin::catalog::ServerPlugins;
+use plugin::config::Section;
+use plugin::fault::Code;
+use spiffe::id::SpiffeId;
+use spiffe::key::KeyType;
+use spiffe::trust_domain::TrustDomain;
+use spiffe::x509::Subject;
+
+use super::{
+    Config, HealthConfig, LogConfig, Overrides, PruningConfig, RateLimitConfig, lifetimes,
+    without_brackets,
+};
+use crate::ca::IssuanceConfig;
+use crate::datastore::DatastoreConfig;
+
+/// SPIRE: DefaultServerSocketPath.
+const DEFAULT_SOCKET: &str = "/tmp/spire-server/private/api.sock";
+const DEFAULT_ADDRESS: &str = "0.0.0.0";
+const DEFAULT_PORT: u16 = 8081;
+/// SPIRE: credtemplate's defaults.
+const DEFAULT_CA_TTL: Duration = Duration::from_secs(24 * 3_600);
+const DEFAULT_X509_SVID_TTL: Duration = Duration::from_secs(3_600);
+const DEFAULT_JWT_SVID_TTL: Duration = Duration::from_secs(300);
+/// SPIRE warns at this length, since a SPIFFE ID in some places may have no more than 255 bytes.
+const LONG_TRUST_DOMAIN: usize = 255;
+const KEY_TYPES: [&str; 4] = ["ec-p256", "ec-p384", "rsa-2048", "rsa-4096"];
+
+/// The block without what other blocks say.
+pub(super) struct ServerSection {
+    trust_domain: TrustDomain,
+    data_dir: PathBuf,
+    bind_address: String,
+    bind_port: u16,
+    socket_path: PathBuf,
+    admin_ids: Vec<SpiffeId>,
+    issuance: IssuanceConfig,
+    log: LogConfig,
+    rate_limits: RateLimitConfig,
+    pruning: Option<PruningConfig>,
+    agent_id_as_selector: bool,
+    require_pq_kem: bool,
+    pub(super) notices: Vec<String>,
+}
+
+impl ServerSection {
+    pub(super) fn with(
+        self,
+        health: Option<HealthConfig>,
+        plugins: ServerPlugins,
+        datastore: DatastoreConfig,
+    ) -> Config {
+        Config {
+            trust_domain: self.trust_domain,
+            data_dir: self.data_dir,
+            bind_address: self.bind_address,
+            bind_port: self.bind_port,
+            socket_path: self.socket_path,
+            admin_ids: self.admin_ids,
+            audit_log: self.issuance.audit_log,
+            issuance: self.issuance,
+            log: self.log,
+            rate_limits: self.rate_limits,
+            pruning: self.pruning,
+            agent_id_as_selector: self.agent_id_as_selector,
+            require_pq_kem: self.require_pq_kem,
+            health,
+            datastore,
+            plugins,
+            notices: self.notices,
+        }
+    }
+}
+
+/// Reads the block. Nothing comes back when a fault was recorded that leaves a hole.
+pub(super) fn read(root: &Section, flags: &Overrides) -> Option<ServerSection> {
+    if !root.has("server") {
+        let hint =
+            "server { trust_domain = \"example.org\" data_dir = \"/var/lib/plastron/server\" }";
+        root.fault_here(Code::MissingKey, "the block server is missing", hint);
+        return None;
+    }
+    let server = root.section("server")?;
+    let mut notices = Vec::new();
+    refuse_unsupported(&server);
+    let experimental = experimental(&server, &mut notices);
+    let trust_domain = trust_domain(&server, flags, &mut notices);
+    let data_dir = required(
+        &server,
+        flags.data_dir.clone(),
+        "data_dir",
+        "/var/lib/plastron/server",
+    );
+    let bind_address = server
+        .non_empty_string("bind_address")
+        .unwrap_or_else(|| DEFAULT_ADDRESS.to_owned());
+    let bind_port = server.port("bind_port").unwrap_or(DEFAULT_PORT);
+    let socket_path = server
+        .non_empty_string("socket_path")
+        .map_or_else(|| PathBuf::from(DEFAULT_SOCKET), PathBuf::from);
+    let admin_ids = admin_ids(&server);
+    let log = log(&server, flags);
+    let rate_limits = rate_limits(&server);
+    let pruning = pruning(&server, &mut notices);
+    max_staleness(&server, &mut notices);
+    let issuance = trust_domain
+        .clone()
+        .and_then(|trust_domain| issuance(&server, trust_domain, &mut notices));
+    Some(ServerSection {
+        trust_domain: trust_domain?,
+        data_dir: data_dir?,
+        bind_address: without_brackets(flags.bind_address.as_deref().unwrap_or(&bind_address)),
+        bind_port: flags.server_port.unwrap_or(bind_port),
+        socket_path: flags.socket_path.clone().unwrap_or(socket_path),
+        admin_ids,
+        issuance: issuance?,
+        log: log?,
+        rate_limits,
+        pruning,
+        agent_id_as_selector: experimental
+            .boolean("agent_spiffe_id_as_selector")
+            .unwrap_or(false),
+        require_pq_kem: experimental.boolean("require_pq_kem").unwrap_or(false),
+        notices,
+    })
+}
+
+/// Keys that SPIRE has and this server has not yet.
+fn refuse_unsupported(server: &Section) {
+    server.unsupported(&[
+        ("profiling_enabled", ""),
+        ("profiling_port", ""),
+        ("profiling_freq", ""),
+        ("profiling_names", ""),
+        (
+            "proxy_protocol_trusted_cidrs",
+            "let the load balancer keep the client's address, or pass TCP through",
+        ),
+    ]);
+    if let Some(federation) = server.section("federation") {
+        federation.unsupported(&[
+            (
+                "bundle_endpoint",
+                "this server's bundle is not served over HTTPS yet",
+            ),
+            (
+                "federates_with",
+                "set a foreign bundle with `plastron server bundle set`",
+            ),
+        ]);
+    }
+}
+
+fn experimental(server: &Section, notices: &mut Vec<String>) -> Section {
+    let experimental = server.section_or_empty("experimental");
+    experimental.unsupported(&[
+        (
+            "auth_opa_policy_engine",
+            "calls are authorized by the built-in rules",
+        ),
+        ("wit_key_type", "WIT-SVIDs are not issued yet"),
+        ("wit_issuer", "WIT-SVIDs are not issued yet"),
+        ("named_pipe_name", "named pipes exist on Windows only"),
+    ]);
+    // They tune how SPIRE's caches catch up with its database. Here changes are pushed.
+    for key in [
+        "cache_reload_interval",
+        "full_cache_reload_interval",
+        "prune_events_older_than",
+        "event_timeout",
+        "sql_transaction_timeout",
+    ] {
+        if experimental.duration(key).is_some() {
+            notices.push(format!(
+                "experimental.{key} has no effect: there is no cache to reload"
+            ));
+        }
+    }
+    if experimental.has("event_timeout") && experimental.has("sql_transaction_timeout") {
+        let what =
+            "experimental.event_timeout and its former name sql_transaction_timeout are both set";
+        experimental.fault(
+            Code::ConflictingKeys,
+            "sql_transaction_timeout",
+            what,
+            "take it out",
+        );
+    }
+    if experimental.boolean("events_based_cache").is_some() {
+        notices.push(
+            "experimental.events_based_cache has no effect: there is no cache to reload".to_owned(),
+        );
+    }
+    for flag in experimental
+        .located_strings("feature_flags")
+        .unwrap_or_default()
+    {
+        match flag.value.as_str() {
+            "i_am_a_test_flag" => {}
+            "wit-svid" => {
+                let what = "the feature flag \"wit-svid\" is not yet supported";
+                experimental.fault_on(
+                    &flag,
+                    Code::NotYetSupported,
+                    what,
+                    "WIT-SVIDs are not issued yet",
+                );
+            }
+            _ => experimental.fault_on(
+                &flag,
+                Code::InvalidValue,
+                "there is no such feature flag",
+                "",
+            ),
+        }
+    }
+    experimental
+}
+
+/// A value that must be in the file or among the flags.
+fn required(server: &Section, flag: Option<PathBuf>, key: &str, example: &str) -> Option<PathBuf> {
+    match flag {
+        Some(value) => {
+            // The file's value counts as read though the flag wins.
+            drop(server.string(key));
+            Some(value)
+        }
+        None => server.required_string(key, example).map(PathBuf::from),
+    }
+}
+
+fn trust_domain(
+    server: &Section,
+    flags: &Overrides,
+    notices: &mut Vec<String>,
+) -> Option<TrustDomain> {
+    let text = match &flags.trust_domain {
+        Some(text) => {
+            drop(server.string("trust_domain"));
+            text.clone()
+        }
+        None => server.required_string("trust_domain", "example.org")?,
+    };
+    match TrustDomain::parse(&text) {
+        Ok(trust_domain) => {
+            if trust_domain.as_str().len() > LONG_TRUST_DOMAIN {
+                notices.push("trust_domain is longer than 255 bytes: other implementations may not accept it".to_owned());
+            }
+            Some(trust_domain)
+        }
+        Err(error) => {
+            let hint = "a trust domain is a lower-case name such as example.org";
+            server.fault_at("trust_domain", format!("trust_domain: {error}"), hint);
+            None
+        }
+    }
+}
+
+fn admin_ids(server: &Section) -> Vec<SpiffeId> {
+    let mut ids = Vec::new();
+    for text in server.located_strings("admin_ids").unwrap_or_default() {
+        match SpiffeId::parse(&text.value) {
+            Ok(id) if id.has_path() => ids.push(id),
+            Ok(_) => server.fault_on(
+                &text,
+                Code::InvalidValue,
+                "admin_ids: a trust domain is not an administrator",
+                "name one identity, such as spiffe://example.org/admin",
+            ),
+            Err(error) => {
+                let hint = "such as spiffe://example.org/admin";
+                server.fault_on(
+                    &text,
+                    Code::InvalidValue,
+                    format!("admin_ids: {error}"),
+                    hint,
+                );
+            }
+        }
+    }
+    ids
+}
+
+fn log(server: &Section, flags: &Overrides) -> Option<LogConfig> {
+    let level = flags
+        .log_level
+        .clone()
+        .or_else(|| server.non_empty_string("log_level"));
+    let level = level
+        .unwrap_or_else(|| "INFO".to_owned())
+        .to_ascii_uppercase();
+    let level = match level.as_str() {
+        "WARNING" => "WARN".to_owned(),
+        // SPIRE takes logrus' levels; those beyond ours are the nearest one.
+        "FATAL" | "PANIC" => "ERROR".to_owned(),
+        "TRACE" | "DEBUG" | "INFO" | "WARN" | "ERROR" => level,
+        _ => {
+            server.fault_at(
+                "log_level",
+                "log_level must be one of DEBUG, INFO, WARN, ERROR",
+                "",
+            );
+            return None;
+        }
+    };
+    let format = flags
+        .log_format
+        .clone()
+        .or_else(|| server.non_empty_string("log_format"));
+    let format = format
+        .unwrap_or_else(|| "text".to_owned())
+        .to_ascii_lowercase();
+    if format != "text" && format != "json" {
+        server.fault_at("log_format", "log_format must be one of text, json", "");
+        return None;
+    }
+    let file = server.non_empty_string("log_file").map(PathBuf::from);
+    let source_location = server.boolean("log_source_location");
+    Some(LogConfig {
+        level,
+        json: format == "json",
+        file: flags.log_file.clone().or(file),
+        source_location: flags
+            .log_source_location
+            .or(source_location)
+            .unwrap_or(false),
+    })
+}
+
+fn rate_limits(server: &Section) -> RateLimitConfig {
+    let block = server.section_or_empty("ratelimit");
+    RateLimitConfig {
+        attestation: block.boolean("attestation").unwrap_or(true),
+        signing: block.boolean("signing").unwrap_or(true),
+    }
+}
+
+fn pruning(server: &Section, notices: &mut Vec<String>) -> Option<PruningConfig> {
+    let tofu_nodes = server.boolean("prune_tofu_nodes").unwrap_or(false);
+    if server
+        .integer_between("prune_attested_nodes_batch_size", 0, i64::from(i32::MAX))
+        .is_some()
+    {
+        notices.push(
+            "prune_attested_nodes_batch_size has no effect: the size is chosen by the store"
+                .to_owned(),
+        );
+    }
+    let expired_for = server.duration("prune_attested_nodes_expired_for");
+    if tofu_nodes && expired_for.is_none() && !server.has("prune_attested_nodes_expired_for") {
+        notices.push(
+            "prune_tofu_nodes has no effect without prune_attested_nodes_expired_for".to_owned(),
+        );
+    }
+    Some(PruningConfig {
+        expired_for: expired_for.filter(|after| !after.is_zero())?,
+        tofu_nodes,
+    })
+}
+
+/// How stale a cached node may be for SPIRE. Here the state is in memory and follows the database by itself.
+fn max_staleness(server: &Section, notices: &mut Vec<String>) {
+    if server
+        .duration("max_attested_node_info_staleness")
+        .is_some_and(|staleness| !staleness.is_zero())
+    {
+        notices.push(
+            "max_attested_node_info_staleness has no effect: what is known about nodes is never staler than the \
+             database's own notifications"
+                .to_owned(),
+        );
+    }
+}
+
+fn issuance(
+    server: &Section,
+    trust_domain: TrustDomain,
+    notices: &mut Vec<String>,
+) -> Option<IssuanceConfig> {
+    let ca_ttl = positive(server, "ca_ttl").unwrap_or(DEFAULT_CA_TTL);
+    let x509_svid_ttl = positive(server, "default_x509_svid_ttl").unwrap_or(DEFAULT_X509_SVID_TTL);
+    let jwt_svid_ttl = positive(server, "default_jwt_svid_ttl").unwrap_or(DEFAULT_JWT_SVID_TTL);
+    let agent_ttl = positive(server, "agent_ttl");
+    let checked = [
+        ("default_x509_svid_ttl", Some(x509_svid_ttl)),
+        ("default_jwt_svid_ttl", Some(jwt_svid_ttl)),
+        ("agent_ttl", agent_ttl),
+    ];
+    for (name, ttl) in checked {
+        notices.extend(ttl.and_then(|ttl| lifetimes::notice(name, ttl, ca_ttl)));
+    }
+    let ca_key_type = key_type(server, "ca_key_type");
+    let jwt_key_type = key_type(server, "jwt_key_type");
+    let ca_key_type = ca_key_type.unwrap_or(KeyType::EcP256);
+    Some(IssuanceConfig {
+        trust_domain,
+        ca_key_type,
+        jwt_key_type: jwt_key_type.unwrap_or(ca_key_type),
+        ca_subject: ca_subject(server, notices),
+        ca_ttl,
+        agent_ttl: agent_ttl.unwrap_or(x509_svid_ttl),
+        x509_svid_ttl,
+        jwt_svid_ttl,
+        jwt_issuer: server.non_empty_string("jwt_issuer"),
+        jwt_svids: !server.boolean("disable_jwt_svids").unwrap_or(false),
+        audit_log: server.boolean("audit_log_enabled").unwrap_or(false),
+    })
+}
+
+/// A lifetime in whole seconds; an empty text counts as missing.
+fn positive(server: &Section, key: &str) -> Option<Duration> {
+    if server.string(key).is_some_and(|text| text.is_empty()) {
+        return None;
+    }
+    let duration = server.duration(key)?;
+    if duration < Duration::from_secs(1) {
+        server.fault_at(key, format!("{key} must be at least 1s"), "");
+        return None;
+    }
+    Some(duration)
+}
+
+fn key_type(server: &Section, key: &str) -> Option<KeyType> {
+    if server.string(key).is_some_and(|text| text.is_empty()) {
+        return None;
+    }
+    server
+        .one_of(key, &KEY_TYPES)
+        .and_then(|name| KeyType::parse(name).ok())
+}
+
+/// SPIRE: a block with any value replaces the default as a whole.
+fn ca_subject(server: &Section, notices: &mut Vec<String>) -> Subject {
+    let default = Subject {
+        country: vec!["US".to_owned()],
+        organization: vec!["SPIFFE".to_owned()],
+        ..Subject::default()
+    };
+    let Some(block) = server.section("ca_subject") else {
+        return default;
+    };
+    let subject = Subject {
+        country: block.strings("country").unwrap_or_default(),
+        organization: block.strings("organization").unwrap_or_default(),
+        common_name: block.non_empty_string("common_name"),
+        ..Subject::default()
+    };
+    if subject.is_empty() {
+        notices.push("ca_subject is set but empty; the default is used".to_owned());
+        return default;
+    }
+    subject
+}
