@@ -2,12 +2,14 @@
 //! bundle always knows its trust domain, and no operation ever mixes two.
 
 mod jwks;
+mod map;
 mod spiffe_json;
 #[cfg(test)]
 mod tests;
 mod x509;
 
 pub use jwks::JwtBundle;
+pub use map::BundleMap;
 pub use x509::X509Bundle;
 
 use crate::key::PublicKey;
@@ -43,6 +45,10 @@ pub enum BundleError {
     Key { at: usize, reason: String },
     #[error("bundle certificate: {0}")]
     Certificate(#[from] CertificateError),
+    #[error("bundle map has no trust_domains member")]
+    NoTrustDomains,
+    #[error("bundle map key {0:?} is not the name of a trust domain")]
+    TrustDomainName(String),
     #[error("bundle has two keys with id {0:?}")]
     DuplicateKeyId(String),
 }

@@ -11,7 +11,7 @@ pub(crate) mod path;
 #[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use build::{
     BuildError, CaTemplate, Issuer, LeafTemplate, build_ca_csr, issue_ca, issue_leaf, random_serial,

@@ -133,8 +133,15 @@ struct PlainSet {
 #[derive(Deserialize)]
 pub(super) struct JwkSet {
     keys: Option<Vec<Value>>,
+    #[serde(default, deserialize_with = "present")]
     pub(super) spiffe_sequence: Option<Value>,
+    #[serde(default, deserialize_with = "present")]
     pub(super) spiffe_refresh_hint: Option<Value>,
+}
+
+/// A member that is there, even if it is `null`.
+fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Value>, D::Error> {
+    Value::deserialize(deserializer).map(Some)
 }
 
 impl JwkSet {

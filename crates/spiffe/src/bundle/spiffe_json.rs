@@ -7,7 +7,7 @@ use crate::trust_domain::TrustDomain;
 use crate::x509::{Certificate, CertificateError};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::HashSet;
 
@@ -44,6 +44,16 @@ impl Bundle {
     /// The bundle as a SPIFFE bundle document.
     #[must_use]
     pub fn to_spiffe_json(&self) -> Vec<u8> {
+        write_json(&self.written(self.refresh_hint))
+    }
+
+    /// The bundle as a member of a bundle map: without refresh hint.
+    pub(super) fn to_spiffe_value(&self) -> Value {
+        // A struct of texts and numbers always serialises.
+        serde_json::to_value(self.written(0)).unwrap_or_default()
+    }
+
+    fn written(&self, refresh_hint: i64) -> Written {
         let x509 = self
             .x509_authorities
             .iter()
@@ -56,11 +66,11 @@ impl Bundle {
             .wit_authorities
             .iter()
             .map(|authority| authority.to_jwk(Some(WIT_SVID)));
-        write_json(&Written {
+        Written {
             keys: x509.chain(jwt).chain(wit).collect(),
             spiffe_sequence: self.sequence_number,
-            spiffe_refresh_hint: self.refresh_hint,
-        })
+            spiffe_refresh_hint: refresh_hint,
+        }
     }
 
     /// Reads a SPIFFE bundle document. Entries of unknown or missing use or kind, and token keys without an id,
@@ -69,7 +79,20 @@ impl Bundle {
     /// # Errors
     /// [`BundleError`]; whoever holds an older bundle keeps it.
     pub fn from_spiffe_json(trust_domain: TrustDomain, json: &[u8]) -> Result<Self, BundleError> {
-        let set: JwkSet = read_json(json)?;
+        Self::from_set(trust_domain, &read_json(json)?)
+    }
+
+    /// As [`from_spiffe_json`](Self::from_spiffe_json), from a document already taken apart.
+    pub(super) fn from_spiffe_value(
+        trust_domain: TrustDomain,
+        value: &Value,
+    ) -> Result<Self, BundleError> {
+        let set =
+            JwkSet::deserialize(value).map_err(|fault| BundleError::Json(fault.to_string()))?;
+        Self::from_set(trust_domain, &set)
+    }
+
+    fn from_set(trust_domain: TrustDomain, set: &JwkSet) -> Result<Self, BundleError> {
         let mut bundle = Self::new(trust_domain);
         bundle.sequence_number = sequence(set.spiffe_sequence.as_ref())?;
         bundle.refresh_hint = refresh_hint(set.spiffe_refresh_hint.as_ref())?;

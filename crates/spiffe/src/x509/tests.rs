@@ -83,7 +83,7 @@ fn oracle(certificate: &Certificate) -> x509_cert::Certificate {
     x509_cert::Certificate::from_der(certificate.der()).unwrap()
 }
 
-fn extension<'a, T: der::Decode<'a> + der::oid::AssociatedOid>(
+fn extension<'a, T: Decode<'a> + der::oid::AssociatedOid>(
     cert: &'a x509_cert::Certificate,
 ) -> Option<(bool, T)> {
     match cert.tbs_certificate().get_extension::<T>() {
