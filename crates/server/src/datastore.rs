@@ -11,6 +11,7 @@ mod contract;
 mod draft;
 mod entries;
 mod error;
+mod fault;
 mod federation;
 mod journals;
 mod postgres;

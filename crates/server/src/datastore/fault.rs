@@ -1,0 +1,62 @@
+//! The store's faults as an operator reads them.
+
+use plugin::fault::{Code, Fault};
+
+use super::DatastoreError;
+
+impl From<&DatastoreError> for Fault {
+    fn from(error: &DatastoreError) -> Self {
+        match error {
+            DatastoreError::Unavailable { because } => {
+                Self::new(Code::DatabaseUnreachable, "the database cannot be reached")
+                    .because(because)
+                    .hint("check connection_string, and that the database runs and lets this host in")
+            }
+            DatastoreError::Locked { at } => {
+                Self::new(Code::DatabaseLocked, "the database is locked by another process")
+                    .at(at)
+                    .hint(format!("another server may be running on it: fuser {at}"))
+            }
+            DatastoreError::Full { at } => Self::new(Code::DiskFull, "no space left for the database")
+                .at(at)
+                .hint("free some space; what was acknowledged before is safe"),
+            DatastoreError::Refused { because } => {
+                Self::new(Code::DatabaseFailed, "the database refused a statement").because(because)
+            }
+            DatastoreError::Open { at, because } => {
+                Self::new(Code::DatabaseFailed, "the database cannot be opened").at(at).because(because)
+            }
+            DatastoreError::WrongTrustDomain { stored, configured } => Self::new(
+                Code::DatabaseOfAnotherTrustDomain,
+                format!("the database belongs to trust domain {stored}, the configuration says {configured}"),
+            )
+            .hint(format!("set trust_domain = \"{stored}\", or give this server a database of its own")),
+            DatastoreError::NewerSchema { stored, supported } => {
+                Self::new(Code::DatabaseTooNew, "the database was written by a newer version")
+                    .because(format!("its schema is {stored}, this version knows {supported}"))
+                    .hint("start the newer version, or restore a backup from before the upgrade")
+            }
+            DatastoreError::NotOurs { at, table } => {
+                Self::new(Code::DatabaseFailed, "the database holds another program's tables")
+                    .at(at)
+                    .because(format!("it has a table {table} and none of ours"))
+                    .hint("name an empty or new database in connection_string")
+            }
+            DatastoreError::Unreadable { table, key, because } => {
+                Self::new(Code::DatabaseFailed, "the database holds something unreadable")
+                    .at(format!("table {table}, key {key}"))
+                    .because(because)
+            }
+            DatastoreError::Settings { because } => {
+                Self::new(Code::DatabaseFailed, "the database settings cannot be used").because(because)
+            }
+            DatastoreError::Closed => Self::new(Code::DatabaseFailed, "the datastore is closed"),
+        }
+    }
+}
+
+impl From<DatastoreError> for Fault {
+    fn from(error: DatastoreError) -> Self {
+        Self::from(&error)
+    }
+}
