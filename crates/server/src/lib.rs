@@ -1,7 +1,27 @@
 //! The SPIFFE identity server: registry, authorities, issuance and its gRPC services.
+//!
+//! [`Server::bind`] puts everything together from a [`Config`] and returns once the server could serve; [`Bound::run`]
+//! serves until it is told to stop. Nothing below decides by itself who may have what: that is `authz`.
 
 pub mod audit;
 pub mod ca;
 pub mod config;
 pub mod datastore;
 pub mod registry;
+
+mod api;
+mod attest;
+mod authz;
+mod caller;
+mod endpoints;
+mod health;
+mod prune;
+mod ratelimit;
+mod server;
+mod status;
+mod tasks;
+mod watch;
+
+pub use api::logger::LogControl;
+pub use config::Config;
+pub use server::{Bound, Environment, Server};

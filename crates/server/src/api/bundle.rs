@@ -1,0 +1,318 @@
+//! The Bundle service: the trust domain's own bundle for everybody, the federated ones for administrators and agents.
+
+use std::sync::Arc;
+
+use proto::convert::{
+    bundle_from_caller, bundle_to_wire, jwt_authorities_from_wire, jwt_authority_to_wire, x509_authorities_from_wire,
+};
+use proto::spire::api::server::bundle::v1::batch_delete_federated_bundle_request::Mode;
+use proto::spire::api::server::bundle::v1::bundle_server::Bundle as BundleApi;
+use proto::spire::api::server::bundle::v1::{
+    self as rpc, batch_create_federated_bundle_response, batch_delete_federated_bundle_response,
+    batch_set_federated_bundle_response, batch_update_federated_bundle_response,
+};
+use proto::spire::api::types::{self, BundleMask};
+use spiffe::bundle::Bundle;
+use spiffe::trust_domain::TrustDomain;
+use tonic::{Code, Request, Response, Status};
+
+use super::wire::{self, malformed};
+use crate::audit::Fields;
+use crate::caller::Caller;
+use crate::datastore::{BundleError, BundleMask as Written, Datastore, DeleteMode};
+use crate::ratelimit::RateLimits;
+use crate::registry::Registry;
+use crate::status::{failed, item, item_ok, refused};
+
+#[cfg(test)]
+mod tests;
+
+#[derive(Debug)]
+pub(crate) struct BundleService {
+    pub(crate) trust_domain: TrustDomain,
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) datastore: Datastore,
+    pub(crate) limits: Arc<RateLimits>,
+}
+
+/// How a bundle from a caller is written.
+#[derive(Clone, Copy)]
+enum Write<'a> {
+    Create,
+    Update(Option<&'a BundleMask>),
+    Set,
+}
+
+#[tonic::async_trait]
+impl BundleApi for BundleService {
+    async fn count_bundles(
+        &self,
+        request: Request<rpc::CountBundlesRequest>,
+    ) -> Result<Response<rpc::CountBundlesResponse>, Status> {
+        Caller::of(&request)?.audit(Ok(()), Fields::new);
+        Ok(Response::new(rpc::CountBundlesResponse { count: wire::count(self.registry.bundles().len()) }))
+    }
+
+    async fn get_bundle(&self, request: Request<rpc::GetBundleRequest>) -> Result<Response<types::Bundle>, Status> {
+        let caller = Caller::of(&request)?;
+        let found =
+            self.registry.bundle(&self.trust_domain).ok_or_else(|| refused(Code::NotFound, "bundle not found"));
+        caller.audit(found.as_ref().map(|_| ()), || Fields::new().with("trust_domain_id", &self.trust_domain));
+        Ok(Response::new(bundle_to_wire(&*found?, request.get_ref().output_mask.as_ref())))
+    }
+
+    async fn append_bundle(
+        &self,
+        request: Request<rpc::AppendBundleRequest>,
+    ) -> Result<Response<types::Bundle>, Status> {
+        let caller = Caller::of(&request)?;
+        let request = request.into_inner();
+        let outcome = self.append(&request).await;
+        caller.audit(outcome.as_ref().map(|_| ()), || Fields::new().with("trust_domain_id", &self.trust_domain));
+        Ok(Response::new(bundle_to_wire(&*outcome?, request.output_mask.as_ref())))
+    }
+
+    async fn publish_jwt_authority(
+        &self,
+        request: Request<rpc::PublishJwtAuthorityRequest>,
+    ) -> Result<Response<rpc::PublishJwtAuthorityResponse>, Status> {
+        let caller = Caller::of(&request)?;
+        self.limits.publish_key.take(&caller.connection, 1, "key publishing").await?;
+        let authority = request
+            .into_inner()
+            .jwt_authority
+            .ok_or_else(|| refused(Code::InvalidArgument, "missing JWT authority"))?;
+        let key_id = authority.key_id.clone();
+        let outcome = self.publish(authority).await;
+        caller.audit(outcome.as_ref().map(|_| ()), || Fields::new().with("jwt_authority_key_id", key_id));
+        let jwt_authorities = outcome?.jwt_authorities.iter().map(jwt_authority_to_wire).collect();
+        Ok(Response::new(rpc::PublishJwtAuthorityResponse { jwt_authorities }))
+    }
+
+    async fn publish_wit_authority(
+        &self,
+        _: Request<rpc::PublishWitAuthorityRequest>,
+    ) -> Result<Response<rpc::PublishWitAuthorityResponse>, Status> {
+        Err(refused(Code::Unimplemented, "WIT-SVID functionality is not yet implemented"))
+    }
+
+    async fn list_federated_bundles(
+        &self,
+        request: Request<rpc::ListFederatedBundlesRequest>,
+    ) -> Result<Response<rpc::ListFederatedBundlesResponse>, Status> {
+        let caller = Caller::of(&request)?;
+        let request = request.into_inner();
+        let mut foreign = self.registry.bundles();
+        foreign.retain(|bundle| bundle.trust_domain != self.trust_domain);
+        let (listed, next_page_token) = page_by_name(&foreign, request.page_size, &request.page_token)?;
+        let bundles = listed.iter().map(|bundle| bundle_to_wire(bundle, request.output_mask.as_ref())).collect();
+        caller.audit(Ok(()), Fields::new);
+        Ok(Response::new(rpc::ListFederatedBundlesResponse { bundles, next_page_token }))
+    }
+
+    async fn get_federated_bundle(
+        &self,
+        request: Request<rpc::GetFederatedBundleRequest>,
+    ) -> Result<Response<types::Bundle>, Status> {
+        let caller = Caller::of(&request)?;
+        let request = request.into_inner();
+        let name = self.foreign(
+            &request.trust_domain,
+            "getting a federated bundle for the server's own trust domain is not allowed",
+        )?;
+        let found = self.registry.bundle(&name).ok_or_else(|| refused(Code::NotFound, "bundle not found"));
+        caller.audit(found.as_ref().map(|_| ()), || Fields::new().with("trust_domain_id", &name));
+        Ok(Response::new(bundle_to_wire(&*found?, request.output_mask.as_ref())))
+    }
+
+    async fn batch_create_federated_bundle(
+        &self,
+        request: Request<rpc::BatchCreateFederatedBundleRequest>,
+    ) -> Result<Response<rpc::BatchCreateFederatedBundleResponse>, Status> {
+        let caller = Caller::of(&request)?;
+        let request = request.into_inner();
+        let mut results = Vec::with_capacity(request.bundle.len());
+        for bundle in &request.bundle {
+            let (status, bundle) = self.write(&caller, bundle, Write::Create, request.output_mask.as_ref()).await;
+            results.push(batch_create_federated_bundle_response::Result { status: Some(status), bundle });
+        }
+        Ok(Response::new(rpc::BatchCreateFederatedBundleResponse { results }))
+    }
+
+    async fn batch_update_federated_bundle(
+        &self,
+        request: Request<rpc::BatchUpdateFederatedBundleRequest>,
+    ) -> Result<Response<rpc::BatchUpdateFederatedBundleResponse>, Status> {
+        let caller = Caller::of(&request)?;
+        let request = request.into_inner();
+        let mut results = Vec::with_capacity(request.bundle.len());
+        for bundle in &request.bundle {
+            let how = Write::Update(request.input_mask.as_ref());
+            let (status, bundle) = self.write(&caller, bundle, how, request.output_mask.as_ref()).await;
+            results.push(batch_update_federated_bundle_response::Result { status: Some(status), bundle });
+        }
+        Ok(Response::new(rpc::BatchUpdateFederatedBundleResponse { results }))
+    }
+
+    async fn batch_set_federated_bundle(
+        &self,
+        request: Request<rpc::BatchSetFederatedBundleRequest>,
+    ) -> Result<Response<rpc::BatchSetFederatedBundleResponse>, Status> {
+        let caller = Caller::of(&request)?;
+        let request = request.into_inner();
+        let mut results = Vec::with_capacity(request.bundle.len());
+        for bundle in &request.bundle {
+            let (status, bundle) = self.write(&caller, bundle, Write::Set, request.output_mask.as_ref()).await;
+            results.push(batch_set_federated_bundle_response::Result { status: Some(status), bundle });
+        }
+        Ok(Response::new(rpc::BatchSetFederatedBundleResponse { results }))
+    }
+
+    async fn batch_delete_federated_bundle(
+        &self,
+        request: Request<rpc::BatchDeleteFederatedBundleRequest>,
+    ) -> Result<Response<rpc::BatchDeleteFederatedBundleResponse>, Status> {
+        let caller = Caller::of(&request)?;
+        let request = request.into_inner();
+        let mode = match Mode::try_from(request.mode) {
+            Ok(Mode::Restrict) => DeleteMode::Restrict,
+            Ok(Mode::Delete) => DeleteMode::Delete,
+            Ok(Mode::Dissociate) => DeleteMode::Dissociate,
+            Err(_) => {
+                return Err(failed(
+                    Code::InvalidArgument,
+                    "failed to parse deletion mode",
+                    format!("unhandled delete mode \"{}\"", request.mode),
+                ));
+            }
+        };
+        let mut results = Vec::with_capacity(request.trust_domains.len());
+        for trust_domain in request.trust_domains {
+            let outcome = self.delete(&trust_domain, mode).await;
+            caller.audit(outcome.as_ref().map(|()| ()), || Fields::new().with("trust_domain_id", &trust_domain));
+            let status = Some(outcome.map_or_else(|refused| item(&refused), |()| item_ok()));
+            results.push(batch_delete_federated_bundle_response::Result { status, trust_domain });
+        }
+        Ok(Response::new(rpc::BatchDeleteFederatedBundleResponse { results }))
+    }
+}
+
+impl BundleService {
+    /// The name of a trust domain other than our own.
+    fn foreign(&self, name: &str, not_own: &str) -> Result<TrustDomain, Status> {
+        let name = TrustDomain::parse(name).map_err(malformed("trust domain argument is not valid"))?;
+        if name == self.trust_domain {
+            return Err(refused(Code::InvalidArgument, not_own));
+        }
+        Ok(name)
+    }
+
+    async fn append(&self, request: &rpc::AppendBundleRequest) -> Result<Arc<Bundle>, Status> {
+        if request.jwt_authorities.is_empty() && request.x509_authorities.is_empty() {
+            return Err(refused(Code::InvalidArgument, "no authorities to append"));
+        }
+        let mut more = Bundle::new(self.trust_domain.clone());
+        more.jwt_authorities = jwt_authorities_from_wire(&request.jwt_authorities)
+            .map_err(malformed("failed to convert JWT authority"))?;
+        more.x509_authorities = x509_authorities_from_wire(&request.x509_authorities)
+            .map_err(malformed("failed to convert X.509 authority"))?;
+        self.datastore
+            .append_bundle(more)
+            .await
+            .map_err(|error| failed(Code::Internal, "failed to append bundle", error))
+    }
+
+    async fn publish(&self, authority: types::JwtKey) -> Result<Arc<Bundle>, Status> {
+        let authorities =
+            jwt_authorities_from_wire(std::slice::from_ref(&authority)).map_err(malformed("invalid JWT authority"))?;
+        let mut more = Bundle::new(self.trust_domain.clone());
+        more.jwt_authorities = authorities;
+        self.datastore
+            .append_bundle(more)
+            .await
+            .map_err(|error| failed(Code::Internal, "failed to publish JWT key", error))
+    }
+
+    async fn write(
+        &self,
+        caller: &Caller,
+        bundle: &types::Bundle,
+        how: Write<'_>,
+        mask: Option<&BundleMask>,
+    ) -> (types::Status, Option<types::Bundle>) {
+        let outcome = self.try_write(bundle, how).await;
+        caller.audit(outcome.as_ref().map(|_| ()), || {
+            Fields::new()
+                .with("trust_domain_id", &bundle.trust_domain)
+                .with("refresh_hint", bundle.refresh_hint)
+                .with("sequence_number", bundle.sequence_number)
+        });
+        match outcome {
+            Ok(written) => (item_ok(), Some(bundle_to_wire(&written, mask))),
+            Err(refused) => (item(&refused), None),
+        }
+    }
+
+    async fn try_write(&self, bundle: &types::Bundle, how: Write<'_>) -> Result<Arc<Bundle>, Status> {
+        let (verb, what) = match how {
+            Write::Create => ("creating", "unable to create bundle"),
+            Write::Update(_) => ("updating", "failed to update bundle"),
+            Write::Set => ("setting", "failed to set bundle"),
+        };
+        let not_own = format!("{verb} a federated bundle for the server's own trust domain is not allowed");
+        self.foreign(&bundle.trust_domain, &not_own)?;
+        let bundle = bundle_from_caller(Some(bundle)).map_err(malformed("failed to convert bundle"))?;
+        let outcome = match how {
+            Write::Create => self.datastore.create_bundle(bundle).await,
+            Write::Update(mask) => self.datastore.update_bundle(bundle, written(mask)).await,
+            Write::Set => self.datastore.set_bundle(bundle).await.map_err(BundleError::Store),
+        };
+        outcome.map_err(|error| refusal(error, what))
+    }
+
+    async fn delete(&self, trust_domain: &str, mode: DeleteMode) -> Result<(), Status> {
+        let name =
+            self.foreign(trust_domain, "removing the bundle for the server trust domain is not allowed")?;
+        let outcome = self.datastore.delete_bundle(&name, mode).await;
+        outcome.map_err(|error| refusal(error, "failed to delete federated bundle"))
+    }
+}
+
+fn refusal(error: BundleError, what: &str) -> Status {
+    match error {
+        BundleError::Exists => refused(Code::AlreadyExists, "bundle already exists"),
+        BundleError::NotFound => refused(Code::NotFound, "bundle not found"),
+        BundleError::Referenced(_) => failed(Code::FailedPrecondition, what, error),
+        other => failed(Code::Internal, what, other),
+    }
+}
+
+fn written(mask: Option<&BundleMask>) -> Written {
+    match mask {
+        None => Written::ALL,
+        Some(mask) => Written {
+            x509_authorities: mask.x509_authorities,
+            jwt_authorities: mask.jwt_authorities,
+            wit_authorities: mask.wit_authorities,
+            refresh_hint: mask.refresh_hint,
+            sequence_number: mask.sequence_number,
+        },
+    }
+}
+
+/// Pages of bundles in the order of their names; the token is the last name given.
+fn page_by_name(bundles: &[Arc<Bundle>], size: i32, token: &str) -> Result<(Vec<Arc<Bundle>>, String), Status> {
+    let Some(size) = usize::try_from(size).ok().filter(|size| *size > 0) else {
+        return Ok((bundles.to_vec(), String::new()));
+    };
+    let start = if token.is_empty() {
+        0
+    } else {
+        let after = TrustDomain::parse(token).map_err(malformed("could not parse token"))?;
+        bundles.partition_point(|bundle| bundle.trust_domain <= after)
+    };
+    let page: Vec<_> = bundles.iter().skip(start).take(size).cloned().collect();
+    let more = start.saturating_add(page.len()) < bundles.len();
+    let next = page.last().filter(|_| more).map(|bundle| bundle.trust_domain.as_str().to_owned());
+    Ok((page, next.unwrap_or_default()))
+}

@@ -1,0 +1,129 @@
+//! SyncAuthorizedEntries: what an agent is authorized for, as a full list when short, else as revisions of which the agent
+//! asks for those that it lacks.
+//!
+//! SPIRE: the first answer to up to 500 entries is one message with all of them and the end of the stream.
+
+use std::collections::HashMap;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use proto::convert::entry_to_wire;
+use proto::spire::api::server::entry::v1::{EntryRevision, SyncAuthorizedEntriesRequest, SyncAuthorizedEntriesResponse};
+use proto::spire::api::types::EntryMask;
+use spiffe::entry::Entry;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_stream::{Stream, StreamExt};
+use tonic::{Code, Status, Streaming};
+
+use crate::audit::Fields;
+use crate::authz::Authorizer;
+use crate::caller::Caller;
+use crate::status::refused;
+
+/// SPIRE: the entry page size.
+const PAGE: usize = 500;
+/// Pages made ahead of what the agent has read.
+const AHEAD: usize = 2;
+
+pub(super) type Answers = Pin<Box<dyn Stream<Item = Result<SyncAuthorizedEntriesResponse, Status>> + Send>>;
+
+pub(super) async fn answer(
+    mut requests: Streaming<SyncAuthorizedEntriesRequest>,
+    entries: Vec<Arc<Entry>>,
+    caller: Caller,
+    authorizer: Arc<Authorizer>,
+) -> Result<Answers, Status> {
+    let Some(first) = requests.message().await? else { return Ok(Box::pin(tokio_stream::empty())) };
+    if !first.ids.is_empty() {
+        return Err(refused(Code::InvalidArgument, "specifying IDs on initial request is not supported"));
+    }
+    let mask = first.output_mask;
+    if mask.is_some_and(|mask| !mask.revision_number) {
+        return Err(refused(Code::InvalidArgument, "revision number cannot be masked"));
+    }
+    if entries.len() <= PAGE {
+        let entries = entries.iter().map(|entry| entry_to_wire(entry, mask.as_ref())).collect();
+        caller.audit(Ok(()), Fields::new);
+        let all = SyncAuthorizedEntriesResponse { entries, ..SyncAuthorizedEntriesResponse::default() };
+        return Ok(Box::pin(tokio_stream::once(Ok(all))));
+    }
+    let (answers, stream) = mpsc::channel(AHEAD);
+    let conversation = Conversation { entries, mask, caller, authorizer, answers };
+    tokio::spawn(conversation.run(requests));
+    Ok(Box::pin(ReceiverStream::new(stream)))
+}
+
+struct Conversation {
+    entries: Vec<Arc<Entry>>,
+    mask: Option<EntryMask>,
+    caller: Caller,
+    authorizer: Arc<Authorizer>,
+    answers: mpsc::Sender<Result<SyncAuthorizedEntriesResponse, Status>>,
+}
+
+/// The agent went away; there is nobody to tell.
+struct Gone;
+
+impl Conversation {
+    async fn run(self, mut requests: Streaming<SyncAuthorizedEntriesRequest>) {
+        let mut closing = self.caller.connection.closing();
+        let talk = async {
+            self.send_revisions().await?;
+            let by_id: HashMap<&str, &Arc<Entry>> =
+                self.entries.iter().map(|entry| (entry.id.as_ref(), entry)).collect();
+            // The end of the requests, or of the connection, is the normal end.
+            while let Some(Ok(request)) = requests.next().await {
+                if let Err(denied) = self.caller.agent().and_then(|svid| self.authorizer.recheck_agent(svid)) {
+                    self.answers.send(Err(denied)).await.map_err(|_| Gone)?;
+                    return Err(Gone);
+                }
+                self.send_entries(request.ids, &by_id).await?;
+            }
+            Ok::<(), Gone>(())
+        };
+        let ended = tokio::select! {
+            ended = talk => ended,
+            _ = closing.wait_for(|closing| *closing) => Ok(()),
+        };
+        if ended.is_ok() {
+            self.caller.audit(Ok(()), Fields::new);
+        }
+    }
+
+    async fn send_revisions(&self) -> Result<(), Gone> {
+        let mut pages = self.entries.chunks(PAGE).peekable();
+        while let Some(page) = pages.next() {
+            let entry_revisions = page
+                .iter()
+                .map(|entry| EntryRevision {
+                    id: entry.id.as_ref().to_owned(),
+                    revision_number: entry.revision_number,
+                    created_at: entry.created_at,
+                })
+                .collect();
+            self.send(SyncAuthorizedEntriesResponse { entry_revisions, more: pages.peek().is_some(), entries: Vec::new() })
+                .await?;
+        }
+        Ok(())
+    }
+
+    /// Each request is answered in full, its last page without `more`, before the next is read.
+    async fn send_entries(&self, mut ids: Vec<String>, by_id: &HashMap<&str, &Arc<Entry>>) -> Result<(), Gone> {
+        ids.sort_unstable();
+        ids.dedup();
+        let mut page = SyncAuthorizedEntriesResponse::default();
+        for entry in ids.iter().filter_map(|id| by_id.get(id.as_str())) {
+            if page.entries.len() == PAGE {
+                page.more = true;
+                self.send(std::mem::take(&mut page)).await?;
+            }
+            page.entries.push(entry_to_wire(entry, self.mask.as_ref()));
+        }
+        self.send(page).await
+    }
+
+    async fn send(&self, page: SyncAuthorizedEntriesResponse) -> Result<(), Gone> {
+        self.answers.send(Ok(page)).await.map_err(|_| Gone)
+    }
+}

@@ -1,0 +1,84 @@
+//! What several services read from requests and write into answers, beyond the conversions of single values.
+
+use proto::convert::{ConvertError, spiffe_id_from_wire, spiffe_id_to_wire};
+use proto::spire::api::types;
+use proto::spire::api::types::selector_match::MatchBehavior;
+use spiffe::clock::unix_seconds;
+use spiffe::id::SpiffeId;
+use spiffe::selector::SelectorSet;
+use spiffe::trust_domain::TrustDomain;
+use tonic::{Code, Status};
+
+use crate::ca::IssuedX509;
+use crate::registry::{Page, SetMatch};
+use crate::status::failed;
+
+/// SPIRE: MatchBehavior of selectors and of federates_with have the same numbers.
+pub(super) fn set_match(wire: i32) -> Result<SetMatch, String> {
+    match MatchBehavior::try_from(wire) {
+        Ok(MatchBehavior::MatchExact) => Ok(SetMatch::Exact),
+        Ok(MatchBehavior::MatchSubset) => Ok(SetMatch::Subset),
+        Ok(MatchBehavior::MatchSuperset) => Ok(SetMatch::Superset),
+        Ok(MatchBehavior::MatchAny) => Ok(SetMatch::Any),
+        Err(_) => Err(format!("unhandled match behavior {wire}; use 0 (exact), 1 (subset), 2 (superset) or 3 (any)")),
+    }
+}
+
+/// A page as asked for. SPIRE: size 0 (or less) is everything at once, and then the token does not count.
+pub(super) fn page(size: i32, token: &str) -> Page {
+    match usize::try_from(size) {
+        Ok(size) if size > 0 => Page { size, token: token.to_owned() },
+        _ => Page::default(),
+    }
+}
+
+/// A count as it goes on the wire.
+pub(super) fn count(count: usize) -> i32 {
+    i32::try_from(count).unwrap_or(i32::MAX)
+}
+
+/// `InvalidArgument: what: because`.
+pub(super) fn malformed<E: std::fmt::Display>(what: &'static str) -> impl Fn(E) -> Status {
+    move |because| failed(Code::InvalidArgument, what, because)
+}
+
+/// SPIRE: an ID that a workload may have.
+pub(super) fn workload(own: &TrustDomain, id: &SpiffeId) -> Result<(), ConvertError> {
+    let wire = spiffe_id_to_wire(id);
+    proto::convert::workload_id_from_wire(own, Some(&wire)).map(|_| ())
+}
+
+/// An issued X509-SVID as it is handed over.
+pub(super) fn x509_svid(issued: &IssuedX509) -> types::X509svid {
+    types::X509svid {
+        cert_chain: issued.chain.iter().map(|der| der.to_vec()).collect(),
+        id: Some(spiffe_id_to_wire(&issued.id)),
+        expires_at: unix_seconds(issued.not_after),
+        hint: String::new(),
+    }
+}
+
+/// SHA-256 in lower-case hex, as audit lines name a CSR.
+pub(super) fn digest(bytes: &[u8]) -> String {
+    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes);
+    digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// `type:value,type:value`, for audit lines.
+pub(super) fn selectors_text(wire: &[types::Selector]) -> String {
+    wire.iter().map(|selector| format!("{}:{}", selector.r#type, selector.value)).collect::<Vec<_>>().join(",")
+}
+
+/// The ID's text for an audit line; empty when it is not an ID.
+pub(super) fn id_text(wire: Option<&types::Spiffeid>) -> String {
+    spiffe_id_from_wire(wire).map(|id| id.to_string()).unwrap_or_default()
+}
+
+/// A selector filter: which selectors, and how an object's are compared with them.
+pub(super) fn selector_filter(
+    asked: &types::SelectorMatch,
+    what: &'static str,
+) -> Result<(SelectorSet, SetMatch), Status> {
+    let selectors = proto::convert::selectors_from_wire(&asked.selectors).map_err(malformed(what))?;
+    Ok((selectors, set_match(asked.r#match).map_err(malformed(what))?))
+}

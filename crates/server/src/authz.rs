@@ -1,0 +1,251 @@
+//! The one decision about every call: may this connection's peer make it, and as what.
+//!
+//! Memory only, except that the first call under a renewed agent SVID makes that SVID the current one. A peer's SVID was
+//! verified at the handshake; here it is checked again against the time, the agent's row and the entries, for each call
+//! and for each push on a stream.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use proto::spire::api::types::permission_denied_details::Reason;
+use spiffe::clock::{Clock, unix_seconds};
+use spiffe::id::SpiffeId;
+use tonic::{Code, Status};
+
+use crate::audit::{Audit, AuditCaller, Fields};
+use crate::caller::{Authority, Caller, Connection, Peer, PeerSvid, code_name};
+use crate::datastore::{AgentWriteError, Datastore};
+use crate::registry::Registry;
+use crate::status;
+
+mod table;
+#[cfg(test)]
+mod tests;
+
+pub(crate) use table::{Allowed, is_local_service, row};
+
+/// Decides. Shared by both endpoints.
+#[derive(Debug)]
+pub(crate) struct Authorizer {
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) datastore: Datastore,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) admin_ids: HashSet<SpiffeId>,
+    pub(crate) audit_enabled: bool,
+    /// How long an agent that seems unknown may be another server's news. Zero when there is no other server.
+    pub(crate) follow_for: Duration,
+}
+
+impl Authorizer {
+    /// Whether a peer of this ID may hold a connection at all: ours, and administrators from elsewhere.
+    pub(crate) fn may_connect(&self, id: &SpiffeId) -> bool {
+        id.is_member_of(self.registry.trust_domain()) || self.admin_ids.contains(id)
+    }
+
+    /// Lets the peer of `connection` make one call of `method`, or says why not.
+    ///
+    /// SPIRE's order: anybody, local, admin by configuration, admin by entry, downstream by entry, agent; the first that
+    /// fits counts.
+    ///
+    /// # Errors
+    /// PermissionDenied, with details when an agent's credentials are what is wrong.
+    pub(crate) async fn authorize(
+        &self,
+        method: &'static str,
+        allowed: Allowed,
+        connection: &Arc<Connection>,
+    ) -> Result<Caller, Status> {
+        let decided = self.authority(allowed, connection).await.map_err(|denial| denial.into_status(method));
+        let audit = self.audit(method, decided.as_ref().ok(), connection);
+        match decided {
+            Ok(authority) => Ok(Caller { connection: Arc::clone(connection), authority, audit: Arc::new(audit) }),
+            Err(refused) => {
+                audit.failure(code_name(refused.code()), refused.message(), &Fields::new());
+                Err(refused)
+            }
+        }
+    }
+
+    /// What the audit lines of this call have in common. Costs nothing when auditing is off.
+    fn audit(&self, method: &'static str, authority: Option<&Authority>, connection: &Connection) -> Audit {
+        let (service, name) = method.trim_start_matches('/').rsplit_once('/').unwrap_or(("", method));
+        // SPIRE: services go by their last three parts, as in `svid.v1.SVID`.
+        let short = service.strip_prefix("spire.api.server.").unwrap_or(service);
+        let mut audit = Audit::new(self.audit_enabled, short, name);
+        if !self.audit_enabled {
+            return audit;
+        }
+        audit.request_id = uuid::Uuid::new_v4().to_string();
+        (audit.authorized_as, audit.authorized_via) =
+            authority.map_or(("nobody", ""), |authority| (authority.name(), authority.via()));
+        audit.caller = match connection.peer() {
+            Peer::Local { pid, uid, gid } => {
+                let path = pid.and_then(|pid| std::fs::read_link(format!("/proc/{pid}/exe")).ok());
+                AuditCaller::Local { uid: *uid, gid: *gid, path: path.map(|path| path.display().to_string()) }
+            }
+            Peer::Remote { address, svid } => {
+                AuditCaller::Remote { address: address.to_string(), id: svid.as_ref().map(|svid| svid.id.clone()) }
+            }
+        };
+        audit
+    }
+
+    async fn authority(&self, allowed: Allowed, connection: &Connection) -> Result<Authority, Denial> {
+        if allowed.lets_in(Allowed::ANY) {
+            return Ok(Authority::Anybody);
+        }
+        if connection.is_local() {
+            return if allowed.lets_in(Allowed::LOCAL) {
+                Ok(Authority::Local)
+            } else {
+                Err(Denial::because("it is served to agents or downstream servers over TLS, not on the admin socket"))
+            };
+        }
+        let Some(svid) = connection.svid() else {
+            return Err(Denial::because("the caller showed no X509-SVID"));
+        };
+        if let Some(authority) = self.by_entry(allowed, svid) {
+            return Ok(authority);
+        }
+        if allowed.lets_in(Allowed::AGENT) {
+            self.live_agent(svid).await?;
+            return Ok(Authority::Agent(svid.clone()));
+        }
+        Err(Denial::because(&format!("{} is neither an administrator nor otherwise entitled", svid.id)))
+    }
+
+    fn by_entry(&self, allowed: Allowed, svid: &PeerSvid) -> Option<Authority> {
+        if !(allowed.lets_in(Allowed::ADMIN) || allowed.lets_in(Allowed::DOWNSTREAM)) || self.clock.now() > svid.not_after {
+            return None;
+        }
+        if allowed.lets_in(Allowed::ADMIN) && self.admin_ids.contains(&svid.id) {
+            return Some(Authority::Admin { via: "config" });
+        }
+        let now = unix_seconds(self.clock.now());
+        let entries = self.registry.entries_for_spiffe_id(&svid.id);
+        let mut live = entries.iter().filter(|entry| entry.expires_at == 0 || entry.expires_at > now);
+        if allowed.lets_in(Allowed::ADMIN) && live.clone().any(|entry| entry.admin) {
+            return Some(Authority::Admin { via: "entries" });
+        }
+        if allowed.lets_in(Allowed::DOWNSTREAM) {
+            return live.find(|entry| entry.downstream).map(|entry| Authority::Downstream(Arc::clone(entry)));
+        }
+        None
+    }
+
+    /// The agent check, promoting a renewed SVID on its first use.
+    async fn live_agent(&self, svid: &PeerSvid) -> Result<(), Denial> {
+        match self.check_agent(svid) {
+            Ok(Standing::Current) => Ok(()),
+            Ok(Standing::Renewed) => self.promote(svid).await,
+            Err(denial) if denial.may_be_stale() => {
+                // Another server may have attested or renewed this agent a moment ago.
+                self.wait_for_others(svid).await;
+                match self.check_agent(svid)? {
+                    Standing::Current => Ok(()),
+                    Standing::Renewed => self.promote(svid).await,
+                }
+            }
+            Err(denial) => Err(denial),
+        }
+    }
+
+    /// Follows the other servers of the database until they make the agent's SVID good, for a moment at most.
+    async fn wait_for_others(&self, svid: &PeerSvid) {
+        if self.follow_for.is_zero() {
+            return;
+        }
+        let mut revisions = self.registry.subscribe();
+        let good = async { while revisions.changed().await.is_ok() && self.check_agent(svid).is_err() {} };
+        drop(tokio::time::timeout(self.follow_for, good).await);
+    }
+
+    async fn promote(&self, svid: &PeerSvid) -> Result<(), Denial> {
+        match self.datastore.promote_agent_serial(&svid.id, &svid.serial).await {
+            Ok(_) => Ok(()),
+            // Somebody was quicker: another call under the same SVID, a ban, or an eviction.
+            Err(AgentWriteError::NotFound | AgentWriteError::Superseded) => self.check_agent(svid).map(|_| ()),
+            Err(error) => Err(Denial::internal(&error)),
+        }
+    }
+
+    /// Is this agent still what it was when it was let in? For streams, before every push. Memory only.
+    ///
+    /// # Errors
+    /// PermissionDenied with details, as for a call.
+    pub(crate) fn recheck_agent(&self, svid: &PeerSvid) -> Result<(), Status> {
+        self.check_agent(svid).map(|_| ()).map_err(Denial::into_bare_status)
+    }
+
+    fn check_agent(&self, svid: &PeerSvid) -> Result<Standing, Denial> {
+        let id = &svid.id;
+        if self.clock.now() > svid.not_after {
+            return Err(Denial::agent(Reason::AgentExpired, format!("agent \"{id}\" SVID is expired")));
+        }
+        let Some(agent) = self.registry.agent(id) else {
+            return Err(Denial::agent(Reason::AgentNotAttested, format!("agent \"{id}\" is not attested")));
+        };
+        if agent.banned {
+            return Err(Denial::agent(Reason::AgentBanned, format!("agent \"{id}\" is banned")));
+        }
+        if !svid.serial.is_empty() && agent.serial == svid.serial {
+            return Ok(Standing::Current);
+        }
+        if !svid.serial.is_empty() && agent.new_serial == svid.serial {
+            return Ok(Standing::Renewed);
+        }
+        let because =
+            format!("agent \"{id}\" expected to have serial number \"{}\"; has \"{}\"", agent.serial, svid.serial);
+        Err(Denial::agent(Reason::AgentNotActive, because))
+    }
+}
+
+enum Standing {
+    Current,
+    /// Under the SVID that it was handed last and shows for the first time.
+    Renewed,
+}
+
+/// Why a call is refused.
+struct Denial {
+    code: Code,
+    reason: Option<Reason>,
+    because: String,
+}
+
+impl Denial {
+    fn because(because: &str) -> Self {
+        Self { code: Code::PermissionDenied, reason: None, because: because.to_owned() }
+    }
+
+    fn agent(reason: Reason, because: String) -> Self {
+        Self { code: Code::PermissionDenied, reason: Some(reason), because }
+    }
+
+    fn internal(error: &dyn std::error::Error) -> Self {
+        Self { code: Code::Internal, reason: None, because: format!("unable to look up agent information: {error}") }
+    }
+
+    fn may_be_stale(&self) -> bool {
+        matches!(self.reason, Some(Reason::AgentNotAttested | Reason::AgentNotActive))
+    }
+
+    fn into_status(self, method: &str) -> Status {
+        if self.code == Code::Internal {
+            return status::refused(Code::Internal, self.because);
+        }
+        let message = format!("authorization denied for method {method}: {}", self.because);
+        match self.reason {
+            Some(reason) => status::agent_denied(reason, message),
+            None => status::refused(Code::PermissionDenied, message),
+        }
+    }
+
+    fn into_bare_status(self) -> Status {
+        match self.reason {
+            Some(reason) => status::agent_denied(reason, self.because),
+            None => status::refused(self.code, self.because),
+        }
+    }
+}

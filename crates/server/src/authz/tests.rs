@@ -1,0 +1,233 @@
+use std::time::{Duration, SystemTime};
+
+use proto::spire::api::types;
+use spiffe::clock::{ManualClock, from_unix};
+use spiffe::entry::Entry;
+use spiffe::selector::{Selector, SelectorSet};
+use spiffe::trust_domain::TrustDomain;
+
+use super::*;
+use crate::datastore::{DatastoreConfig, DatastoreKind};
+use crate::registry::Agent;
+
+const NOW: i64 = 1_800_000_000;
+
+struct World {
+    authorizer: Authorizer,
+    clock: ManualClock,
+    _directory: tempfile::TempDir,
+}
+
+fn own() -> TrustDomain {
+    TrustDomain::parse("example.org").unwrap()
+}
+
+fn id(path: &str) -> SpiffeId {
+    SpiffeId::from_path(&own(), path).unwrap()
+}
+
+async fn world() -> World {
+    let directory = tempfile::tempdir().unwrap();
+    let clock = ManualClock::new(from_unix(NOW));
+    let config = DatastoreConfig { kind: DatastoreKind::Sqlite { path: directory.path().join("data.sqlite3") } };
+    let (datastore, registry) = Datastore::open(config, own(), Arc::new(clock.clone())).await.unwrap();
+    let admin_ids = HashSet::from([SpiffeId::parse("spiffe://far.example/admin").unwrap()]);
+    let authorizer = Authorizer {
+        registry,
+        datastore,
+        clock: Arc::new(clock.clone()),
+        admin_ids,
+        audit_enabled: false,
+        follow_for: Duration::ZERO,
+    };
+    World { authorizer, clock, _directory: directory }
+}
+
+fn svid(id: SpiffeId, serial: &str) -> PeerSvid {
+    PeerSvid { id, serial: serial.to_owned(), not_after: from_unix(NOW + 3_600) }
+}
+
+fn remote(svid: Option<PeerSvid>) -> Arc<Connection> {
+    Arc::new(Connection::remote_for_tests("192.0.2.1:5000".parse().unwrap(), svid))
+}
+
+fn local() -> Arc<Connection> {
+    Arc::new(Connection::local_for_tests())
+}
+
+fn agent(id: SpiffeId, serial: &str, new_serial: &str) -> Agent {
+    Agent {
+        id,
+        attestation_type: "join_token".to_owned(),
+        serial: serial.to_owned(),
+        expires_at: NOW + 3_600,
+        new_serial: new_serial.to_owned(),
+        new_expires_at: NOW + 7_200,
+        can_reattest: false,
+        banned: false,
+        selectors: SelectorSet::default(),
+        agent_version: String::new(),
+    }
+}
+
+fn entry(path: &str, change: impl Fn(&mut Entry)) -> Entry {
+    let selectors = SelectorSet::from(vec![Selector::new("unix", "uid:0").unwrap()]);
+    let mut entry = Entry::new("", id(path), id("/spire/agent/join_token/x"), selectors);
+    change(&mut entry);
+    entry
+}
+
+const SIGN: &str = "/spire.api.server.svid.v1.SVID/BatchNewX509SVID";
+const LIST: &str = "/spire.api.server.entry.v1.Entry/ListEntries";
+const GET_BUNDLE: &str = "/spire.api.server.bundle.v1.Bundle/GetBundle";
+const DOWNSTREAM_CA: &str = "/spire.api.server.svid.v1.SVID/NewDownstreamX509CA";
+const GET_FEDERATED: &str = "/spire.api.server.bundle.v1.Bundle/GetFederatedBundle";
+
+impl World {
+    async fn ask(&self, method: &str, connection: Arc<Connection>) -> Result<Caller, Status> {
+        let (method, allowed) = row(method).unwrap();
+        self.authorizer.authorize(method, allowed, &connection).await
+    }
+
+    async fn refusal(&self, method: &str, connection: Arc<Connection>) -> Status {
+        let refused = self.ask(method, connection).await.map(|caller| caller.authority).unwrap_err();
+        assert_eq!(refused.code(), Code::PermissionDenied, "{refused}");
+        assert!(refused.message().starts_with(&format!("authorization denied for method {method}")), "{refused}");
+        refused
+    }
+}
+
+fn reason(status: &Status) -> Reason {
+    let decoded: tonic_types::pb::Status = prost::Message::decode(status.details()).unwrap();
+    let details: types::PermissionDeniedDetails = prost::Message::decode(decoded.details[0].value.as_slice()).unwrap();
+    details.reason()
+}
+
+#[tokio::test]
+async fn denies_an_agent_that_is_not_attested() {
+    let world = world().await;
+    let refused = world.refusal(SIGN, remote(Some(svid(id("/spire/agent/join_token/x"), "1")))).await;
+    assert_eq!(reason(&refused), Reason::AgentNotAttested);
+}
+
+#[tokio::test]
+async fn denies_an_agent_whose_svid_is_expired() {
+    let world = world().await;
+    let node = id("/spire/agent/join_token/x");
+    world.authorizer.datastore.put_agent(agent(node.clone(), "1", "")).await.unwrap();
+    world.ask(SIGN, remote(Some(svid(node.clone(), "1")))).await.unwrap();
+    world.clock.advance(Duration::from_secs(3_601));
+    let refused = world.refusal(SIGN, remote(Some(svid(node, "1")))).await;
+    assert_eq!(reason(&refused), Reason::AgentExpired);
+}
+
+#[tokio::test]
+async fn denies_an_agent_under_a_former_svid() {
+    let world = world().await;
+    let node = id("/spire/agent/join_token/x");
+    world.authorizer.datastore.put_agent(agent(node.clone(), "2", "")).await.unwrap();
+    let refused = world.refusal(SIGN, remote(Some(svid(node.clone(), "1")))).await;
+    assert_eq!(reason(&refused), Reason::AgentNotActive);
+    let refused = world.refusal(SIGN, remote(Some(svid(node, "")))).await;
+    assert_eq!(reason(&refused), Reason::AgentNotActive, "an empty serial must match nothing");
+}
+
+#[tokio::test]
+async fn denies_a_banned_agent_even_on_an_open_connection() {
+    let world = world().await;
+    let node = id("/spire/agent/join_token/x");
+    world.authorizer.datastore.put_agent(agent(node.clone(), "1", "")).await.unwrap();
+    let connection = remote(Some(svid(node.clone(), "1")));
+    world.ask(SIGN, Arc::clone(&connection)).await.unwrap();
+    world.authorizer.datastore.ban_agent(&node).await.unwrap();
+    assert_eq!(reason(&world.refusal(SIGN, connection).await), Reason::AgentBanned);
+    let svid = svid(node, "1");
+    assert_eq!(reason(&world.authorizer.recheck_agent(&svid).unwrap_err()), Reason::AgentBanned);
+}
+
+#[tokio::test]
+async fn denies_an_evicted_agent() {
+    let world = world().await;
+    let node = id("/spire/agent/join_token/x");
+    world.authorizer.datastore.put_agent(agent(node.clone(), "1", "")).await.unwrap();
+    world.authorizer.datastore.delete_agent(&node).await.unwrap();
+    assert_eq!(reason(&world.refusal(SIGN, remote(Some(svid(node, "1")))).await), Reason::AgentNotAttested);
+}
+
+#[tokio::test]
+async fn makes_a_renewed_svid_the_current_one_on_first_use_and_denies_the_former() {
+    let world = world().await;
+    let node = id("/spire/agent/join_token/x");
+    world.authorizer.datastore.put_agent(agent(node.clone(), "1", "2")).await.unwrap();
+    world.ask(SIGN, remote(Some(svid(node.clone(), "1")))).await.unwrap();
+    world.ask(SIGN, remote(Some(svid(node.clone(), "2")))).await.unwrap();
+    let row = world.authorizer.registry.agent(&node).unwrap();
+    assert_eq!((row.serial.as_str(), row.new_serial.as_str()), ("2", ""));
+    assert_eq!(reason(&world.refusal(SIGN, remote(Some(svid(node, "1")))).await), Reason::AgentNotActive);
+}
+
+#[tokio::test]
+async fn denies_callers_without_an_svid() {
+    let world = world().await;
+    for method in [SIGN, LIST, DOWNSTREAM_CA, GET_FEDERATED] {
+        world.refusal(method, remote(None)).await;
+    }
+    assert!(matches!(world.ask(GET_BUNDLE, remote(None)).await.unwrap().authority, Authority::Anybody));
+}
+
+#[tokio::test]
+async fn denies_agents_and_plain_workloads_what_administrators_do() {
+    let world = world().await;
+    let node = id("/spire/agent/join_token/x");
+    world.authorizer.datastore.put_agent(agent(node.clone(), "1", "")).await.unwrap();
+    world.authorizer.datastore.create_entries(vec![entry("/web", |_| {})]).await.unwrap();
+    world.refusal(LIST, remote(Some(svid(node, "1")))).await;
+    world.refusal(LIST, remote(Some(svid(id("/web"), "9")))).await;
+    world.refusal(DOWNSTREAM_CA, remote(Some(svid(id("/web"), "9")))).await;
+}
+
+#[tokio::test]
+async fn denies_the_admin_socket_what_agents_do() {
+    let world = world().await;
+    for method in [SIGN, DOWNSTREAM_CA] {
+        world.refusal(method, local()).await;
+    }
+    assert!(matches!(world.ask(LIST, local()).await.unwrap().authority, Authority::Local));
+}
+
+#[tokio::test]
+async fn knows_administrators_by_configuration_and_by_entry() {
+    let world = world().await;
+    let far = SpiffeId::parse("spiffe://far.example/admin").unwrap();
+    let near = svid(id("/admin"), "7");
+    world.refusal(LIST, remote(Some(near.clone()))).await;
+    world.authorizer.datastore.create_entries(vec![entry("/admin", |entry| entry.admin = true)]).await.unwrap();
+    assert_eq!(world.ask(LIST, remote(Some(near))).await.unwrap().authority.via(), "entries");
+    assert_eq!(world.ask(LIST, remote(Some(svid(far, "1")))).await.unwrap().authority.via(), "config");
+}
+
+#[tokio::test]
+async fn denies_administrators_whose_entry_or_svid_has_expired() {
+    let world = world().await;
+    let expiring = entry("/admin", |entry| {
+        entry.admin = true;
+        entry.expires_at = NOW + 60;
+    });
+    world.authorizer.datastore.create_entries(vec![expiring]).await.unwrap();
+    let caller = svid(id("/admin"), "7");
+    world.ask(LIST, remote(Some(caller.clone()))).await.unwrap();
+    world.clock.advance(Duration::from_secs(61));
+    world.refusal(LIST, remote(Some(caller))).await;
+    let far = PeerSvid { not_after: SystemTime::UNIX_EPOCH, ..svid(SpiffeId::parse("spiffe://far.example/admin").unwrap(), "1") };
+    world.refusal(LIST, remote(Some(far))).await;
+}
+
+#[tokio::test]
+async fn tells_downstream_servers_from_administrators() {
+    let world = world().await;
+    world.authorizer.datastore.create_entries(vec![entry("/below", |entry| entry.downstream = true)]).await.unwrap();
+    let caller = svid(id("/below"), "7");
+    let authority = world.ask(DOWNSTREAM_CA, remote(Some(caller.clone()))).await.unwrap().authority;
+    assert!(matches!(authority, Authority::Downstream(entry) if entry.spiffe_id == id("/below")));
+    world.refusal(LIST, remote(Some(caller))).await;
+}

@@ -1,0 +1,188 @@
+//! Who is on the other end of a connection, established once when it is accepted.
+//!
+//! A [`Connection`] says only what the transport proved (an address and a verified SVID, or a Unix peer). Whether that
+//! peer may make a call is decided for each call by `authz`, which turns it into a [`Caller`].
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use spiffe::entry::Entry;
+use spiffe::id::SpiffeId;
+use tokio::sync::watch;
+use tonic::{Code, Request, Status};
+
+use crate::audit::{Audit, Fields};
+use crate::status;
+
+/// What the transport proved about a peer.
+#[derive(Debug)]
+pub(crate) enum Peer {
+    /// A process that may open the admin socket.
+    Local { pid: Option<i32>, uid: u32, gid: u32 },
+    /// A TLS client, with the SVID it showed, if it showed one.
+    Remote { address: SocketAddr, svid: Option<PeerSvid> },
+}
+
+/// The leaf that the handshake verified against its trust domain's bundle.
+#[derive(Debug, Clone)]
+pub(crate) struct PeerSvid {
+    pub(crate) id: SpiffeId,
+    /// Decimal, as stored with the agent.
+    pub(crate) serial: String,
+    pub(crate) not_after: SystemTime,
+}
+
+/// One accepted connection.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    peer: Peer,
+    closing: watch::Receiver<bool>,
+}
+
+impl Connection {
+    pub(crate) fn new(peer: Peer, closing: watch::Receiver<bool>) -> Self {
+        Self { peer, closing }
+    }
+
+    pub(crate) fn is_local(&self) -> bool {
+        matches!(self.peer, Peer::Local { .. })
+    }
+
+    pub(crate) fn peer(&self) -> &Peer {
+        &self.peer
+    }
+
+    pub(crate) fn remote_ip(&self) -> Option<IpAddr> {
+        match &self.peer {
+            Peer::Local { .. } => None,
+            Peer::Remote { address, .. } => Some(address.ip()),
+        }
+    }
+
+    pub(crate) fn svid(&self) -> Option<&PeerSvid> {
+        match &self.peer {
+            Peer::Local { .. } => None,
+            Peer::Remote { svid, .. } => svid.as_ref(),
+        }
+    }
+
+    /// Turns true when the connection has reached its age or the server stops: streams that would last should end.
+    pub(crate) fn closing(&self) -> watch::Receiver<bool> {
+        self.closing.clone()
+    }
+}
+
+/// As what a call was let in. SPIRE: `authorized_as` in logs.
+#[derive(Debug, Clone)]
+pub(crate) enum Authority {
+    Anybody,
+    Local,
+    Admin { via: &'static str },
+    /// The entry that makes the caller a downstream server.
+    Downstream(Arc<Entry>),
+    /// A live attested agent.
+    Agent(PeerSvid),
+}
+
+impl Authority {
+    /// SPIRE: `authorized_as`.
+    pub(crate) fn name(&self) -> &'static str {
+        match self {
+            Self::Anybody => "nobody",
+            Self::Local => "local",
+            Self::Admin { .. } => "admin",
+            Self::Downstream(_) => "downstream",
+            Self::Agent(_) => "agent",
+        }
+    }
+
+    /// SPIRE: `authorized_via`.
+    pub(crate) fn via(&self) -> &'static str {
+        match self {
+            Self::Anybody => "",
+            Self::Local => "transport",
+            Self::Admin { via } => via,
+            Self::Downstream(_) => "entries",
+            Self::Agent(_) => "datastore",
+        }
+    }
+}
+
+/// An authorized call's caller: only `authz` makes one, so a handler that holds it has been authorized.
+#[derive(Debug, Clone)]
+pub(crate) struct Caller {
+    pub(crate) connection: Arc<Connection>,
+    pub(crate) authority: Authority,
+    pub(crate) audit: Arc<Audit>,
+}
+
+impl Caller {
+    /// The caller that `api` put beside the request when it let it in.
+    ///
+    /// # Errors
+    /// Internal, when a request reaches a handler without having been authorized, which is a fault of this server.
+    pub(crate) fn of<T>(request: &Request<T>) -> Result<Self, Status> {
+        request
+            .extensions()
+            .get::<Self>()
+            .cloned()
+            .ok_or_else(|| status::refused(Code::Internal, "the call was not authorized; this is a fault of the server"))
+    }
+
+    /// The agent that calls.
+    ///
+    /// # Errors
+    /// Internal, when the table lets somebody else in where an agent is needed.
+    pub(crate) fn agent(&self) -> Result<&PeerSvid, Status> {
+        match &self.authority {
+            Authority::Agent(svid) => Ok(svid),
+            _ => Err(status::refused(Code::Internal, "caller ID missing from request context")),
+        }
+    }
+
+    /// Writes the audit line of a call or item that ended in `status`, when auditing is on.
+    pub(crate) fn audit(&self, outcome: Result<(), &Status>, fields: impl FnOnce() -> Fields) {
+        if !self.audit.is_enabled() {
+            return;
+        }
+        match outcome {
+            Ok(()) => self.audit.success(&fields()),
+            Err(status) => self.audit.failure(code_name(status.code()), status.message(), &fields()),
+        }
+    }
+}
+
+/// SPIRE: the Go names of gRPC's codes.
+pub(crate) fn code_name(code: Code) -> &'static str {
+    match code {
+        Code::Ok => "OK",
+        Code::Cancelled => "Canceled",
+        Code::Unknown => "Unknown",
+        Code::InvalidArgument => "InvalidArgument",
+        Code::DeadlineExceeded => "DeadlineExceeded",
+        Code::NotFound => "NotFound",
+        Code::AlreadyExists => "AlreadyExists",
+        Code::PermissionDenied => "PermissionDenied",
+        Code::ResourceExhausted => "ResourceExhausted",
+        Code::FailedPrecondition => "FailedPrecondition",
+        Code::Aborted => "Aborted",
+        Code::OutOfRange => "OutOfRange",
+        Code::Unimplemented => "Unimplemented",
+        Code::Internal => "Internal",
+        Code::Unavailable => "Unavailable",
+        Code::DataLoss => "DataLoss",
+        Code::Unauthenticated => "Unauthenticated",
+    }
+}
+
+#[cfg(test)]
+impl Connection {
+    pub(crate) fn local_for_tests() -> Self {
+        Self::new(Peer::Local { pid: Some(1), uid: 0, gid: 0 }, watch::channel(false).1)
+    }
+
+    pub(crate) fn remote_for_tests(address: SocketAddr, svid: Option<PeerSvid>) -> Self {
+        Self::new(Peer::Remote { address, svid }, watch::channel(false).1)
+    }
+}

@@ -1,0 +1,137 @@
+//! The sockets of the server: accepting, capping, timing and ending connections.
+//!
+//! Makes one `Connection` for each accepted peer and hands its requests to `api`. Decides nothing about what a peer may do.
+
+use std::convert::Infallible;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use hyper::server::conn::http2;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use spiffe::random::{Random, unit_interval};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tonic::Status;
+use tonic::body::Body;
+
+use crate::api::Api;
+use crate::caller::{Connection, Peer};
+use crate::tasks::Shutdown;
+use lines::{Busy, Line};
+
+pub(crate) mod admin;
+pub(crate) mod health_checks;
+pub(crate) mod lines;
+pub(crate) mod tcp;
+pub(crate) mod trust;
+#[cfg(test)]
+mod tests;
+
+/// A connection is asked to end at this age, so that a client shows its SVID afresh. SPIRE: MaxConnectionAge.
+const MAX_CONNECTION_AGE: Duration = Duration::from_secs(180);
+/// What calls in flight then still get; longer than the longest wait for a rate limit.
+const AGE_GRACE: Duration = Duration::from_secs(90);
+/// SPIRE: gracefulStopTimeout.
+pub(crate) const GRACEFUL_STOP: Duration = Duration::from_secs(10);
+/// Finds peers that vanished without a word, on whose streams nothing is ever sent.
+const PING_EVERY: Duration = Duration::from_secs(120);
+const PING_TIMEOUT: Duration = Duration::from_secs(20);
+/// Calls at once on one connection.
+const MAX_STREAMS: u32 = 1_000;
+const MAX_HEADERS: u32 = 64 << 10;
+/// Four times the largest message that is accepted on one stream may be in flight on a connection.
+const STREAM_WINDOW: u32 = 1 << 20;
+const CONNECTION_WINDOW: u32 = 4 << 20;
+
+/// What every accept loop needs.
+#[derive(Debug, Clone)]
+pub(crate) struct Serving {
+    pub(crate) api: Arc<Api>,
+    pub(crate) random: Arc<dyn Random>,
+    pub(crate) shutdown: Shutdown,
+}
+
+/// Serves gRPC on one connection until the peer leaves, the connection is too old, or the server stops.
+async fn serve_connection<S>(stream: S, peer: Peer, line: Arc<Line>, serving: Serving)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let Serving { api, random, mut shutdown } = serving;
+    let connection = Arc::new(Connection::new(peer, line.closing()));
+    let calls = Arc::clone(&line);
+    let service = service_fn(move |request| {
+        let (api, connection, busy) = (Arc::clone(&api), Arc::clone(&connection), calls.busy());
+        async move {
+            let response = api.call(&connection, request).await;
+            // A stream counts as long as its body is being sent.
+            Ok::<_, Infallible>(response.map(|body| Body::new(Counted { body, _busy: busy })))
+        }
+    });
+    let mut serving = pin!(
+        http2::Builder::new(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .max_concurrent_streams(MAX_STREAMS)
+            .max_header_list_size(MAX_HEADERS)
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .keep_alive_interval(PING_EVERY)
+            .keep_alive_timeout(PING_TIMEOUT)
+            .serve_connection(TokioIo::new(stream), service)
+    );
+    let stopping = tokio::select! {
+        ended = serving.as_mut() => {
+            if let Err(error) = ended {
+                tracing::debug!(%error, "connection ended");
+            }
+            return;
+        }
+        () = tokio::time::sleep(jittered(MAX_CONNECTION_AGE, random.as_ref())) => false,
+        () = line.closed() => false,
+        () = shutdown.requested() => true,
+    };
+    line.close();
+    serving.as_mut().graceful_shutdown();
+    let grace = if stopping { GRACEFUL_STOP } else { AGE_GRACE };
+    if tokio::time::timeout(grace, serving).await.is_err() {
+        tracing::debug!(seconds = grace.as_secs(), "connection cut off: calls did not end in time");
+    }
+}
+
+/// A response's body that keeps its call counted.
+struct Counted {
+    body: Body,
+    _busy: Busy,
+}
+
+impl hyper::body::Body for Counted {
+    type Data = bytes::Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<hyper::body::Frame<Self::Data>, Self::Error>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> hyper::body::SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// ± 10 %, so that the connections of a burst do not all come back at once.
+fn jittered(period: Duration, random: &dyn Random) -> Duration {
+    period.mul_f64(0.9 + 0.2 * unit_interval(random))
+}
+
+/// A failing accept (no file descriptors left, most likely) must not turn into a busy loop.
+async fn pause_after_failed_accept(error: &std::io::Error, shutdown: &mut Shutdown) {
+    tracing::warn!(%error, "cannot accept a connection; raise the limit of open files if this goes on");
+    shutdown.sleep(Duration::from_millis(100)).await;
+}

@@ -1,0 +1,109 @@
+//! The HTTP listener for liveness and readiness probes: GET only, answers from memory, says what is wrong.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use plugin::fault::Fault;
+use tokio::net::{TcpListener, TcpStream};
+
+use super::lines::Lines;
+use super::pause_after_failed_accept;
+use super::tcp::listen;
+use crate::config::HealthConfig;
+use crate::health::Health;
+use crate::tasks::Shutdown;
+
+const MAX_CONNECTIONS: usize = 64;
+/// A probe is one short request; whatever takes longer is not a probe.
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(15);
+const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The bound listener.
+#[derive(Debug)]
+pub(crate) struct HealthChecks {
+    listener: TcpListener,
+    address: SocketAddr,
+    paths: Arc<Paths>,
+}
+
+#[derive(Debug)]
+struct Paths {
+    live: String,
+    ready: String,
+}
+
+/// Binds the listener.
+///
+/// # Errors
+/// When the address is taken or not ours.
+pub(crate) async fn bind(config: &HealthConfig) -> Result<HealthChecks, Fault> {
+    let (listener, address) = listen(&config.bind_address, config.bind_port, "health_checks.").await?;
+    let paths = Paths { live: config.live_path.clone(), ready: config.ready_path.clone() };
+    Ok(HealthChecks { listener, address, paths: Arc::new(paths) })
+}
+
+impl HealthChecks {
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    pub(crate) async fn run(self, health: Arc<Health>, mut shutdown: Shutdown) {
+        let mut connections = Lines::at_most(MAX_CONNECTIONS);
+        loop {
+            let accepted = tokio::select! {
+                () = shutdown.requested() => break,
+                accepted = self.listener.accept() => accepted,
+            };
+            match accepted {
+                Ok((stream, _)) => {
+                    let (health, paths) = (Arc::clone(&health), Arc::clone(&self.paths));
+                    connections.spawn(|_| serve(stream, health, paths));
+                }
+                Err(error) => pause_after_failed_accept(&error, &mut shutdown).await,
+            }
+        }
+    }
+}
+
+async fn serve(stream: TcpStream, health: Arc<Health>, paths: Arc<Paths>) {
+    let service = service_fn(move |request| {
+        let answer = answer(&request, &health, &paths);
+        async move { Ok::<_, Infallible>(answer) }
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIMEOUT)
+        .serve_connection(TokioIo::new(stream), service);
+    drop(tokio::time::timeout(CONNECTION_TIMEOUT, connection).await);
+}
+
+/// SPIRE: 200 or 500 with a JSON object of subsystem and details.
+fn answer(request: &Request<Incoming>, health: &Health, paths: &Paths) -> Response<Full<Bytes>> {
+    let path = request.uri().path();
+    if path != paths.live && path != paths.ready {
+        return response(StatusCode::NOT_FOUND, "text/plain; charset=utf-8", "404 page not found\n".to_owned());
+    }
+    if !matches!(*request.method(), Method::GET | Method::HEAD) {
+        return response(StatusCode::METHOD_NOT_ALLOWED, "text/plain; charset=utf-8", "only GET is served\n".to_owned());
+    }
+    let report = health.report();
+    let well = if path == paths.live { report.live } else { report.ready };
+    let status = if well { StatusCode::OK } else { StatusCode::INTERNAL_SERVER_ERROR };
+    response(status, "application/json", report.details.to_string())
+}
+
+fn response(status: StatusCode, kind: &'static str, body: String) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from(body)));
+    *response.status_mut() = status;
+    response.headers_mut().insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static(kind));
+    response
+}

@@ -1,0 +1,154 @@
+//! The mTLS endpoint for agents, downstream servers and remote administrators.
+//!
+//! A client certificate is optional, since an agent has none before it is attested. One that is shown must verify against
+//! the bundle of its own trust domain and belong to this trust domain or to a configured administrator.
+
+use std::io::ErrorKind;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use plugin::fault::{Code, Fault};
+use rustls::ServerConfig;
+use spiffe::tls::peer_svid;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio_rustls::TlsAcceptor;
+
+use super::lines::{Line, Lines};
+use super::{Serving, pause_after_failed_accept, serve_connection};
+use crate::caller::{Peer, PeerSvid};
+
+/// Whatever the limit of open files would allow.
+const MAX_CONNECTIONS: usize = 65_536;
+/// Handshakes cost a signature each and anybody may start one.
+const MAX_HANDSHAKES: usize = 512;
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The bound endpoint.
+#[derive(Debug)]
+pub(crate) struct TcpEndpoint {
+    listener: TcpListener,
+    address: SocketAddr,
+}
+
+/// Binds the port. Port 0 takes a free one.
+///
+/// # Errors
+/// When the address is taken or not ours, naming both.
+pub(crate) async fn bind(address: &str, port: u16) -> Result<TcpEndpoint, Fault> {
+    let (listener, address) = listen(address, port, "").await?;
+    Ok(TcpEndpoint { listener, address })
+}
+
+/// Listens on a name or IP address. `keys` is what bind_address and bind_port are prefixed with in the configuration.
+pub(super) async fn listen(host: &str, port: u16, keys: &str) -> Result<(TcpListener, SocketAddr), Fault> {
+    let fault = |error: std::io::Error| {
+        let (code, what, hint) = match error.kind() {
+            ErrorKind::AddrInUse => (
+                Code::AddressInUse,
+                format!("port {port} on {host} is in use"),
+                format!("find its holder with: ss -ltnp 'sport = :{port}'; or set {keys}bind_port to another port"),
+            ),
+            ErrorKind::PermissionDenied => (
+                Code::BindFailed,
+                format!("port {port} on {host} may not be used"),
+                format!("set {keys}bind_port to a port above 1023, or grant CAP_NET_BIND_SERVICE"),
+            ),
+            _ => (
+                Code::BindFailed,
+                format!("cannot listen on {host} port {port}"),
+                format!("set {keys}bind_address to an address of this machine"),
+            ),
+        };
+        Fault::new(code, what).because(error).hint(hint)
+    };
+    let listener = TcpListener::bind((host, port)).await.map_err(fault)?;
+    let address = listener.local_addr().map_err(fault)?;
+    Ok((listener, address))
+}
+
+impl TcpEndpoint {
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Accepts until the server stops, then waits for the connections to end.
+    pub(crate) async fn run(self, tls: Arc<ServerConfig>, room: usize, serving: Serving) {
+        let most = room.min(MAX_CONNECTIONS);
+        let mut connections = Lines::at_most(most);
+        let handshakes = Arc::new(Semaphore::new(MAX_HANDSHAKES));
+        let acceptor = TlsAcceptor::from(tls);
+        let mut shutdown = serving.shutdown.clone();
+        loop {
+            let accepted = tokio::select! {
+                () = shutdown.requested() => break,
+                accepted = self.listener.accept() => accepted,
+            };
+            match accepted {
+                Ok((stream, address)) => {
+                    let door = Door { acceptor: acceptor.clone(), handshakes: Arc::clone(&handshakes) };
+                    let serving = serving.clone();
+                    if !connections.spawn(|line| serve(stream, address, door, line, serving)) {
+                        tracing::warn!(most, %address, "refusing a connection: too many");
+                    }
+                }
+                Err(error) => pause_after_failed_accept(&error, &mut shutdown).await,
+            }
+        }
+        drop(self.listener);
+        connections.all_ended().await;
+    }
+}
+
+/// Where TLS handshakes are made, a bounded number at once.
+struct Door {
+    acceptor: TlsAcceptor,
+    handshakes: Arc<Semaphore>,
+}
+
+async fn serve(stream: TcpStream, address: SocketAddr, door: Door, line: Arc<Line>, serving: Serving) {
+    drop(stream.set_nodelay(true));
+    let mut shutdown = serving.shutdown.clone();
+    let handshake = async {
+        let turn = door.handshakes.acquire().await;
+        let accepted = tokio::time::timeout(HANDSHAKE_TIMEOUT, door.acceptor.accept(stream)).await;
+        drop(turn);
+        accepted
+    };
+    let accepted = tokio::select! {
+        () = shutdown.requested() => return,
+        () = line.closed() => return,
+        accepted = handshake => accepted,
+    };
+    let stream = match accepted {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(error)) => {
+            tracing::debug!(%address, %error, "TLS handshake refused");
+            return;
+        }
+        Err(_) => {
+            tracing::debug!(%address, seconds = HANDSHAKE_TIMEOUT.as_secs(), "TLS handshake took too long");
+            return;
+        }
+    };
+    let shown = stream.get_ref().1.peer_certificates().map(peer_svid).transpose();
+    let svid = match shown {
+        Ok(shown) => shown.map(|shown| PeerSvid {
+            id: shown.id,
+            serial: shown.leaf.serial(),
+            not_after: shown.leaf.not_after(),
+        }),
+        Err(error) => {
+            tracing::warn!(%address, %error, "closing a connection: its verified client certificate cannot be read");
+            return;
+        }
+    };
+    if let Some(svid) = &svid
+        && !serving.api.authorizer.may_connect(&svid.id)
+    {
+        tracing::warn!(%address, id = %svid.id, "closing a connection: the client is of another trust domain and no administrator");
+        return;
+    }
+    serve_connection(stream, Peer::Remote { address, svid }, line, serving).await;
+}

@@ -1,0 +1,383 @@
+//! Putting the server together: sockets first, so that a conflict shows before anything is touched; then keys, datastore,
+//! authorities; then everything runs until the shutdown.
+
+use std::collections::HashSet;
+use std::future::Future;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use plugin::catalog::ServerPlugins;
+use plugin::fault::{Code, Fault};
+use plugin::key_manager::KeyManager;
+use plugin::upstream_authority::UpstreamAuthority;
+use proto::plastron::server::v1::watch_server::WatchServer;
+use proto::spire::api::server::agent::v1::agent_server::AgentServer;
+use proto::spire::api::server::bundle::v1::bundle_server::BundleServer;
+use proto::spire::api::server::debug::v1::debug_server::DebugServer;
+use proto::spire::api::server::entry::v1::entry_server::EntryServer;
+use proto::spire::api::server::localauthority::v1::local_authority_server::LocalAuthorityServer;
+use proto::spire::api::server::logger::v1::logger_server::LoggerServer;
+use proto::spire::api::server::svid::v1::svid_server::SvidServer;
+use proto::spire::api::server::trustdomain::v1::trust_domain_server::TrustDomainServer;
+use spiffe::clock::{Clock, SystemClock};
+use spiffe::id::SpiffeId;
+use spiffe::random::{Random, SystemRandom};
+use spiffe::tls::{KeyExchange, SpiffeClientVerifier, server_config};
+use spiffe::trust_domain::TrustDomain;
+use tonic_health::pb::health_server::HealthServer;
+
+use crate::api::logger::LogControl;
+use crate::api::{
+    Api, agent::AgentService, bundle::BundleService, debug::DebugService, entry::EntryService, health::HealthService,
+    localauthority::LocalAuthorityService, logger::LoggerService, svid::SvidService, trustdomain::TrustDomainService,
+};
+use crate::attest::Attestation;
+use crate::authz::Authorizer;
+use crate::ca::{Ca, CaParts};
+use crate::config::{Config, PruningConfig};
+use crate::datastore::{Datastore, DatastoreError, DatastoreKind};
+use crate::endpoints::admin::AdminSocket;
+use crate::endpoints::health_checks::HealthChecks;
+use crate::endpoints::lines::room_for_connections;
+use crate::endpoints::tcp::TcpEndpoint;
+use crate::endpoints::trust::PeerBundles;
+use crate::endpoints::{GRACEFUL_STOP, Serving, admin, health_checks, tcp};
+use crate::health::Health;
+use crate::prune::Pruning;
+use crate::ratelimit::RateLimits;
+use crate::registry::Registry;
+use crate::tasks::Tasks;
+use crate::watch::WatchService;
+
+/// How long an agent that seems unknown may be news of another server on the same database.
+const FOLLOW_OTHERS_FOR: Duration = Duration::from_secs(2);
+
+/// What the process gives to the server beside its configuration.
+#[derive(Debug, Clone)]
+pub struct Environment {
+    pub clock: Arc<dyn Clock>,
+    pub random: Arc<dyn Random>,
+    /// None: the log level cannot be changed over the API.
+    pub log: Option<Arc<dyn LogControl>>,
+}
+
+impl Default for Environment {
+    fn default() -> Self {
+        Self { clock: Arc::new(SystemClock), random: Arc::new(SystemRandom), log: None }
+    }
+}
+
+/// The server, before it runs.
+#[derive(Debug)]
+pub struct Server;
+
+impl Server {
+    /// Binds, opens, and makes the authorities ready.
+    ///
+    /// # Errors
+    /// What is in the way, in the house form.
+    pub async fn bind(config: Config) -> Result<Bound, Fault> {
+        Self::bind_in(config, Environment::default()).await
+    }
+
+    /// As [`Server::bind`], with a clock, randomness and a log switch of the caller's.
+    ///
+    /// # Errors
+    /// What is in the way, in the house form.
+    pub async fn bind_in(config: Config, environment: Environment) -> Result<Bound, Fault> {
+        for notice in &config.notices {
+            tracing::warn!("{notice}");
+        }
+        make_data_dir(&config.data_dir)?;
+        let tcp = tcp::bind(&config.bind_address, config.bind_port).await?;
+        let admin = admin::bind(&config.socket_path)?;
+        let health_checks = match &config.health {
+            Some(health) => Some(health_checks::bind(health).await?),
+            None => None,
+        };
+        let (pruning, require_pq_kem) = (config.pruning, config.require_pq_kem);
+        let world = World::open(config, environment).await?;
+        Ok(Bound {
+            tcp_addr: tcp.address(),
+            admin_socket: admin.path().to_owned(),
+            health_addr: health_checks.as_ref().map(HealthChecks::address),
+            tcp,
+            admin,
+            health_checks,
+            world,
+            pruning,
+            require_pq_kem,
+        })
+    }
+}
+
+/// A server that holds its sockets and can issue, but does not answer yet.
+#[derive(Debug)]
+pub struct Bound {
+    /// Where agents connect; the port that was taken, when the configuration asks for port 0.
+    pub tcp_addr: SocketAddr,
+    pub admin_socket: PathBuf,
+    pub health_addr: Option<SocketAddr>,
+    tcp: TcpEndpoint,
+    admin: AdminSocket,
+    health_checks: Option<HealthChecks>,
+    world: World,
+    pruning: Option<PruningConfig>,
+    require_pq_kem: bool,
+}
+
+/// The parts that live as long as the server.
+#[derive(Debug)]
+struct World {
+    environment: Environment,
+    datastore: Datastore,
+    registry: Arc<Registry>,
+    ca: Arc<Ca>,
+    api: Arc<Api>,
+}
+
+impl World {
+    async fn open(config: Config, environment: Environment) -> Result<Self, Fault> {
+        let trust_domain = config.trust_domain;
+        let (keys, upstream) = open_plugins(config.plugins, trust_domain.clone(), &environment).await?;
+        let shared = matches!(config.datastore.kind, DatastoreKind::Postgres(_));
+        let (datastore, registry) =
+            Datastore::open(config.datastore, trust_domain.clone(), Arc::clone(&environment.clock))
+                .await
+                .map_err(|error| datastore_fault(&error))?;
+        let parts = CaParts {
+            keys,
+            upstream,
+            datastore: datastore.clone(),
+            clock: Arc::clone(&environment.clock),
+            random: Arc::clone(&environment.random),
+        };
+        let ca = Arc::new(Ca::open(config.issuance, parts).await.map_err(|error| error.to_fault())?);
+        let authorizer = Arc::new(Authorizer {
+            registry: Arc::clone(&registry),
+            datastore: datastore.clone(),
+            clock: Arc::clone(&environment.clock),
+            admin_ids: HashSet::from_iter(config.admin_ids),
+            audit_enabled: config.audit_log,
+            follow_for: if shared { FOLLOW_OTHERS_FOR } else { Duration::ZERO },
+        });
+        let attestation = Attestation {
+            trust_domain,
+            registry: Arc::clone(&registry),
+            datastore: datastore.clone(),
+            clock: Arc::clone(&environment.clock),
+            agent_id_as_selector: config.agent_id_as_selector,
+        };
+        let limits = Arc::new(RateLimits::new(config.rate_limits.attestation, config.rate_limits.signing));
+        let api = Arc::new(make_api(authorizer, attestation, limits, Arc::clone(&ca), &environment));
+        Ok(Self { environment, datastore, registry, ca, api })
+    }
+}
+
+/// Gives each service what it needs and nothing else.
+fn make_api(
+    authorizer: Arc<Authorizer>,
+    attestation: Attestation,
+    limits: Arc<RateLimits>,
+    ca: Arc<Ca>,
+    environment: &Environment,
+) -> Api {
+    let registry = || Arc::clone(&authorizer.registry);
+    let datastore = || authorizer.datastore.clone();
+    let clock = || Arc::clone(&environment.clock);
+    let trust_domain = || authorizer.registry.trust_domain().clone();
+    Api {
+        bundle: BundleServer::new(BundleService {
+            trust_domain: trust_domain(),
+            registry: registry(),
+            datastore: datastore(),
+            limits: Arc::clone(&limits),
+        }),
+        debug: DebugServer::new(DebugService {
+            trust_domain: trust_domain(),
+            registry: registry(),
+            clock: clock(),
+            started: environment.clock.now(),
+            ca: Arc::clone(&ca),
+            last: Mutex::new(None),
+        }),
+        entry: EntryServer::new(EntryService {
+            trust_domain: trust_domain(),
+            registry: registry(),
+            datastore: datastore(),
+            authorizer: Arc::clone(&authorizer),
+        }),
+        health: HealthServer::new(HealthService { trust_domain: trust_domain(), registry: registry() }),
+        local_authority: LocalAuthorityServer::new(LocalAuthorityService { ca: Arc::clone(&ca) }),
+        logger: LoggerServer::new(LoggerService::new(environment.log.clone())),
+        svid: SvidServer::new(SvidService {
+            trust_domain: trust_domain(),
+            registry: registry(),
+            ca: Arc::clone(&ca),
+            limits: Arc::clone(&limits),
+        }),
+        trust_domain: TrustDomainServer::new(TrustDomainService { registry: registry(), datastore: datastore() }),
+        watch: WatchServer::new(WatchService {
+            registry: registry(),
+            authorizer: Arc::clone(&authorizer),
+            clock: clock(),
+        }),
+        agent: AgentServer::new(AgentService {
+            trust_domain: trust_domain(),
+            registry: registry(),
+            datastore: datastore(),
+            ca,
+            clock: clock(),
+            limits,
+            attestation,
+        }),
+        authorizer,
+    }
+}
+
+impl Bound {
+    /// Serves until `shutdown` completes, then stops gracefully: calls in flight get ten seconds.
+    ///
+    /// # Errors
+    /// When a part of the server ended although nobody asked it to.
+    pub async fn run(self, shutdown: impl Future<Output = ()> + Send) -> Result<(), Fault> {
+        let world = self.world;
+        let health = Arc::new(Health::new(Arc::clone(&world.registry), Arc::clone(&world.ca)));
+        let tls = world.tls(self.require_pq_kem)?;
+        let mut tasks = Tasks::new();
+        let serving = Serving {
+            api: Arc::clone(&world.api),
+            random: Arc::clone(&world.environment.random),
+            shutdown: tasks.shutdown(),
+        };
+        tracing::info!(address = %self.tcp_addr, "serving agents");
+        tracing::info!(path = %self.admin_socket.display(), "serving administrators");
+        tasks.spawn("admin socket", self.admin.run(serving.clone()));
+        tasks.spawn("mTLS endpoint", self.tcp.run(Arc::new(tls), room_for_connections(), serving));
+        world.spawn_background(&mut tasks, self.pruning);
+        if let Some(health_checks) = self.health_checks {
+            tracing::info!(address = %health_checks.address(), "serving health checks");
+            tasks.spawn("health checks", health_checks.run(Arc::clone(&health), tasks.shutdown()));
+        }
+        health.set_serving(true);
+        let ended = tokio::select! {
+            () = shutdown => None,
+            name = tasks.first_to_end() => Some(name),
+        };
+        health.set_serving(false);
+        tracing::info!("stopping");
+        let stuck = tasks.stop(GRACEFUL_STOP + Duration::from_secs(1)).await;
+        if !stuck.is_empty() {
+            tracing::warn!(tasks = stuck.join(", "), "did not stop in time and were cut off");
+        }
+        match ended {
+            None => Ok(()),
+            Some(name) => Err(Fault::new(Code::Internal, format!("the server's {name} ended unasked"))),
+        }
+    }
+}
+
+impl World {
+    fn tls(&self, require_pq_kem: bool) -> Result<rustls::ServerConfig, Fault> {
+        let key_exchange =
+            if require_pq_kem { KeyExchange::RequirePostQuantum } else { KeyExchange::PreferPostQuantum };
+        let own = self.registry.trust_domain();
+        let mut foreign: Vec<_> = self.api.authorizer.admin_ids.iter().map(SpiffeId::trust_domain).collect();
+        foreign.retain(|trust_domain| trust_domain != own);
+        let bundles = PeerBundles::new(Arc::clone(&self.registry), foreign);
+        let clients = Arc::new(SpiffeClientVerifier::optional(Arc::new(bundles)));
+        server_config(self.ca.resolver(), Some(clients), Arc::clone(&self.environment.clock), key_exchange)
+            .map_err(|error| Fault::new(Code::Internal, "TLS cannot be set up").because(error))
+    }
+
+    fn spawn_background(&self, tasks: &mut Tasks, agents: Option<PruningConfig>) {
+        let (ca, mut shutdown) = (Arc::clone(&self.ca), tasks.shutdown());
+        tasks.spawn("authorities", async move {
+            tokio::select! {
+                () = ca.run() => {}
+                () = shutdown.requested() => {}
+            }
+        });
+        let pruning = || Pruning {
+            datastore: self.datastore.clone(),
+            clock: Arc::clone(&self.environment.clock),
+            random: Arc::clone(&self.environment.random),
+        };
+        tasks.spawn("pruning of entries", pruning().run_entries(tasks.shutdown()));
+        if let Some(agents) = agents {
+            tasks.spawn("pruning of agents", pruning().run_agents(agents, tasks.shutdown()));
+        }
+    }
+}
+
+type Plugins = (Arc<dyn KeyManager>, Option<Arc<dyn UpstreamAuthority>>);
+
+/// Reads the files that plugins name, off the runtime's threads.
+async fn open_plugins(
+    plugins: ServerPlugins,
+    trust_domain: TrustDomain,
+    environment: &Environment,
+) -> Result<Plugins, Fault> {
+    let (clock, random) = (Arc::clone(&environment.clock), Arc::clone(&environment.random));
+    let opened = tokio::task::spawn_blocking(move || {
+        let keys = plugins.open_key_manager()?;
+        Ok((keys, plugins.open_upstream_authority(&trust_domain, &clock, &random)?))
+    });
+    opened.await.map_err(|error| Fault::new(Code::Internal, "the plugins could not be opened").because(error))?
+}
+
+/// Makes the directory of everything that the server keeps, for itself alone.
+fn make_data_dir(directory: &Path) -> Result<(), Fault> {
+    use nix::unistd::{AccessFlags, access};
+    use std::os::unix::fs::DirBuilderExt as _;
+
+    let fault = |because: &dyn std::fmt::Display| {
+        Fault::new(Code::DataDirUnusable, format!("the data directory {} cannot be used", directory.display()))
+            .because(because)
+            .hint(format!("install -d -m 0700 -o \"$(id -un)\" {}", directory.display()))
+    };
+    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory);
+    made.map_err(|error| fault(&error))?;
+    access(directory, AccessFlags::W_OK | AccessFlags::X_OK).map_err(|error| fault(&error))
+}
+
+fn datastore_fault(error: &DatastoreError) -> Fault {
+    let (code, what, hint) = match error {
+        DatastoreError::Unavailable { .. } => (
+            Code::DatabaseUnreachable,
+            "the database cannot be reached",
+            "check host, port, user and password of connection_string, for instance with psql",
+        ),
+        DatastoreError::Locked { .. } => (
+            Code::DatabaseLocked,
+            "the database is locked",
+            "stop the other server; one SQLite database belongs to one server, PostgreSQL serves several",
+        ),
+        DatastoreError::Full { .. } => (Code::DiskFull, "the disk is full", "make room, then start again"),
+        DatastoreError::WrongTrustDomain { .. } => (
+            Code::DatabaseOfAnotherTrustDomain,
+            "the database belongs to another trust domain",
+            "correct trust_domain, or give this server a database of its own",
+        ),
+        DatastoreError::NewerSchema { .. } => (
+            Code::DatabaseTooNew,
+            "the database was written by a newer version",
+            "run that version; a database is never taken back to an older one",
+        ),
+        DatastoreError::Open { .. } => (
+            Code::DatabaseFailed,
+            "the database cannot be opened",
+            "check that its directory exists and that the server's user may write there",
+        ),
+        DatastoreError::NotOurs { .. }
+        | DatastoreError::Unreadable { .. }
+        | DatastoreError::Settings { .. }
+        | DatastoreError::Refused { .. }
+        | DatastoreError::Closed => {
+            (Code::DatabaseFailed, "the database failed", "check the DataStore block of the configuration")
+        }
+    };
+    Fault::new(code, what).because(error).hint(hint)
+}

@@ -1,0 +1,141 @@
+//! The watch: an agent holds one stream and hears of each change that concerns it as soon as it is committed.
+//!
+//! First a full list, unless the agent's cursor lets it continue; then deltas. Each event is checked against the agent's row
+//! again at the moment it leaves, and the stream of an agent that is evicted, banned or expired ends at once. What an
+//! agent gets is decided by the registry alone.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use proto::plastron::server::v1::watch_server::Watch as WatchApi;
+use proto::plastron::server::v1::{WatchEvent, WatchRequest};
+use spiffe::clock::Clock;
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+use tokio_stream::Stream;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status};
+
+use crate::audit::Fields;
+use crate::authz::Authorizer;
+use crate::caller::{Caller, PeerSvid};
+use crate::registry::Registry;
+use view::View;
+
+#[cfg(test)]
+mod tests;
+mod view;
+
+/// Events made ahead of what the agent has read.
+const AHEAD: usize = 2;
+/// A watcher rests this many times as long as it worked, so that a storm of changes costs each a share of a core at most.
+const REST_FACTOR: u32 = 4;
+const LONGEST_REST: Duration = Duration::from_secs(1);
+
+#[derive(Debug)]
+pub(crate) struct WatchService {
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) authorizer: Arc<Authorizer>,
+    pub(crate) clock: Arc<dyn Clock>,
+}
+
+#[tonic::async_trait]
+impl WatchApi for WatchService {
+    type WatchStream = std::pin::Pin<Box<dyn Stream<Item = Result<WatchEvent, Status>> + Send>>;
+
+    async fn watch(&self, request: Request<WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
+        let caller = Caller::of(&request)?;
+        let svid = caller.agent()?.clone();
+        let (events, stream) = mpsc::channel(AHEAD);
+        let watcher = Watcher {
+            svid: svid.clone(),
+            clock: Arc::clone(&self.clock),
+            authorizer: Arc::clone(&self.authorizer),
+            // Before the first look, so that no change falls between.
+            revisions: self.registry.subscribe(),
+            view: View::new(Arc::clone(&self.registry), svid.id.clone()),
+            events,
+        };
+        caller.audit(Ok(()), Fields::new);
+        tokio::spawn(watcher.run(request.into_inner()));
+        let authorizer = Arc::clone(&self.authorizer);
+        let checked = ReceiverStream::new(stream).map(move |event| {
+            authorizer.recheck_agent(&svid)?;
+            event
+        });
+        Ok(Response::new(Box::pin(until_closing(checked, caller.connection.closing()))))
+    }
+}
+
+/// Ends a stream when its connection is to end.
+pub(crate) fn until_closing<S: Stream>(stream: S, mut closing: watch::Receiver<bool>) -> impl Stream<Item = S::Item> {
+    stream.take_until(async move {
+        // An error means that the connection is gone.
+        drop(closing.wait_for(|closing| *closing).await.map(|_| ()));
+    })
+}
+
+struct Watcher {
+    svid: PeerSvid,
+    clock: Arc<dyn Clock>,
+    authorizer: Arc<Authorizer>,
+    revisions: watch::Receiver<u64>,
+    view: View,
+    events: mpsc::Sender<Result<WatchEvent, Status>>,
+}
+
+/// The stream is over.
+struct Ended;
+
+impl Watcher {
+    async fn run(mut self, request: WatchRequest) {
+        self.revisions.mark_unchanged();
+        let first = self.view.start(&request);
+        if self.push(first).await.is_err() {
+            return;
+        }
+        let life = self.svid.not_after.duration_since(self.clock.now()).unwrap_or_default();
+        let expiry = Instant::now() + life;
+        loop {
+            tokio::select! {
+                changed = self.revisions.changed() => if changed.is_err() { return },
+                () = tokio::time::sleep_until(expiry) => {}
+                () = self.events.closed() => return,
+            }
+            if let Err(denied) = self.authorizer.recheck_agent(&self.svid) {
+                // The agent learns why; if it does not read, the stream ends all the same.
+                drop(self.events.try_send(Err(denied)));
+                return;
+            }
+            let started = Instant::now();
+            let events = self.view.advance();
+            if events.is_empty() {
+                continue;
+            }
+            let worked = started.elapsed();
+            if self.push(events).await.is_err() {
+                return;
+            }
+            tokio::time::sleep((worked * REST_FACTOR).min(LONGEST_REST)).await;
+        }
+    }
+
+    /// Hands events over as the agent reads them; an agent that loses its standing meanwhile gets no more.
+    async fn push(&mut self, events: Vec<WatchEvent>) -> Result<(), Ended> {
+        let mut revisions = self.revisions.clone();
+        for event in events {
+            let permit = loop {
+                tokio::select! {
+                    permit = self.events.reserve() => break permit.map_err(|_| Ended)?,
+                    changed = revisions.changed() => {
+                        changed.map_err(|_| Ended)?;
+                        self.authorizer.recheck_agent(&self.svid).map_err(|_| Ended)?;
+                    }
+                }
+            };
+            permit.send(Ok(event));
+        }
+        Ok(())
+    }
+}
