@@ -220,18 +220,21 @@ pub(crate) fn request_info(
         out.extend_from_slice(subject);
         out.extend_from_slice(key.spki_der());
         tlv(out, 0xa0, |out| {
-            if uris.is_empty() && dns.is_empty() {
-                return;
+            if !uris.is_empty() || !dns.is_empty() {
+                write_extension_request(out, subject == [0x30, 0], uris, dns);
             }
-            tlv(out, 0x30, |out| {
-                tlv(out, 0x06, |out| out.extend_from_slice(EXTENSION_REQUEST));
-                tlv(out, 0x31, |out| {
-                    tlv(out, 0x30, |out| {
-                        write_san_extension(out, subject == [0x30, 0], dns, uris)
-                    });
-                });
-            });
         });
     });
     out
+}
+
+fn write_extension_request(out: &mut Vec<u8>, critical: bool, uris: &[&str], dns: &[String]) {
+    let mut extensions = Vec::with_capacity(128);
+    tlv(&mut extensions, 0x30, |out| {
+        write_san_extension(out, critical, dns, uris);
+    });
+    tlv(out, 0x30, |out| {
+        tlv(out, 0x06, |out| out.extend_from_slice(EXTENSION_REQUEST));
+        tlv(out, 0x31, |out| out.extend_from_slice(&extensions));
+    });
 }

@@ -17,6 +17,10 @@ pub const MAX_ENTRY_ID_LEN: usize = 255;
 pub const MAX_HINT_LEN: usize = 1024;
 
 /// A registration entry. Field meanings and numbers: `SPIRE: spire.api.types.Entry`.
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "the fields of the wire's entry, each a switch of its own"
+)]
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Entry {
     /// UUID unless the creator chose one.

@@ -9,6 +9,8 @@ pub mod bundle;
 pub mod clock;
 pub mod csr;
 pub mod entry;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod id;
 pub mod key;
 pub mod pem;

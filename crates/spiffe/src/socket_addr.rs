@@ -78,7 +78,7 @@ fn parse(text: &str) -> Result<Endpoint, EndpointError> {
 
 fn unix(rest: &str) -> Result<Endpoint, EndpointError> {
     let path = match rest.strip_prefix("//") {
-        Some(after) if after.is_empty() => return Err(EndpointError::UnixPath),
+        Some("") => return Err(EndpointError::UnixPath),
         Some(after) if !after.starts_with('/') => return Err(EndpointError::UnixAuthority),
         Some(after) => after,
         None => rest,

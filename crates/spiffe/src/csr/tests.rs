@@ -51,7 +51,7 @@ fn sv_03_touched_requests_are_refused() {
     names[at + 1] = b'v';
     assert_eq!(Csr::parse_and_verify(&names), Err(CsrError::Signature));
     // The key alone is given without looking at the signature.
-    assert!(Csr::public_key_unverified(&names).is_ok());
+    Csr::public_key_unverified(&names).unwrap();
     let mut signature = der.clone();
     *signature.last_mut().unwrap() ^= 1;
     assert_eq!(Csr::parse_and_verify(&signature), Err(CsrError::Signature));

@@ -14,7 +14,6 @@ use rustls::{
     CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, SignatureScheme,
 };
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
-use std::fmt;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -253,6 +252,6 @@ fn refusal(fault: X509SvidError) -> Error {
     Error::InvalidCertificate(known)
 }
 
-fn other(fault: impl std::error::Error + fmt::Debug + Send + Sync + 'static) -> Error {
+fn other(fault: impl std::error::Error + Send + Sync + 'static) -> Error {
     Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(fault))))
 }

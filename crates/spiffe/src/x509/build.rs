@@ -257,7 +257,7 @@ fn scheme_of(signer: &dyn Signer) -> Result<SignatureScheme, BuildError> {
 
 fn write_key_usage(out: &mut Vec<u8>, bits: &[u8]) {
     encode::extension(out, &[0x55, 0x1d, 15], true, |out| {
-        encode::bytes(out, BIT_STRING, bits)
+        encode::bytes(out, BIT_STRING, bits);
     });
 }
 
@@ -287,7 +287,7 @@ fn write_basic_constraints(out: &mut Vec<u8>, authority: Option<Option<u8>>) {
 
 fn write_key_ids(out: &mut Vec<u8>, subject: &[u8], authority: &[u8]) {
     encode::extension(out, &[0x55, 0x1d, 14], false, |out| {
-        encode::bytes(out, encode::OCTET_STRING, subject)
+        encode::bytes(out, encode::OCTET_STRING, subject);
     });
     if !authority.is_empty() {
         encode::extension(out, &[0x55, 0x1d, 35], false, |out| {

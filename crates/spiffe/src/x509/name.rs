@@ -166,7 +166,7 @@ fn write_values(out: &mut Vec<u8>, kind: u8, values: &[String]) {
     encode::tlv(out, SET, |out| {
         members
             .iter()
-            .for_each(|member| out.extend_from_slice(member))
+            .for_each(|member| out.extend_from_slice(member));
     });
 }
 

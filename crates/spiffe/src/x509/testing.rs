@@ -75,17 +75,20 @@ impl Mold {
 
     /// Adds name constraints: (tag, text) of permitted and of excluded subtrees.
     pub(crate) fn with_names(mut self, permitted: &[(u8, &str)], excluded: &[(u8, &str)]) -> Self {
+        let subtrees = |list: &[(u8, &str)]| {
+            let mut out = Vec::new();
+            for (kind, text) in list {
+                tlv(&mut out, SEQUENCE, |out| {
+                    encode::bytes(out, *kind, text.as_bytes());
+                });
+            }
+            out
+        };
         let mut value = Vec::new();
         tlv(&mut value, SEQUENCE, |out| {
             for (tag, list) in [(0xa0, permitted), (0xa1, excluded)] {
                 if !list.is_empty() {
-                    tlv(out, tag, |out| {
-                        for (kind, text) in list {
-                            tlv(out, SEQUENCE, |out| {
-                                encode::bytes(out, *kind, text.as_bytes())
-                            });
-                        }
-                    });
+                    encode::bytes(out, tag, &subtrees(list));
                 }
             }
         });
@@ -108,7 +111,7 @@ impl Mold {
             out.extend_from_slice(&self.subject.to_der());
             out.extend_from_slice(key.spki_der());
             tlv(out, 0xa3, |out| {
-                tlv(out, SEQUENCE, |out| self.write_extensions(out))
+                tlv(out, SEQUENCE, |out| self.write_extensions(out));
             });
         });
         let signature = signer.sign_now(scheme, &tbs).unwrap();
@@ -118,7 +121,7 @@ impl Mold {
     fn write_extensions(&self, out: &mut Vec<u8>) {
         if let Some(bits) = &self.key_usage {
             encode::extension(out, &[0x55, 0x1d, 15], true, |out| {
-                encode::bytes(out, BIT_STRING, bits)
+                encode::bytes(out, BIT_STRING, bits);
             });
         }
         if !self.extended_key_usage.is_empty() {
@@ -126,13 +129,13 @@ impl Mold {
                 tlv(out, SEQUENCE, |out| {
                     self.extended_key_usage
                         .iter()
-                        .for_each(|oid| encode::bytes(out, OID, oid))
+                        .for_each(|oid| encode::bytes(out, OID, oid));
                 });
             });
         }
         if let Some(content) = &self.basic_constraints {
             encode::extension(out, &[0x55, 0x1d, 19], true, |out| {
-                encode::bytes(out, SEQUENCE, content)
+                encode::bytes(out, SEQUENCE, content);
             });
         }
         if !self.uris.is_empty() || !self.dns_names.is_empty() {

@@ -423,7 +423,7 @@ fn pem_and_concatenations_hold_several_certificates() {
         [a.clone(), b]
     );
     assert_eq!(Certificate::parse_concatenated(&[]).unwrap(), []);
-    assert!(Certificate::parse_concatenated(&both[..both.len() - 1]).is_err());
+    Certificate::parse_concatenated(&both[..both.len() - 1]).unwrap_err();
     let json = serde_json::to_string(&a).unwrap();
     assert_eq!(serde_json::from_str::<Certificate>(&json).unwrap(), a);
     assert!(a.not_before() < now());

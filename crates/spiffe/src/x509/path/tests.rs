@@ -122,9 +122,13 @@ fn xs_05_xs_20_intermediates_must_be_authorities_valid_and_allowed_to_sign() {
     );
 }
 
+/// Permitted subtrees, excluded ones, and the outcome.
+type Case = (Subtrees, Subtrees, Result<(), PathError>);
+type Subtrees = &'static [(u8, &'static str)];
+
 #[test]
 fn xs_12_uri_name_constraints_are_enforced_on_roots_and_intermediates() {
-    let cases: [(&[(u8, &str)], &[(u8, &str)], Result<(), PathError>); 8] = [
+    let cases: [Case; 8] = [
         (&[(URI, "example.org")], &[], Ok(())),
         (&[(URI, "other.org"), (URI, "EXAMPLE.org")], &[], Ok(())),
         (&[(URI, "other.org")], &[], Err(PathError::NameConstraint)),
@@ -275,5 +279,5 @@ fn successive_roots_of_one_name_are_all_tried() {
     let (old, new) = (Ca::root("example.org"), Ca::root("example.org"));
     let leaf = new.issue(&leaf());
     let bundles = Bundles::of(&[("example.org", &[&old, &new])]);
-    assert!(verify_svid(&[&leaf], &bundles, now()).is_ok());
+    verify_svid(&[&leaf], &bundles, now()).unwrap();
 }
