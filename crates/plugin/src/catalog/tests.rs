@@ -293,3 +293,72 @@ async fn makes_what_was_configured() {
             .is_none()
     );
 }
+
+/// The pages in `docs/` that describe plugins: each has the same headings, names only codes that exist, and its
+/// examples are accepted.
+#[test]
+fn the_plugins_pages_tell_what_is_so() {
+    let docs = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs");
+    let headings = [
+        "## Configuration",
+        "## Example",
+        "## How it works",
+        "## Limits and safety",
+        "## When it fails",
+        "## Compared with SPIRE",
+    ];
+    let mut pages = 0;
+    for file in std::fs::read_dir(docs).unwrap() {
+        let path = file.unwrap().path();
+        let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+        if !name.starts_with("plugin_") {
+            continue;
+        }
+        pages += 1;
+        let text = std::fs::read_to_string(&path).unwrap();
+        let found: Vec<&str> = text
+            .lines()
+            .filter(|line| line.starts_with("## "))
+            .collect();
+        assert_eq!(found, headings, "{name}");
+        for code in text
+            .split("PLA-")
+            .skip(1)
+            .map(|rest| rest.get(..4).unwrap_or(rest))
+        {
+            assert!(Code::parse(code).is_some(), "{name}: PLA-{code}");
+        }
+        for example in text
+            .split("```hcl\n")
+            .skip(1)
+            .filter_map(|rest| rest.split("```").next())
+        {
+            example_is_accepted(&name, example);
+        }
+    }
+    assert!(pages >= 9);
+}
+
+fn example_is_accepted(page: &str, example: &str) {
+    let document = Document::parse(page, example, None).unwrap_or_else(|faults| panic!("{faults}"));
+    let root = document.root();
+    root.raw("agent");
+    if page.starts_with("plugin_server") {
+        if let Some(data) = ServerPlugins::data_store(&root) {
+            // Its keys are the server's to read.
+            for key in data.keys() {
+                data.raw(&key.value);
+            }
+        }
+        ServerPlugins::from_section(&root);
+    } else {
+        AgentPlugins::from_section(&root);
+    }
+    // An example shows one plugin, so others are missing.
+    let faults: Vec<Fault> = document.check().err().into_iter().flatten().collect();
+    assert!(
+        faults.iter().all(|fault| fault.code == Code::PluginCount),
+        "{}",
+        Faults(faults)
+    );
+}

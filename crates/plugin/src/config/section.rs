@@ -71,6 +71,12 @@ impl Section {
         self.items_named(key).next().is_some()
     }
 
+    /// Whether the key is there and its value is a block. Does not count as reading it.
+    pub fn is_block(&self, key: &str) -> bool {
+        self.items_named(key)
+            .any(|(item, _)| matches!(item.node.value, Value::Object(_)))
+    }
+
     /// The keys as they are written, each once, in order. Does not count as reading them.
     pub fn keys(&self) -> Vec<Located<String>> {
         let mut keys: Vec<Located<String>> = Vec::new();
