@@ -1,4 +1,5 @@
 -- Version 1: one table per kind of object, the revision counter and the change log.
+-- That no two entries are similar is kept by the one writer: an index for it would cost most of every commit.
 -- An object is a JSON body under its key. row_number ascends with creation and orders listings.
 CREATE TABLE meta (
     name TEXT PRIMARY KEY,
@@ -19,8 +20,6 @@ CREATE INDEX changes_by_revision ON changes (revision);
 CREATE TABLE entries (
     row_number INTEGER PRIMARY KEY,
     key TEXT NOT NULL UNIQUE,
-    -- Digest of parent, SPIFFE ID and selectors: no two entries share it.
-    likeness TEXT NOT NULL UNIQUE,
     revision INTEGER NOT NULL,
     body TEXT NOT NULL
 );

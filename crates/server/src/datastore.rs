@@ -24,15 +24,16 @@ mod tokens;
 mod writer;
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
-use spiffe::clock::{Clock, unix_seconds};
+use spiffe::clock::Clock;
 use spiffe::trust_domain::TrustDomain;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::registry::Registry;
 use backend::{Backend, Meta};
 use draft::Draft;
+use entries::CommonSelectors;
 use writer::{Operation, QUEUE, Work, Writer, load};
 
 pub use agents::AgentWriteError;
@@ -64,6 +65,7 @@ pub struct Datastore {
     queue: mpsc::Sender<Box<dyn Work>>,
     registry: Arc<Registry>,
     clock: Arc<dyn Clock>,
+    common: Arc<Mutex<CommonSelectors>>,
 }
 
 impl std::fmt::Debug for Datastore {
@@ -133,6 +135,7 @@ impl Datastore {
                 queue,
                 registry: Arc::clone(&registry),
                 clock,
+                common: Arc::default(),
             },
             registry,
         ))
@@ -161,9 +164,5 @@ impl Datastore {
             .await
             .map_err(|_closed| DatastoreError::Closed)?;
         answer.await.map_err(|_gone| DatastoreError::Closed)?
-    }
-
-    fn now(&self) -> i64 {
-        unix_seconds(self.clock.now())
     }
 }

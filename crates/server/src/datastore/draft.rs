@@ -3,6 +3,7 @@
 //! An operation checks first and writes last: one that refuses has left nothing.
 
 use std::collections::HashMap;
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 use spiffe::bundle::Bundle;
@@ -10,7 +11,6 @@ use spiffe::entry::Entry;
 use spiffe::id::SpiffeId;
 use spiffe::trust_domain::TrustDomain;
 
-use super::codec::{encode, likeness_digest};
 use crate::registry::{Agent, Kind, Object, State, Write};
 
 /// Rows are numbered within the revision that made them, so that numbers ascend without a counter of their own.
@@ -22,10 +22,27 @@ pub(super) struct Row {
     pub(super) kind: Kind,
     pub(super) key: Arc<str>,
     pub(super) row: i64,
-    pub(super) likeness: Option<String>,
+    pub(super) object: Option<Object>,
     /// An existing entry's likeness changes, perhaps to one that another row of this commit still has.
     pub(super) moves: bool,
-    pub(super) body: Option<String>,
+}
+
+/// An entry as a key: equal to those similar to it.
+#[derive(Debug)]
+struct Like(Arc<Entry>);
+
+impl PartialEq for Like {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.is_similar_to(&other.0)
+    }
+}
+
+impl Eq for Like {}
+
+impl Hash for Like {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        (&self.0.spiffe_id, &self.0.parent_id, &self.0.selectors).hash(state);
+    }
 }
 
 #[derive(Debug)]
@@ -35,7 +52,7 @@ pub(super) struct Draft<'a> {
     writes: Vec<Write>,
     /// Where in `writes` an object's latest form is.
     overlay: HashMap<Kind, HashMap<Arc<str>, usize>>,
-    likeness: HashMap<String, Arc<str>>,
+    likeness: HashMap<Like, Arc<str>>,
 }
 
 impl<'a> Draft<'a> {
@@ -82,7 +99,7 @@ impl<'a> Draft<'a> {
     }
 
     /// An entry of the same parent, SPIFFE ID and selectors.
-    pub(super) fn similar(&self, entry: &Entry) -> Option<Arc<Entry>> {
+    pub(super) fn similar(&self, entry: &Arc<Entry>) -> Option<Arc<Entry>> {
         let alike = |other: &Arc<Entry>| other.is_similar_to(entry);
         if let Some(other) = self.state.entries.similar(entry)
             && let Some(other) = self.entry(&other.id).filter(alike)
@@ -92,7 +109,7 @@ impl<'a> Draft<'a> {
         if self.likeness.is_empty() {
             return None;
         }
-        self.entry(self.likeness.get(&likeness_digest(entry))?)
+        self.entry(self.likeness.get(&Like(Arc::clone(entry)))?)
             .filter(alike)
     }
 
@@ -147,7 +164,7 @@ impl<'a> Draft<'a> {
         let key: Arc<str> = match &object {
             Object::Entry(entry) => {
                 self.likeness
-                    .insert(likeness_digest(entry), Arc::clone(&entry.id));
+                    .insert(Like(Arc::clone(entry)), Arc::clone(&entry.id));
                 Arc::clone(&entry.id)
             }
             other => Arc::from(other.key()),
@@ -200,20 +217,17 @@ impl<'a> Draft<'a> {
             if old == write.object {
                 continue;
             }
-            let (likeness, moves) = match (&write.object, &old) {
-                (Some(Object::Entry(new)), Some(Object::Entry(old))) => {
-                    (Some(likeness_digest(new)), !new.is_similar_to(old))
-                }
-                (Some(Object::Entry(new)), _) => (Some(likeness_digest(new)), false),
-                _ => (None, false),
+            let moves = match (&write.object, &old) {
+                (Some(Object::Entry(new)), Some(Object::Entry(old))) => !new.is_similar_to(old),
+                _ => false,
             };
+            let Write { kind, row, .. } = *write;
             rows.push(Row {
-                kind: write.kind,
+                kind,
                 key: Arc::clone(&write.key),
-                row: write.row,
-                likeness,
+                row,
+                object: write.object.clone(),
                 moves,
-                body: write.object.as_ref().map(encode),
             });
             kept.push(write.clone());
         }

@@ -1,13 +1,13 @@
 //! Writes of registration entries.
 
 use std::collections::HashSet;
-use std::sync::Arc;
-use std::time::SystemTime;
+use std::sync::{Arc, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use spiffe::clock::unix_seconds;
 use spiffe::entry::{Entry, EntryError};
 use spiffe::id::SpiffeId;
-use spiffe::selector::SelectorSet;
+use spiffe::selector::{Selector, SelectorSet};
 use spiffe::trust_domain::TrustDomain;
 
 use super::draft::Draft;
@@ -65,23 +65,40 @@ impl Datastore {
         &self,
         entries: Vec<Entry>,
     ) -> Result<Vec<Result<Created, EntryWriteError>>, DatastoreError> {
-        let now = self.now();
         let trust_domain = self.registry().trust_domain().clone();
         let prepared: Vec<_> = entries
             .into_iter()
             .map(|entry| {
-                let entry = complete(entry, now);
-                entry.validate(&trust_domain).map(|()| entry)
+                let entry = self.completed(entry);
+                entry.validate(&trust_domain).map(|()| Arc::new(entry))
             })
             .collect();
         self.submit(prepared.len(), move |draft| {
             let outcomes = prepared.iter().map(|entry| match entry {
-                Ok(entry) => create(draft, entry.clone()).map(|entry| Created { entry }),
+                Ok(entry) => create(draft, entry).map(|entry| Created { entry }),
                 Err(error) => Err(EntryWriteError::Invalid(error.clone())),
             });
             outcomes.collect()
         })
         .await
+    }
+
+    /// Fills in what the creator left to the store, and lets what entries have in common share its memory.
+    pub(super) fn completed(&self, mut entry: Entry) -> Entry {
+        let now = self.clock.now();
+        if entry.id.is_empty() {
+            entry.id = Arc::from(new_id(now));
+        }
+        if entry.created_at == 0 {
+            entry.created_at = unix_seconds(now);
+        }
+        let mut common = self.common.lock().unwrap_or_else(PoisonError::into_inner);
+        let shared = entry
+            .selectors
+            .iter()
+            .map(|selector| common.shared(selector));
+        entry.selectors = SelectorSet::from(shared.collect::<Vec<_>>());
+        entry
     }
 
     /// Writes the given fields of each entry and counts its revision number up.
@@ -149,34 +166,60 @@ impl Datastore {
     }
 }
 
-/// Fills in what the creator left to the store.
-pub(super) fn complete(mut entry: Entry, now: i64) -> Entry {
-    if entry.id.is_empty() {
-        entry.id = Arc::from(uuid::Uuid::new_v4().to_string());
+/// Selectors that were seen lately: those of many entries are often the same.
+#[derive(Debug, Default)]
+pub(super) struct CommonSelectors(HashSet<Selector>);
+
+impl CommonSelectors {
+    /// Beyond this many it starts afresh: what is common will soon be there again.
+    const LIMIT: usize = 8_192;
+
+    fn shared(&mut self, selector: &Selector) -> Selector {
+        if let Some(known) = self.0.get(selector) {
+            return known.clone();
+        }
+        if self.0.len() >= Self::LIMIT {
+            self.0.clear();
+        }
+        self.0.insert(selector.clone());
+        selector.clone()
     }
-    if entry.created_at == 0 {
-        entry.created_at = now;
-    }
-    entry
+}
+
+/// A UUID that begins with the time (version 7): rows created together then lie together in the database's index,
+/// which makes a batch several times cheaper to write than random ones.
+fn new_id(now: SystemTime) -> String {
+    let millis = now
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |elapsed| elapsed.as_millis());
+    let millis = u64::try_from(millis).unwrap_or_default();
+    // A version 4 UUID spends some bits of its middle on version and variant: its ends are random.
+    let [a, b, c, _, _, _, _, _, _, d, e, f, g, h, i, j] = uuid::Uuid::new_v4().into_bytes();
+    uuid::Builder::from_unix_timestamp_millis(millis, &[a, b, c, d, e, f, g, h, i, j])
+        .into_uuid()
+        .to_string()
 }
 
 /// Creates a completed, valid entry.
 pub(super) fn create(
     draft: &mut Draft<'_>,
-    mut entry: Entry,
+    entry: &Arc<Entry>,
 ) -> Result<Arc<Entry>, EntryWriteError> {
-    if let Some(existing) = draft.similar(&entry) {
+    if let Some(existing) = draft.similar(entry) {
         return Err(EntryWriteError::Similar(existing));
     }
     if draft.entry(&entry.id).is_some() {
         return Err(EntryWriteError::IdTaken(entry.id.to_string()));
     }
-    bundles_exist(draft, &entry)?;
-    if let Some(parent) = draft.committed().entries.known_parent(&entry.parent_id) {
+    bundles_exist(draft, entry)?;
+    let entry = match draft.committed().entries.known_parent(&entry.parent_id) {
         // Siblings share the memory of their parent's name.
-        entry.parent_id = parent;
-    }
-    let entry = Arc::new(entry);
+        Some(parent_id) => Arc::new(Entry {
+            parent_id,
+            ..Entry::clone(entry)
+        }),
+        None => Arc::clone(entry),
+    };
     draft.put(Object::Entry(Arc::clone(&entry)));
     Ok(entry)
 }
@@ -192,13 +235,13 @@ fn update(
     if patch.federates_with.is_some() {
         bundles_exist(draft, &entry)?;
     }
+    entry.revision_number += 1;
+    let entry = Arc::new(entry);
     if let Some(existing) = draft.similar(&entry)
         && existing.id != entry.id
     {
         return Err(EntryWriteError::Similar(existing));
     }
-    entry.revision_number += 1;
-    let entry = Arc::new(entry);
     draft.put(Object::Entry(Arc::clone(&entry)));
     Ok(entry)
 }

@@ -16,12 +16,13 @@ use tokio::time::{Instant, timeout};
 use tokio_postgres::Row as SqlRow;
 
 use super::backend::{Found, Loader, Meta, Missed};
+use super::codec::{encode, likeness_digest};
 use super::draft::Row;
 use super::error::DatastoreError;
 use super::schema::{
     self, CHANNEL, Dialect, FOREIGN_TABLES, KEPT_REVISIONS, PRUNE_EVERY, READABLE_FROM, VERSION,
 };
-use crate::registry::Kind;
+use crate::registry::{Kind, Object};
 use connect::Connector;
 use listen::Listener;
 use session::{Session, fault};
@@ -272,7 +273,7 @@ async fn commit(session: &Session, revision: u64, rows: &[Row]) -> Result<(), Da
         let table = kind.table();
         let gone: Vec<&str> = rows
             .iter()
-            .filter(|row| row.kind == kind && row.body.is_none())
+            .filter(|row| row.kind == kind && row.object.is_none())
             .map(|row| &*row.key)
             .collect();
         if !gone.is_empty() {
@@ -281,7 +282,7 @@ async fn commit(session: &Session, revision: u64, rows: &[Row]) -> Result<(), Da
         }
         let kept: Vec<&Row> = rows
             .iter()
-            .filter(|row| row.kind == kind && row.body.is_some())
+            .filter(|row| row.kind == kind && row.object.is_some())
             .collect();
         if kept.is_empty() {
             continue;
@@ -289,13 +290,18 @@ async fn commit(session: &Session, revision: u64, rows: &[Row]) -> Result<(), Da
         let keys: Vec<&str> = kept.iter().map(|row| &*row.key).collect();
         let numbers: Vec<i64> = kept.iter().map(|row| row.row).collect();
         let revisions = vec![revision; kept.len()];
-        let bodies: Vec<&str> = kept.iter().filter_map(|row| row.body.as_deref()).collect();
-        let likenesses: Vec<&str> = kept
+        let bodies: Vec<String> = kept
             .iter()
-            .filter_map(|row| row.likeness.as_deref())
+            .filter_map(|row| row.object.as_ref())
+            .map(encode)
             .collect();
         let statement = schema::postgres_upsert(kind);
         if kind == Kind::Entry {
+            let entries = kept.iter().filter_map(|row| match &row.object {
+                Some(Object::Entry(entry)) => Some(likeness_digest(entry)),
+                _ => None,
+            });
+            let likenesses: Vec<String> = entries.collect();
             session
                 .execute(
                     &statement,

@@ -37,25 +37,19 @@ pub(super) fn migration(dialect: Dialect, from: i64) -> Option<&'static str> {
 pub(super) const FOREIGN_TABLES: [&str; 2] = ["attested_node_entries", "registered_entries"];
 
 /// Takes an entry's likeness from it before it gets another, so that two entries may trade theirs.
-pub(super) const MAKE_ROOM_SQLITE: &str =
-    "UPDATE entries SET likeness = 'moving ' || key WHERE key = ?1";
 pub(super) const MAKE_ROOM_POSTGRES: &str =
     "UPDATE entries SET likeness = 'moving ' || key WHERE key = ANY($1::text[])";
 
-/// Inserts or replaces one object; parameters: key, row, revision, body, and likeness for entries.
+/// Inserts or replaces one object; parameters: key, row, revision, body.
 pub(super) fn sqlite_upsert(kind: Kind) -> String {
-    let (column, value, update) = match kind {
-        Kind::Entry => (", likeness", ", ?5", ", likeness = excluded.likeness"),
-        _ => ("", "", ""),
-    };
     format!(
-        "INSERT INTO {} (key, row_number, revision, body{column}) VALUES (?1, ?2, ?3, ?4{value}) \
-         ON CONFLICT (key) DO UPDATE SET revision = excluded.revision, body = excluded.body{update}",
+        "INSERT INTO {} (key, row_number, revision, body) VALUES (?1, ?2, ?3, ?4) \
+         ON CONFLICT (key) DO UPDATE SET revision = excluded.revision, body = excluded.body",
         kind.table()
     )
 }
 
-/// The same for many objects, each parameter an array.
+/// The same for many objects, each parameter an array, and with the likeness of entries.
 pub(super) fn postgres_upsert(kind: Kind) -> String {
     let (column, value, update) = match kind {
         Kind::Entry => (

@@ -12,6 +12,7 @@ use rusqlite::{Connection, ErrorCode, OptionalExtension as _, params};
 use tokio::sync::oneshot;
 
 use super::backend::{Found, Loader, Meta, Missed};
+use super::codec::encode;
 use super::draft::Row;
 use super::error::DatastoreError;
 use super::schema::{
@@ -352,25 +353,15 @@ fn missed(connection: &Connection, known: u64, current: u64) -> rusqlite::Result
 fn write(connection: &Connection, revision: u64, rows: &[Row]) -> rusqlite::Result<()> {
     let revision = i64::try_from(revision).unwrap_or(i64::MAX);
     // Deletions first: a new object may take a deleted one's unique value.
-    for row in rows.iter().filter(|row| row.body.is_none()) {
+    for row in rows.iter().filter(|row| row.object.is_none()) {
         connection
             .prepare_cached(&format!("DELETE FROM {} WHERE key = ?1", row.kind.table()))?
             .execute([&*row.key])?;
     }
-    for row in rows.iter().filter(|row| row.moves) {
-        connection
-            .prepare_cached(schema::MAKE_ROOM_SQLITE)?
-            .execute([&*row.key])?;
-    }
     for row in rows {
-        let Some(body) = &row.body else { continue };
+        let Some(object) = &row.object else { continue };
         let mut statement = connection.prepare_cached(&schema::sqlite_upsert(row.kind))?;
-        match &row.likeness {
-            Some(likeness) => {
-                statement.execute(params![&*row.key, row.row, revision, body, likeness])?
-            }
-            None => statement.execute(params![&*row.key, row.row, revision, body])?,
-        };
+        statement.execute(params![&*row.key, row.row, revision, encode(object)])?;
     }
     let mut statement = connection
         .prepare_cached("INSERT INTO changes (revision, kind, key) VALUES (?1, ?2, ?3)")?;

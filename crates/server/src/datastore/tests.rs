@@ -31,7 +31,7 @@ async fn a_full_disk_refuses_writes_and_harms_nothing() {
     let subject = Subject::sqlite();
     let (datastore, registry) = open_with(&subject, "PRAGMA max_page_count = 60").await;
     create(&datastore, entry("/spire/agent/x", "/small", &["a:1"])).await;
-    let big = (0..500)
+    let big = (0..3000)
         .map(|n| entry("/spire/agent/x", &format!("/{n}"), &["a:1"]))
         .collect();
     let refused = datastore.create_entries(big).await.unwrap_err();
@@ -164,7 +164,7 @@ async fn a_file_that_is_no_database_is_refused() {
 #[tokio::test]
 async fn an_unreadable_row_names_its_table_and_key() {
     let subject = Subject::sqlite();
-    let row = "INSERT INTO entries (row_number, key, likeness, revision, body) VALUES (1, 'k', 'l', 1, '{')";
+    let row = "INSERT INTO entries (row_number, key, revision, body) VALUES (1, 'k', 1, '{')";
     let wanted = Meta {
         trust_domain: "example.org".to_owned(),
         epoch: "e".to_owned(),

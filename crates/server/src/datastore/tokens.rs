@@ -8,7 +8,7 @@ use spiffe::clock::unix_seconds;
 use spiffe::entry::Entry;
 
 use super::codec::hex_sha256;
-use super::entries::{EntryWriteError, complete, create};
+use super::entries::{EntryWriteError, create};
 use super::{Datastore, DatastoreError};
 use crate::registry::{JoinTokenRecord, Kind, Object};
 
@@ -56,7 +56,7 @@ impl Datastore {
             digest: hex_sha256(token.token.as_bytes()),
             expires_at: token.expires_at,
         });
-        let alias = token.alias.map(|alias| complete(alias, self.now()));
+        let alias = token.alias.map(|alias| Arc::new(self.completed(alias)));
         if let Some(alias) = &alias {
             let valid = alias.validate(self.registry().trust_domain());
             valid.map_err(|error| TokenError::Alias(EntryWriteError::Invalid(error)))?;
@@ -66,7 +66,7 @@ impl Datastore {
                 return Err(TokenError::Taken);
             }
             if let Some(alias) = &alias {
-                create(draft, alias.clone()).map_err(TokenError::Alias)?;
+                create(draft, alias).map_err(TokenError::Alias)?;
             }
             draft.put(Object::JoinToken(Arc::clone(&record)));
             Ok(())
