@@ -20,6 +20,8 @@ mod ratelimit;
 mod server;
 mod status;
 mod tasks;
+#[cfg(test)]
+mod testing;
 mod watch;
 
 pub use api::logger::LogControl;

@@ -279,6 +279,13 @@ impl Bound {
     }
 }
 
+#[cfg(test)]
+impl Bound {
+    pub(crate) fn state_for_tests(&self) -> (Arc<Registry>, Datastore) {
+        (Arc::clone(&self.world.registry), self.world.datastore.clone())
+    }
+}
+
 impl World {
     fn tls(&self, require_pq_kem: bool) -> Result<rustls::ServerConfig, Fault> {
         let key_exchange =

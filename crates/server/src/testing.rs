@@ -1,0 +1,261 @@
+//! A whole server for tests: real sockets, TLS, database and services, on a clock that the test owns.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use plugin::catalog::{KeyManagerPlugin, ServerPlugins};
+use proto::convert::bundle_from_wire;
+use proto::spire::api::server::agent::v1::agent_client::AgentClient;
+use proto::spire::api::server::agent::v1::{
+    AgentX509svidParams, AttestAgentRequest, CreateJoinTokenRequest, attest_agent_request, attest_agent_response,
+};
+use proto::spire::api::server::bundle::v1::GetBundleRequest;
+use proto::spire::api::server::bundle::v1::bundle_client::BundleClient;
+use proto::spire::api::server::entry::v1::BatchCreateEntryRequest;
+use proto::spire::api::server::entry::v1::entry_client::EntryClient;
+use proto::spire::api::types::{self, permission_denied_details::Reason};
+use spiffe::bundle::X509Bundle;
+use spiffe::clock::{Clock, ManualClock, from_unix};
+use spiffe::csr::build_csr;
+use spiffe::id::SpiffeId;
+use spiffe::key::{KeyPair, KeyType};
+use spiffe::random::SystemRandom;
+use spiffe::svid::x509::BundleSource;
+use spiffe::tls::{CertResolver, Expected, KeyExchange, SpiffeServerVerifier, client_config};
+use spiffe::trust_domain::TrustDomain;
+use spiffe::x509::Subject;
+use tokio::sync::oneshot;
+use tonic::Status;
+use tonic::transport::Channel;
+
+use crate::ca::IssuanceConfig;
+use crate::config::{Config, LogConfig, RateLimitConfig};
+use crate::datastore::{DatastoreConfig, DatastoreKind};
+use crate::{Bound, Environment, Server};
+
+pub(crate) const NOW: i64 = 1_800_000_000;
+
+pub(crate) fn own() -> TrustDomain {
+    TrustDomain::parse("example.org").unwrap()
+}
+
+pub(crate) fn wire_id(path: &str) -> types::Spiffeid {
+    types::Spiffeid { trust_domain: "example.org".to_owned(), path: path.to_owned() }
+}
+
+pub(crate) fn wire_selector(value: &str) -> types::Selector {
+    types::Selector { r#type: "unix".to_owned(), value: value.to_owned() }
+}
+
+/// A running server. Dropping it stops it.
+pub(crate) struct TestServer {
+    pub(crate) clock: ManualClock,
+    pub(crate) socket: PathBuf,
+    pub(crate) address: String,
+    pub(crate) health: Option<String>,
+    pub(crate) registry: Arc<crate::registry::Registry>,
+    pub(crate) datastore: crate::datastore::Datastore,
+    stop: Option<oneshot::Sender<()>>,
+    stopped: tokio::task::JoinHandle<()>,
+    _directory: tempfile::TempDir,
+}
+
+/// What an agent, administrator or downstream server shows.
+#[derive(Clone)]
+pub(crate) struct Identity {
+    pub(crate) id: SpiffeId,
+    pub(crate) key: KeyPair,
+    pub(crate) chain: Vec<Vec<u8>>,
+}
+
+/// A configuration that listens on free ports below `directory`.
+pub(crate) fn config(directory: &std::path::Path) -> Config {
+    Config {
+        trust_domain: own(),
+        data_dir: directory.join("data"),
+        bind_address: "127.0.0.1".to_owned(),
+        bind_port: 0,
+        socket_path: directory.join("run").join("api.sock"),
+        admin_ids: Vec::new(),
+        issuance: IssuanceConfig {
+            trust_domain: own(),
+            ca_key_type: KeyType::EcP256,
+            jwt_key_type: KeyType::EcP256,
+            ca_subject: Subject::spire(),
+            ca_ttl: Duration::from_secs(86_400),
+            agent_ttl: Duration::from_secs(3_600),
+            x509_svid_ttl: Duration::from_secs(3_600),
+            jwt_svid_ttl: Duration::from_secs(300),
+            jwt_issuer: None,
+            jwt_svids: true,
+            audit_log: true,
+        },
+        audit_log: true,
+        log: LogConfig { level: "INFO".to_owned(), json: false, file: None, source_location: false },
+        rate_limits: RateLimitConfig { attestation: false, signing: false },
+        pruning: None,
+        agent_id_as_selector: false,
+        require_pq_kem: false,
+        health: None,
+        datastore: DatastoreConfig { kind: DatastoreKind::Sqlite { path: directory.join("data.sqlite3") } },
+        plugins: ServerPlugins {
+            key_manager: KeyManagerPlugin::Memory,
+            upstream_authority: None,
+            node_attestors: Vec::new(),
+        },
+        notices: Vec::new(),
+    }
+}
+
+impl TestServer {
+    pub(crate) async fn start() -> Self {
+        Self::start_with(|_| {}).await
+    }
+
+    pub(crate) async fn start_with(change: impl FnOnce(&mut Config)) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let mut config = config(directory.path());
+        change(&mut config);
+        let clock = ManualClock::new(from_unix(NOW));
+        let environment =
+            Environment { clock: Arc::new(clock.clone()), random: Arc::new(SystemRandom), log: None };
+        let bound = Server::bind_in(config, environment).await.unwrap();
+        let (stop, stopping) = oneshot::channel();
+        let (registry, datastore) = bound.state_for_tests();
+        let Bound { tcp_addr, ref admin_socket, health_addr, .. } = bound;
+        let socket = admin_socket.clone();
+        let stopped = tokio::spawn(async move {
+            bound.run(async { drop(stopping.await) }).await.unwrap();
+        });
+        Self {
+            clock,
+            socket,
+            address: tcp_addr.to_string(),
+            health: health_addr.map(|address| address.to_string()),
+            registry,
+            datastore,
+            stop: Some(stop),
+            stopped,
+            _directory: directory,
+        }
+    }
+
+    /// Stops the server and waits for its end.
+    pub(crate) async fn stop(mut self) {
+        drop(self.stop.take());
+        (&mut self.stopped).await.unwrap();
+    }
+
+    pub(crate) async fn local(&self) -> Channel {
+        proto::channel::connect_uds(&self.socket).await.unwrap()
+    }
+
+    /// A connection over TLS, with an SVID or without.
+    pub(crate) async fn remote(&self, identity: Option<&Identity>) -> Channel {
+        self.try_remote(identity).await.unwrap()
+    }
+
+    pub(crate) async fn try_remote(
+        &self,
+        identity: Option<&Identity>,
+    ) -> Result<Channel, proto::channel::ChannelError> {
+        let bundle = BundleClient::new(self.local().await).get_bundle(GetBundleRequest::default()).await.unwrap();
+        let bundle = bundle_from_wire(bundle.get_ref()).unwrap();
+        let servers = SpiffeServerVerifier::new(
+            Expected::Id(SpiffeId::server(&own())),
+            Arc::new(OneBundle(Arc::new(bundle.x509_bundle()))),
+        );
+        let resolver = identity.map(|identity| {
+            let resolver = CertResolver::new();
+            resolver.set(identity.chain.iter().map(Vec::as_slice), &identity.key).unwrap();
+            Arc::new(resolver)
+        });
+        let clock = Arc::new(self.clock.clone());
+        let config = client_config(Arc::new(servers), resolver, clock, KeyExchange::default()).unwrap();
+        proto::channel::connect_tls(&self.address, config).await
+    }
+
+    pub(crate) async fn token(&self) -> String {
+        let request = CreateJoinTokenRequest { ttl: 600, ..CreateJoinTokenRequest::default() };
+        AgentClient::new(self.local().await).create_join_token(request).await.unwrap().into_inner().value
+    }
+
+    /// Attests with a token.
+    pub(crate) async fn attest(&self, token: &str) -> Result<Identity, Status> {
+        let key = KeyPair::generate(KeyType::EcP256).unwrap();
+        let mut client = AgentClient::new(self.remote(None).await);
+        let request = attestation(token, csr(&key));
+        let mut answers = client.attest_agent(tokio_stream::once(request)).await?.into_inner();
+        let answer = answers.message().await?.unwrap();
+        let Some(attest_agent_response::Step::Result(result)) = answer.step else { panic!("no result") };
+        Ok(identity(key, result.svid.unwrap()))
+    }
+
+    /// A node that has joined.
+    pub(crate) async fn agent(&self) -> Identity {
+        let token = self.token().await;
+        self.attest(&token).await.unwrap()
+    }
+
+    pub(crate) async fn create(&self, entry: types::Entry) -> types::Entry {
+        let request = BatchCreateEntryRequest { entries: vec![entry], output_mask: None };
+        let answer = EntryClient::new(self.local().await).batch_create_entry(request).await.unwrap().into_inner();
+        let result = answer.results.into_iter().next().unwrap();
+        assert_eq!(result.status.unwrap().message, "OK");
+        result.entry.unwrap()
+    }
+
+    /// An entry below this agent.
+    pub(crate) async fn entry(&self, agent: &Identity, path: &str) -> types::Entry {
+        self.create(entry(agent.id.path(), path)).await
+    }
+
+    pub(crate) fn advance(&self, seconds: u64) {
+        self.clock.advance(Duration::from_secs(seconds));
+    }
+
+    pub(crate) fn now(&self) -> SystemTime {
+        self.clock.now()
+    }
+}
+
+pub(crate) fn entry(parent: &str, path: &str) -> types::Entry {
+    types::Entry {
+        spiffe_id: Some(wire_id(path)),
+        parent_id: Some(wire_id(parent)),
+        selectors: vec![wire_selector(&format!("path:{path}"))],
+        ..types::Entry::default()
+    }
+}
+
+pub(crate) fn csr(key: &KeyPair) -> Vec<u8> {
+    build_csr(key, &Subject::spire(), &[], &[]).unwrap()
+}
+
+pub(crate) fn attestation(token: &str, csr: Vec<u8>) -> AttestAgentRequest {
+    let data = types::AttestationData { r#type: "join_token".to_owned(), payload: token.as_bytes().to_vec() };
+    let params = attest_agent_request::Params { data: Some(data), params: Some(AgentX509svidParams { csr }) };
+    AttestAgentRequest { step: Some(attest_agent_request::Step::Params(params)) }
+}
+
+pub(crate) fn identity(key: KeyPair, svid: types::X509svid) -> Identity {
+    let id = proto::convert::spiffe_id_from_wire(svid.id.as_ref()).unwrap();
+    Identity { id, key, chain: svid.cert_chain }
+}
+
+/// The reason in a denial's details.
+pub(crate) fn reason(status: &Status) -> Reason {
+    let decoded: tonic_types::pb::Status = prost::Message::decode(status.details()).unwrap();
+    let details: types::PermissionDeniedDetails = prost::Message::decode(decoded.details[0].value.as_slice()).unwrap();
+    details.reason()
+}
+
+#[derive(Debug)]
+pub(crate) struct OneBundle(pub(crate) Arc<X509Bundle>);
+
+impl BundleSource for OneBundle {
+    fn x509_bundle(&self, trust_domain: &TrustDomain) -> Option<Arc<X509Bundle>> {
+        (trust_domain == self.0.trust_domain()).then(|| Arc::clone(&self.0))
+    }
+}
