@@ -4,6 +4,28 @@
 //! requests, tokens, bundles, socket addresses. A value of one of these types has passed its checks; code
 //! above this crate never looks at the raw form again. Time and randomness are parameters ([`Clock`],
 //! [`Random`]); signing is synchronous when the key is in memory ([`Signer::local`]).
+//!
+//! | To | use |
+//! |---|---|
+//! | name things | [`SpiffeId`], [`TrustDomain`], [`Selector`], [`Entry`] |
+//! | sign | [`KeyPair`], [`Signer`], [`issue_leaf`], [`issue_ca`], [`sign_jwt_svid`] |
+//! | believe a peer | [`verify_svid`], [`verify_jwt_svid`], the verifiers of [`tls`] |
+//! | carry trust | [`Bundle`] and its formats; [`X509Bundle`], [`JwtBundle`] to verify with |
+//! | know when | [`rotation`] |
+//!
+//! Two rules hold throughout. A document is believed only under an authority of its own trust domain, and only
+//! what the verifying function returns is used afterwards. What is broken, unknown or too large is refused;
+//! where a standard says to skip instead, the type's documentation says so.
+//!
+//! ```
+//! use plastron_spiffe::{IdError, SpiffeId, TrustDomain};
+//!
+//! let id = SpiffeId::parse("spiffe://example.org/billing/db")?;
+//! assert!(id.is_member_of(&TrustDomain::parse("example.org")?));
+//! assert_eq!(id.path(), "/billing/db");
+//! assert_eq!(SpiffeId::parse("spiffe://Example.org/db"), Err(IdError::BadTrustDomainChar));
+//! # Ok::<(), IdError>(())
+//! ```
 
 pub mod bundle;
 pub mod clock;

@@ -3,6 +3,7 @@
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use zeroize::Zeroizing;
 
 /// Largest PEM text read, in bytes.
 pub const MAX_PEM: usize = 8 * 1024 * 1024;
@@ -68,8 +69,10 @@ fn next_block(text: &str) -> Option<Result<(Block<'_>, &str), PemError>> {
     else {
         return Some(Err(PemError::Unterminated));
     };
-    let digits: Vec<u8> = body.bytes().filter(|b| !b.is_ascii_whitespace()).collect();
-    match STANDARD.decode(digits) {
+    // May be a private key.
+    let mut digits = Zeroizing::new(Vec::with_capacity(body.len()));
+    digits.extend(body.bytes().filter(|b| !b.is_ascii_whitespace()));
+    match STANDARD.decode(digits.as_slice()) {
         Ok(der) => Some(Ok((Block { label, der }, after))),
         Err(_not_base64) => Some(Err(PemError::NotBase64)),
     }

@@ -17,7 +17,12 @@ pub fn half_life(not_before: SystemTime, not_after: SystemTime) -> SystemTime {
 pub fn half_life_spread(not_before: SystemTime, not_after: SystemTime, spread: f64) -> SystemTime {
     let half = lifetime(not_before, not_after) / 2;
     let reach = half / 10;
-    let offset = (reach * 2).mul_f64(spread.clamp(0.0, 1.0));
+    let spread = if spread.is_nan() {
+        0.5
+    } else {
+        spread.clamp(0.0, 1.0)
+    };
+    let offset = (reach * 2).mul_f64(spread);
     not_before + half - reach + offset
 }
 

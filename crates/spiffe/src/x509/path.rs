@@ -114,7 +114,16 @@ pub(crate) fn verify(
         .iter()
         .map(|one| CertificateDer::from(one.der()))
         .collect();
-    let anchors: Vec<TrustAnchor<'_>> = authorities.iter().map(|one| one.anchor.clone()).collect();
+    // Only those a path could end at.
+    let issues = |authority: &Authority| {
+        let mut presented = std::iter::once(leaf).chain(intermediates);
+        presented.any(|one| one.issuer_der() == authority.certificate.subject_der())
+    };
+    let anchors: Vec<TrustAnchor<'_>> = authorities
+        .iter()
+        .filter(|authority| issues(authority))
+        .map(|authority| authority.anchor.clone())
+        .collect();
     let time =
         UnixTime::since_unix_epoch(Duration::from_secs(u64::try_from(now).unwrap_or_default()));
 

@@ -93,7 +93,7 @@ fn extension<'a, T: Decode<'a> + der::oid::AssociatedOid>(
 }
 
 #[test]
-fn sv_01_xs_05_authorities_carry_the_trust_domain_and_may_sign_certificates() {
+fn sv_01_xs_05_xs_13_xs_14_authorities_carry_the_trust_domain_and_may_sign_certificates() {
     use x509_cert::ext::pkix::{BasicConstraints, KeyUsage};
     for ty in [KeyType::EcP256, KeyType::EcP384, KeyType::Rsa2048] {
         let issued = Issued::new(ty);
