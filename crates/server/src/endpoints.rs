@@ -33,6 +33,8 @@ mod tests;
 const MAX_CONNECTION_AGE: Duration = Duration::from_secs(180);
 /// What calls in flight then still get; longer than the longest wait for a rate limit.
 const AGE_GRACE: Duration = Duration::from_secs(90);
+/// For the farewell on a connection without calls.
+const FAREWELL: Duration = Duration::from_secs(1);
 /// SPIRE: gracefulStopTimeout.
 pub(crate) const GRACEFUL_STOP: Duration = Duration::from_secs(10);
 /// Finds peers that vanished without a word, on whose streams nothing is ever sent.
@@ -93,7 +95,12 @@ where
     };
     line.close();
     serving.as_mut().graceful_shutdown();
-    let grace = if stopping { GRACEFUL_STOP } else { AGE_GRACE };
+    let grace = match (line.has_calls(), stopping) {
+        // Nothing to wait for but the farewell; a peer that never spoke would not hear it.
+        (false, _) => FAREWELL,
+        (true, true) => GRACEFUL_STOP,
+        (true, false) => AGE_GRACE,
+    };
     if tokio::time::timeout(grace, serving).await.is_err() {
         tracing::debug!(seconds = grace.as_secs(), "connection cut off: calls did not end in time");
     }

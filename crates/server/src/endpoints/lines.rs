@@ -46,8 +46,12 @@ impl Line {
         drop(self.close.subscribe().wait_for(|closing| *closing).await.map(|_| ()));
     }
 
+    pub(super) fn has_calls(&self) -> bool {
+        self.calls.load(Ordering::Relaxed) > 0
+    }
+
     fn is_idle(&self) -> bool {
-        self.calls.load(Ordering::Relaxed) == 0 && !*self.close.borrow()
+        !self.has_calls() && !*self.close.borrow()
     }
 }
 

@@ -1,0 +1,241 @@
+use std::os::unix::fs::PermissionsExt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use plugin::fault::Code;
+use proto::spire::api::server::agent::v1::ListAgentsRequest;
+use proto::spire::api::server::agent::v1::agent_client::AgentClient;
+use proto::spire::api::server::bundle::v1::GetBundleRequest;
+use proto::spire::api::server::bundle::v1::bundle_client::BundleClient;
+use proto::spire::api::server::debug::v1::GetInfoRequest;
+use proto::spire::api::server::debug::v1::debug_client::DebugClient;
+use spiffe::id::SpiffeId;
+use spiffe::key::{KeyPair, KeyType};
+use spiffe::x509::{CaTemplate, Issuer, LeafTemplate, Subject, issue_ca, issue_leaf};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpStream, UnixStream};
+use tonic::Code as Grpc;
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_client::HealthClient;
+
+use crate::Server;
+use crate::config::HealthConfig;
+use crate::testing::{Identity, TestServer, config};
+
+#[tokio::test]
+async fn says_which_port_is_in_use() {
+    let directory = tempfile::tempdir().unwrap();
+    let holder = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut config = config(directory.path());
+    config.bind_port = holder.local_addr().unwrap().port();
+    let fault = Server::bind(config.clone()).await.unwrap_err();
+    assert_eq!(fault.code, Code::AddressInUse);
+    assert!(fault.what.contains(&format!("port {} on 127.0.0.1 is in use", config.bind_port)), "{fault}");
+    assert!(!directory.path().join("data.sqlite3").exists(), "nothing was touched before the port was free");
+}
+
+#[tokio::test]
+async fn refuses_the_socket_of_a_live_server_and_takes_over_a_stale_one() {
+    let directory = tempfile::tempdir().unwrap();
+    let first = Server::bind(config(directory.path())).await.unwrap();
+    let fault = Server::bind(config(directory.path())).await.unwrap_err();
+    assert_eq!(fault.code, Code::SocketInUse, "{fault}");
+    drop(first);
+    let path = config(directory.path()).socket_path;
+    assert!(!path.exists(), "a server takes its socket with it");
+    drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+    let again = Server::bind(config(directory.path())).await.unwrap();
+    let mode = |path: &std::path::Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!((mode(&path), mode(path.parent().unwrap())), (0o770, 0o750));
+    assert_eq!(mode(&directory.path().join("data")), 0o700);
+    drop(again);
+}
+
+#[tokio::test]
+async fn refuses_to_replace_a_file_that_is_no_socket() {
+    let directory = tempfile::tempdir().unwrap();
+    let config = config(directory.path());
+    std::fs::create_dir_all(config.socket_path.parent().unwrap()).unwrap();
+    std::fs::write(&config.socket_path, "precious").unwrap();
+    let fault = Server::bind(config.clone()).await.unwrap_err();
+    assert_eq!(fault.code, Code::SocketUnusable, "{fault}");
+    assert_eq!(std::fs::read_to_string(&config.socket_path).unwrap(), "precious");
+}
+
+#[tokio::test]
+async fn refuses_a_data_directory_that_is_a_file() {
+    let directory = tempfile::tempdir().unwrap();
+    let config = config(directory.path());
+    std::fs::write(&config.data_dir, "x").unwrap();
+    assert_eq!(Server::bind(config).await.unwrap_err().code, Code::DataDirUnusable);
+}
+
+#[tokio::test]
+async fn serves_health_debug_and_logger_on_the_admin_socket_only() {
+    let server = TestServer::start().await;
+    let health = |service: &str| HealthCheckRequest { service: service.to_owned() };
+    let mut local = HealthClient::new(server.local().await);
+    assert_eq!(local.check(health("")).await.unwrap().into_inner().status, 1);
+    let refused = local.check(health("spire.api.server.svid.v1.SVID")).await.unwrap_err();
+    assert_eq!((refused.code(), refused.message()), (Grpc::InvalidArgument, "per-service health is not supported"));
+    let refused = HealthClient::new(server.remote(None).await).check(health("")).await.unwrap_err();
+    assert_eq!(refused.code(), Grpc::Unimplemented);
+    let info = DebugClient::new(server.local().await).get_info(GetInfoRequest {}).await.unwrap().into_inner();
+    assert_eq!((info.svid_chain.len(), info.svid_chain[0].id.clone().unwrap().path.as_str()), (2, "/spire/server"));
+    let refused = DebugClient::new(server.remote(None).await).get_info(GetInfoRequest {}).await.unwrap_err();
+    assert_eq!(refused.code(), Grpc::Unimplemented);
+}
+
+#[tokio::test]
+async fn answers_unimplemented_to_what_it_does_not_know() {
+    let server = TestServer::start().await;
+    let mut grpc = tonic::client::Grpc::new(server.local().await);
+    for path in ["/no.such.Service/Call", "/spire.api.server.svid.v1.SVID/Steal"] {
+        grpc.ready().await.unwrap();
+        let codec = tonic_prost::ProstCodec::<(), ()>::default();
+        let path = http::uri::PathAndQuery::from_static(path);
+        let refused = grpc.unary(tonic::Request::new(()), path, codec).await.map(|_| ()).unwrap_err();
+        assert_eq!(refused.code(), Grpc::Unimplemented, "{refused}");
+    }
+}
+
+/// A leaf for `id` under an authority that the server does not know, or that only claims to be ours.
+async fn forged(id: &str) -> Identity {
+    let (authority, key) = (KeyPair::generate(KeyType::EcP256).unwrap(), KeyPair::generate(KeyType::EcP256).unwrap());
+    let id = SpiffeId::parse(id).unwrap();
+    let year = Duration::from_secs(400 * 86_400);
+    let now = spiffe::clock::from_unix(crate::testing::NOW);
+    let ca = CaTemplate {
+        serial: [1; 16],
+        subject: Subject::spire(),
+        id: id.trust_domain().id(),
+        public_key: authority.public_key().clone(),
+        not_before: now - year,
+        not_after: now + year,
+        path_len: None,
+        subject_key_id: None,
+    };
+    issue_ca(&ca, None, &authority).await.unwrap();
+    let leaf = LeafTemplate {
+        serial: [2; 16],
+        subject: Subject::spire(),
+        id: id.clone(),
+        dns_names: Vec::new(),
+        public_key: key.public_key().clone(),
+        not_before: now - year,
+        not_after: now + year,
+    };
+    let key_id = authority.public_key().subject_key_id();
+    let subject = Subject::spire().to_der();
+    let issuer = Issuer { subject_der: &subject, key_id: &key_id, signer: &authority };
+    let leaf = issue_leaf(&leaf, &issuer).await.unwrap();
+    Identity { id, key, chain: vec![leaf] }
+}
+
+#[tokio::test]
+async fn refuses_certificates_that_it_did_not_issue() {
+    let server = TestServer::start_with(|config| {
+        config.admin_ids = vec![SpiffeId::parse("spiffe://far.example/admin").unwrap()];
+    })
+    .await;
+    for id in ["spiffe://example.org/spire/agent/join_token/x", "spiffe://far.example/admin", "spiffe://other.example/a"] {
+        let identity = forged(id).await;
+        let refused = match server.try_remote(Some(&identity)).await {
+            Err(_) => true,
+            Ok(channel) => BundleClient::new(channel).get_bundle(GetBundleRequest::default()).await.is_err(),
+        };
+        assert!(refused, "{id}");
+    }
+}
+
+#[tokio::test]
+async fn goes_on_serving_beside_garbage_and_silence() {
+    let server = TestServer::start().await;
+    let mut garbage = TcpStream::connect(&server.address).await.unwrap();
+    garbage.write_all(&[0x55; 4096]).await.unwrap();
+    let mut closed = Vec::new();
+    garbage.read_to_end(&mut closed).await.ok();
+    let mut local = UnixStream::connect(&server.socket).await.unwrap();
+    local.write_all(b"GET / HTTP/1.0\r\n\r\n").await.unwrap();
+    local.read_to_end(&mut closed).await.ok();
+    let mut silent = Vec::new();
+    for _ in 0..200 {
+        silent.push(TcpStream::connect(&server.address).await.unwrap());
+    }
+    for _ in 0..1_200 {
+        let stream = UnixStream::connect(&server.socket).await.unwrap();
+        drop(stream);
+    }
+    BundleClient::new(server.remote(None).await).get_bundle(GetBundleRequest::default()).await.unwrap();
+    AgentClient::new(server.local().await).list_agents(ListAgentsRequest::default()).await.unwrap();
+}
+
+#[tokio::test]
+async fn lets_nobody_be_kept_out_of_the_admin_socket_by_silent_connections() {
+    let server = TestServer::start().await;
+    let mut silent = Vec::new();
+    for _ in 0..1_030 {
+        silent.push(UnixStream::connect(&server.socket).await.unwrap());
+    }
+    AgentClient::new(server.local().await).list_agents(ListAgentsRequest::default()).await.unwrap();
+}
+
+async fn probe(address: &str, request: &str) -> String {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    answer
+}
+
+#[tokio::test]
+async fn answers_probes_and_nothing_else() {
+    let server = TestServer::start_with(|config| {
+        config.health = Some(HealthConfig {
+            bind_address: "127.0.0.1".to_owned(),
+            bind_port: 0,
+            live_path: "/live".to_owned(),
+            ready_path: "/ready".to_owned(),
+        });
+    })
+    .await;
+    let address = server.health.clone().unwrap();
+    let ask = |line: &str| format!("{line} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+    for (line, expected) in [
+        ("GET /live", "HTTP/1.1 200"),
+        ("GET /ready", "HTTP/1.1 200"),
+        ("GET /", "HTTP/1.1 404"),
+        ("GET /live/x", "HTTP/1.1 404"),
+        ("POST /live", "HTTP/1.1 405"),
+    ] {
+        let answer = probe(&address, &ask(line)).await;
+        assert!(answer.starts_with(expected), "{line}: {answer}");
+    }
+    assert!(probe(&address, &ask("GET /ready")).await.contains("\"server.ca\":{}"));
+}
+
+#[tokio::test]
+async fn stops_within_its_time_and_takes_its_socket_along() {
+    let server = TestServer::start().await;
+    let socket = server.socket.clone();
+    let _idle = server.local().await;
+    let (_stuck, started) = (UnixStream::connect(&socket).await.unwrap(), tokio::time::Instant::now());
+    server.stop().await;
+    assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
+    assert!(!socket.exists());
+}
+
+#[test]
+fn spreads_the_ends_of_connections() {
+    #[derive(Debug)]
+    struct Fixed(u8);
+    impl spiffe::random::Random for Fixed {
+        fn fill(&self, out: &mut [u8]) {
+            out.fill(self.0);
+        }
+    }
+    let (low, high) = (Arc::new(Fixed(0)), Arc::new(Fixed(255)));
+    let age = Duration::from_secs(180);
+    assert_eq!(super::jittered(age, low.as_ref()), Duration::from_secs(162));
+    assert!(super::jittered(age, high.as_ref()) > Duration::from_secs(197));
+}

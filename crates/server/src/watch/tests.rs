@@ -1,0 +1,219 @@
+use std::time::Duration;
+
+use proto::plastron::server::v1::watch_client::WatchClient;
+use proto::plastron::server::v1::{WatchEvent, WatchRequest};
+use proto::spire::api::server::entry::v1::entry_client::EntryClient;
+use proto::spire::api::server::entry::v1::{BatchCreateEntryRequest, BatchUpdateEntryRequest};
+use proto::spire::api::types::permission_denied_details::Reason;
+use proto::spire::api::types::{self, EntryMask};
+use spiffe::bundle::Bundle;
+use spiffe::selector::{Selector, SelectorSet};
+use spiffe::trust_domain::TrustDomain;
+use tonic::{Code, Status, Streaming};
+
+use crate::registry::AgentPatch;
+use crate::testing::{Identity, TestServer, entry, reason, wire_selector};
+
+struct Stream(Streaming<WatchEvent>);
+
+async fn watch(server: &TestServer, agent: &Identity, request: WatchRequest) -> Stream {
+    let mut client = WatchClient::new(server.remote(Some(agent)).await);
+    Stream(client.watch(request).await.unwrap().into_inner())
+}
+
+impl Stream {
+    async fn next(&mut self) -> Result<Option<WatchEvent>, Status> {
+        tokio::time::timeout(Duration::from_secs(10), self.0.message()).await.expect("an event within ten seconds")
+    }
+
+    async fn event(&mut self) -> WatchEvent {
+        self.next().await.unwrap().expect("the stream goes on")
+    }
+
+    async fn denial(&mut self) -> Status {
+        loop {
+            match self.next().await {
+                Ok(Some(_)) => {}
+                Ok(None) => panic!("the stream ended without a word"),
+                Err(denied) => return denied,
+            }
+        }
+    }
+}
+
+fn ids(event: &WatchEvent) -> Vec<&str> {
+    event.entries.iter().map(|entry| entry.id.as_str()).collect()
+}
+
+#[tokio::test]
+async fn starts_with_everything_the_agent_may_have() {
+    let server = TestServer::start().await;
+    let (node, other) = (server.agent().await, server.agent().await);
+    let mine = server.entry(&node, "/mine").await;
+    server.entry(&other, "/theirs").await;
+    let mut stream = watch(&server, &node, WatchRequest::default()).await;
+    let first = stream.event().await;
+    assert!(first.reset && !first.more && !first.epoch.is_empty());
+    assert_eq!(ids(&first), [mine.id.as_str()]);
+    assert_eq!(first.bundles.len(), 1);
+    assert_eq!(first.bundles[0].trust_domain, "example.org");
+    assert!(first.entries[0].parent_id.is_none(), "only what agents are told");
+}
+
+#[tokio::test]
+async fn cuts_a_long_list_into_pages() {
+    let server = TestServer::start().await;
+    let node = server.agent().await;
+    let entries: Vec<_> = (0..1_001).map(|n| entry(node.id.path(), &format!("/w/{n}"))).collect();
+    let request = BatchCreateEntryRequest { entries, output_mask: None };
+    EntryClient::new(server.local().await).batch_create_entry(request).await.unwrap();
+    let mut stream = watch(&server, &node, WatchRequest::default()).await;
+    let pages = [stream.event().await, stream.event().await, stream.event().await];
+    assert_eq!(pages.each_ref().map(|page| page.entries.len()), [500, 500, 1]);
+    assert_eq!(pages.each_ref().map(|page| (page.reset, page.more)), [(true, true), (false, true), (false, false)]);
+    assert_eq!(pages[0].revision, pages[2].revision);
+}
+
+#[tokio::test]
+async fn pushes_what_is_created_changed_and_deleted_and_nothing_of_others() {
+    let server = TestServer::start().await;
+    let (node, other) = (server.agent().await, server.agent().await);
+    let mut stream = watch(&server, &node, WatchRequest::default()).await;
+    assert!(stream.event().await.entries.is_empty());
+    server.entry(&other, "/theirs").await;
+    let made = server.entry(&node, "/mine").await;
+    let event = stream.event().await;
+    assert_eq!((ids(&event), event.reset), (vec![made.id.as_str()], false));
+    let change = types::Entry { id: made.id.clone(), hint: "h".to_owned(), ..types::Entry::default() };
+    let request = BatchUpdateEntryRequest {
+        entries: vec![change],
+        input_mask: Some(EntryMask { hint: true, ..EntryMask::default() }),
+        output_mask: None,
+    };
+    EntryClient::new(server.local().await).batch_update_entry(request).await.unwrap();
+    let event = stream.event().await;
+    assert_eq!((event.entries[0].hint.as_str(), event.entries[0].revision_number), ("h", 1));
+    server.datastore.delete_entries(vec![made.id.clone()]).await.unwrap();
+    let event = stream.event().await;
+    assert_eq!((event.removed_entry_ids, event.entries.len()), (vec![made.id], 0));
+}
+
+#[tokio::test]
+async fn ends_the_stream_of_an_agent_that_is_banned_or_evicted() {
+    let server = TestServer::start().await;
+    let (banned, evicted) = (server.agent().await, server.agent().await);
+    let mut one = watch(&server, &banned, WatchRequest::default()).await;
+    let mut two = watch(&server, &evicted, WatchRequest::default()).await;
+    one.event().await;
+    two.event().await;
+    server.datastore.ban_agent(&banned.id).await.unwrap();
+    assert_eq!(reason(&one.denial().await), Reason::AgentBanned);
+    server.datastore.delete_agent(&evicted.id).await.unwrap();
+    assert_eq!(reason(&two.denial().await), Reason::AgentNotAttested);
+}
+
+#[tokio::test]
+async fn pushes_nothing_to_an_agent_whose_svid_has_expired() {
+    let server = TestServer::start().await;
+    let node = server.agent().await;
+    let mut stream = watch(&server, &node, WatchRequest::default()).await;
+    stream.event().await;
+    server.advance(3_601);
+    server.entry(&node, "/mine").await;
+    assert_eq!(reason(&stream.denial().await), Reason::AgentExpired);
+}
+
+#[tokio::test]
+async fn refuses_watchers_that_are_no_agents() {
+    let server = TestServer::start().await;
+    for channel in [server.local().await, server.remote(None).await] {
+        let refused = WatchClient::new(channel).watch(WatchRequest::default()).await.map(|_| ()).unwrap_err();
+        assert_eq!(refused.code(), Code::PermissionDenied);
+    }
+}
+
+#[tokio::test]
+async fn continues_at_the_cursor_when_nothing_concerns_the_agent() {
+    let server = TestServer::start().await;
+    let (node, other) = (server.agent().await, server.agent().await);
+    server.entry(&node, "/mine").await;
+    let first = watch(&server, &node, WatchRequest::default()).await.event().await;
+    server.entry(&other, "/theirs").await;
+    let again = WatchRequest { cursor: first.revision, epoch: first.epoch.clone(), ..WatchRequest::default() };
+    let mut stream = watch(&server, &node, again.clone()).await;
+    let event = stream.event().await;
+    assert!(!event.reset && event.entries.is_empty() && event.revision > first.revision);
+    let made = server.entry(&node, "/more").await;
+    assert_eq!(ids(&stream.event().await), [made.id.as_str()]);
+    let event = watch(&server, &node, again).await.event().await;
+    assert_eq!((event.reset, event.entries.len()), (true, 2), "something happened since: all over");
+}
+
+#[tokio::test]
+async fn starts_over_for_a_cursor_of_another_history_or_of_the_future() {
+    let server = TestServer::start().await;
+    let node = server.agent().await;
+    server.entry(&node, "/mine").await;
+    let first = watch(&server, &node, WatchRequest::default()).await.event().await;
+    let foreign = WatchRequest { cursor: first.revision, epoch: "other".to_owned(), ..WatchRequest::default() };
+    let future = WatchRequest { cursor: u64::MAX, epoch: first.epoch, ..WatchRequest::default() };
+    for request in [foreign, future] {
+        let event = watch(&server, &node, request).await.event().await;
+        assert_eq!((event.reset, event.entries.len()), (true, 1));
+    }
+}
+
+#[tokio::test]
+async fn follows_aliases_as_they_come_and_as_the_node_changes() {
+    let server = TestServer::start().await;
+    let node = server.agent().await;
+    let mut stream = watch(&server, &node, WatchRequest::default()).await;
+    stream.event().await;
+    server.create(entry("/rack", "/web")).await;
+    let mut alias = entry("/spire/server", "/rack");
+    alias.selectors = vec![wire_selector("zone:a")];
+    server.create(alias).await;
+    let selectors = SelectorSet::from(vec![Selector::new("unix", "zone:a").unwrap()]);
+    let patch = AgentPatch { selectors: Some(selectors), ..AgentPatch::default() };
+    server.datastore.update_agent(&node.id, patch).await.unwrap();
+    let event = stream.event().await;
+    assert_eq!(event.entries.len(), 1);
+    assert_eq!(event.entries[0].spiffe_id.clone().unwrap().path, "/web");
+    let patch = AgentPatch { selectors: Some(SelectorSet::default()), ..AgentPatch::default() };
+    server.datastore.update_agent(&node.id, patch).await.unwrap();
+    assert_eq!(stream.event().await.removed_entry_ids.len(), 1);
+}
+
+#[tokio::test]
+async fn sends_federated_bundles_with_the_entries_that_name_them() {
+    let server = TestServer::start().await;
+    let node = server.agent().await;
+    let far = TrustDomain::parse("far.example").unwrap();
+    server.datastore.set_bundle(Bundle::new(far.clone())).await.unwrap();
+    let mut stream = watch(&server, &node, WatchRequest::default()).await;
+    assert_eq!(stream.event().await.bundles.len(), 1, "nobody federates with it yet");
+    let mut federated = entry(node.id.path(), "/web");
+    federated.federates_with = vec!["far.example".to_owned()];
+    let made = server.create(federated).await;
+    let event = stream.event().await;
+    assert_eq!((ids(&event), event.bundles[0].trust_domain.as_str()), (vec![made.id.as_str()], "far.example"));
+    let mut changed = Bundle::new(far);
+    changed.refresh_hint = 77;
+    server.datastore.set_bundle(changed).await.unwrap();
+    let event = stream.event().await;
+    assert_eq!((event.bundles[0].refresh_hint, event.entries.len()), (77, 0));
+    server.datastore.delete_entries(vec![made.id.clone()]).await.unwrap();
+    let event = stream.event().await;
+    assert_eq!((event.removed_bundles, event.removed_entry_ids), (vec!["far.example".to_owned()], vec![made.id]));
+}
+
+#[tokio::test]
+async fn ends_when_the_server_stops() {
+    let server = TestServer::start().await;
+    let node = server.agent().await;
+    let mut stream = watch(&server, &node, WatchRequest::default()).await;
+    stream.event().await;
+    let stopped = tokio::spawn(server.stop());
+    assert!(matches!(stream.next().await, Ok(None)), "a clean end");
+    stopped.await.unwrap();
+}
