@@ -8,6 +8,8 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use server::LogControl;
+use tracing::Level;
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::fmt::MakeWriter;
@@ -45,10 +47,11 @@ pub(crate) fn parse_level(text: &str) -> Option<LevelFilter> {
 }
 
 /// The running log.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub(crate) struct Log {
     sink: Sink,
     filter: reload::Handle<Targets, Registry>,
+    level: Arc<Mutex<LevelFilter>>,
 }
 
 impl Log {
@@ -70,17 +73,32 @@ impl Log {
                 .with(events)
                 .try_init(),
         );
-        Ok(Self { sink, filter })
-    }
-
-    /// Changes the level while running.
-    pub(crate) fn set_level(&self, level: LevelFilter) {
-        drop(self.filter.reload(targets(level)));
+        Ok(Self {
+            sink,
+            filter,
+            level: Arc::new(Mutex::new(config.level)),
+        })
     }
 
     /// Opens the log file anew, after somebody moved it away. Without a file nothing is done.
     pub(crate) fn reopen(&self) -> io::Result<()> {
         self.sink.reopen()
+    }
+}
+
+/// SPIRE: the logger service reads and sets the level of the running process.
+impl LogControl for Log {
+    fn level(&self) -> Level {
+        let level = *self.level.lock().unwrap_or_else(PoisonError::into_inner);
+        level.into_level().unwrap_or(Level::ERROR)
+    }
+
+    fn set_level(&self, level: Level) {
+        let level = LevelFilter::from_level(level);
+        *self.level.lock().unwrap_or_else(PoisonError::into_inner) = level;
+        if self.filter.reload(targets(level)).is_err() {
+            tracing::error!("the log level could not be changed");
+        }
     }
 }
 
@@ -93,9 +111,10 @@ fn targets(level: LevelFilter) -> Targets {
         .with_target(AUDIT, LevelFilter::INFO)
 }
 
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 struct Sink(Arc<Inner>);
 
+#[derive(Debug)]
 struct Inner {
     path: Option<PathBuf>,
     file: Mutex<Option<File>>,

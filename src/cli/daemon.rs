@@ -14,18 +14,55 @@ use super::output::{self, Output};
 use super::spec::{Flag, Kind, Program, flag};
 use crate::logging::{Log, LogConfig, LogFormat, parse_level};
 
-pub(super) const EXPAND_ENV: Flag = flag("expandEnv", "expand-env", Kind::Switch, "Replace $VAR and ${VAR} in the configuration file");
-pub(super) const DATA_DIR: Flag = flag("dataDir", "data-dir", Kind::Text, "Directory for what the daemon keeps");
-pub(super) const LOG_FILE: Flag = flag("logFile", "log-file", Kind::Text, "File to log to; standard error when absent");
+pub(super) const EXPAND_ENV: Flag = flag(
+    "expandEnv",
+    "expand-env",
+    Kind::Switch,
+    "Replace $VAR and ${VAR} in the configuration file",
+);
+pub(super) const DATA_DIR: Flag = flag(
+    "dataDir",
+    "data-dir",
+    Kind::Text,
+    "Directory for what the daemon keeps",
+);
+pub(super) const LOG_FILE: Flag = flag(
+    "logFile",
+    "log-file",
+    Kind::Text,
+    "File to log to; standard error when absent",
+);
 pub(super) const LOG_FORMAT: Flag = flag("logFormat", "log-format", Kind::Text, "text or json");
-pub(super) const LOG_LEVEL: Flag = flag("logLevel", "log-level", Kind::Text, "trace, debug, info, warn or error");
-pub(super) const LOG_SOURCE: Flag = flag("logSourceLocation", "log-source-location", Kind::Switch, "Log the source file and line of each event");
-pub(super) const TRUST_DOMAIN: Flag = flag("trustDomain", "trust-domain", Kind::Text, "The trust domain, such as example.org");
+pub(super) const LOG_LEVEL: Flag = flag(
+    "logLevel",
+    "log-level",
+    Kind::Text,
+    "trace, debug, info, warn or error",
+);
+pub(super) const LOG_SOURCE: Flag = flag(
+    "logSourceLocation",
+    "log-source-location",
+    Kind::Switch,
+    "Log the source file and line of each event",
+);
+pub(super) const TRUST_DOMAIN: Flag = flag(
+    "trustDomain",
+    "trust-domain",
+    Kind::Text,
+    "The trust domain, such as example.org",
+);
 
 /// The configuration file that `-config` names, variables replaced when asked.
 pub(super) fn document(args: &Args) -> Result<Document, Faults> {
     let environment = |name: &str| std::env::var(name).ok();
-    Document::load(Path::new(args.text("config")), if args.switch("expandEnv") { Some(&environment) } else { None })
+    Document::load(
+        Path::new(args.text("config")),
+        if args.switch("expandEnv") {
+            Some(&environment)
+        } else {
+            None
+        },
+    )
 }
 
 pub(super) fn path(args: &Args, flag: &str) -> Option<PathBuf> {
@@ -44,10 +81,11 @@ pub(super) fn switch(args: &Args, flag: &str) -> Option<bool> {
 pub(super) fn port(args: &Args, flag: &str) -> Result<Option<u16>, CliError> {
     match args.optional(flag) {
         None => Ok(None),
-        Some(text) => text
-            .parse()
-            .map(Some)
-            .map_err(|_not_a_port| CliError::usage(format!("{flag} {text:?} is not a port: a number from 0 to 65535"))),
+        Some(text) => text.parse().map(Some).map_err(|_not_a_port| {
+            CliError::usage(format!(
+                "{flag} {text:?} is not a port: a number from 0 to 65535"
+            ))
+        }),
     }
 }
 
@@ -60,9 +98,13 @@ pub(super) fn refuse(faults: &Faults) -> CliError {
 pub(super) fn verdict(context: &Context, outcome: Result<(), Faults>) -> Result<Output, CliError> {
     let name = context.program.word();
     match outcome {
-        Ok(()) => Ok(Output::text(format!("SPIRE {name} configuration file is valid."))),
+        Ok(()) => Ok(Output::text(format!(
+            "SPIRE {name} configuration file is valid."
+        ))),
         Err(faults) if context.face == Face::Shim => {
-            output::say(&format!("SPIRE {name} configuration file is invalid: {faults}"));
+            output::say(&format!(
+                "SPIRE {name} configuration file is invalid: {faults}"
+            ));
             Err(CliError::Silent)
         }
         Err(faults) => Err(refuse(&faults)),
@@ -80,12 +122,17 @@ pub(super) struct LogSettings<'s> {
 pub(super) fn start_log(settings: &LogSettings<'_>) -> Result<Log, CliError> {
     let config = LogConfig {
         level: parse_level(settings.level).unwrap_or(tracing::level_filters::LevelFilter::INFO),
-        format: if settings.json { LogFormat::Json } else { LogFormat::Text },
+        format: if settings.json {
+            LogFormat::Json
+        } else {
+            LogFormat::Text
+        },
         file: settings.file.map(Path::to_owned),
         source_location: settings.source_location,
     };
     Log::install(&config).map_err(|error| {
-        let mut fault = Fault::new(Code::FileUnwritable, "the log file cannot be opened").because(error);
+        let mut fault =
+            Fault::new(Code::FileUnwritable, "the log file cannot be opened").because(error);
         if let Some(file) = settings.file {
             fault = fault.at(file.display().to_string());
         }
@@ -103,7 +150,8 @@ pub(super) fn tighten_umask() {
 
 /// Ends at the first SIGINT or SIGTERM; until then SIGUSR2 reopens the log file.
 pub(super) fn until_signalled(log: Log) -> Result<impl Future<Output = ()> + Send, CliError> {
-    let failed = |error: std::io::Error| CliError::failed(format!("cannot listen for signals: {error}"));
+    let failed =
+        |error: std::io::Error| CliError::failed(format!("cannot listen for signals: {error}"));
     let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
     let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
     let mut reopen = signal(SignalKind::user_defined2()).map_err(failed)?;

@@ -8,13 +8,14 @@ mod bundle;
 mod bundle_set;
 mod bundle_show;
 mod entry;
-mod entry_create;
+pub(super) mod entry_create;
 mod entry_data;
 mod entry_delete;
 mod entry_show;
 mod entry_update;
 mod jwt_mint;
 mod node;
+mod run;
 mod token_generate;
 mod x509_mint;
 
@@ -39,6 +40,8 @@ pub(super) fn commands() -> Vec<Command> {
         entry_show::command(),
         entry_update::command(),
         jwt_mint::command(),
+        run::command(),
+        run::validate_command(),
         token_generate::command(),
         x509_mint::command(),
     ]

@@ -1,12 +1,17 @@
 //! The commands of `plastron` itself.
 
 mod completions;
+mod dev;
 mod help;
+mod run;
+mod sockets;
 
 use super::spec::Command;
 
 pub(super) fn commands() -> Vec<Command> {
     vec![
+        dev::command(),
+        run::command(),
         help::command(),
         completions::command(),
         completions::man_command(),

@@ -1,7 +1,7 @@
 //! An event as one line, in the layout of logrus: `time=… level=… msg=… key=value` or one JSON object. Field names
 //! are what users' log rules match on.
 
-use std::fmt::{self, Write as _};
+use std::fmt;
 
 use serde_json::{Map, Value};
 use time::OffsetDateTime;
@@ -93,8 +93,7 @@ impl Line {
             let value = value
                 .as_str()
                 .map_or_else(|| value.to_string(), str::to_owned);
-            // Writing to a String cannot fail.
-            drop(write!(line, " {key}={}", quoted(&value)));
+            line.push_str(&format!(" {key}={}", quoted(&value)));
         }
         line
     }

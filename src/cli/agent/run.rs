@@ -5,7 +5,8 @@ use agent::{Agent, Config, Overrides};
 use crate::cli::args::Args;
 use crate::cli::context::Context;
 use crate::cli::daemon::{
-    self, DATA_DIR, EXPAND_ENV, LOG_FILE, LOG_FORMAT, LOG_LEVEL, LOG_SOURCE, LogSettings, TRUST_DOMAIN,
+    self, DATA_DIR, EXPAND_ENV, LOG_FILE, LOG_FORMAT, LOG_LEVEL, LOG_SOURCE, LogSettings,
+    TRUST_DOMAIN,
 };
 use crate::cli::error::CliError;
 use crate::cli::output::Output;
@@ -14,18 +15,63 @@ use crate::cli::spec::{Command, Endpoint, Flag, Kind, Program, Surface, flag};
 const FLAGS: &[Flag] = &[
     flag("config", "config", Kind::Text, "The configuration file").or("conf/agent/agent.conf"),
     EXPAND_ENV,
-    flag("joinToken", "join-token", Kind::Text, "Join token with which the node attests"),
-    flag("joinTokenFile", "join-token-file", Kind::Text, "File with the join token"),
-    flag("serverAddress", "server-address", Kind::Text, "The server's address"),
+    flag(
+        "joinToken",
+        "join-token",
+        Kind::Text,
+        "Join token with which the node attests",
+    ),
+    flag(
+        "joinTokenFile",
+        "join-token-file",
+        Kind::Text,
+        "File with the join token",
+    ),
+    flag(
+        "serverAddress",
+        "server-address",
+        Kind::Text,
+        "The server's address",
+    ),
     flag("serverPort", "server-port", Kind::Text, "The server's port"),
     TRUST_DOMAIN,
-    flag("trustBundle", "trust-bundle", Kind::Text, "File with the bundle by which the node knows its server"),
-    flag("trustBundleUrl", "trust-bundle-url", Kind::Text, "Where to fetch that bundle"),
-    flag("trustBundleFormat", "trust-bundle-format", Kind::Text, "pem or spiffe"),
-    flag("insecureBootstrap", "insecure-bootstrap", Kind::Switch, "Trust whatever server answers first; for trials only"),
-    flag("allowUnauthenticatedVerifiers", "allow-unauthenticated-verifiers", Kind::Switch, "Give the bundle to callers without an identity too"),
+    flag(
+        "trustBundle",
+        "trust-bundle",
+        Kind::Text,
+        "File with the bundle by which the node knows its server",
+    ),
+    flag(
+        "trustBundleUrl",
+        "trust-bundle-url",
+        Kind::Text,
+        "Where to fetch that bundle",
+    ),
+    flag(
+        "trustBundleFormat",
+        "trust-bundle-format",
+        Kind::Text,
+        "pem or spiffe",
+    ),
+    flag(
+        "insecureBootstrap",
+        "insecure-bootstrap",
+        Kind::Switch,
+        "Trust whatever server answers first; for trials only",
+    ),
+    flag(
+        "allowUnauthenticatedVerifiers",
+        "allow-unauthenticated-verifiers",
+        Kind::Switch,
+        "Give the bundle to callers without an identity too",
+    ),
     DATA_DIR,
-    flag("socketPath", "socket-path", Kind::Text, "The Workload API socket"),
+    flag(
+        "socketPath",
+        "socket-path",
+        Kind::Text,
+        "The Workload API socket",
+    ),
     LOG_FILE,
     LOG_FORMAT,
     LOG_LEVEL,
@@ -77,7 +123,8 @@ fn overrides(args: &Args) -> Result<Overrides, CliError> {
 
 fn validate(context: &Context, args: &Args) -> Result<Output, CliError> {
     let overrides = overrides(args)?;
-    let outcome = daemon::document(args).and_then(|document| Config::from_document(&document, &overrides).map(drop));
+    let outcome = daemon::document(args)
+        .and_then(|document| Config::from_document(&document, &overrides).map(drop));
     daemon::verdict(context, outcome)
 }
 
@@ -94,7 +141,11 @@ async fn run(_context: Context, args: Args) -> Result<Output, CliError> {
         source_location: config.log.source_location,
     })?;
     let shutdown = daemon::until_signalled(log)?;
-    tracing::info!(version = env!("CARGO_PKG_VERSION"), trust_domain = config.trust_domain.as_str(), "Starting agent");
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        trust_domain = config.trust_domain.as_str(),
+        "Starting agent"
+    );
     let outcome = match Agent::bind(config) {
         Ok(bound) => Box::pin(bound.run(shutdown)).await,
         Err(fault) => Err(fault),

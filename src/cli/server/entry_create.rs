@@ -79,7 +79,11 @@ async fn run(context: Context, args: Args) -> Result<Output, CliError> {
             ids::parse(args.text("parentID"))?;
         }
     }
-    let own = if parsed.is_none() { Some(from_args(&args)?) } else { None };
+    let own = if parsed.is_none() {
+        Some(from_args(&args)?)
+    } else {
+        None
+    };
     let channel = context.channel().await?;
     let entries = match (parsed, own) {
         (Some(entries), _) => entries,
@@ -144,7 +148,7 @@ async fn with_ids(
 
 /// The parent when none is named: the node, if exactly one is attested. With several, the user chooses, since a wrong
 /// guess would give the identity to the wrong node.
-async fn only_node(channel: &Channel) -> Result<Spiffeid, CliError> {
+pub(crate) async fn only_node(channel: &Channel) -> Result<Spiffeid, CliError> {
     let request = ListAgentsRequest {
         filter: Some(list_agents_request::Filter {
             by_banned: Some(false),

@@ -1,0 +1,241 @@
+//! `dev`: server and agent in one process, in a private directory that goes with it. For trying things: authorities
+//! live in memory, and nothing listens beyond this machine.
+
+use std::path::Path;
+
+use agent::Agent;
+use plugin::config::Document;
+use plugin::fault::{Fault, Faults};
+use proto::spire::api::server::agent::v1::CreateJoinTokenRequest;
+use proto::spire::api::server::agent::v1::agent_client::AgentClient;
+use proto::spire::api::server::bundle::v1::GetBundleRequest;
+use proto::spire::api::server::bundle::v1::bundle_client::BundleClient;
+use server::Server;
+use spiffe::TrustDomain;
+use tokio::sync::watch;
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_client::HealthClient;
+
+use super::sockets::Place;
+use crate::cli::args::Args;
+use crate::cli::context::Context;
+use crate::cli::daemon::{self, LOG_LEVEL, LogSettings};
+use crate::cli::error::CliError;
+use crate::cli::output::{self, Output};
+use crate::cli::pem;
+use crate::cli::spec::{Command, Endpoint, Flag, Kind, Program, Surface, flag};
+
+const FLAGS: &[Flag] = &[
+    flag(
+        "trustDomain",
+        "trust-domain",
+        Kind::Text,
+        "The trust domain",
+    )
+    .or("dev.local"),
+    flag(
+        "dir",
+        "dir",
+        Kind::Text,
+        "Directory for sockets and state; removed at the end",
+    ),
+    LOG_LEVEL,
+];
+
+pub(crate) fn command() -> Command {
+    Command {
+        program: Program::Plastron,
+        path: &["dev"],
+        about: "Run a server and an agent for trying things, with no configuration",
+        flags: FLAGS,
+        endpoint: Endpoint::None,
+        formats: false,
+        surface: Surface::Native,
+        run: |context, args| Box::pin(run(context, args)),
+    }
+}
+
+/// Clears the directory when the command ends, however it ends.
+struct Claimed(Place);
+
+impl Drop for Claimed {
+    fn drop(&mut self) {
+        self.0.clear();
+    }
+}
+
+async fn run(_context: Context, args: Args) -> Result<Output, CliError> {
+    let domain = TrustDomain::parse(args.text("trustDomain"))
+        .map_err(|error| CliError::usage(error.to_string()))?;
+    let level = args.optional("logLevel").unwrap_or("warn");
+    let log = daemon::start_log(&LogSettings {
+        level,
+        json: false,
+        file: None,
+        source_location: false,
+    })?;
+    let interrupted = daemon::until_signalled(log)?;
+    let place = Place::new(args.optional("dir"));
+    place.claim()?;
+    let claimed = Claimed(place);
+    let (stop, stopped) = watch::channel(());
+    let server = Box::pin(Server::bind(server_config(&claimed.0, &domain)?)).await?;
+    let port = server.tcp_addr.port();
+    let server = tokio::spawn(Box::pin(server.run(when_dropped(stopped))));
+    let (leave, left) = watch::channel(());
+    let node = Box::pin(join(&claimed.0, &domain, port)).await?;
+    let agent = tokio::spawn(Box::pin(node.run(when_dropped(left))));
+    let outcome = tokio::select! {
+        () = interrupted => Ok(()),
+        outcome = served(&claimed.0, &domain) => outcome,
+    };
+    // The agent first: it tells the server goodbye.
+    drop(leave);
+    let agent = ended(agent.await);
+    drop(stop);
+    let server = ended(server.await);
+    outcome.and(agent).and(server)?;
+    Ok(Output::default())
+}
+
+async fn when_dropped(mut stop: watch::Receiver<()>) {
+    while stop.changed().await.is_ok() {}
+}
+
+fn ended(outcome: Result<Result<(), Fault>, tokio::task::JoinError>) -> Result<(), CliError> {
+    match outcome {
+        Ok(outcome) => outcome.map_err(CliError::from),
+        Err(error) => Err(CliError::failed(format!(
+            "a part of the instance broke: {error}"
+        ))),
+    }
+}
+
+fn server_config(place: &Place, domain: &TrustDomain) -> Result<server::Config, CliError> {
+    let data = place.directory.join("server");
+    let text = format!(
+        r#"server {{ trust_domain = {domain:?} bind_address = "127.0.0.1" bind_port = 0 socket_path = {socket:?} data_dir = {data:?} }}
+plugins {{
+  DataStore "sql" {{ plugin_data {{ database_type = "sqlite3" connection_string = {store:?} }} }}
+  KeyManager "memory" {{ plugin_data {{}} }}
+  NodeAttestor "join_token" {{ plugin_data {{}} }}
+}}"#,
+        domain = domain.as_str(),
+        socket = place.server_socket(),
+        store = data.join("datastore.sqlite3"),
+    );
+    parsed(&text)
+        .and_then(|document| {
+            server::Config::from_document(&document, &server::config::Overrides::default())
+        })
+        .map_err(|faults| daemon::refuse(&faults))
+}
+
+fn parsed(text: &str) -> Result<Document, Faults> {
+    Document::parse("the development instance", text, None)
+}
+
+/// Makes a token, keeps the bundle, and binds the agent: what an operator does by hand on a real node.
+async fn join(place: &Place, domain: &TrustDomain, port: u16) -> Result<agent::Bound, CliError> {
+    let channel = proto::channel::connect_uds(place.server_socket())
+        .await
+        .map_err(|error| CliError::failed(error.to_string()))?;
+    let token = AgentClient::new(channel.clone())
+        .create_join_token(CreateJoinTokenRequest {
+            ttl: 60,
+            token: String::new(),
+            agent_id: None,
+        })
+        .await
+        .map_err(|status| CliError::status("cannot make a join token", status))?
+        .into_inner();
+    let bundle = BundleClient::new(channel)
+        .get_bundle(GetBundleRequest { output_mask: None })
+        .await
+        .map_err(|status| CliError::status("cannot read the bundle", status))?
+        .into_inner();
+    let path = place.directory.join("bundle.pem");
+    pem::write_file(
+        &path,
+        &pem::certificates(
+            bundle
+                .x509_authorities
+                .iter()
+                .map(|authority| authority.asn1.as_slice()),
+        ),
+        false,
+    )?;
+    let config = agent_config(place, domain, port, &path, token.value)?;
+    Ok(Agent::bind(config)?)
+}
+
+fn agent_config(
+    place: &Place,
+    domain: &TrustDomain,
+    port: u16,
+    bundle: &Path,
+    token: String,
+) -> Result<agent::Config, CliError> {
+    let text = format!(
+        r#"agent {{ trust_domain = {domain:?} server_address = "127.0.0.1" server_port = {port} socket_path = {socket:?}
+  data_dir = {data:?} trust_bundle_path = {bundle:?} }}
+plugins {{
+  NodeAttestor "join_token" {{ plugin_data {{}} }}
+  KeyManager "memory" {{ plugin_data {{}} }}
+  WorkloadAttestor "unix" {{ plugin_data {{ discover_workload_path = true }} }}
+}}"#,
+        domain = domain.as_str(),
+        socket = place.workload_socket(),
+        data = place.directory.join("agent"),
+    );
+    let overrides = agent::Overrides {
+        join_token: Some(token),
+        ..Default::default()
+    };
+    parsed(&text)
+        .and_then(|document| agent::Config::from_document(&document, &overrides))
+        .map_err(|faults| daemon::refuse(&faults))
+}
+
+/// Waits until the agent serves, says so, and then only watches: ends when the agent stops serving.
+async fn served(place: &Place, domain: &TrustDomain) -> Result<(), CliError> {
+    let channel = proto::channel::connect_uds(place.workload_socket())
+        .await
+        .map_err(|error| CliError::failed(error.to_string()))?;
+    let mut health = HealthClient::new(channel)
+        .watch(HealthCheckRequest {
+            service: String::new(),
+        })
+        .await
+        .map_err(|status| CliError::status("cannot ask the agent for its health", status))?
+        .into_inner();
+    let mut told = false;
+    while let Ok(Some(reply)) = health.message().await {
+        if reply.status() == ServingStatus::Serving && !told {
+            told = true;
+            greet(place, domain)?;
+        }
+    }
+    // Why the agent ended is its own to say: its task's outcome is the command's.
+    Ok(())
+}
+
+fn greet(place: &Place, domain: &TrustDomain) -> Result<(), CliError> {
+    let default = place.directory == Place::new(None).directory;
+    let dir = if default {
+        String::new()
+    } else {
+        format!(" --dir {}", place.directory.display())
+    };
+    output::write_out(&format!(
+        "  trust domain      {domain}        authorities live in memory; Ctrl-C removes everything\n\
+         \x20 server socket     {server}\n\
+         \x20 workload socket   {workload}\n\n\
+         try, in another terminal:\n\
+         \x20 plastron run{dir} --id web -- plastron agent api fetch x509\n\
+         \x20 plastron server entry show --socket-path {server}\n",
+        server = place.server_socket().display(),
+        workload = place.workload_socket().display(),
+    ))
+}

@@ -1,0 +1,371 @@
+//! `run`: registers a command, waits until its identity is there, and becomes the command.
+
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use plugin::fault::{Code, Fault};
+use proto::spire::api::server::entry::v1::entry_client::EntryClient;
+use proto::spire::api::server::entry::v1::{BatchCreateEntryRequest, BatchDeleteEntryRequest};
+use proto::spire::api::types::{Entry, Selector, Spiffeid};
+use proto::workload::X509svidRequest;
+use proto::workload::spiffe_workload_api_client::SpiffeWorkloadApiClient;
+use spiffe::Certificate;
+use spiffe::clock::unix_seconds;
+use tonic::transport::Channel;
+
+use super::sockets::Place;
+use crate::cli::args::Args;
+use crate::cli::context::{Context, error_text};
+use crate::cli::error::CliError;
+use crate::cli::output::{self, Output};
+use crate::cli::server::entry_create::only_node;
+use crate::cli::spec::{Command, Endpoint, Flag, Kind, Program, Surface, flag};
+use crate::cli::{duration, ids, selectors, socket};
+
+/// How long the SVID may take; it takes milliseconds.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// The second entry, for this process to see the SVID with, ends by itself if it could not be deleted.
+const OWN_ENTRY_SECONDS: i64 = 60;
+
+const FLAGS: &[Flag] = &[
+    flag(
+        "id",
+        "id",
+        Kind::Text,
+        "The identity: a path such as web, or a whole SPIFFE ID",
+    ),
+    flag(
+        "selector",
+        "selector",
+        Kind::List,
+        "Selector to register in place of the command's user and path",
+    ),
+    flag(
+        "dir",
+        "dir",
+        Kind::Text,
+        "Directory of the development instance",
+    ),
+    flag(
+        "serverSocket",
+        "server-socket",
+        Kind::Text,
+        "Administration socket of another server",
+    ),
+    flag(
+        "workloadSocket",
+        "workload-socket",
+        Kind::Text,
+        "Workload API socket of another agent",
+    ),
+    flag(
+        "command",
+        "CMD",
+        Kind::Rest,
+        "The command and its arguments",
+    ),
+];
+
+pub(crate) fn command() -> Command {
+    Command {
+        program: Program::Plastron,
+        path: &["run"],
+        about: "Give a command an identity and run it",
+        flags: FLAGS,
+        endpoint: Endpoint::None,
+        formats: false,
+        surface: Surface::Native,
+        run: |context, args| Box::pin(run(context, args)),
+    }
+}
+
+async fn run(context: Context, args: Args) -> Result<Output, CliError> {
+    let Some(id) = args.optional("id") else {
+        return Err(CliError::usage(
+            "--id is required: the identity to give, such as --id web",
+        ));
+    };
+    let words = args.list("command");
+    let Some((name, rest)) = words.split_first() else {
+        return Err(CliError::usage(
+            "no command given: plastron run --id web -- CMD",
+        ));
+    };
+    let program = Executable::find(name)?;
+    let (server, workload) = sockets(&args)?;
+    let server = Context {
+        endpoint: Endpoint::ServerAdmin,
+        socket: server,
+        ..context.clone()
+    };
+    let channel = server.channel().await?;
+    let id = ids::expand(&server, &channel, id).await?;
+    let parent = only_node(&channel).await?;
+    let given = selectors::parse_all(&args.list("selector"))?;
+    let wanted = if given.is_empty() {
+        program.selectors()
+    } else {
+        given
+    };
+    let start = context.clock.now();
+    let own = register(&context, &channel, &id, &parent, &wanted).await?;
+    let fetched = tokio::time::timeout(PATIENCE, svid(&workload, &ids::text(Some(&id)))).await;
+    // Deleted whatever came of it; the entry's own end stands in when the server is gone.
+    drop(
+        EntryClient::new(channel)
+            .batch_delete_entry(BatchDeleteEntryRequest { ids: own })
+            .await,
+    );
+    let certificate = fetched.map_err(|_late| late(&workload))??;
+    let took = context
+        .clock
+        .now()
+        .duration_since(start)
+        .unwrap_or_default();
+    let life = certificate
+        .not_after()
+        .duration_since(context.clock.now())
+        .unwrap_or_default();
+    let listed: Vec<String> = wanted
+        .iter()
+        .map(|s| format!("{}:{}", s.r#type, s.value))
+        .collect();
+    output::say(&format!(
+        "✔ {}   selectors {}   SVID in {} ms, expires in {}",
+        ids::text(Some(&id)),
+        listed.join(" "),
+        took.as_millis(),
+        duration::go_text(Duration::from_secs(life.as_secs()))
+    ));
+    let error = std::process::Command::new(&program.path)
+        .arg0(name)
+        .args(rest)
+        .env("SPIFFE_ENDPOINT_SOCKET", format!("unix://{workload}"))
+        .exec();
+    Err(CliError::failed(format!(
+        "cannot run {}: {}",
+        program.path.display(),
+        error_text(&error)
+    )))
+}
+
+/// The server's and the agent's socket: flags, then the development instance, then the defaults.
+fn sockets(args: &Args) -> Result<(String, String), CliError> {
+    let place = Place::new(args.optional("dir"));
+    let live = place.is_live();
+    let env = |name: &str| std::env::var(name).ok();
+    let pick =
+        |flag: &str, endpoint: Endpoint, dev: PathBuf, default: &str| -> Result<String, CliError> {
+            if let Some(path) = args.optional(flag) {
+                return Ok(path.to_owned());
+            }
+            if live {
+                return Ok(dev.display().to_string());
+            }
+            let mut args = Args::default();
+            args.set_default("socketPath", default);
+            socket::resolve(endpoint, &args, &env)
+        };
+    Ok((
+        pick(
+            "serverSocket",
+            Endpoint::ServerAdmin,
+            place.server_socket(),
+            socket::SERVER_ADMIN,
+        )?,
+        pick(
+            "workloadSocket",
+            Endpoint::Workload,
+            place.workload_socket(),
+            socket::WORKLOAD,
+        )?,
+    ))
+}
+
+/// What the agent will see as the command's executable.
+struct Executable {
+    path: PathBuf,
+    /// The interpreter when the command is a script: the kernel runs that.
+    attested: PathBuf,
+}
+
+impl Executable {
+    fn find(name: &str) -> Result<Self, CliError> {
+        let missing = || -> CliError {
+            Fault::new(Code::NotFound, format!("no command {name:?}"))
+                .hint("give its path, or put its directory into PATH")
+                .into()
+        };
+        let path = if name.contains('/') {
+            PathBuf::from(name)
+        } else {
+            let search = std::env::var_os("PATH").unwrap_or_default();
+            std::env::split_paths(&search)
+                .map(|dir| dir.join(name))
+                .find(|path| is_executable(path))
+                .ok_or_else(missing)?
+        };
+        if !is_executable(&path) {
+            return Err(missing());
+        }
+        let mut attested = path.clone();
+        // A script's interpreter may be a script in turn; the kernel follows four.
+        for _ in 0..4 {
+            match interpreter(&attested) {
+                Some(next) => attested = next,
+                None => break,
+            }
+        }
+        let attested = attested.canonicalize().map_err(|error| {
+            CliError::failed(format!(
+                "cannot resolve {}: {}",
+                attested.display(),
+                error_text(&error)
+            ))
+        })?;
+        Ok(Self { path, attested })
+    }
+
+    fn selectors(&self) -> Vec<Selector> {
+        own_selectors(&self.attested)
+    }
+}
+
+fn own_selectors(path: &Path) -> Vec<Selector> {
+    let selector = |value: String| Selector {
+        r#type: "unix".to_owned(),
+        value,
+    };
+    vec![
+        selector(format!("uid:{}", nix::unistd::getuid())),
+        selector(format!("path:{}", path.display())),
+    ]
+}
+
+fn is_executable(path: &Path) -> bool {
+    path.is_file() && nix::unistd::access(path, nix::unistd::AccessFlags::X_OK).is_ok()
+}
+
+/// The program that a script's first line names.
+fn interpreter(path: &Path) -> Option<PathBuf> {
+    use std::io::Read;
+    let mut head = Vec::new();
+    std::fs::File::open(path)
+        .ok()?
+        .take(256)
+        .read_to_end(&mut head)
+        .ok()?;
+    let line = head
+        .strip_prefix(b"#!")?
+        .split(|byte| *byte == b'\n')
+        .next()?;
+    let word = std::str::from_utf8(line).ok()?.split_whitespace().next()?;
+    Some(PathBuf::from(word))
+}
+
+/// Registers the command, and beside it, in the same write, this process: when this process gets the SVID, the agent
+/// has the command's entry too. Returns the IDs to delete again.
+async fn register(
+    context: &Context,
+    channel: &Channel,
+    id: &Spiffeid,
+    parent: &Spiffeid,
+    wanted: &[Selector],
+) -> Result<Vec<String>, CliError> {
+    let own = std::env::current_exe()
+        .and_then(|path| path.canonicalize())
+        .map_err(|error| {
+            CliError::failed(format!("cannot find this program's own path: {error}"))
+        })?;
+    let entry = |selectors: Vec<Selector>, expires_at: i64| Entry {
+        spiffe_id: Some(id.clone()),
+        parent_id: Some(parent.clone()),
+        selectors,
+        expires_at,
+        ..Entry::default()
+    };
+    let mut entries = vec![entry(wanted.to_vec(), 0)];
+    let own = own_selectors(&own);
+    if own != wanted {
+        entries.push(entry(
+            own,
+            unix_seconds(context.clock.now()) + OWN_ENTRY_SECONDS,
+        ));
+    }
+    let reply = EntryClient::new(channel.clone())
+        .batch_create_entry(BatchCreateEntryRequest {
+            entries,
+            output_mask: None,
+        })
+        .await
+        .map_err(|status| CliError::status("cannot register the command", status))?
+        .into_inner();
+    for result in &reply.results {
+        let status = result.status.clone().unwrap_or_default();
+        if status.code != 0 && status.code != tonic::Code::AlreadyExists as i32 {
+            return Err(CliError::failed(format!(
+                "cannot register the command: {}",
+                status.message
+            )));
+        }
+    }
+    Ok(reply
+        .results
+        .get(1)
+        .and_then(|result| result.entry.as_ref())
+        .map(|entry| entry.id.clone())
+        .into_iter()
+        .collect())
+}
+
+/// This process's SVID for `id`, as soon as the agent has it.
+async fn svid(socket: &str, id: &str) -> Result<Certificate, CliError> {
+    loop {
+        let channel = proto::channel::connect_uds(socket).await.map_err(|error| {
+            CliError::from(
+                Fault::new(Code::AgentUnreachable, "no agent answers on this host")
+                    .at(socket)
+                    .because(error),
+            )
+        })?;
+        match stream(channel, id).await {
+            Ok(Some(certificate)) => return Ok(certificate),
+            Ok(None) => {}
+            Err(status)
+                if matches!(
+                    status.code(),
+                    tonic::Code::PermissionDenied | tonic::Code::Unavailable
+                ) => {}
+            Err(status) => return Err(CliError::status("cannot fetch the SVID", status)),
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+async fn stream(channel: Channel, id: &str) -> Result<Option<Certificate>, tonic::Status> {
+    let mut request = tonic::Request::new(X509svidRequest {});
+    request.metadata_mut().insert(
+        "workload.spiffe.io",
+        tonic::metadata::MetadataValue::from_static("true"),
+    );
+    let mut updates = SpiffeWorkloadApiClient::new(channel)
+        .fetch_x509svid(request)
+        .await?
+        .into_inner();
+    while let Some(update) = updates.message().await? {
+        if let Some(svid) = update.svids.iter().find(|svid| svid.spiffe_id == id) {
+            let chain = Certificate::parse_concatenated(&svid.x509_svid)
+                .map_err(|error| tonic::Status::internal(error.to_string()))?;
+            return Ok(chain.into_iter().next());
+        }
+    }
+    Ok(None)
+}
+
+fn late(socket: &str) -> CliError {
+    Fault::new(Code::TimedOut, format!("no SVID within {} s", PATIENCE.as_secs()))
+        .at(socket)
+        .hint("the agent's unix attestor needs discover_workload_path = true for the selector unix:path; or give --selector")
+        .into()
+}

@@ -1,0 +1,171 @@
+//! Where `dev` keeps its sockets and how `run` finds them: one private directory for each user.
+
+use std::fs::{DirBuilder, Permissions};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+
+use plugin::fault::{Code, Fault};
+
+/// The directory of the user's development instance.
+#[derive(Clone, Debug)]
+pub(super) struct Place {
+    pub(super) directory: PathBuf,
+}
+
+impl Place {
+    /// `--dir`, or the user's run-time directory.
+    pub(super) fn new(given: Option<&str>) -> Self {
+        let directory = given.map_or_else(
+            || match std::env::var_os("XDG_RUNTIME_DIR")
+                .filter(|base| Path::new(base).is_absolute())
+            {
+                Some(base) => Path::new(&base).join("plastron-dev"),
+                None => {
+                    std::env::temp_dir().join(format!("plastron-dev-{}", nix::unistd::getuid()))
+                }
+            },
+            PathBuf::from,
+        );
+        Self { directory }
+    }
+
+    pub(super) fn server_socket(&self) -> PathBuf {
+        self.directory.join("server.sock")
+    }
+
+    pub(super) fn workload_socket(&self) -> PathBuf {
+        self.directory.join("workload.sock")
+    }
+
+    /// Whether a development instance of this user answers here.
+    pub(super) fn is_live(&self) -> bool {
+        self.is_ours() && UnixStream::connect(self.server_socket()).is_ok()
+    }
+
+    /// A directory of this user that nobody else can enter: in a shared temporary directory anybody can make one
+    /// with this name.
+    fn is_ours(&self) -> bool {
+        std::fs::symlink_metadata(&self.directory).is_ok_and(|meta| {
+            meta.is_dir()
+                && meta.uid() == nix::unistd::getuid().as_raw()
+                && meta.mode() & 0o077 == 0
+        })
+    }
+
+    /// Makes the directory, empty and private. A left-over of an instance that was killed is cleared away.
+    pub(super) fn claim(&self) -> Result<(), Fault> {
+        let at = self.directory.display().to_string();
+        if self.directory.symlink_metadata().is_ok() {
+            if !self.is_ours() {
+                return Err(Fault::new(
+                    Code::Usage,
+                    "the directory for the development instance is not private to this user",
+                )
+                .at(at)
+                .hint("remove it, or choose another with --dir"));
+            }
+            if self.is_live() {
+                return Err(Fault::new(Code::AlreadyExists, "a development instance is running already")
+                    .at(at)
+                    .hint("use it with `plastron run --id web -- CMD`, stop it with Ctrl-C, or choose another --dir"));
+            }
+            if !self.is_left_over() {
+                return Err(Fault::new(
+                    Code::Usage,
+                    "the directory holds something else than a development instance",
+                )
+                .at(at)
+                .hint("choose a directory that does not exist yet with --dir"));
+            }
+            self.clear();
+        }
+        let made = DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&self.directory)
+            .and_then(|()| {
+                std::fs::set_permissions(&self.directory, Permissions::from_mode(0o700))
+            });
+        made.map_err(|error| {
+            Fault::new(
+                Code::FileUnwritable,
+                "the directory for the development instance cannot be made",
+            )
+            .at(at)
+            .because(error)
+        })
+    }
+
+    /// Everything in it has a name that `dev` gives.
+    fn is_left_over(&self) -> bool {
+        const NAMES: [&str; 5] = [
+            "server",
+            "agent",
+            "bundle.pem",
+            "server.sock",
+            "workload.sock",
+        ];
+        std::fs::read_dir(&self.directory).is_ok_and(|mut files| {
+            files.all(|file| {
+                file.is_ok_and(|file| {
+                    file.file_name()
+                        .to_str()
+                        .is_some_and(|name| NAMES.contains(&name))
+                })
+            })
+        })
+    }
+
+    /// Removes everything; nothing is said when there is nothing.
+    pub(super) fn clear(&self) {
+        if let Err(error) = std::fs::remove_dir_all(&self.directory)
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
+            crate::cli::output::say(&format!(
+                "warning: {} could not be removed: {error}",
+                self.directory.display()
+            ));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Place;
+    use std::os::unix::fs::PermissionsExt;
+
+    fn place(directory: &std::path::Path) -> Place {
+        Place::new(Some(directory.to_str().unwrap()))
+    }
+
+    #[test]
+    fn refuses_a_directory_that_others_can_enter() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+        place(dir.path()).claim().unwrap_err();
+    }
+
+    #[test]
+    fn refuses_to_clear_away_what_is_not_its_own() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("thesis.tex"), "x").unwrap();
+        place(dir.path()).claim().unwrap_err();
+        assert!(dir.path().join("thesis.tex").exists());
+    }
+
+    #[test]
+    fn clears_a_left_over_and_makes_it_private() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("server.sock"), "").unwrap();
+        let place = place(dir.path());
+        place.claim().unwrap();
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+        assert_eq!(
+            std::fs::metadata(dir.path()).unwrap().permissions().mode() & 0o777,
+            0o700
+        );
+        place.clear();
+        assert!(!dir.path().exists());
+    }
+}
