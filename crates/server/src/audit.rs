@@ -178,6 +178,10 @@ impl Fields {
     }
 
     /// As [`Fields::with`], in place.
+    #[expect(
+        clippy::needless_pass_by_value,
+        reason = "callers give numbers and references alike"
+    )]
     pub fn add(&mut self, name: &'static str, value: impl ToString) {
         let value = value.to_string();
         self.0.retain(|(known, _)| *known != name);

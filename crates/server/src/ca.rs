@@ -119,7 +119,9 @@ pub struct Ca {
 
 impl fmt::Debug for Ca {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Ca").field("trust_domain", &self.trust_domain).finish_non_exhaustive()
+        f.debug_struct("Ca")
+            .field("trust_domain", &self.trust_domain)
+            .finish_non_exhaustive()
     }
 }
 
@@ -179,10 +181,10 @@ impl Ca {
             server_svid_due: Notify::new(),
             failures: AtomicU64::new(0),
         };
-        if let Err(error) = ca.tick(now).await {
-            if ca.x509.active().is_none() || ca.jwt.as_ref().is_some_and(|jwt| jwt.active().is_none()) {
-                return Err(error);
-            }
+        let ticked = ca.tick(now).await;
+        // A failure to prepare the next one is no reason not to serve with the present one.
+        if ca.x509.active().is_none() || ca.jwt.as_ref().is_some_and(|jwt| jwt.active().is_none()) {
+            ticked?;
         }
         ca.tick_server_svid(now).await?;
         Ok(ca)
@@ -217,7 +219,11 @@ impl Ca {
     /// The datastore failed, or nothing would be left.
     pub async fn prune_bundle(&self, now: SystemTime) -> Result<bool, BundleError> {
         match now.checked_sub(PRUNE_BUNDLE_AFTER) {
-            Some(before) => self.datastore.prune_bundle(&self.trust_domain, before).await,
+            Some(before) => {
+                self.datastore
+                    .prune_bundle(&self.trust_domain, before)
+                    .await
+            }
             None => Ok(false),
         }
     }
@@ -225,11 +231,16 @@ impl Ca {
     /// Why probes should hold the server unhealthy, if they should. SPIRE: `server.ca`, `server.ca.rotator`.
     pub fn fault(&self) -> Option<String> {
         let now = self.clock.now();
-        if self.x509.active().is_none_or(|issuer| issuer.certificate.not_after() <= now) {
+        if self
+            .x509
+            .active()
+            .is_none_or(|issuer| issuer.certificate.not_after() <= now)
+        {
             return Some(IssueError::NoX509Authority.to_string());
         }
         let failures = self.failures.load(Ordering::Relaxed);
-        (failures > TOLERATED_FAILURES).then(|| format!("the rotation of authorities failed {failures} times"))
+        (failures > TOLERATED_FAILURES)
+            .then(|| format!("the rotation of authorities failed {failures} times"))
     }
 
     /// Whether JWT-SVIDs are issued.
@@ -239,7 +250,11 @@ impl Ca {
 
     /// Keeps everything rotating until the future is dropped. Never returns.
     pub async fn run(&self) {
-        tokio::join!(self.run_rotation(), self.run_server_svid(), self.run_pruning());
+        tokio::join!(
+            self.run_rotation(),
+            self.run_server_svid(),
+            self.run_pruning()
+        );
     }
 
     async fn run_rotation(&self) {
@@ -283,7 +298,12 @@ impl Ca {
     /// Of several servers on one database one does it.
     async fn prune_bundle_by_lease(&self) {
         let now = self.clock.now();
-        let lease = self.datastore.acquire_lease("prune-bundle", self.ground.journal.id(), ROTATION_EVERY * 6, now);
+        let lease = self.datastore.acquire_lease(
+            "prune-bundle",
+            self.ground.journal.id(),
+            ROTATION_EVERY * 6,
+            now,
+        );
         match lease.await {
             Ok(false) => return,
             Ok(true) => {}

@@ -34,12 +34,10 @@ impl CaError {
     pub fn to_fault(&self) -> Fault {
         match self {
             Self::Keys(error) => error.to_fault(),
-            Self::Upstream(_) | Self::UnfitUpstream(_) => {
-                Fault::new(Code::Internal, "the server has no CA to issue with").because(self).hint(
-                    "look at the upstream authority that the UpstreamAuthority plugin is configured with: its certificate \
-                     must be a CA, be valid now, and lead to a root of the bundle",
-                )
-            }
+            Self::Upstream(error) => error.to_fault(),
+            Self::UnfitUpstream(_) => Fault::new(Code::UpstreamInvalid, self.to_string()).hint(
+                "the upstream certificate must be a CA's, be valid now, and lead to a root of its bundle",
+            ),
             _ => Fault::new(Code::Internal, "the server has no CA to issue with").because(self),
         }
     }

@@ -143,7 +143,7 @@ impl Ca {
             Err(refused) => Err(refused),
         };
         if audit.is_enabled() {
-            let mut fields = grant.fields.clone();
+            let mut fields = grant.audit_fields();
             match &outcome {
                 Ok(issued) => {
                     D::describe(issued, &mut fields);
@@ -168,7 +168,7 @@ impl Ca {
             });
         }
         let fits = match grant.extent {
-            Extent::Workload => *id != self.server_id && !id.is_agent(),
+            Extent::Workload => !id.is_reserved(),
             Extent::Agent => id.is_agent(),
             Extent::Server => *id == self.server_id,
             Extent::DownstreamCa => !id.has_path(),
@@ -491,3 +491,6 @@ impl Document for JwtDocument<'_> {
         fields.add("expires_at", unix_seconds(issued.expires_at));
     }
 }
+
+#[cfg(test)]
+mod tests;

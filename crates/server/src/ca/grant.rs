@@ -3,6 +3,7 @@
 //! A grant is made by the code that authorized a call, from the registration entry or the administrator's request, never
 //! from what a caller wrote into a CSR. It says all that the document may claim; a CSR contributes its key only.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use spiffe::entry::Entry;
@@ -37,12 +38,13 @@ pub struct Grant {
     pub(super) x509_ttl: Option<Duration>,
     pub(super) jwt_ttl: Option<Duration>,
     pub(super) with_jti: bool,
-    pub(super) fields: Fields,
+    entry_id: Option<Arc<str>>,
+    /// What the caller's handler adds to the audit line.
+    fields: Fields,
 }
 
 impl Grant {
     fn new(extent: Extent, id: SpiffeId) -> Self {
-        let fields = Fields::new().with("spiffe_id", &id);
         Self {
             extent,
             id,
@@ -51,7 +53,8 @@ impl Grant {
             x509_ttl: None,
             jwt_ttl: None,
             with_jti: false,
-            fields,
+            entry_id: None,
+            fields: Fields::new(),
         }
     }
 
@@ -62,7 +65,7 @@ impl Grant {
         grant.x509_ttl = seconds(entry.x509_svid_ttl);
         grant.jwt_ttl = seconds(entry.jwt_svid_ttl);
         grant.with_jti = entry.jwt_svid_include_jti;
-        grant.fields.add("entry_id", &entry.id);
+        grant.entry_id = Some(Arc::clone(&entry.id));
         grant
     }
 
@@ -71,7 +74,7 @@ impl Grant {
         let in_own = entry.downstream && entry.spiffe_id.is_member_of(own);
         in_own.then(|| {
             let mut grant = Self::new(Extent::DownstreamCa, own.id());
-            grant.fields.add("entry_id", &entry.id);
+            grant.entry_id = Some(Arc::clone(&entry.id));
             grant.fields.add("agent_id", &entry.spiffe_id);
             grant
         })
@@ -109,6 +112,15 @@ impl Grant {
     pub(crate) fn with_field(mut self, name: &'static str, value: impl ToString) -> Self {
         self.fields.add(name, value);
         self
+    }
+
+    /// What the audit line says of the grant.
+    pub(super) fn audit_fields(&self) -> Fields {
+        let mut fields = self.fields.clone().with("spiffe_id", &self.id);
+        if let Some(entry_id) = &self.entry_id {
+            fields.add("entry_id", entry_id);
+        }
+        fields
     }
 
     /// Whom it names.

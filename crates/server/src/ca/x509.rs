@@ -80,7 +80,7 @@ impl X509Kind {
             subject_key_id: None,
         };
         let certificate = parse(&issue_ca(&template, None, key.as_ref()).await?)?;
-        Ok(self.draft_of(vec![certificate.clone()], vec![certificate]))
+        Ok(self.draft_of(std::slice::from_ref(&certificate), vec![certificate.clone()]))
     }
 
     async fn signed_upstream(
@@ -104,10 +104,10 @@ impl X509Kind {
         if minted.roots.is_empty() {
             return unfit("it names no root to trust");
         }
-        Ok(self.draft_of(minted.chain, minted.roots))
+        Ok(self.draft_of(&minted.chain, minted.roots))
     }
 
-    fn draft_of(&self, chain: Vec<Certificate>, roots: Vec<Certificate>) -> Draft {
+    fn draft_of(&self, chain: &[Certificate], roots: Vec<Certificate>) -> Draft {
         let own = chain.first();
         let upstream = own
             .filter(|_| self.upstream.is_some())

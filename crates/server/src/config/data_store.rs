@@ -50,15 +50,6 @@ pub(super) fn read(data: &Section) -> Option<(DatastoreConfig, Vec<String>)> {
 }
 
 fn kind(data: &Section) -> Option<DatastoreKind> {
-    // SPIRE: database_type may be a block for databases of a cloud.
-    if is_block(data) {
-        data.unsupported(&[(
-            "database_type",
-            "sign in with a connection string; blocks for AWS are not there yet",
-        )]);
-        return None;
-    }
-    let database_type = data.required_string("database_type", "sqlite3")?;
     let connection_string = data.required_string(
         "connection_string",
         "/var/lib/plastron/server/datastore.sqlite3",
@@ -69,6 +60,15 @@ fn kind(data: &Section) -> Option<DatastoreKind> {
         path("client_cert_path"),
         path("client_key_path"),
     );
+    // SPIRE: database_type may be a block, for databases of a cloud.
+    if is_block(data) {
+        data.unsupported(&[(
+            "database_type",
+            "sign in with a connection string; blocks for AWS are not there yet",
+        )]);
+        return None;
+    }
+    let database_type = data.required_string("database_type", "sqlite3")?;
     match database_type.as_str() {
         "sqlite3" => sqlite(data, &connection_string?),
         "postgres" => {
@@ -100,8 +100,8 @@ fn kind(data: &Section) -> Option<DatastoreKind> {
 }
 
 fn is_block(data: &Section) -> bool {
-    let raw = data.raw("database_type");
-    raw.is_some_and(|raw| raw.value.trim_start().starts_with('{'))
+    let text = data.raw("database_type").map(|raw| raw.value);
+    text.is_some_and(|text| text.trim_end().ends_with('}'))
 }
 
 /// SPIRE takes a path or SQLite's `file:` URI. Of a URI only the path counts: what its parameters set (WAL, foreign

@@ -107,17 +107,16 @@ pub(super) fn read(root: &Section, flags: &Overrides) -> Option<ServerSection> {
     let rate_limits = rate_limits(&server);
     let pruning = pruning(&server, &mut notices);
     max_staleness(&server, &mut notices);
-    let issuance = trust_domain
-        .clone()
-        .and_then(|trust_domain| issuance(&server, trust_domain, &mut notices));
+    let issuance = issuance(&server, &mut notices);
+    let trust_domain = trust_domain?;
     Some(ServerSection {
-        trust_domain: trust_domain?,
+        issuance: issuance(trust_domain.clone()),
+        trust_domain,
         data_dir: data_dir?,
         bind_address: without_brackets(flags.bind_address.as_deref().unwrap_or(&bind_address)),
         bind_port: flags.server_port.unwrap_or(bind_port),
         socket_path: flags.socket_path.clone().unwrap_or(socket_path),
         admin_ids,
-        issuance: issuance?,
         log: log?,
         rate_limits,
         pruning,
@@ -376,11 +375,11 @@ fn max_staleness(server: &Section, notices: &mut Vec<String>) {
     }
 }
 
+/// Reads all of it even when the trust domain has a fault, so that this is not the only one reported.
 fn issuance(
     server: &Section,
-    trust_domain: TrustDomain,
     notices: &mut Vec<String>,
-) -> Option<IssuanceConfig> {
+) -> impl FnOnce(TrustDomain) -> IssuanceConfig {
     let ca_ttl = positive(server, "ca_ttl").unwrap_or(DEFAULT_CA_TTL);
     let x509_svid_ttl = positive(server, "default_x509_svid_ttl").unwrap_or(DEFAULT_X509_SVID_TTL);
     let jwt_svid_ttl = positive(server, "default_jwt_svid_ttl").unwrap_or(DEFAULT_JWT_SVID_TTL);
@@ -396,19 +395,23 @@ fn issuance(
     let ca_key_type = key_type(server, "ca_key_type");
     let jwt_key_type = key_type(server, "jwt_key_type");
     let ca_key_type = ca_key_type.unwrap_or(KeyType::EcP256);
-    Some(IssuanceConfig {
+    let ca_subject = ca_subject(server, notices);
+    let jwt_issuer = server.non_empty_string("jwt_issuer");
+    let jwt_svids = !server.boolean("disable_jwt_svids").unwrap_or(false);
+    let audit_log = server.boolean("audit_log_enabled").unwrap_or(false);
+    move |trust_domain| IssuanceConfig {
         trust_domain,
         ca_key_type,
         jwt_key_type: jwt_key_type.unwrap_or(ca_key_type),
-        ca_subject: ca_subject(server, notices),
+        ca_subject,
         ca_ttl,
         agent_ttl: agent_ttl.unwrap_or(x509_svid_ttl),
         x509_svid_ttl,
         jwt_svid_ttl,
-        jwt_issuer: server.non_empty_string("jwt_issuer"),
-        jwt_svids: !server.boolean("disable_jwt_svids").unwrap_or(false),
-        audit_log: server.boolean("audit_log_enabled").unwrap_or(false),
-    })
+        jwt_issuer,
+        jwt_svids,
+        audit_log,
+    }
 }
 
 /// A lifetime in whole seconds; an empty text counts as missing.

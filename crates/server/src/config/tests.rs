@@ -292,7 +292,7 @@ fn refuses_values_out_of_their_range() {
 
 #[test]
 fn refuses_a_trust_domain_that_is_none() {
-    for bad in ["Example.org", "spiffe://example.org/path", "exam ple", ""] {
+    for bad in ["Example.org", "exam ple", ""] {
         let text = format!("server {{ trust_domain = \"{bad}\" data_dir = \"/d\" }}{PLUGINS}");
         assert!(parse(&text, &Overrides::default()).is_err(), "{bad}");
     }

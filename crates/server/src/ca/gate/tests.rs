@@ -1,0 +1,425 @@
+use spiffe::trust_domain::TrustDomain;
+
+use super::*;
+use crate::ca::IssuanceConfig;
+use crate::ca::tests::{HOUR, World, config, id, key, quiet, trust_domain};
+
+fn entry() -> spiffe::entry::Entry {
+    let mut entry = crate::ca::tests::entry();
+    entry.spiffe_id = id("/w");
+    entry
+}
+
+async fn refused_x509(ca: &Ca, grant: &Grant) -> IssueError {
+    ca.issue_x509(grant, &key(), &quiet())
+        .await
+        .expect_err("it was issued")
+}
+
+#[tokio::test]
+async fn issues_what_the_entry_says_and_nothing_else() {
+    let world = World::new().await;
+    let ca = world.server().await;
+    let mut entry = entry();
+    entry.dns_names = vec!["a.example.org".to_owned(), "b.example.org".to_owned()];
+    entry.x509_svid_ttl = 600;
+    let key = key();
+    let issued = ca
+        .issue_x509(&Grant::entry(&entry), &key, &quiet())
+        .await
+        .unwrap();
+    assert_eq!(issued.chain.len(), 1);
+    assert_eq!(world.verify(&issued).unwrap().id, id("/w"));
+    let leaf = Certificate::from_der(&issued.chain[0]).unwrap();
+    assert_eq!(leaf.public_key(), &key);
+    assert_eq!(leaf.dns_names(), entry.dns_names);
+    assert_eq!(leaf.subject_common_name().as_deref(), Some("a.example.org"));
+    assert_eq!(
+        (leaf.subject().country, leaf.subject().organization),
+        (vec!["US".to_owned()], vec!["SPIRE".to_owned()])
+    );
+    let now = unix_seconds(ca.clock.now());
+    assert_eq!(leaf.validity_unix(), (now - 10, now + 600));
+    assert_eq!(leaf.serial(), issued.serial);
+}
+
+#[tokio::test]
+async fn gives_each_kind_of_subject_its_own_default_lifetime() {
+    let world = World::new().await;
+    let ca = world.server().await;
+    let now = ca.clock.now();
+    let workload = ca
+        .issue_x509(&Grant::entry(&entry()), &key(), &quiet())
+        .await
+        .unwrap();
+    assert_eq!(workload.not_after, now + HOUR);
+    let agent = ca
+        .issue_x509(&Grant::agent(&id("/spire/agent/x")), &key(), &quiet())
+        .await
+        .unwrap();
+    assert_eq!(agent.not_after, now + HOUR * 2);
+    let token = ca
+        .issue_jwt(&Grant::entry(&entry()), &["a".to_owned()], &quiet())
+        .await
+        .unwrap();
+    assert_eq!(token.expires_at, now + Duration::from_secs(300));
+}
+
+#[tokio::test]
+async fn never_lets_a_document_outlive_its_authority() {
+    let world = World::new().await;
+    let ca = world.server().await;
+    let end = ca.clock.now() + HOUR * 24;
+    let grant = Grant::minted(id("/w"), i32::MAX);
+    assert_eq!(
+        ca.issue_x509(&grant, &key(), &quiet())
+            .await
+            .unwrap()
+            .not_after,
+        end
+    );
+    assert_eq!(
+        ca.issue_jwt(&grant, &["a".to_owned()], &quiet())
+            .await
+            .unwrap()
+            .expires_at,
+        end
+    );
+    let mut entry = entry();
+    entry.downstream = true;
+    let grant = Grant::downstream_ca(&entry, &trust_domain()).unwrap();
+    let issued = ca
+        .issue_downstream_ca(&grant, &key(), Some(HOUR * 1000), &quiet())
+        .await
+        .unwrap();
+    assert_eq!(issued.not_after, end);
+    let issued = ca
+        .issue_downstream_ca(&grant, &key(), Some(HOUR), &quiet())
+        .await
+        .unwrap();
+    assert_eq!(issued.not_after, ca.clock.now() + HOUR);
+}
+
+#[tokio::test]
+async fn takes_a_ttl_of_nothing_or_less_as_the_default() {
+    let world = World::new().await;
+    let ca = world.server().await;
+    for ttl in [0, -1, i32::MIN] {
+        let issued = ca
+            .issue_x509(&Grant::minted(id("/w"), ttl), &key(), &quiet())
+            .await
+            .unwrap();
+        assert_eq!(issued.not_after, ca.clock.now() + HOUR);
+    }
+}
+
+#[tokio::test]
+async fn denies_names_of_another_trust_domain_and_of_none() {
+    let world = World::new().await;
+    let ca = world.server().await;
+    let foreign = SpiffeId::parse("spiffe://other.test/w").unwrap();
+    let refused = refused_x509(&ca, &Grant::minted(foreign.clone(), 60)).await;
+    assert!(matches!(refused, IssueError::ForeignId { .. }), "{refused}");
+    let refused = ca
+        .issue_jwt(&Grant::minted(foreign, 60), &["a".to_owned()], &quiet())
+        .await
+        .unwrap_err();
+    assert!(matches!(refused, IssueError::ForeignId { .. }), "{refused}");
+    let refused = refused_x509(&ca, &Grant::minted(trust_domain().id(), 60)).await;
+    assert!(matches!(refused, IssueError::IdWithoutPath(_)), "{refused}");
+}
+
+#[tokio::test]
+async fn denies_a_workload_the_names_of_servers_and_agents() {
+    let world = World::new().await;
+    let ca = world.server().await;
+    for path in ["/spire", "/spire/server", "/spire/agent/join_token/x"] {
+        let refused = refused_x509(&ca, &Grant::minted(id(path), 60)).await;
+        assert!(
+            matches!(refused, IssueError::NotGranted { .. }),
+            "{path}: {refused}"
+        );
+        let refused = ca
+            .issue_jwt(&Grant::minted(id(path), 60), &["a".to_owned()], &quiet())
+            .await
+            .unwrap_err();
+        assert!(
+            matches!(refused, IssueError::NotGranted { .. }),
+            "{path}: {refused}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn denies_an_agent_any_name_but_an_agents() {
+    let world = World::new().await;
+    let ca = world.server().await;
+    for path in ["/w", "/spire/server", "/spire/agent"] {
+        let refused = refused_x509(&ca, &Grant::agent(&id(path))).await;
+        assert!(
+            matches!(refused, IssueError::NotGranted { .. }),
+            "{path}: {refused}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn denies_a_grant_documents_it_does_not_extend_to() {
+    let world = World::new().await;
+    let ca = world.server().await;
+    let audience = ["a".to_owned()];
+    let agent = Grant::agent(&id("/spire/agent/x"));
+    assert!(matches!(
+        ca.issue_jwt(&agent, &audience, &quiet()).await,
+        Err(IssueError::NotGranted { .. })
+    ));
+    let server = Grant::server(&trust_domain());
+    assert!(matches!(
+        ca.issue_jwt(&server, &audience, &quiet()).await,
+        Err(IssueError::NotGranted { .. })
+    ));
+    let workload = Grant::entry(&entry());
+    let refused = ca
+        .issue_downstream_ca(&workload, &key(), None, &quiet())
+        .await;
+    assert!(matches!(refused, Err(IssueError::NotGranted { .. })));
+    let mut below = entry();
+    below.downstream = true;
+    let below = Grant::downstream_ca(&below, &trust_domain()).unwrap();
+    assert!(matches!(
+        refused_x509(&ca, &below).await,
+        IssueError::NotGranted { .. }
+    ));
+    assert!(matches!(
+        ca.issue_jwt(&below, &audience, &quiet()).await,
+        Err(IssueError::NotGranted { .. })
+    ));
+}
+
+#[tokio::test]
+async fn grants_no_ca_to_an_entry_that_is_not_downstream_or_not_ours() {
+    assert!(Grant::downstream_ca(&entry(), &trust_domain()).is_none());
+    let mut admin = entry();
+    admin.admin = true;
+    assert!(Grant::downstream_ca(&admin, &trust_domain()).is_none());
+    let mut foreign = entry();
+    foreign.downstream = true;
+    assert!(Grant::downstream_ca(&foreign, &TrustDomain::parse("other.test").unwrap()).is_none());
+}
+
+#[tokio::test]
+async fn denies_a_token_without_an_audience() {
+    let world = World::new().await;
+    let ca = world.server().await;
+    for audience in [
+        vec![],
+        vec![String::new()],
+        vec![String::new(), String::new()],
+    ] {
+        let refused = ca
+            .issue_jwt(&Grant::entry(&entry()), &audience, &quiet())
+            .await
+            .unwrap_err();
+        assert!(matches!(refused, IssueError::NoAudience), "{refused}");
+    }
+    let mixed = ["".to_owned(), "a".to_owned()];
+    let token = ca
+        .issue_jwt(&Grant::entry(&entry()), &mixed, &quiet())
+        .await
+        .unwrap();
+    assert_eq!(
+        inspect_jwt_svid(token.token.expose()).unwrap().audience,
+        ["a"]
+    );
+}
+
+#[tokio::test]
+async fn adds_issuer_and_token_id_only_when_asked_for() {
+    let world = World::new().await;
+    let claims = |token: &IssuedJwt| {
+        let body = token.token.expose().split('.').nth(1).unwrap().to_owned();
+        serde_json::from_slice::<serde_json::Value>(&URL_SAFE_NO_PAD.decode(body).unwrap()).unwrap()
+    };
+    let audience = ["a".to_owned()];
+    let plain = world
+        .server()
+        .await
+        .issue_jwt(&Grant::entry(&entry()), &audience, &quiet())
+        .await
+        .unwrap();
+    let plain = claims(&plain);
+    assert_eq!(
+        plain.as_object().unwrap().keys().collect::<Vec<_>>(),
+        ["aud", "exp", "iat", "sub"]
+    );
+    assert_eq!(plain["aud"], serde_json::json!(["a"]));
+    let with_issuer = IssuanceConfig {
+        jwt_issuer: Some("https://issuer".to_owned()),
+        ..config()
+    };
+    let ca = world
+        .try_server(World::memory(), with_issuer)
+        .await
+        .unwrap();
+    let mut entry = entry();
+    entry.jwt_svid_include_jti = true;
+    let full = claims(
+        &ca.issue_jwt(&Grant::entry(&entry), &audience, &quiet())
+            .await
+            .unwrap(),
+    );
+    assert_eq!(full["iss"], "https://issuer");
+    assert_eq!(
+        URL_SAFE_NO_PAD
+            .decode(full["jti"].as_str().unwrap())
+            .unwrap()
+            .len(),
+        16
+    );
+}
+
+#[tokio::test]
+async fn a_batch_gives_each_request_its_own_outcome_in_order() {
+    let world = World::new().await;
+    let ca = world.server().await;
+    let requests: Vec<_> = (0..40)
+        .map(|n| {
+            if n % 3 == 0 {
+                (Grant::agent(&id("/w")), key())
+            } else {
+                (Grant::minted(id(&format!("/w{n}")), 60), key())
+            }
+        })
+        .collect();
+    let outcomes = ca.issue_x509_batch(&requests, &quiet()).await;
+    for (n, outcome) in outcomes.iter().enumerate() {
+        match outcome {
+            Ok(issued) => assert_eq!(issued.id, id(&format!("/w{n}"))),
+            Err(_) => assert_eq!(n % 3, 0),
+        }
+    }
+    assert_eq!(
+        outcomes.iter().filter(|outcome| outcome.is_err()).count(),
+        14
+    );
+}
+
+/// The check is the last line of defence: it must find what no other part should ever let happen.
+#[tokio::test]
+async fn stops_a_document_that_is_not_what_was_granted() {
+    let world = World::new().await;
+    let ca = world.server().await;
+    let now = ca.clock.now();
+    let issuer = ca.x509_authority(now).unwrap();
+    let (key, other) = (key(), key());
+    let grant =
+        Grant::minted(id("/w"), 600).with_names(vec!["a.test".to_owned()], Subject::default());
+    let document = X509Document { key: &key };
+    let good = document.template(&ca, &grant, now, issuer.certificate.not_after());
+    let with = |change: &dyn Fn(&mut LeafTemplate)| {
+        let mut template = good.clone();
+        change(&mut template);
+        template
+    };
+    let wrong = [
+        ("SPIFFE ID", with(&|one| one.id = id("/admin"))),
+        ("DNS names", with(&|one| one.dns_names.clear())),
+        (
+            "DNS names",
+            with(&|one| one.dns_names.push("b.test".to_owned())),
+        ),
+        (
+            "longer",
+            with(&|one| one.not_after += Duration::from_secs(1)),
+        ),
+        ("valid yet", with(&|one| one.not_before += HOUR / 10)),
+        (
+            "expired",
+            with(&|one| one.not_after = one.not_before + Duration::from_secs(5)),
+        ),
+    ];
+    let sign = async |template: &LeafTemplate| {
+        Certificate::from_der(&issue_leaf(template, &issuer.as_issuer()).await.unwrap()).unwrap()
+    };
+    document
+        .check(sign(&good).await, &grant, &issuer, now)
+        .unwrap();
+    for (what, template) in wrong {
+        let refused = document
+            .check(sign(&template).await, &grant, &issuer, now)
+            .unwrap_err();
+        assert!(refused.to_string().contains(what), "{what}: {refused}");
+    }
+    let stolen = X509Document { key: &other };
+    assert!(
+        stolen
+            .check(sign(&good).await, &grant, &issuer, now)
+            .unwrap_err()
+            .to_string()
+            .contains("key")
+    );
+}
+
+#[tokio::test]
+async fn stops_a_document_of_another_authority() {
+    let (world, elsewhere) = (World::new().await, World::new().await);
+    let (ca, impostor) = (world.server().await, elsewhere.server().await);
+    let now = ca.clock.now();
+    let (issuer, wrong) = (
+        ca.x509_authority(now).unwrap(),
+        impostor.x509_authority(now).unwrap(),
+    );
+    let key = key();
+    let grant = Grant::minted(id("/w"), 600);
+    let document = X509Document { key: &key };
+    let template = document.template(&ca, &grant, now, wrong.certificate.not_after());
+    let leaf =
+        Certificate::from_der(&issue_leaf(&template, &wrong.as_issuer()).await.unwrap()).unwrap();
+    let refused = document.check(leaf, &grant, &issuer, now).unwrap_err();
+    assert!(refused.to_string().contains("issuer"), "{refused}");
+}
+
+#[tokio::test]
+async fn stops_a_signing_certificate_in_place_of_a_leaf() {
+    let world = World::new().await;
+    let ca = world.server().await;
+    let now = ca.clock.now();
+    let issuer = ca.x509_authority(now).unwrap();
+    let key = key();
+    let template = CaTemplate {
+        serial: random_serial(ca.random.as_ref()),
+        subject: Subject::spire(),
+        id: trust_domain().id(),
+        public_key: key.clone(),
+        not_before: now,
+        not_after: now + Duration::from_secs(60),
+        path_len: None,
+        subject_key_id: None,
+    };
+    let der = issue_ca(&template, Some(&issuer.as_issuer()), issuer.key.as_ref())
+        .await
+        .unwrap();
+    let document = X509Document { key: &key };
+    let refused = document.check(
+        Certificate::from_der(&der).unwrap(),
+        &Grant::minted(id("/w"), 600),
+        &issuer,
+        now,
+    );
+    assert!(refused.is_err());
+}
+
+#[tokio::test]
+async fn never_shows_a_token_in_its_debug_form() {
+    let world = World::new().await;
+    let ca = world.server().await;
+    let issued = ca
+        .issue_jwt(&Grant::entry(&entry()), &["a".to_owned()], &quiet())
+        .await
+        .unwrap();
+    let shown = format!("{issued:?}");
+    assert!(
+        !shown.contains(issued.token.expose()) && shown.contains("redacted"),
+        "{shown}"
+    );
+}

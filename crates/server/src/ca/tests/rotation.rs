@@ -1,0 +1,348 @@
+//! Whole lives of authorities, through restarts.
+
+use spiffe::bundle::JwtBundle;
+use spiffe::svid::jwt::{JwtBundleSource, JwtSvidError, verify_jwt_svid};
+
+use super::*;
+
+#[derive(Debug)]
+struct Keys(Arc<JwtBundle>);
+
+impl JwtBundleSource for Keys {
+    fn jwt_bundle(&self, _: &TrustDomain) -> Option<Arc<JwtBundle>> {
+        Some(Arc::clone(&self.0))
+    }
+}
+
+async fn token(ca: &Ca) -> Result<IssuedJwt, IssueError> {
+    ca.issue_jwt(&Grant::minted(id("/w"), 60), &["peer".to_owned()], &quiet())
+        .await
+}
+
+fn believed(world: &World, issued: &IssuedJwt) -> Result<(), JwtSvidError> {
+    let keys = Keys(Arc::new(world.bundle().jwt_bundle()));
+    verify_jwt_svid(issued.token.expose(), "peer", &keys, world.clock.now()).map(|_| ())
+}
+
+async fn svid(ca: &Ca) -> IssuedX509 {
+    ca.issue_x509(&Grant::minted(id("/w"), 600), &key(), &quiet())
+        .await
+        .unwrap()
+}
+
+#[tokio::test]
+async fn a_first_start_makes_and_publishes_one_authority_of_each_kind() {
+    let world = World::new().await;
+    let ca = world.server().await;
+    let (x509, jwt) = active(&ca);
+    assert_eq!(published(&world.bundle()), [x509, jwt.clone()]);
+    assert_eq!(prepared(&ca), (None, None));
+    assert!(
+        jwt.len() == 32 && jwt.bytes().all(|byte| byte.is_ascii_alphanumeric()),
+        "{jwt}"
+    );
+    assert_eq!(ca.fault(), None);
+}
+
+#[tokio::test]
+async fn prepares_at_half_of_life_and_activates_at_five_sixths_and_not_a_second_sooner() {
+    let world = World::new().await;
+    let ca = world.server().await;
+    let first = active(&ca);
+    world.later(&ca, HOUR * 12 - Duration::from_secs(1)).await;
+    assert_eq!(prepared(&ca), (None, None));
+    world.later(&ca, Duration::from_secs(1)).await;
+    let (Some(x509), Some(jwt)) = prepared(&ca) else {
+        panic!("not prepared")
+    };
+    assert_eq!(active(&ca), first);
+    assert!(
+        published(&world.bundle()).contains(&x509) && published(&world.bundle()).contains(&jwt)
+    );
+    world.later(&ca, HOUR * 8 - Duration::from_secs(1)).await;
+    assert_eq!(active(&ca), first);
+    world.later(&ca, Duration::from_secs(1)).await;
+    assert_eq!(active(&ca), (x509, jwt));
+    assert_eq!(prepared(&ca), (None, None));
+    let old = ca
+        .authorities(AuthorityKind::X509)
+        .unwrap()
+        .old
+        .clone()
+        .unwrap();
+    assert_eq!(old.authority_id, first.0);
+}
+
+#[tokio::test]
+async fn never_signs_with_what_was_not_published_before_through_days_of_restarts() {
+    let world = World::new().await;
+    let mut ca = world.server().await;
+    let mut seen = vec![active(&ca)];
+    for step in 0..24 * 6 * 2 {
+        let known = published(&world.bundle());
+        world.later(&ca, HOUR / 2).await;
+        if step % 7 == 0 {
+            ca = world.server().await;
+        }
+        let (x509, jwt) = active(&ca);
+        assert!(known.contains(&x509) && known.contains(&jwt), "step {step}");
+        if seen.last() != Some(&(x509.clone(), jwt.clone())) {
+            seen.push((x509, jwt));
+        }
+        assert!(
+            svid(&ca).await.not_after >= world.clock.now() + Duration::from_secs(600),
+            "step {step}"
+        );
+        assert_eq!(world.verify(&svid(&ca).await).unwrap().id, id("/w"));
+        believed(&world, &token(&ca).await.unwrap()).unwrap();
+        ca.prune_bundle(world.clock.now()).await.unwrap();
+    }
+    // The first signs for twenty hours; each later one was prepared eight hours before it began, and signs for twelve.
+    assert_eq!(seen.len(), 12, "{seen:?}");
+    assert!(
+        published(&world.bundle()).len() <= 12,
+        "{:?}",
+        published(&world.bundle())
+    );
+    assert_eq!(world.datastore.load_journals().len(), 1);
+}
+
+#[tokio::test]
+async fn a_restart_resumes_the_authorities_whose_keys_are_on_disk() {
+    let world = World::new().await;
+    let ca = world.server().await;
+    world.later(&ca, HOUR * 13).await;
+    let (before, next) = (active(&ca), prepared(&ca));
+    drop(ca);
+    let ca = world.server().await;
+    assert_eq!((active(&ca), prepared(&ca)), (before, next.clone()));
+    world.later(&ca, HOUR * 7).await;
+    assert_eq!(Some(active(&ca).0), next.0);
+    drop(ca);
+    let ca = world.server().await;
+    assert_eq!(Some(active(&ca).1), next.1);
+    assert_eq!(published(&world.bundle()).len(), 4);
+}
+
+#[tokio::test]
+async fn a_restart_without_keys_begins_anew_and_leaves_the_former_authorities_trusted() {
+    let world = World::new().await;
+    let first = world.try_server(World::memory(), config()).await.unwrap();
+    let (former, issued) = (active(&first), svid(&first).await);
+    drop(first);
+    let second = world.try_server(World::memory(), config()).await.unwrap();
+    assert_ne!(active(&second), former);
+    assert_eq!(published(&world.bundle()).len(), 4);
+    world.verify(&issued).unwrap();
+}
+
+#[tokio::test]
+async fn does_not_resume_an_authority_whose_key_was_replaced() {
+    let world = World::new().await;
+    let former = active(&world.server().await);
+    world
+        .disk()
+        .generate_key("x509-CA-A", KeyType::EcP256)
+        .await
+        .unwrap();
+    // The JWT key is still the same, but the journal is found by the X.509 key alone.
+    let now = active(&world.server().await);
+    assert_ne!(now.0, former.0);
+    assert_ne!(now.1, former.1);
+}
+
+#[tokio::test]
+async fn does_not_resume_an_authority_that_the_bundle_lost() {
+    let world = World::new().await;
+    let former = active(&world.server().await);
+    let mut bundle = Bundle::clone(&world.bundle());
+    bundle.x509_authorities.clear();
+    bundle.jwt_authorities.clear();
+    world.datastore.set_bundle(bundle).await.unwrap();
+    let ca = world.server().await;
+    let now = active(&ca);
+    assert_ne!((now.0 != former.0, now.1 != former.1), (false, false));
+    assert_eq!(published(&world.bundle()), [now.0, now.1]);
+    world.verify(&svid(&ca).await).unwrap();
+}
+
+#[tokio::test]
+async fn does_not_believe_a_journal_that_was_tampered_with() {
+    let world = World::new().await;
+    let former = active(&world.server().await);
+    let journal = world.datastore.load_journals().remove(0);
+    // Another key under the published key id.
+    let mut entries: serde_json::Value = serde_json::from_slice(&journal.data).unwrap();
+    let foreign =
+        base64::Engine::encode(&base64::engine::general_purpose::STANDARD, key().spki_der());
+    entries["jwt"][0]["public_key"] = foreign.into();
+    world
+        .datastore
+        .save_journal(&journal.id, serde_json::to_vec(&entries).unwrap())
+        .await
+        .unwrap();
+    let now = active(&world.server().await);
+    assert_eq!(now.0, former.0);
+    assert_ne!(now.1, former.1);
+}
+
+#[tokio::test]
+async fn leaves_an_unreadable_journal_alone_and_starts() {
+    let world = World::new().await;
+    world
+        .datastore
+        .save_journal("somebody", b"\xff not json".to_vec())
+        .await
+        .unwrap();
+    drop(world.server().await);
+    assert_eq!(world.datastore.load_journals().len(), 2);
+}
+
+#[tokio::test]
+async fn refuses_to_issue_with_expired_authorities_until_new_ones_are_made() {
+    let world = World::new().await;
+    let ca = world.server().await;
+    let former = active(&ca);
+    world.clock.advance(HOUR * 24);
+    let grant = Grant::minted(id("/w"), 60);
+    let refused = ca.issue_x509(&grant, &key(), &quiet()).await.unwrap_err();
+    assert!(matches!(refused, IssueError::AuthorityExpired), "{refused}");
+    assert!(matches!(
+        token(&ca).await.unwrap_err(),
+        IssueError::AuthorityExpired
+    ));
+    assert!(ca.fault().is_some());
+    ca.tick(world.clock.now()).await.unwrap();
+    assert_ne!(active(&ca), former);
+    world.verify(&svid(&ca).await).unwrap();
+    assert_eq!(ca.fault(), None);
+}
+
+#[tokio::test]
+async fn a_prepared_authority_takes_over_at_once_when_the_active_one_ended_during_a_pause() {
+    let world = World::new().await;
+    let ca = world.server().await;
+    world.later(&ca, HOUR * 13).await;
+    let next = prepared(&ca);
+    drop(ca);
+    world.clock.advance(HOUR * 12);
+    let ca = world.server().await;
+    assert_eq!(Some(active(&ca).0), next.0);
+}
+
+#[tokio::test]
+async fn two_servers_on_one_database_keep_apart_and_share_the_bundle() {
+    let world = World::new().await;
+    let (one_keys, two_keys) = (World::memory(), World::memory());
+    let one = world
+        .try_server(Arc::clone(&one_keys), config())
+        .await
+        .unwrap();
+    let two = world
+        .try_server(Arc::clone(&two_keys), config())
+        .await
+        .unwrap();
+    let (first, second) = (active(&one), active(&two));
+    assert_ne!(first, second);
+    assert_eq!(published(&world.bundle()).len(), 4);
+    assert_eq!(world.datastore.load_journals().len(), 2);
+    world.verify(&svid(&one).await).unwrap();
+    world.verify(&svid(&two).await).unwrap();
+    drop((one, two));
+    // Each finds its own journal again.
+    assert_eq!(
+        active(&world.try_server(two_keys, config()).await.unwrap()),
+        second
+    );
+    assert_eq!(
+        active(&world.try_server(one_keys, config()).await.unwrap()),
+        first
+    );
+}
+
+#[tokio::test]
+async fn forgets_the_journals_of_servers_that_are_no_more() {
+    let world = World::new().await;
+    drop(world.try_server(World::memory(), config()).await.unwrap());
+    let ca = world.server().await;
+    ca.ground
+        .journal
+        .prune_others(unix_seconds(world.clock.now() + HOUR * 23))
+        .await
+        .unwrap();
+    assert_eq!(world.datastore.load_journals().len(), 2);
+    ca.ground
+        .journal
+        .prune_others(unix_seconds(world.clock.now() + HOUR * 25))
+        .await
+        .unwrap();
+    assert_eq!(world.datastore.load_journals().len(), 1);
+    assert_eq!(active(&world.server().await), active(&ca));
+}
+
+#[tokio::test]
+async fn keeps_no_more_than_ten_records_of_a_kind() {
+    let world = World::new().await;
+    let ca = world.server().await;
+    for _ in 0..12 {
+        ca.prepare(AuthorityKind::Jwt).await.unwrap();
+    }
+    assert_eq!(
+        ca.ground.journal.records(journal::Series::Jwt).await.len(),
+        10
+    );
+}
+
+#[tokio::test]
+async fn signs_with_every_type_of_key() {
+    let world = World::new().await;
+    for (ca_key_type, jwt_key_type) in [
+        (KeyType::EcP384, KeyType::Rsa2048),
+        (KeyType::Rsa2048, KeyType::EcP384),
+    ] {
+        let config = IssuanceConfig {
+            ca_key_type,
+            jwt_key_type,
+            ..config()
+        };
+        let ca = world.try_server(World::memory(), config).await.unwrap();
+        world.verify(&svid(&ca).await).unwrap();
+        believed(&world, &token(&ca).await.unwrap()).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn makes_no_jwt_authority_when_jwt_svids_are_disabled() {
+    let world = World::new().await;
+    let config = IssuanceConfig {
+        jwt_svids: false,
+        ..config()
+    };
+    let ca = world.try_server(World::memory(), config).await.unwrap();
+    assert!(world.bundle().jwt_authorities.is_empty());
+    assert!(matches!(
+        token(&ca).await.unwrap_err(),
+        IssueError::JwtDisabled
+    ));
+    assert!(matches!(
+        ca.authorities(AuthorityKind::Jwt),
+        Err(OperationError::JwtDisabled)
+    ));
+}
+
+#[tokio::test]
+async fn renews_the_servers_own_svid_at_half_of_its_life() {
+    let world = World::new().await;
+    let ca = world.server().await;
+    let first = ca.server_svid().unwrap();
+    assert_eq!(
+        world.verify(&first).unwrap().id,
+        SpiffeId::server(&trust_domain())
+    );
+    world.clock.advance(HOUR / 2 - Duration::from_secs(10));
+    ca.tick_server_svid(world.clock.now()).await.unwrap();
+    assert_eq!(ca.server_svid().unwrap().serial, first.serial);
+    world.clock.advance(Duration::from_secs(10));
+    ca.tick_server_svid(world.clock.now()).await.unwrap();
+    assert_ne!(ca.server_svid().unwrap().serial, first.serial);
+}
