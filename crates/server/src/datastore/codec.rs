@@ -21,6 +21,7 @@ use crate::registry::{
 };
 
 #[derive(Debug, Serialize, Deserialize)]
+#[expect(clippy::struct_excessive_bools, reason = "the entry's own switches")]
 struct StoredEntry<'a> {
     #[serde(borrow)]
     spiffe_id: Cow<'a, str>,

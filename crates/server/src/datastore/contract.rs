@@ -44,7 +44,7 @@ impl Subject {
     }
 
     /// A new schema named after the case, or none without a server to test on.
-    async fn postgres(case: &str) -> Option<Self> {
+    pub(super) async fn postgres(case: &str) -> Option<Self> {
         let url = std::env::var("PLASTRON_TEST_POSTGRES_URL").ok()?;
         let schema = format!("plastron_test_{case}");
         let (client, connection) = tokio_postgres::connect(&url, tokio_postgres::NoTls)
@@ -56,7 +56,7 @@ impl Subject {
         drop(client);
         driver.await.unwrap().unwrap();
         let join = if url.contains('?') { '&' } else { '?' };
-        let url = format!("{url}{join}options=-csearch_path%3D{schema}");
+        let url = format!("{url}{join}options=-csearch_path%3D{schema}&application_name={schema}");
         Some(Self {
             kind: DatastoreKind::Postgres(PostgresConfig::new(url)),
             clock: clock(),

@@ -148,9 +148,14 @@ impl<'a> Draft<'a> {
             .with_parent(parent)
             .filter_map(|entry| self.entry(&entry.id));
         let mut found: Vec<_> = committed.filter(|entry| wanted(entry)).collect();
-        for id in self.likeness.values() {
-            let new = self.entry(id).filter(|entry| wanted(entry));
-            found.extend(new.filter(|new| found.iter().all(|entry| entry.id != new.id)));
+        let new = self.writes.iter().filter_map(|write| match &write.object {
+            Some(Object::Entry(entry)) if entry.parent_id == *parent => self.entry(&entry.id),
+            _ => None,
+        });
+        for entry in new.filter(|entry| wanted(entry)) {
+            if found.iter().all(|other| other.id != entry.id) {
+                found.push(entry);
+            }
         }
         found
     }

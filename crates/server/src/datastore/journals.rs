@@ -24,7 +24,7 @@ impl Datastore {
             data,
         });
         self.submit(1, move |draft| {
-            draft.put(Object::Journal(Arc::clone(&journal)))
+            draft.put(Object::Journal(Arc::clone(&journal)));
         })
         .await
     }

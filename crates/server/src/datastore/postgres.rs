@@ -5,6 +5,8 @@ mod connect;
 mod listen;
 mod options;
 mod session;
+#[cfg(test)]
+mod tests;
 mod tls;
 
 use std::path::PathBuf;

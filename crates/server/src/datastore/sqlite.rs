@@ -150,7 +150,11 @@ impl Sqlite {
 
     pub(super) async fn rollback(&self) {
         // A thread that is gone has no transaction either.
-        drop(self.run(|connection| Ok(abandon(connection))).await);
+        let ended = self.run(|connection| {
+            abandon(connection);
+            Ok(())
+        });
+        drop(ended.await);
     }
 
     pub(super) async fn missed(&self, known: u64) -> Result<Missed, DatastoreError> {

@@ -39,7 +39,7 @@ impl EntryTable {
             let mut reached = entry.parent_id == *node.id
                 || self.alias_ids(node).any(|id| *id == entry.parent_id);
             self.descend(node, |ancestor| {
-                reached |= ancestor.spiffe_id == entry.parent_id
+                reached |= ancestor.spiffe_id == entry.parent_id;
             });
             reached
         })

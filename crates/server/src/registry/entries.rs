@@ -329,11 +329,12 @@ impl EntryTable {
         }
         if entry.parent_id == self.server_id {
             for selector in entry.selectors.iter() {
-                if let Some(list) = aliases.get_mut(selector) {
-                    list.retain(|&other| other != slot);
-                    if list.is_empty() {
-                        aliases.remove(selector);
-                    }
+                let Some(list) = aliases.get_mut(selector) else {
+                    continue;
+                };
+                list.retain(|&other| other != slot);
+                if list.is_empty() {
+                    aliases.remove(selector);
                 }
             }
         }

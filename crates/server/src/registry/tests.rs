@@ -276,13 +276,14 @@ fn a_changed_alias_is_found_by_its_new_selectors_only() {
     assert!(authorized(&registry, "/spire/agent/two").is_empty());
 }
 
-#[test]
-fn entry_filters_match_sets_as_spire_does() {
-    let other = |name: &str| TrustDomain::parse(name).unwrap();
-    let registry = registry(
+fn other(name: &str) -> TrustDomain {
+    TrustDomain::parse(name).unwrap()
+}
+
+fn filtered() -> Registry {
+    registry(
         vec![
             Entry {
-                selectors: selectors(&["a:1"]),
                 hint: "h".to_owned(),
                 ..entry("/p", "/1")
             },
@@ -302,68 +303,94 @@ fn entry_filters_match_sets_as_spire_does() {
             },
         ],
         vec![],
-    );
-    let listed = |filter: EntryFilter| {
-        let items = registry.entries(&filter, &Page::default()).unwrap().items;
-        assert_eq!(registry.entry_count(&filter), items.len());
-        items
-            .iter()
-            .map(|entry| entry.id.to_string())
-            .collect::<String>()
+    )
+}
+
+fn listed(registry: &Registry, filter: &EntryFilter) -> String {
+    let items = registry.entries(filter, &Page::default()).unwrap().items;
+    assert_eq!(registry.entry_count(filter), items.len());
+    items.iter().map(|entry| entry.id.to_string()).collect()
+}
+
+#[test]
+fn set_filters_match_as_spire_does() {
+    let registry = filtered();
+    let by = |list: &[&str], how| {
+        let filter = EntryFilter {
+            by_selectors: Some((selectors(list), how)),
+            ..Default::default()
+        };
+        listed(&registry, &filter)
     };
-    let by = |list: &[&str], how| EntryFilter {
-        by_selectors: Some((selectors(list), how)),
-        ..Default::default()
+    assert_eq!(by(&["a:1", "a:2"], SetMatch::Exact), "2");
+    assert_eq!(by(&["a:1", "a:2"], SetMatch::Subset), "124");
+    assert_eq!(by(&["a:2"], SetMatch::Superset), "23");
+    assert_eq!(by(&["a:3", "a:9"], SetMatch::Any), "3");
+    let with = |list: &[&str], how| {
+        let domains = list.iter().map(|name| other(name)).collect();
+        listed(
+            &registry,
+            &EntryFilter {
+                by_federates_with: Some((domains, how)),
+                ..Default::default()
+            },
+        )
     };
-    assert_eq!(listed(by(&["a:1", "a:2"], SetMatch::Exact)), "2");
-    assert_eq!(listed(by(&["a:1", "a:2"], SetMatch::Subset)), "124");
-    assert_eq!(listed(by(&["a:2"], SetMatch::Superset)), "23");
-    assert_eq!(listed(by(&["a:3", "a:9"], SetMatch::Any)), "3");
-    let with = |list: &[&str], how| EntryFilter {
-        by_federates_with: Some((list.iter().map(|name| other(name)).collect(), how)),
-        ..Default::default()
-    };
-    assert_eq!(listed(with(&["x.org"], SetMatch::Exact)), "3");
+    assert_eq!(with(&["x.org"], SetMatch::Exact), "3");
     assert_eq!(
-        listed(with(&["x.org", "y.org"], SetMatch::Subset)),
+        with(&["x.org", "y.org"], SetMatch::Subset),
         "34",
         "no federation is no subset"
     );
-    assert_eq!(listed(with(&["x.org"], SetMatch::Superset)), "34");
-    assert_eq!(listed(with(&["y.org", "z.org"], SetMatch::Any)), "4");
+    assert_eq!(with(&["x.org"], SetMatch::Superset), "34");
+    assert_eq!(with(&["y.org", "z.org"], SetMatch::Any), "4");
+}
+
+#[test]
+fn plain_filters_add_up() {
+    let registry = filtered();
+    let all = EntryFilter::default;
+    let of = |filter: EntryFilter| listed(&registry, &filter);
     assert_eq!(
-        listed(EntryFilter {
+        of(EntryFilter {
             by_parent_id: Some(id("/p")),
-            ..Default::default()
+            ..all()
         }),
         "12"
     );
     assert_eq!(
-        listed(EntryFilter {
+        of(EntryFilter {
+            by_spiffe_id: Some(id("/3")),
+            ..all()
+        }),
+        "3"
+    );
+    assert_eq!(
+        of(EntryFilter {
             by_spiffe_id: Some(id("/3")),
             by_parent_id: Some(id("/p")),
-            ..Default::default()
+            ..all()
         }),
         ""
     );
     assert_eq!(
-        listed(EntryFilter {
+        of(EntryFilter {
             by_hint: Some("h".to_owned()),
-            ..Default::default()
+            ..all()
         }),
         "1"
     );
     assert_eq!(
-        listed(EntryFilter {
+        of(EntryFilter {
             by_hint: Some(String::new()),
-            ..Default::default()
+            ..all()
         }),
         "1234"
     );
     assert_eq!(
-        listed(EntryFilter {
+        of(EntryFilter {
             by_downstream: true,
-            ..Default::default()
+            ..all()
         }),
         "2"
     );

@@ -186,7 +186,7 @@ async fn a_referenced_bundle_is_deleted_as_the_mode_says(subject: Subject) {
         .unwrap();
     assert_eq!(
         registry.entries_for_spiffe_id(&id("/both"))[0].federates_with,
-        [two.clone()]
+        std::slice::from_ref(&two)
     );
     datastore
         .delete_bundle(&two, DeleteMode::Delete)

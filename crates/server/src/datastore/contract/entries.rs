@@ -194,8 +194,8 @@ async fn one_of_many_racing_similar_creates_wins(subject: Subject) {
     let mut named = Vec::new();
     for racer in racers {
         match racer.await.unwrap() {
-            Ok(created) => won.push(created.entry.id.clone()),
-            Err(EntryWriteError::Similar(existing)) => named.push(existing.id.clone()),
+            Ok(created) => won.push(created.entry.id.to_string()),
+            Err(EntryWriteError::Similar(existing)) => named.push(existing.id.to_string()),
             Err(other) => panic!("{other}"),
         }
     }
@@ -292,11 +292,11 @@ async fn an_update_keeps_the_place_in_listings(subject: Subject) {
             )
             .await
             .id
-            .clone(),
+            .to_string(),
         );
     }
     let patch = EntryPatch {
-        id: ids[1].to_string(),
+        id: ids[1].clone(),
         parent_id: Some(id("/spire/agent/y")),
         ..EntryPatch::default()
     };
@@ -313,7 +313,7 @@ async fn an_update_keeps_the_place_in_listings(subject: Subject) {
     assert_eq!(
         listed
             .iter()
-            .map(|entry| entry.id.clone())
+            .map(|entry| entry.id.to_string())
             .collect::<Vec<_>>(),
         ids
     );

@@ -15,7 +15,7 @@ use crate::datastore::error::DatastoreError;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A server that hangs in a transaction must not keep the others from writing.
-const SETUP: &str = "SET application_name = 'plastron'; SET statement_timeout = '25s'; SET lock_timeout = '20s'; \
+const SETUP: &str = "SET statement_timeout = '25s'; SET lock_timeout = '20s'; \
                      SET idle_in_transaction_session_timeout = '30s'; SET client_min_messages = 'warning'";
 
 #[derive(Debug)]
@@ -29,6 +29,9 @@ impl Connector {
         let options = Options::parse(config)?;
         let tls = Tls::new(&options)?;
         let mut config = options.config;
+        if config.get_application_name().is_none() {
+            config.application_name("plastron");
+        }
         config.connect_timeout(CONNECT_TIMEOUT);
         config.keepalives_idle(Duration::from_secs(30));
         config.tcp_user_timeout(Duration::from_secs(30));

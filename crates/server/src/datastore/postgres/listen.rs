@@ -47,7 +47,7 @@ impl Listener {
             }
         }
         // The task is gone: the caller's own time limit wakes it.
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 }
 

@@ -100,7 +100,7 @@ fn from_url(url: &str, ours: &mut Vec<(String, String)>) -> String {
     for pair in query.split('&') {
         match pair.split_once('=') {
             Some((key, value)) if is_ours(key) => {
-                ours.push((key.to_owned(), percent_decoded(value)))
+                ours.push((key.to_owned(), percent_decoded(value)));
             }
             _ => rest.push(pair),
         }
