@@ -4,13 +4,16 @@
 use std::path::Path;
 use std::process::ExitCode;
 
-use agent::{Agent, Config, Overrides};
+use plastron_agent::{Agent, Config, Overrides};
 use plugin::config::Document;
 
 fn main() -> ExitCode {
     let mut arguments = std::env::args().skip(1);
     let file = arguments.next().unwrap_or_else(|| "agent.conf".to_owned());
-    let overrides = Overrides { join_token: arguments.next(), ..Overrides::default() };
+    let overrides = Overrides {
+        join_token: arguments.next(),
+        ..Overrides::default()
+    };
     match run(&file, &overrides) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -21,12 +24,18 @@ fn main() -> ExitCode {
 }
 
 fn run(file: &str, overrides: &Overrides) -> Result<(), Box<dyn std::error::Error>> {
-    let subscriber = tracing_subscriber::fmt().with_max_level(tracing::Level::DEBUG).with_writer(std::io::stderr).finish();
+    let subscriber = tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::INFO)
+        .with_writer(std::io::stderr)
+        .finish();
     tracing::subscriber::set_global_default(subscriber)?;
     let document = Document::load(Path::new(file), None)?;
     let config = Config::from_document(&document, overrides)?;
     let bound = Agent::bind(config)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()?;
     Ok(runtime.block_on(bound.run(async {
         if let Err(error) = tokio::signal::ctrl_c().await {
             tell(&error);

@@ -20,7 +20,11 @@ impl AdminApi {
 }
 
 impl Serve for AdminApi {
-    async fn serve(&self, _peer: Arc<Peer>, request: Request<Incoming>) -> Response<tonic::body::Body> {
+    async fn serve(
+        &self,
+        _peer: Arc<Peer>,
+        request: Request<Incoming>,
+    ) -> Response<tonic::body::Body> {
         self.0.standard.answer(request).await
     }
 }

@@ -44,7 +44,9 @@ impl Attestors {
         if failed == outcomes.len() {
             return Err(AttestError::Failed);
         }
-        Ok(SelectorSet::from(outcomes.into_iter().flatten().flatten().collect::<Vec<_>>()))
+        Ok(SelectorSet::from(
+            outcomes.into_iter().flatten().flatten().collect::<Vec<_>>(),
+        ))
     }
 }
 
@@ -56,7 +58,11 @@ async fn ask(attestor: &dyn WorkloadAttestor, peer: &Peer) -> Option<Vec<Selecto
             None
         }
         Err(_elapsed) => {
-            tracing::warn!(attestor = attestor.name(), pid = peer.pid, "workload attestor did not answer in time and is left out");
+            tracing::warn!(
+                attestor = attestor.name(),
+                pid = peer.pid,
+                "workload attestor did not answer in time and is left out"
+            );
             None
         }
     }

@@ -20,7 +20,12 @@ pub(crate) struct Backoff {
 
 impl Backoff {
     pub(crate) fn new(first: Duration, longest: Duration, random: Arc<dyn Random>) -> Self {
-        Self { first, longest: longest.max(first), next: first, random }
+        Self {
+            first,
+            longest: longest.max(first),
+            next: first,
+            random,
+        }
     }
 
     /// The pause to make now.
@@ -48,8 +53,14 @@ mod tests {
 
     #[test]
     fn pauses_grow_up_to_the_longest_and_start_over() {
-        let mut backoff = Backoff::new(Duration::from_secs(4), Duration::from_secs(10), Arc::new(SystemRandom));
-        let around = |pause: Duration, seconds: f64| (pause.as_secs_f64() - seconds).abs() <= seconds * 0.1001;
+        let mut backoff = Backoff::new(
+            Duration::from_secs(4),
+            Duration::from_secs(10),
+            Arc::new(SystemRandom),
+        );
+        let around = |pause: Duration, seconds: f64| {
+            (pause.as_secs_f64() - seconds).abs() <= seconds * 0.1001
+        };
         for expected in [4.0, 6.0, 9.0, 10.0, 10.0] {
             let pause = backoff.next();
             assert!(around(pause, expected), "{pause:?} is not near {expected}");
@@ -60,7 +71,11 @@ mod tests {
 
     #[test]
     fn the_longest_pause_is_never_below_the_first() {
-        let mut backoff = Backoff::new(Duration::from_secs(4), Duration::from_secs(1), Arc::new(SystemRandom));
+        let mut backoff = Backoff::new(
+            Duration::from_secs(4),
+            Duration::from_secs(1),
+            Arc::new(SystemRandom),
+        );
         assert!(backoff.next() > Duration::from_secs(3));
         assert!(backoff.next() > Duration::from_secs(3));
     }

@@ -37,26 +37,44 @@ pub(crate) enum BootstrapError {
 
 /// Gets the bundle that the configuration names. `attempt` counts from 1 and, with the time of the first attempt, is
 /// told to a local web server that is asked over a Unix socket (SPIRE: spire-connection-attempts).
-pub(crate) async fn trust(config: &Config, attempt: u32, started: std::time::SystemTime) -> Result<Trust, BootstrapError> {
+pub(crate) async fn trust(
+    config: &Config,
+    attempt: u32,
+    started: std::time::SystemTime,
+) -> Result<Trust, BootstrapError> {
     let bundle = match &config.trust_source {
         TrustSource::Insecure => {
-            tracing::warn!("insecure_bootstrap is set: the first server that says it is ours will be believed");
+            tracing::warn!(
+                "insecure_bootstrap is set: the first server that says it is ours will be believed"
+            );
             return Ok(Trust::Insecure);
         }
         TrustSource::Path(path) => {
             let bytes = tokio::fs::read(path).await.map_err(|error| {
-                BootstrapError::Permanent(unreadable(path, &error).hint("plastron server bundle show on the server prints it; see trust_bundle_path"))
+                BootstrapError::Permanent(unreadable(path, &error).hint(
+                    "plastron server bundle show on the server prints it; see trust_bundle_path",
+                ))
             })?;
-            parse(config, &bytes).map_err(|because| BootstrapError::Permanent(invalid(&path.display().to_string(), &because)))?
+            parse(config, &bytes).map_err(|because| {
+                BootstrapError::Permanent(invalid(&path.display().to_string(), &because))
+            })?
         }
         TrustSource::Url { url, unix_socket } => {
-            let bytes = download(config, url, unix_socket.as_deref(), attempt, started).await.map_err(BootstrapError::Transient)?;
-            parse(config, &bytes).map_err(|because| BootstrapError::Permanent(invalid(url, &because)))?
+            let bytes = download(config, url, unix_socket.as_deref(), attempt, started)
+                .await
+                .map_err(BootstrapError::Transient)?;
+            parse(config, &bytes)
+                .map_err(|because| BootstrapError::Permanent(invalid(url, &because)))?
         }
-        TrustSource::WorkloadApi(socket) => from_workload_api(socket, &config.trust_domain).await.map_err(BootstrapError::Transient)?,
+        TrustSource::WorkloadApi(socket) => from_workload_api(socket, &config.trust_domain)
+            .await
+            .map_err(BootstrapError::Transient)?,
     };
     if bundle.x509_authorities.is_empty() {
-        return Err(BootstrapError::Permanent(invalid("the bootstrap bundle", "it has no certificate")));
+        return Err(BootstrapError::Permanent(invalid(
+            "the bootstrap bundle",
+            "it has no certificate",
+        )));
     }
     Ok(Trust::Bundle(bundle))
 }
@@ -70,14 +88,29 @@ fn parse(config: &Config, bytes: &[u8]) -> Result<Bundle, String> {
             let text = std::str::from_utf8(bytes).map_err(|error| error.to_string())?;
             Bundle::from_pem(config.trust_domain.clone(), text).map_err(|error| error.to_string())
         }
-        BundleFormat::Spiffe => Bundle::from_spiffe_json(config.trust_domain.clone(), bytes).map_err(|error| error.to_string()),
+        BundleFormat::Spiffe => Bundle::from_spiffe_json(config.trust_domain.clone(), bytes)
+            .map_err(|error| error.to_string()),
     }
 }
 
-async fn download(config: &Config, url: &str, unix_socket: Option<&Path>, attempt: u32, started: std::time::SystemTime) -> Result<Vec<u8>, Fault> {
-    let failed = |because: &dyn std::fmt::Display| Fault::new(Code::BootstrapUrlFailed, format!("the trust bundle at {url} cannot be fetched")).because(because);
+async fn download(
+    config: &Config,
+    url: &str,
+    unix_socket: Option<&Path>,
+    attempt: u32,
+    started: std::time::SystemTime,
+) -> Result<Vec<u8>, Fault> {
+    let failed = |because: &dyn std::fmt::Display| {
+        Fault::new(
+            Code::BootstrapUrlFailed,
+            format!("the trust bundle at {url} cannot be fetched"),
+        )
+        .because(because)
+    };
     let mut target = reqwest::Url::parse(url).map_err(|error| failed(&error))?;
-    let mut client = reqwest::Client::builder().timeout(TIMEOUT).redirect(reqwest::redirect::Policy::limited(5));
+    let mut client = reqwest::Client::builder()
+        .timeout(TIMEOUT)
+        .redirect(reqwest::redirect::Policy::limited(5));
     match unix_socket {
         Some(path) => {
             client = client.unix_socket(path);
@@ -93,9 +126,16 @@ async fn download(config: &Config, url: &str, unix_socket: Option<&Path>, attemp
         None => client = client.https_only(true),
     }
     let client = client.build().map_err(|error| failed(&error))?;
-    let mut response = client.get(target).send().await.map_err(|error| failed(&innermost(&error)))?;
+    let mut response = client
+        .get(target)
+        .send()
+        .await
+        .map_err(|error| failed(&innermost(&error)))?;
     if response.status() != reqwest::StatusCode::OK {
-        return Err(failed(&format!("the server answered {}", response.status())));
+        return Err(failed(&format!(
+            "the server answered {}",
+            response.status()
+        )));
     }
     let mut bytes = Vec::new();
     while let Some(chunk) = response.chunk().await.map_err(|error| failed(&error))? {
@@ -110,38 +150,75 @@ async fn download(config: &Config, url: &str, unix_socket: Option<&Path>, attemp
 /// A nested agent asks the agent above it.
 async fn from_workload_api(socket: &Path, trust_domain: &TrustDomain) -> Result<Bundle, Fault> {
     let failed = |because: &dyn std::fmt::Display| {
-        Fault::new(Code::BootstrapUrlFailed, format!("the Workload API at {} gives no trust bundle of {trust_domain}", socket.display())).because(because)
+        Fault::new(
+            Code::BootstrapUrlFailed,
+            format!(
+                "the Workload API at {} gives no trust bundle of {trust_domain}",
+                socket.display()
+            ),
+        )
+        .because(because)
     };
     let fetch = async {
-        let channel = proto::channel::connect_uds(socket).await.map_err(|error| failed(&error))?;
+        let channel = proto::channel::connect_uds(socket)
+            .await
+            .map_err(|error| failed(&error))?;
         let mut request = tonic::Request::new(X509BundlesRequest {});
-        request.metadata_mut().insert("workload.spiffe.io", tonic::metadata::MetadataValue::from_static("true"));
+        request.metadata_mut().insert(
+            "workload.spiffe.io",
+            tonic::metadata::MetadataValue::from_static("true"),
+        );
         let mut client = SpiffeWorkloadApiClient::new(channel);
-        let answer = client.fetch_x509_bundles(request).await.map_err(|status| failed(&status.message()))?.into_inner().message().await;
-        let bundles = answer.map_err(|status| failed(&status.message()))?.ok_or_else(|| failed(&"it sent nothing"))?.bundles;
-        let der = bundles.get(&trust_domain.id_string()).ok_or_else(|| failed(&"it knows other trust domains only"))?;
+        let answer = client
+            .fetch_x509_bundles(request)
+            .await
+            .map_err(|status| failed(&status.message()))?
+            .into_inner()
+            .message()
+            .await;
+        let bundles = answer
+            .map_err(|status| failed(&status.message()))?
+            .ok_or_else(|| failed(&"it sent nothing"))?
+            .bundles;
+        let der = bundles
+            .get(&trust_domain.id_string())
+            .ok_or_else(|| failed(&"it knows other trust domains only"))?;
         let mut bundle = Bundle::new(trust_domain.clone());
         for certificate in Certificate::parse_concatenated(der).map_err(|error| failed(&error))? {
             bundle.add_x509_authority(certificate);
         }
         Ok(bundle)
     };
-    tokio::time::timeout(WORKLOAD_API_TIMEOUT, fetch).await.map_err(|_elapsed| failed(&"it does not answer"))?
+    tokio::time::timeout(WORKLOAD_API_TIMEOUT, fetch)
+        .await
+        .map_err(|_elapsed| failed(&"it does not answer"))?
 }
 
 fn unreadable(path: &Path, because: &dyn std::fmt::Display) -> Fault {
-    Fault::new(Code::BootstrapBundleInvalid, format!("the trust bundle {} cannot be read", path.display())).because(because)
+    Fault::new(
+        Code::BootstrapBundleInvalid,
+        format!("the trust bundle {} cannot be read", path.display()),
+    )
+    .because(because)
 }
 
 fn invalid(name: &str, because: &str) -> Fault {
-    Fault::new(Code::BootstrapBundleInvalid, format!("the trust bundle {name} cannot be used"))
-        .because(because)
-        .hint("check trust_bundle_format: pem (certificates) or spiffe (JSON)")
+    Fault::new(
+        Code::BootstrapBundleInvalid,
+        format!("the trust bundle {name} cannot be used"),
+    )
+    .because(because)
+    .hint("check trust_bundle_format: pem (certificates) or spiffe (JSON)")
 }
 
 fn rfc3339(time: std::time::SystemTime) -> String {
     let time = time::OffsetDateTime::from(time).replace_nanosecond(0);
-    time.ok().and_then(|time| time.format(&time::format_description::well_known::Rfc3339).ok()).unwrap_or_default()
+    time.ok()
+        .and_then(|time| {
+            time.format(&time::format_description::well_known::Rfc3339)
+                .ok()
+        })
+        .unwrap_or_default()
 }
 
 fn innermost(error: &dyn std::error::Error) -> String {

@@ -52,7 +52,9 @@ impl BundleSource for TrustStore {
 pub(crate) fn joining(config: &Config, trust: &Trust) -> Result<Link, Fault> {
     let expected = Expected::Id(SpiffeId::server(&config.trust_domain));
     let verifier = match trust {
-        Trust::Bundle(bundle) => SpiffeServerVerifier::new(expected, Arc::new(TrustStore::new(bundle))),
+        Trust::Bundle(bundle) => {
+            SpiffeServerVerifier::new(expected, Arc::new(TrustStore::new(bundle)))
+        }
         Trust::Insecure => SpiffeServerVerifier::trust_on_first_use(expected),
     };
     link(config, verifier, None)
@@ -62,28 +64,65 @@ pub(crate) fn joining(config: &Config, trust: &Trust) -> Result<Link, Fault> {
 ///
 /// # Errors
 /// When the server's address or the node's certificate can't be used.
-pub(crate) fn as_node(config: &Config, identity: &NodeIdentity, trust: &TrustStore) -> Result<Link, Fault> {
+pub(crate) fn as_node(
+    config: &Config,
+    identity: &NodeIdentity,
+    trust: &TrustStore,
+) -> Result<Link, Fault> {
     let resolver = CertResolver::new();
     resolver
-        .set(identity.svid.chain.iter().map(Certificate::der), &identity.key)
-        .map_err(|error| Fault::new(Code::AgentDataInvalid, "the node's SVID cannot be used for TLS").because(error))?;
+        .set(
+            identity.svid.chain.iter().map(Certificate::der),
+            &identity.key,
+        )
+        .map_err(|error| {
+            Fault::new(
+                Code::AgentDataInvalid,
+                "the node's SVID cannot be used for TLS",
+            )
+            .because(error)
+        })?;
     let expected = Expected::Id(SpiffeId::server(&config.trust_domain));
-    link(config, SpiffeServerVerifier::new(expected, Arc::new(trust.clone())), Some(resolver))
+    link(
+        config,
+        SpiffeServerVerifier::new(expected, Arc::new(trust.clone())),
+        Some(resolver),
+    )
 }
 
-fn link(config: &Config, verifier: SpiffeServerVerifier, resolver: Option<CertResolver>) -> Result<Link, Fault> {
+fn link(
+    config: &Config,
+    verifier: SpiffeServerVerifier,
+    resolver: Option<CertResolver>,
+) -> Result<Link, Fault> {
     let channel = proto::channel::lazy_tls(&config.server(), tls(config, verifier, resolver)?);
     channel.map(Link::new).map_err(|error| {
-        Fault::new(Code::InvalidValue, "the server's address cannot be used").at("agent.server_address").because(error).hint("a DNS name or an IP address")
+        Fault::new(Code::InvalidValue, "the server's address cannot be used")
+            .at("agent.server_address")
+            .because(error)
+            .hint("a DNS name or an IP address")
     })
 }
 
-fn tls(config: &Config, verifier: SpiffeServerVerifier, resolver: Option<CertResolver>) -> Result<rustls::ClientConfig, Fault> {
-    let key_exchange = if config.require_pq_kem { KeyExchange::RequirePostQuantum } else { KeyExchange::PreferPostQuantum };
+fn tls(
+    config: &Config,
+    verifier: SpiffeServerVerifier,
+    resolver: Option<CertResolver>,
+) -> Result<rustls::ClientConfig, Fault> {
+    let key_exchange = if config.require_pq_kem {
+        KeyExchange::RequirePostQuantum
+    } else {
+        KeyExchange::PreferPostQuantum
+    };
     // Certificates are judged by the wall clock, also in tests that set the agent's own.
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-    client_config(Arc::new(verifier), resolver.map(Arc::new), clock, key_exchange)
-        .map_err(|error| Fault::new(Code::Internal, "TLS cannot be set up").because(error))
+    client_config(
+        Arc::new(verifier),
+        resolver.map(Arc::new),
+        clock,
+        key_exchange,
+    )
+    .map_err(|error| Fault::new(Code::Internal, "TLS cannot be set up").because(error))
 }
 
 /// The request for the node's own SVID. SPIRE: MakeCSRWithoutURISAN; the server gives the name.
@@ -91,11 +130,16 @@ fn tls(config: &Config, verifier: SpiffeServerVerifier, resolver: Option<CertRes
 /// # Errors
 /// When the key can't sign it.
 pub(crate) fn agent_csr(key: &KeyPair) -> Result<Vec<u8>, Fault> {
-    build_csr(key, &Subject::spire(), &[], &[]).map_err(|error| Fault::new(Code::Internal, "the signing request cannot be made").because(error))
+    build_csr(key, &Subject::spire(), &[], &[]).map_err(|error| {
+        Fault::new(Code::Internal, "the signing request cannot be made").because(error)
+    })
 }
 
 /// The request for a workload's SVID. The server uses the key only; the name is SPIRE's habit.
-pub(crate) fn workload_csr(key: &KeyPair, entry: &Entry) -> Result<Vec<u8>, spiffe::x509::BuildError> {
+pub(crate) fn workload_csr(
+    key: &KeyPair,
+    entry: &Entry,
+) -> Result<Vec<u8>, spiffe::x509::BuildError> {
     build_csr(key, &Subject::spire(), &[entry.spiffe_id.as_str()], &[])
 }
 
@@ -112,11 +156,17 @@ impl Shown {
 
     /// The last certificate, or who issued it, in words.
     pub(crate) fn describe(&self) -> String {
-        let name = self.trust_domain().map_or_else(|| "no SPIFFE ID".to_owned(), |trust_domain| trust_domain.to_string());
+        let name = self.trust_domain().map_or_else(
+            || "no SPIFFE ID".to_owned(),
+            |trust_domain| trust_domain.to_string(),
+        );
         match self.0.as_slice() {
             [.., last] if self.0.len() > 1 => format!("{} ({name})", fingerprint(last.der())),
             [leaf] => {
-                let issuer = leaf.authority_key_id().map(hex).unwrap_or_else(|| "unknown".to_owned());
+                let issuer = leaf
+                    .authority_key_id()
+                    .map(hex)
+                    .unwrap_or_else(|| "unknown".to_owned());
                 format!("a certificate of {name} signed by the CA with key id {issuer}")
             }
             _ => "no certificate".to_owned(),
@@ -131,16 +181,30 @@ pub(crate) async fn probe(config: &Config) -> Option<Shown> {
     let name = ServerName::try_from(config.server_address.clone()).ok()?;
     let shake = async {
         let stream = tokio::net::TcpStream::connect(config.server()).await.ok()?;
-        let stream = tokio_rustls::TlsConnector::from(tls).connect(name, stream).await.ok()?;
+        let stream = tokio_rustls::TlsConnector::from(tls)
+            .connect(name, stream)
+            .await
+            .ok()?;
         let certificates = stream.get_ref().1.peer_certificates()?;
-        Some(Shown(certificates.iter().filter_map(|der| Certificate::from_der(der).ok()).collect()))
+        Some(Shown(
+            certificates
+                .iter()
+                .filter_map(|der| Certificate::from_der(der).ok())
+                .collect(),
+        ))
     };
-    tokio::time::timeout(PROBE_TIMEOUT, shake).await.ok().flatten()
+    tokio::time::timeout(PROBE_TIMEOUT, shake)
+        .await
+        .ok()
+        .flatten()
 }
 
 /// `sha256:` and the digest of a certificate.
 pub(crate) fn fingerprint(der: &[u8]) -> String {
-    format!("sha256:{}", hex(aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, der).as_ref()))
+    format!(
+        "sha256:{}",
+        hex(aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, der).as_ref())
+    )
 }
 
 fn hex(bytes: &[u8]) -> String {

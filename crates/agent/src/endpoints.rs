@@ -39,7 +39,11 @@ const DRAIN: Duration = Duration::from_secs(3);
 /// Something that answers requests of processes that are known.
 pub(crate) trait Serve: Clone + Send + Sync + 'static {
     /// Answers one request. The peer is the process that opened the connection.
-    fn serve(&self, peer: Arc<Peer>, request: Request<Incoming>) -> impl Future<Output = Response<tonic::body::Body>> + Send;
+    fn serve(
+        &self,
+        peer: Arc<Peer>,
+        request: Request<Incoming>,
+    ) -> impl Future<Output = Response<tonic::body::Body>> + Send;
 }
 
 /// A bound socket. Its file is removed when this is dropped.
@@ -67,25 +71,46 @@ impl Socket {
     /// PLA-1303 when somebody listens there, PLA-1304 when the path can't be bound.
     pub(crate) fn bind(path: &Path, mode: u32) -> Result<Self, Fault> {
         let unusable = |because: &dyn std::fmt::Display| {
-            Fault::new(Code::SocketUnusable, format!("the socket {} cannot be made", path.display())).because(because).hint("check socket_path and the rights on its directory")
+            Fault::new(
+                Code::SocketUnusable,
+                format!("the socket {} cannot be made", path.display()),
+            )
+            .because(because)
+            .hint("check socket_path and the rights on its directory")
         };
-        if let Some(directory) = path.parent().filter(|directory| !directory.as_os_str().is_empty()) {
-            std::fs::DirBuilder::new().recursive(true).mode(0o755).create(directory).map_err(|error| unusable(&error))?;
+        if let Some(directory) = path
+            .parent()
+            .filter(|directory| !directory.as_os_str().is_empty())
+        {
+            std::fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o755)
+                .create(directory)
+                .map_err(|error| unusable(&error))?;
         }
         match std::fs::symlink_metadata(path) {
-            Ok(file) if !file.file_type().is_socket() => return Err(unusable(&"something that is not a socket is there")),
+            Ok(file) if !file.file_type().is_socket() => {
+                return Err(unusable(&"something that is not a socket is there"));
+            }
             Ok(_) if std::os::unix::net::UnixStream::connect(path).is_ok() => {
-                return Err(Fault::new(Code::SocketInUse, format!("the socket {} is in use", path.display()))
-                    .because("another process listens on it")
-                    .hint(format!("ss -xlp | grep {}", path.display())));
+                return Err(Fault::new(
+                    Code::SocketInUse,
+                    format!("the socket {} is in use", path.display()),
+                )
+                .because("another process listens on it")
+                .hint(format!("ss -xlp | grep {}", path.display())));
             }
             Ok(_) => std::fs::remove_file(path).map_err(|error| unusable(&error))?,
             Err(_nothing_there) => {}
         }
-        let listener = std::os::unix::net::UnixListener::bind(path).map_err(|error| unusable(&error))?;
+        let listener =
+            std::os::unix::net::UnixListener::bind(path).map_err(|error| unusable(&error))?;
         let file = SocketFile(path.to_owned());
-        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).map_err(|error| unusable(&error))?;
-        listener.set_nonblocking(true).map_err(|error| unusable(&error))?;
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))
+            .map_err(|error| unusable(&error))?;
+        listener
+            .set_nonblocking(true)
+            .map_err(|error| unusable(&error))?;
         Ok(Self { listener, file })
     }
 
@@ -98,7 +123,9 @@ impl Socket {
     /// # Errors
     /// When the socket can't be handed to the runtime.
     pub(crate) async fn serve(self, service: impl Serve, mut stop: Stop) -> Result<(), Fault> {
-        let listener = UnixListener::from_std(self.listener).map_err(|error| Fault::new(Code::Internal, "socket cannot be served").because(error))?;
+        let listener = UnixListener::from_std(self.listener).map_err(|error| {
+            Fault::new(Code::Internal, "socket cannot be served").because(error)
+        })?;
         let connections = Connections::new();
         loop {
             let accepted = tokio::select! {
@@ -111,7 +138,12 @@ impl Socket {
                         tracing::warn!("connection refused: all are busy");
                         continue;
                     };
-                    drop(tokio::spawn(connection(stream, service.clone(), slot, stop.clone())));
+                    drop(tokio::spawn(connection(
+                        stream,
+                        service.clone(),
+                        slot,
+                        stop.clone(),
+                    )));
                 }
                 Err(error) => {
                     tracing::warn!(%error, "connection not accepted");
@@ -160,7 +192,8 @@ async fn connection(stream: UnixStream, service: impl Serve, slot: Slot, mut sto
         .initial_stream_window_size(WINDOW)
         .initial_connection_window_size(WINDOW)
         .max_send_buf_size(64 << 10);
-    let mut serving = std::pin::pin!(http.serve_connection(TokioIo::new(AuthorityFilter::new(stream)), answer));
+    let mut serving =
+        std::pin::pin!(http.serve_connection(TokioIo::new(AuthorityFilter::new(stream)), answer));
     let mut leaving = false;
     loop {
         tokio::select! {

@@ -64,14 +64,25 @@ pub(crate) async fn join(node: &Arc<Node>, random: Arc<dyn Random>) -> Result<Jo
                 if tokio::time::Instant::now() + pause > deadline {
                     return Err(fault);
                 }
-                tracing::warn!(attempt = number, because = fault.because.as_deref().unwrap_or_default(), retry_in_ms = pause.as_millis(), "{}", fault.what);
+                tracing::warn!(
+                    attempt = number,
+                    because = fault.because.as_deref().unwrap_or_default(),
+                    retry_in_ms = pause.as_millis(),
+                    "{}",
+                    fault.what
+                );
                 tokio::time::sleep(pause).await;
             }
         }
     }
 }
 
-async fn attempt(node: &Arc<Node>, payload: &Secret<Vec<u8>>, number: u32, started: std::time::SystemTime) -> Attempt {
+async fn attempt(
+    node: &Arc<Node>,
+    payload: &Secret<Vec<u8>>,
+    number: u32,
+    started: std::time::SystemTime,
+) -> Attempt {
     let config = &node.config;
     let trust = match node.stored_bundle() {
         Some(bundle) => Trust::Bundle(bundle),
@@ -105,7 +116,11 @@ impl From<Fault> for Failure {
     }
 }
 
-async fn attest(node: &Arc<Node>, payload: &Secret<Vec<u8>>, trust: &Trust) -> Result<Joined, Failure> {
+async fn attest(
+    node: &Arc<Node>,
+    payload: &Secret<Vec<u8>>,
+    trust: &Trust,
+) -> Result<Joined, Failure> {
     let link = dial::joining(&node.config, trust)?;
     let key = node.fresh_key(None).await?;
     let csr = dial::agent_csr(&key)?;
@@ -114,13 +129,23 @@ async fn attest(node: &Arc<Node>, payload: &Secret<Vec<u8>>, trust: &Trust) -> R
         return Err(LinkError::malformed("the SVID is for another key").into());
     }
     if !svid.facts.spiffe_id.is_member_of(&node.config.trust_domain) {
-        return Err(LinkError::malformed(format!("the SVID is of another trust domain: {}", svid.facts.spiffe_id)).into());
+        return Err(LinkError::malformed(format!(
+            "the SVID is of another trust domain: {}",
+            svid.facts.spiffe_id
+        ))
+        .into());
     }
     let bundle = link.bundle().await?;
     if bundle.trust_domain != node.config.trust_domain || bundle.x509_authorities.is_empty() {
-        return Err(LinkError::malformed("the server's bundle is empty or of another trust domain").into());
+        return Err(LinkError::malformed(
+            "the server's bundle is empty or of another trust domain",
+        )
+        .into());
     }
-    Ok(Joined { identity: NodeIdentity { svid, key }, bundle })
+    Ok(Joined {
+        identity: NodeIdentity { svid, key },
+        bundle,
+    })
 }
 
 /// How a node proves who it is.
@@ -153,7 +178,12 @@ pub(crate) fn can_reattest(identity: &NodeIdentity) -> bool {
 
 async fn keep(node: &Arc<Node>, joined: &Joined) -> Result<(), Fault> {
     let svid = joined.identity.svid.clone();
-    let certificates = joined.bundle.x509_authorities.iter().map(|authority| authority.certificate.clone()).collect();
+    let certificates = joined
+        .bundle
+        .x509_authorities
+        .iter()
+        .map(|authority| authority.certificate.clone())
+        .collect();
     node.store(move |data| {
         data.reattestable = svid.reattestable;
         data.svid = svid.chain;
@@ -166,24 +196,46 @@ async fn keep(node: &Arc<Node>, joined: &Joined) -> Result<(), Fault> {
 async fn explain(config: &Config, trust: &Trust, error: LinkError) -> Attempt {
     let address = config.server();
     match error {
-        LinkError::NotTrusted(because) => Attempt::Never(not_trusted(config, trust, &because).await),
+        LinkError::NotTrusted(because) => {
+            Attempt::Never(not_trusted(config, trust, &because).await)
+        }
         LinkError::Banned => Attempt::Never(banned(config)),
-        LinkError::Refused(Refusal::PermissionDenied, message) if message.contains("banned") => Attempt::Never(banned(config)),
-        LinkError::Refused(_, message) if message.contains("join token") => Attempt::Never(token_refused(&message)),
+        LinkError::Refused(Refusal::PermissionDenied, message) if message.contains("banned") => {
+            Attempt::Never(banned(config))
+        }
+        LinkError::Refused(_, message) if message.contains("join token") => {
+            Attempt::Never(token_refused(&message))
+        }
         error if error.is_transient() => Attempt::Later(
-            Fault::new(Code::JoinServerUnreachable, format!("the server at {address} does not answer"))
-                .because(error)
-                .hint(format!("check that the server runs and that this node may reach {address}")),
+            Fault::new(
+                Code::JoinServerUnreachable,
+                format!("the server at {address} does not answer"),
+            )
+            .because(error)
+            .hint(format!(
+                "check that the server runs and that this node may reach {address}"
+            )),
         ),
         LinkError::Unimplemented => Attempt::Never(
-            Fault::new(Code::AttestationDenied, format!("what answers at {address} does not attest nodes")).hint("check server_address and server_port"),
+            Fault::new(
+                Code::AttestationDenied,
+                format!("what answers at {address} does not attest nodes"),
+            )
+            .hint("check server_address and server_port"),
         ),
-        error => Attempt::Never(Fault::new(Code::AttestationDenied, format!("the server at {address} did not accept this node")).because(error)),
+        error => Attempt::Never(
+            Fault::new(
+                Code::AttestationDenied,
+                format!("the server at {address} did not accept this node"),
+            )
+            .because(error),
+        ),
     }
 }
 
 fn banned(config: &Config) -> Fault {
-    Fault::new(Code::AgentBanned, "this node was banned").hint(format!("ask the operators of {}", config.trust_domain))
+    Fault::new(Code::AgentBanned, "this node was banned")
+        .hint(format!("ask the operators of {}", config.trust_domain))
 }
 
 fn token_refused(message: &str) -> Fault {
@@ -194,7 +246,9 @@ fn token_refused(message: &str) -> Fault {
     } else {
         "join token was refused"
     };
-    Fault::new(Code::JoinTokenRefused, what).because(message).hint("on the server: plastron token create, then join with the new token")
+    Fault::new(Code::JoinTokenRefused, what)
+        .because(message)
+        .hint("on the server: plastron token create, then join with the new token")
 }
 
 /// Looks at the certificate that the server shows to say what is different.
@@ -206,12 +260,22 @@ async fn not_trusted(config: &Config, trust: &Trust, because: &str) -> Fault {
         && theirs != config.trust_domain
     {
         let ours = &config.trust_domain;
-        return Fault::new(Code::TrustDomainMismatch, format!("trust domain mismatch: agent says {ours}, server says {theirs}"))
-            .at(address)
-            .hint(format!("set trust_domain = \"{theirs}\", or point the agent at a server of {ours}"));
+        return Fault::new(
+            Code::TrustDomainMismatch,
+            format!("trust domain mismatch: agent says {ours}, server says {theirs}"),
+        )
+        .at(address)
+        .hint(format!(
+            "set trust_domain = \"{theirs}\", or point the agent at a server of {ours}"
+        ));
     }
     let expected = match trust {
-        Trust::Bundle(bundle) => bundle.x509_authorities.iter().map(|authority| dial::fingerprint(authority.certificate.der())).collect::<Vec<_>>().join(", "),
+        Trust::Bundle(bundle) => bundle
+            .x509_authorities
+            .iter()
+            .map(|authority| dial::fingerprint(authority.certificate.der()))
+            .collect::<Vec<_>>()
+            .join(", "),
         Trust::Insecure => "any".to_owned(),
     };
     let got = shown.map_or_else(|| "nothing readable".to_owned(), |shown| shown.describe());

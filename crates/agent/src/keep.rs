@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use crate::cache::Cache;
 use crate::node::{Node, NodeIdentity};
-use crate::state::last_good::{self, LastGood};
+use crate::state::last_good;
 use crate::stop::Stop;
 
 /// Changes come in bursts: one write for each.
@@ -14,7 +14,12 @@ const GATHER: Duration = Duration::from_secs(1);
 const SHARE: u32 = 20;
 
 /// Runs until `stop`.
-pub(crate) async fn run(node: Arc<Node>, cache: Arc<Cache>, identity: tokio::sync::watch::Receiver<NodeIdentity>, mut stop: Stop) {
+pub(crate) async fn run(
+    node: Arc<Node>,
+    cache: Arc<Cache>,
+    identity: tokio::sync::watch::Receiver<NodeIdentity>,
+    mut stop: Stop,
+) {
     loop {
         let stopping = tokio::select! {
             () = cache.changed() => false,
@@ -32,19 +37,26 @@ pub(crate) async fn run(node: Arc<Node>, cache: Arc<Cache>, identity: tokio::syn
 }
 
 /// Gives the pause to make before the next write.
-async fn write(node: &Arc<Node>, cache: &Arc<Cache>, identity: &tokio::sync::watch::Receiver<NodeIdentity>, stopping: bool) -> Duration {
+async fn write(
+    node: &Arc<Node>,
+    cache: &Arc<Cache>,
+    identity: &tokio::sync::watch::Receiver<NodeIdentity>,
+    stopping: bool,
+) -> Duration {
     if !stopping {
         tokio::time::sleep(GATHER / 4).await;
     }
-    let (entries, bundles, mut svids) = cache.snapshot();
+    let mut snapshot = cache.snapshot();
     if !node.keeps_keys_on_disk() {
         // Whoever keeps the node's key in memory does not want the workloads' keys on disk.
-        svids.clear();
+        snapshot.svids.clear();
     }
     let agent_id = identity.borrow().id().clone();
     let node = Arc::clone(node);
     let started = Instant::now();
-    let written = tokio::task::spawn_blocking(move || last_good::store(&node.state, &agent_id, &LastGood { entries, bundles, svids })).await;
+    let written =
+        tokio::task::spawn_blocking(move || last_good::store(&node.state, &agent_id, &snapshot))
+            .await;
     if let Ok(Err(fault)) = written {
         tracing::warn!(%fault, "last good state not kept");
     }

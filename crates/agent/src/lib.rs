@@ -83,7 +83,11 @@ impl Agent {
         let state = StateDir::open(&config.data_dir)?;
         let keys: Arc<dyn KeyManager> = config.plugins.open_key_manager()?;
         let attestors = Attestors::new(config.plugins.open_workload_attestors(&clock));
-        let socket = if config.workload_api { Some(Socket::bind(&config.socket_path, PUBLIC_MODE)?) } else { None };
+        let socket = if config.workload_api {
+            Some(Socket::bind(&config.socket_path, PUBLIC_MODE)?)
+        } else {
+            None
+        };
         let admin_socket = match &config.admin_socket_path {
             Some(path) => Some(Socket::bind(path, ADMIN_MODE)?),
             None => None,
@@ -93,7 +97,14 @@ impl Agent {
             None => None,
         };
         let node = Node::open(config, state, keys, clock)?;
-        Ok(Bound { node, attestors, socket, admin_socket, health, random: Arc::new(SystemRandom) })
+        Ok(Bound {
+            node,
+            attestors,
+            socket,
+            admin_socket,
+            health,
+            random: Arc::new(SystemRandom),
+        })
     }
 }
 
@@ -131,13 +142,33 @@ impl Bound {
             options: options(&node.config),
         });
         let mut tasks: JoinSet<Result<(), Fault>> = JoinSet::new();
-        serve(&mut tasks, self.socket, WorkloadApi::new(Arc::clone(&context)), &stop);
-        serve(&mut tasks, self.admin_socket, admin_api::AdminApi::new(Arc::clone(&context)), &stop);
+        serve(
+            &mut tasks,
+            self.socket,
+            WorkloadApi::new(Arc::clone(&context)),
+            &stop,
+        );
+        serve(
+            &mut tasks,
+            self.admin_socket,
+            admin_api::AdminApi::new(Arc::clone(&context)),
+            &stop,
+        );
         if let Some(health) = self.health {
             tasks.spawn(health.serve(cache.ready(), stop.clone()));
         }
-        tasks.spawn(tell_health(Arc::clone(&context), cache.ready(), stop.clone()));
-        let membership = Membership { node, cache, random: self.random, jwt, status };
+        tasks.spawn(tell_health(
+            Arc::clone(&context),
+            cache.ready(),
+            stop.clone(),
+        ));
+        let membership = Membership {
+            node,
+            cache,
+            random: self.random,
+            jwt,
+            status,
+        };
         tasks.spawn(membership.hold(stop));
 
         let ended = tokio::select! {
@@ -169,10 +200,24 @@ impl Membership {
             () = stop.stopped() => return Ok(()),
             joined = self.identity() => joined?,
         };
-        let (sync, ends) = Sync::new(Arc::clone(&self.node), Arc::clone(&self.cache), joined, Arc::clone(&self.random))?;
-        let SyncEnds { jwt, status: mut link, identity } = ends;
+        let (sync, ends) = Sync::new(
+            Arc::clone(&self.node),
+            Arc::clone(&self.cache),
+            joined,
+            Arc::clone(&self.random),
+        )?;
+        let SyncEnds {
+            jwt,
+            status: mut link,
+            identity,
+        } = ends;
         self.jwt.send_replace(Some(jwt));
-        let keeper = tokio::spawn(keep::run(Arc::clone(&self.node), Arc::clone(&self.cache), identity, stop.clone()));
+        let keeper = tokio::spawn(keep::run(
+            Arc::clone(&self.node),
+            Arc::clone(&self.cache),
+            identity,
+            stop.clone(),
+        ));
         let told = self.status;
         let teller = tokio::spawn(async move {
             while link.changed().await.is_ok() {
@@ -191,9 +236,15 @@ impl Membership {
     }
 
     async fn identity(&self) -> Result<Joined, Fault> {
-        let (Some(identity), Some(bundle)) = (self.node.stored_identity().await?, self.node.stored_bundle()) else {
+        let (Some(identity), Some(bundle)) = (
+            self.node.stored_identity().await?,
+            self.node.stored_bundle(),
+        ) else {
             let joined = join::join(&self.node, Arc::clone(&self.random)).await?;
-            self.cache.apply(Delta { bundles: vec![joined.bundle.clone()], ..Delta::default() });
+            self.cache.apply(Delta {
+                bundles: vec![joined.bundle.clone()],
+                ..Delta::default()
+            });
             return Ok(joined);
         };
         tracing::info!(id = %identity.id(), "taking up the stored identity");
@@ -205,12 +256,29 @@ impl Membership {
     fn restore(&self, identity: &node::NodeIdentity) {
         let kept = last_good::load(&self.node.state, identity.id(), self.node.clock.now());
         let own = &self.node.config.trust_domain;
-        if kept.entries.is_empty() || !kept.bundles.iter().any(|bundle| bundle.trust_domain == *own) {
+        if kept.entries.is_empty()
+            || !kept
+                .bundles
+                .iter()
+                .any(|bundle| bundle.trust_domain == *own)
+        {
             return;
         }
-        tracing::info!(entries = kept.entries.len(), svids = kept.svids.len(), "serving the last good state until the server answers");
-        let bundles = kept.bundles.iter().map(|bundle| bundle.as_ref().clone()).collect();
-        self.cache.apply(Delta { entries: kept.entries, bundles, ..Delta::default() });
+        tracing::info!(
+            entries = kept.entries.len(),
+            svids = kept.svids.len(),
+            "serving the last good state until the server answers"
+        );
+        let bundles = kept
+            .bundles
+            .iter()
+            .map(|bundle| bundle.as_ref().clone())
+            .collect();
+        self.cache.apply(Delta {
+            entries: kept.entries,
+            bundles,
+            ..Delta::default()
+        });
         self.cache.put_svids(kept.svids);
         self.cache.set_ready();
     }
@@ -221,7 +289,9 @@ fn new_cache(node: &Node, random: &Arc<dyn Random>) -> Cache {
         trust_domain: node.config.trust_domain.clone(),
         x509_svids: node.config.x509_svid_cache_max_size,
         jwt_svids: node.config.jwt_svid_cache_max_size,
-        rotation: RotationRule { availability_target: node.config.availability_target },
+        rotation: RotationRule {
+            availability_target: node.config.availability_target,
+        },
     };
     Cache::new(options, Arc::clone(&node.clock), Arc::clone(random))
 }
@@ -236,14 +306,23 @@ fn options(config: &Config) -> Options {
     }
 }
 
-fn serve(tasks: &mut JoinSet<Result<(), Fault>>, socket: Option<Socket>, service: impl Serve, stop: &Stop) {
+fn serve(
+    tasks: &mut JoinSet<Result<(), Fault>>,
+    socket: Option<Socket>,
+    service: impl Serve,
+    stop: &Stop,
+) {
     if let Some(socket) = socket {
         tasks.spawn(socket.serve(service, stop.clone()));
     }
 }
 
 /// Turns gRPC health to serving when the cache is ready.
-async fn tell_health(context: Arc<Context>, mut ready: watch::Receiver<bool>, mut stop: Stop) -> Result<(), Fault> {
+async fn tell_health(
+    context: Arc<Context>,
+    mut ready: watch::Receiver<bool>,
+    mut stop: Stop,
+) -> Result<(), Fault> {
     let became_ready = tokio::select! {
         () = stop.stopped() => false,
         outcome = ready.wait_for(|ready| *ready) => outcome.is_ok(),
@@ -257,5 +336,7 @@ async fn tell_health(context: Arc<Context>, mut ready: watch::Receiver<bool>, mu
 }
 
 fn flatten(ended: Result<Result<(), Fault>, tokio::task::JoinError>) -> Result<(), Fault> {
-    ended.unwrap_or_else(|error| Err(Fault::new(Code::Internal, "a part of the agent broke").because(error)))
+    ended.unwrap_or_else(|error| {
+        Err(Fault::new(Code::Internal, "a part of the agent broke").because(error))
+    })
 }

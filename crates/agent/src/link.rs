@@ -13,7 +13,9 @@ use proto::spire::api::server::agent::v1::agent_client::AgentClient;
 use proto::spire::api::server::bundle::v1::bundle_client::BundleClient;
 use proto::spire::api::server::bundle::v1::{GetBundleRequest, GetFederatedBundleRequest};
 use proto::spire::api::server::svid::v1::svid_client::SvidClient;
-use proto::spire::api::server::svid::v1::{BatchNewX509svidRequest, NewJwtsvidRequest, NewX509svidParams};
+use proto::spire::api::server::svid::v1::{
+    BatchNewX509svidRequest, NewJwtsvidRequest, NewX509svidParams,
+};
 use spiffe::bundle::Bundle;
 use spiffe::clock::from_unix;
 use spiffe::entry::Entry;
@@ -67,57 +69,97 @@ impl Link {
 
     /// Proves who the node is and gets its SVID. Attestors that are challenged are not there yet: a challenge is an
     /// error.
-    pub(crate) async fn attest(&self, kind: &str, payload: &Secret<Vec<u8>>, csr: Vec<u8>) -> Result<AgentSvid, LinkError> {
+    pub(crate) async fn attest(
+        &self,
+        kind: &str,
+        payload: &Secret<Vec<u8>>,
+        csr: Vec<u8>,
+    ) -> Result<AgentSvid, LinkError> {
         use agent_v1::attest_agent_request::{Params, Step};
         use agent_v1::attest_agent_response::Step as Answer;
         let params = Params {
-            data: Some(proto::spire::api::types::AttestationData { r#type: kind.to_owned(), payload: payload.expose().clone() }),
+            data: Some(proto::spire::api::types::AttestationData {
+                r#type: kind.to_owned(),
+                payload: payload.expose().clone(),
+            }),
             params: Some(agent_v1::AgentX509svidParams { csr }),
         };
-        let request = agent_v1::AttestAgentRequest { step: Some(Step::Params(params)) };
+        let request = agent_v1::AttestAgentRequest {
+            step: Some(Step::Params(params)),
+        };
         let mut client = AgentClient::new(self.channel.clone());
         let answer = limited(async {
-            let mut answers = client.attest_agent(tokio_stream::once(request)).await?.into_inner();
+            let mut answers = client
+                .attest_agent(tokio_stream::once(request))
+                .await?
+                .into_inner();
             answers.message().await
         })
         .await?;
         match answer.and_then(|answer| answer.step) {
             Some(Answer::Result(result)) => {
-                let svid = result.svid.ok_or_else(|| LinkError::malformed("attestation result without SVID"))?;
-                AgentSvid::new(svid.cert_chain, result.reattestable)
+                let svid = result
+                    .svid
+                    .ok_or_else(|| LinkError::malformed("attestation result without SVID"))?;
+                AgentSvid::new(&svid.cert_chain, result.reattestable)
             }
-            Some(Answer::Challenge(_)) => Err(LinkError::malformed("server sent a challenge to an attestor that has none")),
-            None => Err(LinkError::malformed("server ended the attestation without a result")),
+            Some(Answer::Challenge(_)) => Err(LinkError::malformed(
+                "server sent a challenge to an attestor that has none",
+            )),
+            None => Err(LinkError::malformed(
+                "server ended the attestation without a result",
+            )),
         }
     }
 
     /// A new SVID for this node.
     pub(crate) async fn renew_agent(&self, csr: Vec<u8>) -> Result<AgentSvid, LinkError> {
-        let request = agent_v1::RenewAgentRequest { params: Some(agent_v1::AgentX509svidParams { csr }) };
-        let answer = limited(AgentClient::new(self.channel.clone()).renew_agent(request)).await?.into_inner();
-        let svid = answer.svid.ok_or_else(|| LinkError::malformed("renewal without SVID"))?;
-        AgentSvid::new(svid.cert_chain, false)
+        let request = agent_v1::RenewAgentRequest {
+            params: Some(agent_v1::AgentX509svidParams { csr }),
+        };
+        let answer = limited(AgentClient::new(self.channel.clone()).renew_agent(request))
+            .await?
+            .into_inner();
+        let svid = answer
+            .svid
+            .ok_or_else(|| LinkError::malformed("renewal without SVID"))?;
+        AgentSvid::new(&svid.cert_chain, false)
     }
 
     pub(crate) async fn post_status(&self, agent_version: &str) -> Result<(), LinkError> {
-        let request = agent_v1::PostStatusRequest { agent_version: agent_version.to_owned(), ..Default::default() };
+        let request = agent_v1::PostStatusRequest {
+            agent_version: agent_version.to_owned(),
+            ..Default::default()
+        };
         limited(AgentClient::new(self.channel.clone()).post_status(request)).await?;
         Ok(())
     }
 
     /// The bundle of the server's trust domain.
     pub(crate) async fn bundle(&self) -> Result<Bundle, LinkError> {
-        let mut client = BundleClient::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE);
-        let answer = limited(client.get_bundle(GetBundleRequest::default())).await?.into_inner();
+        let mut client =
+            BundleClient::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE);
+        let answer = limited(client.get_bundle(GetBundleRequest::default()))
+            .await?
+            .into_inner();
         proto::convert::bundle_from_wire(&answer).map_err(LinkError::malformed)
     }
 
     /// Another trust domain's bundle, nothing if the server has none.
-    pub(crate) async fn federated_bundle(&self, trust_domain: &TrustDomain) -> Result<Option<Bundle>, LinkError> {
-        let mut client = BundleClient::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE);
-        let request = GetFederatedBundleRequest { trust_domain: trust_domain.as_str().to_owned(), output_mask: None };
+    pub(crate) async fn federated_bundle(
+        &self,
+        trust_domain: &TrustDomain,
+    ) -> Result<Option<Bundle>, LinkError> {
+        let mut client =
+            BundleClient::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE);
+        let request = GetFederatedBundleRequest {
+            trust_domain: trust_domain.as_str().to_owned(),
+            output_mask: None,
+        };
         match limited(client.get_federated_bundle(request)).await {
-            Ok(answer) => proto::convert::bundle_from_wire(answer.get_ref()).map(Some).map_err(LinkError::malformed),
+            Ok(answer) => proto::convert::bundle_from_wire(answer.get_ref())
+                .map(Some)
+                .map_err(LinkError::malformed),
             Err(LinkError::Refused(Refusal::NotFound, _)) => Ok(None),
             Err(error) => Err(error),
         }
@@ -125,11 +167,25 @@ impl Link {
 
     /// X509-SVIDs for up to 500 entries in one call.
     pub(crate) async fn new_x509_svids(&self, orders: Vec<SvidOrder>) -> Result<Batch, LinkError> {
-        let params = orders.iter().map(|order| NewX509svidParams { entry_id: order.entry.id.to_string(), csr: order.csr.clone() }).collect();
-        let mut client = SvidClient::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE).max_encoding_message_size(MAX_MESSAGE);
-        let answer = limited(client.batch_new_x509svid(BatchNewX509svidRequest { params })).await?.into_inner();
+        let params = orders
+            .iter()
+            .map(|order| NewX509svidParams {
+                entry_id: order.entry.id.to_string(),
+                csr: order.csr.clone(),
+            })
+            .collect();
+        let mut client = SvidClient::new(self.channel.clone())
+            .max_decoding_message_size(MAX_MESSAGE)
+            .max_encoding_message_size(MAX_MESSAGE);
+        let answer = limited(client.batch_new_x509svid(BatchNewX509svidRequest { params }))
+            .await?
+            .into_inner();
         if answer.results.len() != orders.len() {
-            return Err(LinkError::malformed(format!("{} results for {} signing requests", answer.results.len(), orders.len())));
+            return Err(LinkError::malformed(format!(
+                "{} results for {} signing requests",
+                answer.results.len(),
+                orders.len()
+            )));
         }
         let mut batch = Batch::default();
         for (order, result) in orders.into_iter().zip(answer.results) {
@@ -147,28 +203,60 @@ impl Link {
     }
 
     /// A JWT-SVID for an entry, and the identity that the server put into it.
-    pub(crate) async fn new_jwt_svid(&self, entry_id: &str, audience: Vec<String>) -> Result<(SpiffeId, JwtToken), LinkError> {
-        let request = NewJwtsvidRequest { entry_id: entry_id.to_owned(), audience };
-        let answer = limited(SvidClient::new(self.channel.clone()).new_jwtsvid(request)).await?.into_inner();
-        let svid = answer.svid.ok_or_else(|| LinkError::malformed("JWT-SVID response missing SVID"))?;
-        let spiffe_id = proto::convert::spiffe_id_from_wire(svid.id.as_ref()).map_err(LinkError::malformed)?;
+    pub(crate) async fn new_jwt_svid(
+        &self,
+        entry_id: &str,
+        audience: Vec<String>,
+    ) -> Result<(SpiffeId, JwtToken), LinkError> {
+        let request = NewJwtsvidRequest {
+            entry_id: entry_id.to_owned(),
+            audience,
+        };
+        let answer = limited(SvidClient::new(self.channel.clone()).new_jwtsvid(request))
+            .await?
+            .into_inner();
+        let svid = answer
+            .svid
+            .ok_or_else(|| LinkError::malformed("JWT-SVID response missing SVID"))?;
+        let spiffe_id =
+            proto::convert::spiffe_id_from_wire(svid.id.as_ref()).map_err(LinkError::malformed)?;
         if svid.issued_at <= 0 || svid.expires_at <= 0 || svid.issued_at > svid.expires_at {
-            return Err(LinkError::malformed("JWT-SVID with a lifetime that makes no sense"));
+            return Err(LinkError::malformed(
+                "JWT-SVID with a lifetime that makes no sense",
+            ));
         }
         let key_id = issued::jwt_key_id(&svid.token);
-        let token = JwtToken { token: Secret::new(svid.token), issued_at: from_unix(svid.issued_at), expires_at: from_unix(svid.expires_at), key_id };
+        let token = JwtToken {
+            token: Secret::new(svid.token),
+            issued_at: from_unix(svid.issued_at),
+            expires_at: from_unix(svid.expires_at),
+            key_id,
+        };
         Ok((spiffe_id, token))
     }
 
     /// Opens the stream of changes since `cursor` of `epoch`.
-    pub(crate) async fn watch(&self, cursor: u64, epoch: &str, agent_version: &str) -> Result<tonic::Streaming<WatchEvent>, LinkError> {
-        let request = WatchRequest { cursor, epoch: epoch.to_owned(), agent_version: agent_version.to_owned() };
-        let mut client = WatchClient::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE);
+    pub(crate) async fn watch(
+        &self,
+        cursor: u64,
+        epoch: &str,
+        agent_version: &str,
+    ) -> Result<tonic::Streaming<WatchEvent>, LinkError> {
+        let request = WatchRequest {
+            cursor,
+            epoch: epoch.to_owned(),
+            agent_version: agent_version.to_owned(),
+        };
+        let mut client =
+            WatchClient::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE);
         Ok(limited(client.watch(request)).await?.into_inner())
     }
 
     /// SPIRE's sync: what of `known` is still authorized, and every entry that is new or changed.
-    pub(crate) async fn sync_entries(&self, known: &BTreeMap<Arc<str>, Known>) -> Result<WireEntries, LinkError> {
+    pub(crate) async fn sync_entries(
+        &self,
+        known: &BTreeMap<Arc<str>, Known>,
+    ) -> Result<WireEntries, LinkError> {
         match tokio::time::timeout(CALL_TIMEOUT, entries::sync(self.channel.clone(), known)).await {
             Ok(outcome) => outcome,
             Err(_elapsed) => Err(LinkError::timed_out()),
@@ -195,7 +283,10 @@ fn accept(order: &SvidOrder, code: i32, chain: Vec<Vec<u8>>) -> Result<IssuedSvi
     if facts.public_key != *order.key.public_key() {
         return Err("server issued it for another key".to_owned());
     }
-    let key = order.key.to_pkcs8_der().map_err(|error| error.to_string())?;
+    let key = order
+        .key
+        .to_pkcs8_der()
+        .map_err(|error| error.to_string())?;
     Ok(IssuedSvid {
         entry_id: Arc::clone(&order.entry.id),
         revision: order.entry.revision_number,

@@ -57,9 +57,20 @@ impl Node {
     ///
     /// # Errors
     /// PLA-1115 when it is damaged.
-    pub(crate) fn open(config: Config, state: StateDir, keys: Arc<dyn KeyManager>, clock: Arc<dyn Clock>) -> Result<Self, Fault> {
+    pub(crate) fn open(
+        config: Config,
+        state: StateDir,
+        keys: Arc<dyn KeyManager>,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Self, Fault> {
         let data = Mutex::new(state.load()?);
-        Ok(Self { config, state, keys, clock, data })
+        Ok(Self {
+            config,
+            state,
+            keys,
+            clock,
+            data,
+        })
     }
 
     /// The stored identity if it can still be used: its key is there and it is not expired.
@@ -72,7 +83,11 @@ impl Node {
             return Ok(None);
         }
         let svid = AgentSvid::of(data.svid, data.reattestable).map_err(|because| {
-            Fault::new(Code::AgentDataInvalid, "the agent's stored SVID cannot be used").because(because)
+            Fault::new(
+                Code::AgentDataInvalid,
+                "the agent's stored SVID cannot be used",
+            )
+            .because(because)
         })?;
         let own = &self.config.trust_domain;
         if !svid.facts.spiffe_id.is_member_of(own) {
@@ -105,20 +120,33 @@ impl Node {
     pub(crate) async fn fresh_key(&self, current: Option<&KeyPair>) -> Result<KeyPair, Fault> {
         let mut slot = KEY_IDS[0];
         if let Some(current) = current
-            && let Some(first) = self.keys.key(slot).await.map_err(|error| error.to_fault())?
+            && let Some(first) = self
+                .keys
+                .key(slot)
+                .await
+                .map_err(|error| error.to_fault())?
             && first.public_key() == current.public_key()
         {
             slot = KEY_IDS[1];
         }
-        let signer = self.keys.generate_key(slot, KeyType::EcP256).await.map_err(|error| error.to_fault())?;
-        signer.local().cloned().ok_or_else(|| key_fault(&"the key manager keeps the key to itself, and TLS needs it here"))
+        let signer = self
+            .keys
+            .generate_key(slot, KeyType::EcP256)
+            .await
+            .map_err(|error| error.to_fault())?;
+        signer.local().cloned().ok_or_else(|| {
+            key_fault(&"the key manager keeps the key to itself, and TLS needs it here")
+        })
     }
 
     /// Keeps the node's SVID and bundle for the next start.
     ///
     /// # Errors
     /// When they can't be written.
-    pub(crate) async fn store(self: &Arc<Self>, change: impl FnOnce(&mut AgentData) + Send + 'static) -> Result<(), Fault> {
+    pub(crate) async fn store(
+        self: &Arc<Self>,
+        change: impl FnOnce(&mut AgentData) + Send + 'static,
+    ) -> Result<(), Fault> {
         let node = Arc::clone(self);
         tokio::task::spawn_blocking(move || {
             let mut data = node.data.lock().unwrap_or_else(PoisonError::into_inner);
@@ -129,7 +157,9 @@ impl Node {
             Ok(())
         })
         .await
-        .map_err(|error| Fault::new(Code::Internal, "the agent's state could not be stored").because(error))?
+        .map_err(|error| {
+            Fault::new(Code::Internal, "the agent's state could not be stored").because(error)
+        })?
     }
 
     /// Keeps a bundle's X.509 authorities, if they differ from what is kept.
@@ -137,9 +167,18 @@ impl Node {
     /// # Errors
     /// When they can't be written.
     pub(crate) async fn store_bundle(self: &Arc<Self>, bundle: &Bundle) -> Result<(), Fault> {
-        let certificates: Vec<Certificate> = bundle.x509_authorities.iter().map(|authority| authority.certificate.clone()).collect();
+        let certificates: Vec<Certificate> = bundle
+            .x509_authorities
+            .iter()
+            .map(|authority| authority.certificate.clone())
+            .collect();
         let known = self.data().bundle;
-        if known.len() == certificates.len() && known.iter().zip(&certificates).all(|(a, b)| a.der() == b.der()) {
+        if known.len() == certificates.len()
+            && known
+                .iter()
+                .zip(&certificates)
+                .all(|(a, b)| a.der() == b.der())
+        {
             return Ok(());
         }
         self.store(|data| data.bundle = certificates).await
@@ -157,16 +196,26 @@ impl Node {
 
     /// Whether the key manager keeps keys over a restart, in a file.
     pub(crate) fn keeps_keys_on_disk(&self) -> bool {
-        matches!(self.config.plugins.key_manager, plugin::catalog::KeyManagerPlugin::Disk(_))
+        matches!(
+            self.config.plugins.key_manager,
+            plugin::catalog::KeyManagerPlugin::Disk(_)
+        )
     }
 
     fn data(&self) -> AgentData {
-        self.data.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.data
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     async fn key_of(&self, svid: &AgentSvid) -> Result<Option<KeyPair>, Fault> {
         let keys = self.keys.keys().await.map_err(|error| error.to_fault())?;
-        Ok(keys.iter().filter_map(|(_, signer)| signer.local()).find(|key| *key.public_key() == svid.facts.public_key).cloned())
+        Ok(keys
+            .iter()
+            .filter_map(|(_, signer)| signer.local())
+            .find(|key| *key.public_key() == svid.facts.public_key)
+            .cloned())
     }
 }
 
@@ -180,5 +229,9 @@ fn bundle_of(config: &Config, certificates: Vec<Certificate>) -> Bundle {
 }
 
 fn key_fault(because: &dyn std::fmt::Display) -> Fault {
-    Fault::new(Code::KeyFileInvalid, "the node's private key cannot be used").because(because)
+    Fault::new(
+        Code::KeyFileInvalid,
+        "the node's private key cannot be used",
+    )
+    .because(because)
 }

@@ -38,7 +38,10 @@ struct Bucket {
 
 impl RateLimiter {
     pub(crate) fn new(limits: RateLimits) -> Self {
-        Self { limits, buckets: Mutex::default() }
+        Self {
+            limits,
+            buckets: Mutex::default(),
+        }
     }
 
     /// Takes one call out of the bucket; false when it is empty.
@@ -57,8 +60,14 @@ impl RateLimiter {
         if buckets.len() >= MANY {
             buckets.retain(|_, bucket| now.duration_since(bucket.at) < FULL_AGAIN);
         }
-        let bucket = buckets.entry((method, selectors.clone())).or_insert(Bucket { tokens: limit, at: now });
-        bucket.tokens = (bucket.tokens + now.duration_since(bucket.at).as_secs_f64() * limit).min(limit);
+        let bucket = buckets
+            .entry((method, selectors.clone()))
+            .or_insert(Bucket {
+                tokens: limit,
+                at: now,
+            });
+        bucket.tokens =
+            (bucket.tokens + now.duration_since(bucket.at).as_secs_f64() * limit).min(limit);
         bucket.at = now;
         if bucket.tokens < 1.0 {
             return false;
@@ -75,7 +84,10 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn refuses_what_is_over_the_limit_until_time_passes() {
-        let limiter = RateLimiter::new(RateLimits { fetch_jwt_svid: 2, ..RateLimits::default() });
+        let limiter = RateLimiter::new(RateLimits {
+            fetch_jwt_svid: 2,
+            ..RateLimits::default()
+        });
         let (one, other) = (selectors(&["unix:uid:1"]), selectors(&["unix:uid:2"]));
         assert!(limiter.allows(Method::FetchJwtSvid, &one));
         assert!(limiter.allows(Method::FetchJwtSvid, &one));
@@ -89,9 +101,15 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn many_callers_do_not_fill_the_memory() {
-        let limiter = RateLimiter::new(RateLimits { fetch_x509_svid: 5, ..RateLimits::default() });
+        let limiter = RateLimiter::new(RateLimits {
+            fetch_x509_svid: 5,
+            ..RateLimits::default()
+        });
         for number in 0..3 * MANY {
-            assert!(limiter.allows(Method::FetchX509Svid, &selectors(&[&format!("unix:uid:{number}")])));
+            assert!(limiter.allows(
+                Method::FetchX509Svid,
+                &selectors(&[&format!("unix:uid:{number}")])
+            ));
             tokio::time::advance(Duration::from_millis(1)).await;
         }
         assert!(limiter.buckets.lock().unwrap().len() <= MANY);

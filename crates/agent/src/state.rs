@@ -42,7 +42,11 @@ struct Bootstrap {
 
 impl Default for Bootstrap {
     fn default() -> Self {
-        Self { usage: 0, start_time: GO_ZERO_TIME.to_owned(), connection_attempts: 0 }
+        Self {
+            usage: 0,
+            start_time: GO_ZERO_TIME.to_owned(),
+            connection_attempts: 0,
+        }
     }
 }
 
@@ -74,12 +78,22 @@ impl StateDir {
     /// PLA-1305 when it can't be made or isn't a directory.
     pub(crate) fn open(path: &Path) -> Result<Self, Fault> {
         let unusable = |because: &dyn std::fmt::Display| {
-            Fault::new(Code::DataDirUnusable, format!("data directory {} cannot be used", path.display()))
-                .because(because)
-                .hint("set agent.data_dir to a directory that the agent may write to")
+            Fault::new(
+                Code::DataDirUnusable,
+                format!("data directory {} cannot be used", path.display()),
+            )
+            .because(because)
+            .hint("set agent.data_dir to a directory that the agent may write to")
         };
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(|error| unusable(&error))?;
-        if !fs::metadata(path).map_err(|error| unusable(&error))?.is_dir() {
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(path)
+            .map_err(|error| unusable(&error))?;
+        if !fs::metadata(path)
+            .map_err(|error| unusable(&error))?
+            .is_dir()
+        {
             return Err(unusable(&"it is not a directory"));
         }
         Ok(Self(path.to_owned()))
@@ -92,18 +106,30 @@ impl StateDir {
     pub(crate) fn load(&self) -> Result<AgentData, Fault> {
         let path = self.file(AGENT_DATA);
         let damaged = |because: &dyn std::fmt::Display| {
-            Fault::new(Code::AgentDataInvalid, "the agent's stored identity cannot be read")
-                .at(path.display().to_string())
-                .because(because)
-                .hint(format!("move {} away and join again with a new token", path.display()))
+            Fault::new(
+                Code::AgentDataInvalid,
+                "the agent's stored identity cannot be read",
+            )
+            .at(path.display().to_string())
+            .because(because)
+            .hint(format!(
+                "move {} away and join again with a new token",
+                path.display()
+            ))
         };
-        let Some(text) = read_bounded(&path).map_err(|error| damaged(&error))? else { return Ok(AgentData::default()) };
+        let Some(text) = read_bounded(&path).map_err(|error| damaged(&error))? else {
+            return Ok(AgentData::default());
+        };
         let json: AgentDataJson = serde_json::from_slice(&text).map_err(|error| damaged(&error))?;
         Ok(AgentData {
             svid: certificates(json.svid).map_err(|error| damaged(&error))?,
             bundle: certificates(json.bundle).map_err(|error| damaged(&error))?,
             reattestable: json.reattestable,
-            bootstrap: Bootstrap { usage: json.bootstrap_use, start_time: json.bootstrap_start_time, connection_attempts: json.connection_attempts },
+            bootstrap: Bootstrap {
+                usage: json.bootstrap_use,
+                start_time: json.bootstrap_start_time,
+                connection_attempts: json.connection_attempts,
+            },
         })
     }
 
@@ -113,7 +139,12 @@ impl StateDir {
     /// PLA-1305 or PLA-1315 when the file can't be written.
     pub(crate) fn store(&self, data: &AgentData) -> Result<(), Fault> {
         let encode = |certificates: &[Certificate]| {
-            (!certificates.is_empty()).then(|| certificates.iter().map(|certificate| BASE64.encode(certificate.to_pem())).collect())
+            (!certificates.is_empty()).then(|| {
+                certificates
+                    .iter()
+                    .map(|certificate| BASE64.encode(certificate.to_pem()))
+                    .collect()
+            })
         };
         let start_time = &data.bootstrap.start_time;
         let json = AgentDataJson {
@@ -121,10 +152,16 @@ impl StateDir {
             bundle: encode(&data.bundle),
             reattestable: data.reattestable,
             bootstrap_use: data.bootstrap.usage,
-            bootstrap_start_time: if start_time.is_empty() { GO_ZERO_TIME.to_owned() } else { start_time.clone() },
+            bootstrap_start_time: if start_time.is_empty() {
+                GO_ZERO_TIME.to_owned()
+            } else {
+                start_time.clone()
+            },
             connection_attempts: data.bootstrap.connection_attempts,
         };
-        let text = serde_json::to_vec(&json).map_err(|error| Fault::new(Code::Internal, "the agent's state cannot be encoded").because(error))?;
+        let text = serde_json::to_vec(&json).map_err(|error| {
+            Fault::new(Code::Internal, "the agent's state cannot be encoded").because(error)
+        })?;
         self.write(AGENT_DATA, &text)
     }
 
@@ -147,8 +184,14 @@ impl StateDir {
     fn write(&self, name: &str, bytes: &[u8]) -> Result<(), Fault> {
         let path = self.file(name);
         plugin::private_file::replace(&path, bytes).map_err(|error| {
-            let code = if error.kind() == std::io::ErrorKind::StorageFull { Code::DiskFull } else { Code::DataDirUnusable };
-            Fault::new(code, format!("{} cannot be written", path.display())).because(error).hint(format!("df -h {0}; ls -ld {0}", self.0.display()))
+            let code = if error.kind() == std::io::ErrorKind::StorageFull {
+                Code::DiskFull
+            } else {
+                Code::DataDirUnusable
+            };
+            Fault::new(code, format!("{} cannot be written", path.display()))
+                .because(error)
+                .hint(format!("df -h {0}; ls -ld {0}", self.0.display()))
         })
     }
 }

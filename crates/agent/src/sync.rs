@@ -72,7 +72,10 @@ enum Outcome {
     Status(Result<(), LinkError>),
     Polled(Result<Delta, LinkError>),
     WatchOpened(Result<tonic::Streaming<WatchEvent>, LinkError>),
-    WatchSaid(Box<tonic::Streaming<WatchEvent>>, Result<Option<WatchEvent>, LinkError>),
+    WatchSaid(
+        Box<tonic::Streaming<WatchEvent>>,
+        Result<Option<WatchEvent>, LinkError>,
+    ),
     Svids(svids::Issued),
     Jwt(jwt::Answer),
     Renewed(Result<NodeIdentity, node_svid::RenewalError>),
@@ -127,24 +130,39 @@ impl Sync {
     ///
     /// # Errors
     /// When the identity can't be used for TLS.
-    pub(crate) fn new(node: Arc<Node>, cache: Arc<Cache>, joined: Joined, random: Arc<dyn Random>) -> Result<(Self, SyncEnds), Fault> {
+    pub(crate) fn new(
+        node: Arc<Node>,
+        cache: Arc<Cache>,
+        joined: Joined,
+        random: Arc<dyn Random>,
+    ) -> Result<(Self, SyncEnds), Fault> {
         let Joined { identity, bundle } = joined;
         let trust = dial::TrustStore::new(&bundle);
         let link = dial::as_node(&node.config, &identity, &trust)?;
         let (jwt, jwt_orders) = mpsc::channel(jwt::WAITING);
         let status = watch::Sender::new(LinkStatus::default());
         let identities = watch::Sender::new(identity.clone());
-        let ends = SyncEnds { jwt, status: status.subscribe(), identity: identities.subscribe() };
+        let ends = SyncEnds {
+            jwt,
+            status: status.subscribe(),
+            identity: identities.subscribe(),
+        };
         let interval = node.config.sync_interval;
         let backoff = |first, longest| Backoff::new(first, longest, Arc::clone(&random));
         let task = Self {
             following: Following::Watch { open: false },
             next_sync: Instant::now(),
-            sync_backoff: backoff(interval, LONGEST_SYNC_PAUSE.min(interval * LONGEST_SYNC_MULTIPLE)),
+            sync_backoff: backoff(
+                interval,
+                LONGEST_SYNC_PAUSE.min(interval * LONGEST_SYNC_MULTIPLE),
+            ),
             watch_backoff: backoff(FIRST_WATCH_PAUSE, LONGEST_WATCH_PAUSE),
             changes: watching::Changes::default(),
             tainted: poll::Tainted::default(),
-            svids: svids::Line::new(KeyPool::new(node.config.workload_key_type), backoff(FIRST_SVID_PAUSE, LONGEST_SVID_PAUSE)),
+            svids: svids::Line::new(
+                KeyPool::new(node.config.workload_key_type),
+                backoff(FIRST_SVID_PAUSE, LONGEST_SVID_PAUSE),
+            ),
             jwt: jwt::Line::new(jwt_orders),
             renewal: node_svid::Renewal::new(backoff(FIRST_RENEWAL_PAUSE, LONGEST_RENEWAL_PAUSE)),
             node,
@@ -196,7 +214,9 @@ impl Sync {
         let due = Instant::now() >= self.next_sync;
         match &self.following {
             Following::Watch { open: false } if due => self.open_watch(),
-            Following::Poll { busy: false, since } if due && since.elapsed() >= LOOK_FOR_STREAM => self.open_watch(),
+            Following::Poll { busy: false, since } if due && since.elapsed() >= LOOK_FOR_STREAM => {
+                self.open_watch();
+            }
             Following::Poll { busy: false, .. } if due => self.poll(),
             _ => {}
         }
@@ -212,7 +232,10 @@ impl Sync {
         if let Some(due) = self.renewal.due(&self.identity) {
             sleep = sleep.min(until(due).max(self.renewal.pause_left()));
         }
-        if matches!(self.following, Following::Watch { open: false } | Following::Poll { busy: false, .. }) {
+        if matches!(
+            self.following,
+            Following::Watch { open: false } | Following::Poll { busy: false, .. }
+        ) {
             sleep = sleep.min(self.next_sync.saturating_duration_since(Instant::now()));
         }
         if let Some(pause) = self.svids.pause_left() {
@@ -226,7 +249,9 @@ impl Sync {
         let current = done.generation == self.generation;
         match done.what {
             Outcome::Status(Ok(())) | Outcome::Stored(Ok(())) => Ok(()),
-            Outcome::Status(Err(error)) => self.failed(current, "agent version not told to the server", &error),
+            Outcome::Status(Err(error)) => {
+                self.failed(current, "agent version not told to the server", &error)
+            }
             Outcome::Stored(Err(fault)) => {
                 tracing::error!(%fault, "state not kept on disk");
                 Ok(())
@@ -242,20 +267,29 @@ impl Sync {
 
     /// Logs a failed call, and ends the agent if the server does not want the node any more. Calls that ran on an
     /// earlier link, with an SVID that was since renewed, prove nothing.
-    fn failed(&mut self, current: bool, what: &'static str, error: &LinkError) -> Result<(), Fault> {
+    fn failed(
+        &mut self,
+        current: bool,
+        what: &'static str,
+        error: &LinkError,
+    ) -> Result<(), Fault> {
         if !current {
             tracing::debug!(%error, "{what}, on the link before this one");
             return Ok(());
         }
         self.status.send_modify(|status| {
-            status.connected = !matches!(error, LinkError::Unavailable(_) | LinkError::NotTrusted(_));
+            status.connected =
+                !matches!(error, LinkError::Unavailable(_) | LinkError::NotTrusted(_));
             status.last_error = Some(error.to_string());
         });
         match error {
             LinkError::Banned => {
                 self.node.forget();
                 let fault = Fault::new(Code::AgentBanned, "this node was banned");
-                Err(fault.at(self.identity.id().to_string()).hint(format!("ask the operators of {}", self.node.config.trust_domain)))
+                Err(fault.at(self.identity.id().to_string()).hint(format!(
+                    "ask the operators of {}",
+                    self.node.config.trust_domain
+                )))
             }
             LinkError::MustReattest(because) => {
                 if join::can_reattest(&self.identity) {
@@ -263,7 +297,10 @@ impl Sync {
                     return Ok(());
                 }
                 self.node.forget();
-                let fault = Fault::new(Code::AgentMustJoinAgain, "the server no longer knows this node, and its way of attestation works only once");
+                let fault = Fault::new(
+                    Code::AgentMustJoinAgain,
+                    "the server no longer knows this node, and its way of attestation works only once",
+                );
                 Err(fault.at(self.identity.id().to_string()).because(because).hint("on the server: plastron token create; then start the agent with the new token"))
             }
             error => {
@@ -285,23 +322,45 @@ impl Sync {
 
     /// Takes a change in: into the cache, onto disk, and into what the link trusts.
     fn apply(&mut self, delta: Delta) {
-        let own = delta.bundles.iter().find(|bundle| bundle.trust_domain == self.node.config.trust_domain).cloned();
-        if !delta.is_empty() {
-            tracing::debug!(entries = delta.entries.len(), removed = delta.removed_entries.len(), bundles = delta.bundles.len(), "changes from the server");
-            self.cache.apply(delta);
+        let own = delta
+            .bundles
+            .iter()
+            .find(|bundle| bundle.trust_domain == self.node.config.trust_domain)
+            .cloned();
+        if let Some(own) = &own {
+            self.trust.set(own);
         }
+        let (entries, removed, bundles) = (
+            delta.entries.len(),
+            delta.removed_entries.len(),
+            delta.bundles.len(),
+        );
+        if !self.cache.apply(delta) {
+            return;
+        }
+        tracing::debug!(entries, removed, bundles, "changes from the server");
         if let Some(own) = own {
             self.own_bundle(&own);
         }
     }
 
     fn own_bundle(&mut self, bundle: &Bundle) {
-        self.trust.set(bundle);
         let (x509, jwt): (BTreeSet<_>, BTreeSet<_>) = self.tainted.news_of(bundle);
         if !x509.is_empty() || !jwt.is_empty() {
-            tracing::warn!(x509 = x509.len(), jwt = jwt.len(), "authorities were tainted: what they signed is replaced");
+            tracing::warn!(
+                x509 = x509.len(),
+                jwt = jwt.len(),
+                "authorities were tainted: what they signed is replaced"
+            );
             self.cache.taint(&x509, &jwt);
-            if self.identity.svid.facts.issuers.iter().any(|issuer| x509.contains(issuer)) {
+            if self
+                .identity
+                .svid
+                .facts
+                .issuers
+                .iter()
+                .any(|issuer| x509.contains(issuer))
+            {
                 self.renewal.hurry();
             }
         }
@@ -317,7 +376,15 @@ impl Sync {
     /// Puts a call among those under way.
     fn call(&self, call: impl Future<Output = Outcome> + Send + 'static) {
         let generation = self.generation;
-        self.calls.push(async move { Done { generation, what: call.await } }.boxed());
+        self.calls.push(
+            async move {
+                Done {
+                    generation,
+                    what: call.await,
+                }
+            }
+            .boxed(),
+        );
     }
 
     fn pause_after_failure(&mut self) {

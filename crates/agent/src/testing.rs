@@ -1,12 +1,23 @@
 //! Builders for this crate's unit tests.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
+use futures_util::FutureExt as _;
+use spiffe::bundle::{Bundle, JwtAuthority};
+use spiffe::clock::{Clock, SystemClock};
 use spiffe::entry::Entry;
 use spiffe::id::SpiffeId;
+use spiffe::key::{KeyPair, KeyType, PublicKey};
+use spiffe::random::SystemRandom;
 use spiffe::selector::{Selector, SelectorSet};
 use spiffe::trust_domain::TrustDomain;
+use spiffe::x509::{
+    CaTemplate, Certificate, Issuer, LeafTemplate, Subject, issue_ca, issue_leaf, random_serial,
+};
+
+pub(crate) mod fake_server;
 
 /// `seconds` after the start of the tests' time.
 pub(crate) fn at(seconds: u64) -> SystemTime {
@@ -22,7 +33,12 @@ pub(crate) fn id(path: &str) -> SpiffeId {
 }
 
 pub(crate) fn selectors(texts: &[&str]) -> SelectorSet {
-    SelectorSet::from(texts.iter().map(|text| Selector::parse(text).unwrap()).collect::<Vec<_>>())
+    SelectorSet::from(
+        texts
+            .iter()
+            .map(|text| Selector::parse(text).unwrap())
+            .collect::<Vec<_>>(),
+    )
 }
 
 pub(crate) fn entry(entry_id: &str, path: &str, selector_texts: &[&str]) -> Arc<Entry> {
@@ -45,4 +61,106 @@ pub(crate) fn entry(entry_id: &str, path: &str, selector_texts: &[&str]) -> Arc<
         disable_x509_svid_prefetch: false,
         jwt_svid_include_jti: false,
     })
+}
+
+/// A bundle with one authority of each kind, always the same for a trust domain.
+pub(crate) fn bundle(name: &str) -> Bundle {
+    static MADE: Mutex<BTreeMap<String, Bundle>> = Mutex::new(BTreeMap::new());
+    MADE.lock()
+        .unwrap()
+        .entry(name.to_owned())
+        .or_insert_with(|| make_bundle(name))
+        .clone()
+}
+
+fn make_bundle(name: &str) -> Bundle {
+    let trust_domain = TrustDomain::parse(name).unwrap();
+    let authority = Authority::new(&trust_domain);
+    let mut bundle = Bundle::new(trust_domain);
+    bundle.add_x509_authority(authority.certificate);
+    bundle.jwt_authorities.push(JwtAuthority {
+        key_id: format!("key-of-{name}"),
+        public_key: authority.key.public_key().clone(),
+        expires_at: None,
+        tainted: false,
+    });
+    bundle
+}
+
+/// A self-signed authority that signs what tests need.
+#[derive(Debug, Clone)]
+pub(crate) struct Authority {
+    pub(crate) key: KeyPair,
+    pub(crate) certificate: Certificate,
+}
+
+impl Authority {
+    pub(crate) fn new(trust_domain: &TrustDomain) -> Self {
+        let key = KeyPair::generate(KeyType::EcP256).unwrap();
+        let now = SystemClock.now();
+        let template = CaTemplate {
+            serial: random_serial(&SystemRandom),
+            subject: Subject::spire(),
+            id: trust_domain.id(),
+            public_key: key.public_key().clone(),
+            not_before: now - Duration::from_secs(10),
+            not_after: now + Duration::from_secs(24 * 3600),
+            path_len: None,
+            subject_key_id: None,
+        };
+        let der = issue_ca(&template, None, &key)
+            .now_or_never()
+            .unwrap()
+            .unwrap();
+        Self {
+            certificate: Certificate::from_der(&der).unwrap(),
+            key,
+        }
+    }
+
+    /// A certificate for `id`, from ten seconds ago for `life`.
+    pub(crate) fn issue(
+        &self,
+        id: &SpiffeId,
+        public_key: &PublicKey,
+        life: Duration,
+    ) -> Certificate {
+        let now = SystemClock.now();
+        let template = LeafTemplate {
+            serial: random_serial(&SystemRandom),
+            subject: Subject::spire(),
+            id: id.clone(),
+            dns_names: Vec::new(),
+            public_key: public_key.clone(),
+            not_before: now - Duration::from_secs(10),
+            not_after: now + life,
+        };
+        let key_id = self.key.public_key().subject_key_id();
+        let issuer = Issuer {
+            subject_der: self.certificate.subject_der(),
+            key_id: &key_id,
+            signer: &self.key,
+        };
+        let der = issue_leaf(&template, &issuer)
+            .now_or_never()
+            .unwrap()
+            .unwrap();
+        Certificate::from_der(&der).unwrap()
+    }
+}
+
+/// The system's time, moved by what a test says.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct MovedClock(Arc<Mutex<Duration>>);
+
+impl MovedClock {
+    pub(crate) fn advance(&self, step: Duration) {
+        *self.0.lock().unwrap() += step;
+    }
+}
+
+impl Clock for MovedClock {
+    fn now(&self) -> SystemTime {
+        SystemClock.now() + *self.0.lock().unwrap()
+    }
 }

@@ -9,7 +9,9 @@ use std::time::Duration;
 use http::{HeaderMap, Request, Response};
 use hyper::body::Incoming;
 use plugin::workload_attestor::Peer;
-use proto::workload::{JwtBundlesRequest, JwtsvidRequest, ValidateJwtsvidRequest, X509BundlesRequest, X509svidRequest};
+use proto::workload::{
+    JwtBundlesRequest, JwtsvidRequest, ValidateJwtsvidRequest, X509BundlesRequest, X509svidRequest,
+};
 use spiffe::clock::Clock;
 use spiffe::random::Random;
 use spiffe::selector::SelectorSet;
@@ -85,7 +87,11 @@ impl WorkloadApi {
 }
 
 impl Serve for WorkloadApi {
-    async fn serve(&self, peer: Arc<Peer>, request: Request<Incoming>) -> Response<tonic::body::Body> {
+    async fn serve(
+        &self,
+        peer: Arc<Peer>,
+        request: Request<Incoming>,
+    ) -> Response<tonic::body::Body> {
         match request.uri().path().strip_prefix(PREFIX) {
             Some(method) if self.0.options.enabled => {
                 let method = method.to_owned();
@@ -100,32 +106,54 @@ impl Serve for WorkloadApi {
 }
 
 impl WorkloadApi {
-    async fn dispatch(&self, method: &str, peer: Arc<Peer>, request: Request<Incoming>) -> Response<tonic::body::Body> {
+    async fn dispatch(
+        &self,
+        method: &str,
+        peer: Arc<Peer>,
+        request: Request<Incoming>,
+    ) -> Response<tonic::body::Body> {
         let context = &self.0;
         match method {
             "FetchX509SVID" => {
-                let call = service_fn(|_: tonic::Request<X509svidRequest>| streams::x509_svids(Arc::clone(context), Arc::clone(&peer)));
+                let call = service_fn(|_: tonic::Request<X509svidRequest>| {
+                    streams::x509_svids(Arc::clone(context), Arc::clone(&peer))
+                });
                 grpc().server_streaming(call, request).await
             }
             "FetchX509Bundles" => {
-                let call = service_fn(|_: tonic::Request<X509BundlesRequest>| streams::bundles(Arc::clone(context), Arc::clone(&peer), streams::Kind::X509));
+                let call = service_fn(|_: tonic::Request<X509BundlesRequest>| {
+                    streams::bundles(Arc::clone(context), Arc::clone(&peer), streams::Kind::X509)
+                });
                 grpc().server_streaming(call, request).await
             }
             "FetchJWTBundles" => {
-                let call = service_fn(|_: tonic::Request<JwtBundlesRequest>| streams::bundles(Arc::clone(context), Arc::clone(&peer), streams::Kind::Jwt));
+                let call = service_fn(|_: tonic::Request<JwtBundlesRequest>| {
+                    streams::bundles(Arc::clone(context), Arc::clone(&peer), streams::Kind::Jwt)
+                });
                 grpc().server_streaming(call, request).await
             }
             "FetchJWTSVID" => {
-                let call = service_fn(|request: tonic::Request<JwtsvidRequest>| jwt::fetch(Arc::clone(context), Arc::clone(&peer), request.into_inner()));
+                let call = service_fn(|request: tonic::Request<JwtsvidRequest>| {
+                    jwt::fetch(Arc::clone(context), Arc::clone(&peer), request.into_inner())
+                });
                 grpc().unary(call, request).await
             }
             "ValidateJWTSVID" => {
-                let call = service_fn(|request: tonic::Request<ValidateJwtsvidRequest>| validate::validate(Arc::clone(context), Arc::clone(&peer), request.into_inner()));
+                let call = service_fn(|request: tonic::Request<ValidateJwtsvidRequest>| {
+                    validate::validate(Arc::clone(context), Arc::clone(&peer), request.into_inner())
+                });
                 grpc().unary(call, request).await
             }
-            "FetchWITSVID" => Status::unimplemented("fetching WIT-SVIDs is not implemented").into_http(),
-            "FetchWITBundles" => Status::unimplemented("fetching WIT bundles is not implemented").into_http(),
-            _ => Status::unimplemented(format!("unknown method {method} for service SpiffeWorkloadAPI")).into_http(),
+            "FetchWITSVID" => {
+                Status::unimplemented("fetching WIT-SVIDs is not implemented").into_http()
+            }
+            "FetchWITBundles" => {
+                Status::unimplemented("fetching WIT bundles is not implemented").into_http()
+            }
+            _ => Status::unimplemented(format!(
+                "unknown method {method} for service SpiffeWorkloadAPI"
+            ))
+            .into_http(),
         }
     }
 }
@@ -139,7 +167,9 @@ fn check_header(headers: &HeaderMap) -> Result<(), Status> {
     let mut values = headers.get_all(SECURITY_HEADER).iter();
     match (values.next(), values.next()) {
         (Some(value), None) if value == "true" => Ok(()),
-        _ => Err(Status::invalid_argument("security header missing from request")),
+        _ => Err(Status::invalid_argument(
+            "security header missing from request",
+        )),
     }
 }
 
@@ -161,7 +191,9 @@ impl Context {
         self.attestors.attest(peer).await.map_err(|error| {
             tracing::warn!(pid = peer.pid, %error, "caller not attested");
             match error {
-                AttestError::Gone | AttestError::Failed => Status::unavailable("workload attestation failed"),
+                AttestError::Gone | AttestError::Failed => {
+                    Status::unavailable("workload attestation failed")
+                }
             }
         })
     }
@@ -173,7 +205,9 @@ impl Context {
         }
         match tokio::time::timeout(START_PATIENCE, ready.wait_for(|ready| *ready)).await {
             Ok(Ok(_)) => Ok(()),
-            _ => Err(Status::unavailable("the agent is starting and has not heard from its server yet")),
+            _ => Err(Status::unavailable(
+                "the agent is starting and has not heard from its server yet",
+            )),
         }
     }
 }

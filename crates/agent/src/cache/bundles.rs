@@ -20,7 +20,12 @@ pub(crate) struct EncodedBundle {
 
 impl EncodedBundle {
     fn new(bundle: Bundle) -> Self {
-        Self { x509_der: bundle.to_concatenated_der(), jwks: bundle.to_jwks_jwt_only(), jwt: Arc::new(bundle.jwt_bundle()), bundle: Arc::new(bundle) }
+        Self {
+            x509_der: bundle.to_concatenated_der(),
+            jwks: bundle.to_jwks_jwt_only(),
+            jwt: Arc::new(bundle.jwt_bundle()),
+            bundle: Arc::new(bundle),
+        }
     }
 }
 
@@ -33,10 +38,16 @@ pub(crate) struct Bundles {
 impl Bundles {
     /// Takes a bundle in; false when nothing changed.
     pub(crate) fn put(&mut self, bundle: Bundle) -> bool {
-        if self.get(&bundle.trust_domain).is_some_and(|known| *known.bundle == bundle) {
+        if self
+            .get(&bundle.trust_domain)
+            .is_some_and(|known| *known.bundle == bundle)
+        {
             return false;
         }
-        self.by_trust_domain.insert(bundle.trust_domain.clone(), Arc::new(EncodedBundle::new(bundle)));
+        self.by_trust_domain.insert(
+            bundle.trust_domain.clone(),
+            Arc::new(EncodedBundle::new(bundle)),
+        );
         true
     }
 

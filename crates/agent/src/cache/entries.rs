@@ -26,11 +26,19 @@ impl EntryIndex {
     /// Adds or replaces an entry and returns the one it replaced.
     pub(crate) fn insert(&mut self, entry: Arc<Entry>) -> Option<Arc<Entry>> {
         let old = self.remove(&entry.id);
-        let anchor = entry.selectors.iter().min_by_key(|selector| self.by_anchor.get(*selector).map_or(0, Vec::len)).cloned();
+        let anchor = entry
+            .selectors
+            .iter()
+            .min_by_key(|selector| self.by_anchor.get(*selector).map_or(0, Vec::len))
+            .cloned();
         if let Some(anchor) = &anchor {
-            self.by_anchor.entry(anchor.clone()).or_default().push(Arc::clone(&entry.id));
+            self.by_anchor
+                .entry(anchor.clone())
+                .or_default()
+                .push(Arc::clone(&entry.id));
         }
-        self.by_id.insert(Arc::clone(&entry.id), Anchored { entry, anchor });
+        self.by_id
+            .insert(Arc::clone(&entry.id), Anchored { entry, anchor });
         old
     }
 
@@ -82,7 +90,16 @@ impl EntryIndex {
     /// looks at every entry.
     pub(crate) fn nearest(&self, selectors: &SelectorSet) -> Option<(&Arc<Entry>, usize)> {
         self.iter()
-            .map(|entry| (entry, entry.selectors.iter().filter(|selector| !selectors.contains(selector)).count()))
+            .map(|entry| {
+                (
+                    entry,
+                    entry
+                        .selectors
+                        .iter()
+                        .filter(|selector| !selectors.contains(selector))
+                        .count(),
+                )
+            })
             .filter(|(entry, lacking)| *lacking < entry.selectors.len())
             .min_by_key(|(_, lacking)| *lacking)
     }
@@ -109,9 +126,17 @@ pub(crate) fn without_repeated_hints(entries: Vec<Arc<Entry>>) -> Vec<Arc<Entry>
     }
     let keep: Vec<bool> = entries
         .iter()
-        .map(|entry| oldest.get(entry.hint.as_str()).is_none_or(|kept| kept.id == entry.id))
+        .map(|entry| {
+            oldest
+                .get(entry.hint.as_str())
+                .is_none_or(|kept| kept.id == entry.id)
+        })
         .collect();
-    entries.into_iter().zip(keep).filter_map(|(entry, keep)| keep.then_some(entry)).collect()
+    entries
+        .into_iter()
+        .zip(keep)
+        .filter_map(|(entry, keep)| keep.then_some(entry))
+        .collect()
 }
 
 #[cfg(test)]
@@ -125,7 +150,11 @@ mod tests {
         index.insert(entry("b", "/b", &["unix:uid:1", "unix:gid:2"]));
         index.insert(entry("a", "/a", &["unix:uid:1"]));
         index.insert(entry("c", "/c", &["unix:uid:9"]));
-        let found: Vec<_> = index.matching(&selectors(&["unix:uid:1", "unix:gid:2", "unix:user:x"])).iter().map(|e| e.id.to_string()).collect();
+        let found: Vec<_> = index
+            .matching(&selectors(&["unix:uid:1", "unix:gid:2", "unix:user:x"]))
+            .iter()
+            .map(|e| e.id.to_string())
+            .collect();
         assert_eq!(found, ["a", "b"]);
         assert!(index.matching(&selectors(&["unix:gid:2"])).is_empty());
         assert!(index.matching(&selectors(&[])).is_empty());
@@ -157,11 +186,20 @@ mod tests {
     fn many_entries_that_share_a_selector_do_not_share_an_anchor() {
         let mut index = EntryIndex::default();
         for number in 0..200 {
-            index.insert(entry(&format!("e{number}"), "/x", &["unix:gid:7", &format!("unix:uid:{number}")]));
+            index.insert(entry(
+                &format!("e{number}"),
+                "/x",
+                &["unix:gid:7", &format!("unix:uid:{number}")],
+            ));
         }
         let longest = index.by_anchor.values().map(Vec::len).max();
         assert_eq!(longest, Some(1));
-        assert_eq!(index.matching(&selectors(&["unix:gid:7", "unix:uid:5"])).len(), 1);
+        assert_eq!(
+            index
+                .matching(&selectors(&["unix:gid:7", "unix:uid:5"]))
+                .len(),
+            1
+        );
     }
 
     #[test]
@@ -172,7 +210,14 @@ mod tests {
             made.created_at = created_at;
             Arc::new(made)
         };
-        let kept = without_repeated_hints(vec![with("a", "int", 9), with("b", "", 9), with("c", "int", 3), with("d", "", 1), with("e", "ext", 1), with("f", "ext", 1)]);
+        let kept = without_repeated_hints(vec![
+            with("a", "int", 9),
+            with("b", "", 9),
+            with("c", "int", 3),
+            with("d", "", 1),
+            with("e", "ext", 1),
+            with("f", "ext", 1),
+        ]);
         let ids: Vec<_> = kept.iter().map(|e| &*e.id).collect();
         assert_eq!(ids, ["b", "c", "d", "e"]);
     }
@@ -180,10 +225,19 @@ mod tests {
     #[test]
     fn nearest_entry_is_the_one_that_lacks_least() {
         let mut index = EntryIndex::default();
-        index.insert(entry("a", "/a", &["unix:uid:1", "unix:gid:2", "unix:user:x"]));
+        index.insert(entry(
+            "a",
+            "/a",
+            &["unix:uid:1", "unix:gid:2", "unix:user:x"],
+        ));
         index.insert(entry("b", "/b", &["unix:uid:1", "unix:gid:3"]));
         index.insert(entry("c", "/c", &["unix:uid:8"]));
         let set = selectors(&["unix:uid:1", "unix:user:y"]);
-        assert_eq!(index.nearest(&set).map(|(e, lacking)| (e.id.to_string(), lacking)), Some(("b".into(), 1)));
+        assert_eq!(
+            index
+                .nearest(&set)
+                .map(|(e, lacking)| (e.id.to_string(), lacking)),
+            Some(("b".into(), 1))
+        );
     }
 }

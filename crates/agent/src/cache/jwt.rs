@@ -20,7 +20,10 @@ impl JwtKey {
         let mut audience = audience.to_vec();
         audience.sort_unstable();
         audience.dedup();
-        Self { spiffe_id: spiffe_id.clone(), audience }
+        Self {
+            spiffe_id: spiffe_id.clone(),
+            audience,
+        }
     }
 }
 
@@ -54,12 +57,19 @@ pub(crate) struct JwtCache {
 
 impl JwtCache {
     pub(crate) fn new(capacity: usize) -> Self {
-        Self { capacity, tick: 0, tokens: HashMap::new(), by_use: BTreeMap::new() }
+        Self {
+            capacity,
+            tick: 0,
+            tokens: HashMap::new(),
+            by_use: BTreeMap::new(),
+        }
     }
 
     /// Looks a token up and counts that as a use.
     pub(crate) fn get(&mut self, key: &JwtKey, now: SystemTime) -> Cached {
-        let Some((used, token)) = self.tokens.get_mut(key) else { return Cached::Absent };
+        let Some((used, token)) = self.tokens.get_mut(key) else {
+            return Cached::Absent;
+        };
         if now >= token.expires_at {
             self.remove(key);
             return Cached::Absent;
@@ -69,7 +79,11 @@ impl JwtCache {
         self.by_use.remove(used);
         self.by_use.insert(self.tick, key.clone());
         *used = self.tick;
-        if now < half_life(&token) { Cached::Fresh(token) } else { Cached::Aging(token) }
+        if now < half_life(&token) {
+            Cached::Fresh(token)
+        } else {
+            Cached::Aging(token)
+        }
     }
 
     /// Keeps a token; over capacity, the least recently used one goes.
@@ -79,7 +93,9 @@ impl JwtCache {
         self.by_use.insert(self.tick, key.clone());
         self.tokens.insert(key, (self.tick, token));
         while self.tokens.len() > self.capacity {
-            let Some((_, oldest)) = self.by_use.pop_first() else { break };
+            let Some((_, oldest)) = self.by_use.pop_first() else {
+                break;
+            };
             self.tokens.remove(&oldest);
         }
     }
@@ -107,7 +123,10 @@ impl JwtCache {
 }
 
 fn half_life(token: &JwtToken) -> SystemTime {
-    let life = token.expires_at.duration_since(token.issued_at).unwrap_or(Duration::ZERO);
+    let life = token
+        .expires_at
+        .duration_since(token.issued_at)
+        .unwrap_or(Duration::ZERO);
     token.issued_at + life / 2
 }
 
@@ -117,11 +136,19 @@ mod tests {
     use crate::testing::{at, id};
 
     fn token(from: u64, to: u64) -> Arc<JwtToken> {
-        Arc::new(JwtToken { token: Secret::new("t".to_owned()), issued_at: at(from), expires_at: at(to), key_id: None })
+        Arc::new(JwtToken {
+            token: Secret::new("t".to_owned()),
+            issued_at: at(from),
+            expires_at: at(to),
+            key_id: None,
+        })
     }
 
     fn key(path: &str, audience: &[&str]) -> JwtKey {
-        JwtKey::new(&id(path), &audience.iter().map(|a| (*a).to_owned()).collect::<Vec<_>>())
+        JwtKey::new(
+            &id(path),
+            &audience.iter().map(|a| (*a).to_owned()).collect::<Vec<_>>(),
+        )
     }
 
     #[test]
@@ -135,9 +162,18 @@ mod tests {
     fn a_token_ages_at_half_life_and_is_gone_at_its_end() {
         let mut cache = JwtCache::new(10);
         cache.put(key("/a", &["x"]), token(100, 200));
-        assert!(matches!(cache.get(&key("/a", &["x"]), at(149)), Cached::Fresh(_)));
-        assert!(matches!(cache.get(&key("/a", &["x"]), at(150)), Cached::Aging(_)));
-        assert!(matches!(cache.get(&key("/a", &["x"]), at(200)), Cached::Absent));
+        assert!(matches!(
+            cache.get(&key("/a", &["x"]), at(149)),
+            Cached::Fresh(_)
+        ));
+        assert!(matches!(
+            cache.get(&key("/a", &["x"]), at(150)),
+            Cached::Aging(_)
+        ));
+        assert!(matches!(
+            cache.get(&key("/a", &["x"]), at(200)),
+            Cached::Absent
+        ));
         assert_eq!((cache.len(), cache.by_use.len()), (0, 0));
     }
 
@@ -146,10 +182,19 @@ mod tests {
         let mut cache = JwtCache::new(2);
         cache.put(key("/a", &["x"]), token(0, 100));
         cache.put(key("/b", &["x"]), token(0, 100));
-        assert!(matches!(cache.get(&key("/a", &["x"]), at(1)), Cached::Fresh(_)));
+        assert!(matches!(
+            cache.get(&key("/a", &["x"]), at(1)),
+            Cached::Fresh(_)
+        ));
         cache.put(key("/c", &["x"]), token(0, 100));
-        assert!(matches!(cache.get(&key("/b", &["x"]), at(1)), Cached::Absent));
-        assert!(matches!(cache.get(&key("/a", &["x"]), at(1)), Cached::Fresh(_)));
+        assert!(matches!(
+            cache.get(&key("/b", &["x"]), at(1)),
+            Cached::Absent
+        ));
+        assert!(matches!(
+            cache.get(&key("/a", &["x"]), at(1)),
+            Cached::Fresh(_)
+        ));
         assert_eq!(cache.len(), 2);
     }
 
@@ -157,7 +202,10 @@ mod tests {
     fn a_cache_of_size_zero_keeps_nothing() {
         let mut cache = JwtCache::new(0);
         cache.put(key("/a", &["x"]), token(0, 100));
-        assert!(matches!(cache.get(&key("/a", &["x"]), at(1)), Cached::Absent));
+        assert!(matches!(
+            cache.get(&key("/a", &["x"]), at(1)),
+            Cached::Absent
+        ));
     }
 
     #[test]
@@ -165,7 +213,10 @@ mod tests {
         let mut cache = JwtCache::new(5);
         cache.put(key("/a", &["x"]), token(0, 100));
         cache.forget(|who, _| *who == id("/a"));
-        assert!(matches!(cache.get(&key("/a", &["x"]), at(1)), Cached::Absent));
+        assert!(matches!(
+            cache.get(&key("/a", &["x"]), at(1)),
+            Cached::Absent
+        ));
         assert!(cache.by_use.is_empty());
     }
 }

@@ -22,7 +22,10 @@ pub(crate) struct KeyPoolError(String);
 
 impl KeyPool {
     pub(crate) fn new(key_type: KeyType) -> Self {
-        Self { key_type, ready: Arc::default() }
+        Self {
+            key_type,
+            ready: Arc::default(),
+        }
     }
 
     /// `count` fresh keys, made on a thread that may block as far as the pool has none, and the pool filled again.
@@ -38,9 +41,13 @@ impl KeyPool {
         let missing = count - keys.len();
         if missing > 0 {
             let key_type = self.key_type;
-            let made = tokio::task::spawn_blocking(move || (0..missing).map(|_| generate(key_type)).collect::<Result<Vec<_>, _>>())
-                .await
-                .map_err(|error| KeyPoolError(error.to_string()))??;
+            let made = tokio::task::spawn_blocking(move || {
+                (0..missing)
+                    .map(|_| generate(key_type))
+                    .collect::<Result<Vec<_>, _>>()
+            })
+            .await
+            .map_err(|error| KeyPoolError(error.to_string()))??;
             keys.extend(made);
         }
         self.refill();
@@ -52,7 +59,9 @@ impl KeyPool {
         let pool = self.clone();
         drop(tokio::task::spawn_blocking(move || {
             while pool.lock().len() < READY {
-                let Ok(key) = generate(pool.key_type) else { return };
+                let Ok(key) = generate(pool.key_type) else {
+                    return;
+                };
                 pool.lock().push_back(key);
             }
         }));

@@ -33,7 +33,11 @@ pub(crate) struct IssuedSvid {
 
 impl fmt::Debug for IssuedSvid {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("IssuedSvid").field("entry_id", &self.entry_id).field("spiffe_id", &self.spiffe_id).field("not_after", &self.not_after).finish_non_exhaustive()
+        f.debug_struct("IssuedSvid")
+            .field("entry_id", &self.entry_id)
+            .field("spiffe_id", &self.spiffe_id)
+            .field("not_after", &self.not_after)
+            .finish_non_exhaustive()
     }
 }
 
@@ -46,10 +50,19 @@ pub(crate) struct RotationRule {
 impl RotationRule {
     /// The time at which an SVID is to be renewed. `jitter` is in [0, 1) and spreads renewals over ± 10 % of half life,
     /// or over the ten minutes before the availability target is reached. SPIRE: rotationutil.
-    pub(crate) fn renew_at(&self, not_before: SystemTime, not_after: SystemTime, jitter: f64) -> SystemTime {
-        let life = not_after.duration_since(not_before).unwrap_or(Duration::ZERO);
+    pub(crate) fn renew_at(
+        &self,
+        not_before: SystemTime,
+        not_after: SystemTime,
+        jitter: f64,
+    ) -> SystemTime {
+        let life = not_after
+            .duration_since(not_before)
+            .unwrap_or(Duration::ZERO);
         let left = match self.availability_target {
-            Some(target) if life.saturating_sub(target) > LEAST_GRACE => target + Duration::from_secs(600).mul_f64(jitter),
+            Some(target) if life.saturating_sub(target) > LEAST_GRACE => {
+                target + Duration::from_secs(600).mul_f64(jitter)
+            }
             _ => (life / 2).mul_f64(0.9 + 0.2 * jitter),
         };
         not_after.checked_sub(left.min(life)).unwrap_or(not_before)
@@ -95,7 +108,16 @@ impl Svids {
         let id = Arc::clone(&svid.entry_id);
         self.look_again(&id, renew_at);
         self.tick += 1;
-        self.kept.insert(id, Kept { svid, renew_at, used: self.tick, used_since_issue: false, stale: false });
+        self.kept.insert(
+            id,
+            Kept {
+                svid,
+                renew_at,
+                used: self.tick,
+                used_since_issue: false,
+                stale: false,
+            },
+        );
     }
 
     /// Forgets an entry's SVID and its place in the queue.
@@ -104,14 +126,21 @@ impl Svids {
         self.kept.remove(entry_id).map(|kept| kept.svid)
     }
 
-    /// The SVID of an entry if it is valid now; asking counts as a use.
-    pub(crate) fn valid(&mut self, entry_id: &str, now: SystemTime) -> Option<&IssuedSvid> {
+    /// The SVID of an entry if it is valid now.
+    pub(crate) fn valid(&self, entry_id: &str, now: SystemTime) -> Option<&IssuedSvid> {
+        self.kept
+            .get(entry_id)
+            .map(|kept| &kept.svid)
+            .filter(|svid| now < svid.not_after)
+    }
+
+    /// Counts a use of the entry's SVID.
+    pub(crate) fn used(&mut self, entry_id: &str) {
         self.tick += 1;
-        let tick = self.tick;
-        let kept = self.kept.get_mut(entry_id).filter(|kept| now < kept.svid.not_after)?;
-        kept.used = tick;
-        kept.used_since_issue = true;
-        Some(&kept.svid)
+        if let Some(kept) = self.kept.get_mut(entry_id) {
+            kept.used = self.tick;
+            kept.used_since_issue = true;
+        }
     }
 
     /// Whether the entry's SVID is absent, or past its renewal time, or stale; false while a new attempt is planned.
@@ -133,7 +162,10 @@ impl Svids {
 
     /// Marks an SVID to be renewed when next wanted; false when there is none.
     pub(crate) fn mark_stale(&mut self, entry_id: &str) -> bool {
-        self.kept.get_mut(entry_id).map(|kept| kept.stale = true).is_some()
+        self.kept
+            .get_mut(entry_id)
+            .map(|kept| kept.stale = true)
+            .is_some()
     }
 
     /// Makes the queue come back to an entry at `when`, and not before.
@@ -153,7 +185,9 @@ impl Svids {
     pub(crate) fn take_due(&mut self, now: SystemTime) -> Vec<Due> {
         let mut due = Vec::new();
         while self.queue.first().is_some_and(|(when, _)| *when <= now) {
-            let Some((_, id)) = self.queue.pop_first() else { break };
+            let Some((_, id)) = self.queue.pop_first() else {
+                break;
+            };
             self.queued.remove(&id);
             match self.kept.get(&id) {
                 None => due.push(Due::Retry(id)),
@@ -175,7 +209,12 @@ impl Svids {
     pub(crate) fn signed_by(&self, authorities: &BTreeSet<Vec<u8>>) -> Vec<Arc<str>> {
         self.kept
             .values()
-            .filter(|kept| kept.svid.issuers.iter().any(|issuer| authorities.contains(issuer)))
+            .filter(|kept| {
+                kept.svid
+                    .issuers
+                    .iter()
+                    .any(|issuer| authorities.contains(issuer))
+            })
             .map(|kept| Arc::clone(&kept.svid.entry_id))
             .collect()
     }
@@ -185,7 +224,12 @@ impl Svids {
         if self.kept.len() <= limit {
             return Vec::new();
         }
-        let mut idle: Vec<(u64, Arc<str>)> = self.kept.iter().filter(|(id, _)| !in_use(id)).map(|(id, kept)| (kept.used, Arc::clone(id))).collect();
+        let mut idle: Vec<(u64, Arc<str>)> = self
+            .kept
+            .iter()
+            .filter(|(id, _)| !in_use(id))
+            .map(|(id, kept)| (kept.used, Arc::clone(id)))
+            .collect();
         idle.sort_unstable();
         idle.truncate(self.kept.len() - limit);
         idle.into_iter()
@@ -194,10 +238,6 @@ impl Svids {
                 id
             })
             .collect()
-    }
-
-    pub(crate) fn get(&self, entry_id: &str) -> Option<&IssuedSvid> {
-        self.kept.get(entry_id).map(|kept| &kept.svid)
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &IssuedSvid> {
@@ -216,7 +256,9 @@ impl Svids {
 
     /// Intermediates are the same for all SVIDs of an authority: keep them once.
     fn share_tail(&mut self, svid: &mut IssuedSvid) {
-        let Some(tail) = svid.chain.get_mut(1..) else { return };
+        let Some(tail) = svid.chain.get_mut(1..) else {
+            return;
+        };
         if *tail == *self.last_tail {
             tail.clone_from_slice(&self.last_tail);
         } else {

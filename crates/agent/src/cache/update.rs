@@ -61,8 +61,19 @@ struct Messages {
 }
 
 impl WorkloadUpdate {
-    pub(crate) fn new(entries: Vec<Arc<Entry>>, identities: Vec<Identity>, own: Option<Arc<EncodedBundle>>, federated: Vec<Arc<EncodedBundle>>) -> Self {
-        Self { entries, identities, own, federated, messages: Messages::default() }
+    pub(crate) fn new(
+        entries: Vec<Arc<Entry>>,
+        identities: Vec<Identity>,
+        own: Option<Arc<EncodedBundle>>,
+        federated: Vec<Arc<EncodedBundle>>,
+    ) -> Self {
+        Self {
+            entries,
+            identities,
+            own,
+            federated,
+            messages: Messages::default(),
+        }
     }
 
     /// Whether any entry matches.
@@ -80,9 +91,22 @@ impl WorkloadUpdate {
         let own = self.own.as_ref().filter(|_| !self.identities.is_empty())?;
         Some(self.messages.x509.get_or_init(|| {
             let mut message = X509svidResponse {
-                svids: self.identities.iter().map(|identity| svid_message(identity, own)).collect(),
+                svids: self
+                    .identities
+                    .iter()
+                    .map(|identity| svid_message(identity, own))
+                    .collect(),
                 crl: Vec::new(),
-                federated_bundles: self.federated.iter().map(|other| (other.bundle.trust_domain.id_string(), other.x509_der.clone())).collect(),
+                federated_bundles: self
+                    .federated
+                    .iter()
+                    .map(|other| {
+                        (
+                            other.bundle.trust_domain.id_string(),
+                            other.x509_der.clone(),
+                        )
+                    })
+                    .collect(),
             };
             let encoded = Encoded::of(&message);
             for svid in &mut message.svids {
@@ -96,8 +120,19 @@ impl WorkloadUpdate {
     pub(crate) fn x509_bundles(&self) -> Option<&Encoded> {
         let own = self.own.as_ref()?;
         Some(self.messages.x509_bundles.get_or_init(|| {
-            let bundles = self.with_own(own).map(|bundle| (bundle.bundle.trust_domain.id_string(), bundle.x509_der.clone())).collect();
-            Encoded::of(&X509BundlesResponse { crl: Vec::new(), bundles })
+            let bundles = self
+                .with_own(own)
+                .map(|bundle| {
+                    (
+                        bundle.bundle.trust_domain.id_string(),
+                        bundle.x509_der.clone(),
+                    )
+                })
+                .collect();
+            Encoded::of(&X509BundlesResponse {
+                crl: Vec::new(),
+                bundles,
+            })
         }))
     }
 
@@ -105,14 +140,20 @@ impl WorkloadUpdate {
     pub(crate) fn jwt_bundles(&self) -> Option<&Encoded> {
         let own = self.own.as_ref()?;
         Some(self.messages.jwt_bundles.get_or_init(|| {
-            let bundles = self.with_own(own).map(|bundle| (bundle.bundle.trust_domain.id_string(), bundle.jwks.clone())).collect();
+            let bundles = self
+                .with_own(own)
+                .map(|bundle| (bundle.bundle.trust_domain.id_string(), bundle.jwks.clone()))
+                .collect();
             Encoded::of(&JwtBundlesResponse { bundles })
         }))
     }
 
     /// The bundle of a trust domain if this set may verify its members.
     pub(crate) fn bundle_of(&self, trust_domain: &TrustDomain) -> Option<&Arc<EncodedBundle>> {
-        self.own.iter().chain(&self.federated).find(|bundle| bundle.bundle.trust_domain == *trust_domain)
+        self.own
+            .iter()
+            .chain(&self.federated)
+            .find(|bundle| bundle.bundle.trust_domain == *trust_domain)
     }
 
     /// Whether both say the same to every kind of caller.
@@ -126,12 +167,23 @@ impl WorkloadUpdate {
         same_own
             && self.entries == other.entries
             && self.federated.len() == other.federated.len()
-            && self.federated.iter().zip(&other.federated).all(|(a, b)| same_bundle(a, b))
+            && self
+                .federated
+                .iter()
+                .zip(&other.federated)
+                .all(|(a, b)| same_bundle(a, b))
             && self.identities.len() == other.identities.len()
-            && self.identities.iter().zip(&other.identities).all(|(a, b)| Arc::ptr_eq(&a.svid.key, &b.svid.key))
+            && self
+                .identities
+                .iter()
+                .zip(&other.identities)
+                .all(|(a, b)| Arc::ptr_eq(&a.svid.key, &b.svid.key))
     }
 
-    fn with_own<'a>(&'a self, own: &'a Arc<EncodedBundle>) -> impl Iterator<Item = &'a Arc<EncodedBundle>> {
+    fn with_own<'a>(
+        &'a self,
+        own: &'a Arc<EncodedBundle>,
+    ) -> impl Iterator<Item = &'a Arc<EncodedBundle>> {
         std::iter::once(own).chain(&self.federated)
     }
 }

@@ -23,9 +23,18 @@ const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 const MAX_TOKEN_FILE: u64 = 64 << 10;
 
 /// Reads the `agent` block. Nothing comes back when a fault was recorded that leaves a hole.
-pub(super) fn read(root: &Section, flags: &Overrides, health: Option<HealthConfig>, plugins: Option<AgentPlugins>) -> Option<Config> {
+pub(super) fn read(
+    root: &Section,
+    flags: &Overrides,
+    health: Option<HealthConfig>,
+    plugins: Option<AgentPlugins>,
+) -> Option<Config> {
     if !root.has("agent") {
-        root.fault_here(Code::MissingKey, "the agent block is missing", "agent { trust_domain = \"example.org\" … }");
+        root.fault_here(
+            Code::MissingKey,
+            "the agent block is missing",
+            "agent { trust_domain = \"example.org\" … }",
+        );
         return None;
     }
     let agent = root.section("agent")?;
@@ -33,9 +42,18 @@ pub(super) fn read(root: &Section, flags: &Overrides, health: Option<HealthConfi
     let experimental = agent.section_or_empty("experimental");
     let trust = trust::read(&agent, flags);
     let trust_domain = trust_domain(&agent, flags);
-    let server_address = required(&agent, flags.server_address.clone(), "server_address", "10.0.0.5");
+    let server_address = required(
+        &agent,
+        flags.server_address.clone(),
+        "server_address",
+        "10.0.0.5",
+    );
     let server_port = server_port(&agent, flags);
-    let socket_path = flags.socket_path.clone().or_else(|| path(&agent, "socket_path")).unwrap_or_else(|| PathBuf::from(DEFAULT_SOCKET));
+    let socket_path = flags
+        .socket_path
+        .clone()
+        .or_else(|| path(&agent, "socket_path"))
+        .unwrap_or_else(|| PathBuf::from(DEFAULT_SOCKET));
     let admin_socket_path = admin_socket(&agent, &socket_path);
     let join_token = join_token(&agent, flags);
     let log = log(&agent, flags);
@@ -43,10 +61,16 @@ pub(super) fn read(root: &Section, flags: &Overrides, health: Option<HealthConfi
     let availability_target = availability_target(&agent);
     let x509_svid_cache_max_size = cache_size(&agent, "x509_svid_cache_max_size");
     let jwt_svid_cache_max_size = cache_size(&agent, "jwt_svid_cache_max_size");
-    let allowed_foreign_jwt_claims = agent.strings("allowed_foreign_jwt_claims").unwrap_or_default();
+    let allowed_foreign_jwt_claims = agent
+        .strings("allowed_foreign_jwt_claims")
+        .unwrap_or_default();
     let allow = agent.boolean("allow_unauthenticated_verifiers");
     let disabled = agent.boolean("disable_workload_api").unwrap_or(false);
-    let data_dir = flags.data_dir.clone().or_else(|| path(&agent, "data_dir")).unwrap_or_else(|| PathBuf::from("."));
+    let data_dir = flags
+        .data_dir
+        .clone()
+        .or_else(|| path(&agent, "data_dir"))
+        .unwrap_or_else(|| PathBuf::from("."));
     let sync_interval = sync_interval(&experimental);
     let jwt_svid_cache_hit_timeout = cache_hit_timeout(&experimental);
     let rate_limits = rate_limits(&experimental);
@@ -68,7 +92,10 @@ pub(super) fn read(root: &Section, flags: &Overrides, health: Option<HealthConfi
         availability_target,
         x509_svid_cache_max_size,
         jwt_svid_cache_max_size,
-        allow_unauthenticated_verifiers: flags.allow_unauthenticated_verifiers.or(allow).unwrap_or(false),
+        allow_unauthenticated_verifiers: flags
+            .allow_unauthenticated_verifiers
+            .or(allow)
+            .unwrap_or(false),
         allowed_foreign_jwt_claims,
         workload_api: !disabled,
         sync_interval,
@@ -83,7 +110,10 @@ pub(super) fn read(root: &Section, flags: &Overrides, health: Option<HealthConfi
 fn refuse_unsupported(agent: &Section) {
     agent.unsupported(&[
         ("sds", "Envoy's SDS is not served yet"),
-        ("authorized_delegates", "the delegated identity API is not served yet"),
+        (
+            "authorized_delegates",
+            "the delegated identity API is not served yet",
+        ),
         ("profiling_enabled", ""),
         ("profiling_port", ""),
         ("profiling_freq", ""),
@@ -98,12 +128,21 @@ fn refuse_unsupported(agent: &Section) {
             "a node whose server was re-created has to be joined again; leave it at \"never\"",
         ),
     }
-    if agent.duration("rebootstrap_delay").is_some() && agent.string("rebootstrap_mode").is_none_or(|mode| mode == "never") {
+    if agent.duration("rebootstrap_delay").is_some()
+        && agent
+            .string("rebootstrap_mode")
+            .is_none_or(|mode| mode == "never")
+    {
         tracing::debug!("rebootstrap_delay has no effect while rebootstrap_mode is never");
     }
     // SDS is not served, so `true` describes what is the case.
     if agent.boolean("disable_sds_api") == Some(false) {
-        agent.fault(Code::NotYetSupported, "disable_sds_api", "agent.disable_sds_api = false is not yet supported", "Envoy's SDS is not served yet");
+        agent.fault(
+            Code::NotYetSupported,
+            "disable_sds_api",
+            "agent.disable_sds_api = false is not yet supported",
+            "Envoy's SDS is not served yet",
+        );
     }
     let experimental = agent.section_or_empty("experimental");
     experimental.unsupported(&[
@@ -135,11 +174,20 @@ fn required(agent: &Section, flag: Option<String>, key: &str, example: &str) -> 
 }
 
 fn trust_domain(agent: &Section, flags: &Overrides) -> Option<TrustDomain> {
-    let text = required(agent, flags.trust_domain.clone(), "trust_domain", "example.org")?;
+    let text = required(
+        agent,
+        flags.trust_domain.clone(),
+        "trust_domain",
+        "example.org",
+    )?;
     match TrustDomain::parse(&text) {
         Ok(trust_domain) => Some(trust_domain),
         Err(error) => {
-            agent.fault_at("trust_domain", format!("\"{text}\" is not a trust domain: {error}"), "a trust domain is a lower-case name such as example.org");
+            agent.fault_at(
+                "trust_domain",
+                format!("\"{text}\" is not a trust domain: {error}"),
+                "a trust domain is a lower-case name such as example.org",
+            );
             None
         }
     }
@@ -151,7 +199,12 @@ fn server_port(agent: &Section, flags: &Overrides) -> Option<u16> {
         return Some(port);
     }
     if !agent.has("server_port") {
-        agent.fault(Code::MissingKey, "server_port", "agent.server_port is missing", "server_port = 8081");
+        agent.fault(
+            Code::MissingKey,
+            "server_port",
+            "agent.server_port is missing",
+            "server_port = 8081",
+        );
     }
     written.and_then(|port| u16::try_from(port).ok())
 }
@@ -178,7 +231,12 @@ fn join_token(agent: &Section, flags: &Overrides) -> Option<Secret<String>> {
     let written = agent.non_empty_string("join_token");
     let written_file = path(agent, "join_token_file");
     if written.is_some() && written_file.is_some() {
-        agent.fault(Code::ConflictingKeys, "join_token_file", "only one of join_token and join_token_file may be set", "take one out");
+        agent.fault(
+            Code::ConflictingKeys,
+            "join_token_file",
+            "only one of join_token and join_token_file may be set",
+            "take one out",
+        );
     }
     let token = flags.join_token.clone().filter(|token| !token.is_empty());
     let file = flags.join_token_file.clone();
@@ -192,17 +250,31 @@ fn join_token(agent: &Section, flags: &Overrides) -> Option<Secret<String>> {
 fn token_of_file(agent: &Section, file: &Path) -> Option<Secret<String>> {
     use std::io::Read as _;
     let mut text = String::new();
-    let read = std::fs::File::open(file).and_then(|file| file.take(MAX_TOKEN_FILE).read_to_string(&mut text));
+    let read = std::fs::File::open(file)
+        .and_then(|file| file.take(MAX_TOKEN_FILE).read_to_string(&mut text));
     let token = Secret::new(text.trim().to_owned());
     drop(Secret::new(text));
     match read {
         Ok(_) if token.expose().is_empty() => {
-            agent.fault(Code::JoinTokenFileUnreadable, "join_token_file", format!("the join token file {} is empty", file.display()), "plastron token create");
+            agent.fault(
+                Code::JoinTokenFileUnreadable,
+                "join_token_file",
+                format!("the join token file {} is empty", file.display()),
+                "plastron token create",
+            );
             None
         }
         Ok(_) => Some(token),
         Err(error) => {
-            agent.fault(Code::JoinTokenFileUnreadable, "join_token_file", format!("the join token file {} cannot be read: {error}", file.display()), "");
+            agent.fault(
+                Code::JoinTokenFileUnreadable,
+                "join_token_file",
+                format!(
+                    "the join token file {} cannot be read: {error}",
+                    file.display()
+                ),
+                "",
+            );
             None
         }
     }
@@ -214,21 +286,41 @@ fn log(agent: &Section, flags: &Overrides) -> Option<LogConfig> {
     let file = path(agent, "log_file");
     let source_location = agent.boolean("log_source_location");
     let selectors = agent.strings("log_selectors").unwrap_or_default();
-    let level = flags.log_level.clone().or(written_level).unwrap_or_else(|| "INFO".to_owned()).to_uppercase();
+    let level = flags
+        .log_level
+        .clone()
+        .or(written_level)
+        .unwrap_or_else(|| "INFO".to_owned())
+        .to_uppercase();
     let level = match level.as_str() {
         "WARNING" => "WARN".to_owned(),
         "TRACE" | "DEBUG" | "INFO" | "WARN" | "ERROR" => level,
         "FATAL" | "PANIC" => "ERROR".to_owned(),
         _ => {
-            agent.fault_at("log_level", format!("\"{level}\" is not a log level"), "one of DEBUG, INFO, WARN, ERROR");
+            agent.fault_at(
+                "log_level",
+                format!("\"{level}\" is not a log level"),
+                "one of DEBUG, INFO, WARN, ERROR",
+            );
             return None;
         }
     };
-    let json = match flags.log_format.clone().or(written_format).unwrap_or_default().to_lowercase().as_str() {
+    let json = match flags
+        .log_format
+        .clone()
+        .or(written_format)
+        .unwrap_or_default()
+        .to_lowercase()
+        .as_str()
+    {
         "" | "text" => false,
         "json" => true,
         other => {
-            agent.fault_at("log_format", format!("\"{other}\" is not a log format"), "text or json");
+            agent.fault_at(
+                "log_format",
+                format!("\"{other}\" is not a log format"),
+                "text or json",
+            );
             return None;
         }
     };
@@ -236,13 +328,19 @@ fn log(agent: &Section, flags: &Overrides) -> Option<LogConfig> {
         level,
         json,
         file: flags.log_file.clone().or(file),
-        source_location: flags.log_source_location.or(source_location).unwrap_or(false),
+        source_location: flags
+            .log_source_location
+            .or(source_location)
+            .unwrap_or(false),
         selectors,
     })
 }
 
 fn workload_key_type(agent: &Section) -> KeyType {
-    match agent.one_of("workload_x509_svid_key_type", &["ec-p256", "ec-p384", "rsa-2048"]) {
+    match agent.one_of(
+        "workload_x509_svid_key_type",
+        &["ec-p256", "ec-p384", "rsa-2048"],
+    ) {
         Some("rsa-2048") => KeyType::Rsa2048,
         Some("ec-p384") => KeyType::EcP384,
         _ => KeyType::EcP256,
@@ -252,7 +350,11 @@ fn workload_key_type(agent: &Section) -> KeyType {
 fn availability_target(agent: &Section) -> Option<Duration> {
     let target = agent.duration("availability_target")?;
     if target < DAY {
-        agent.fault_at("availability_target", "availability_target must be at least 24h", "availability_target = \"24h\"");
+        agent.fault_at(
+            "availability_target",
+            "availability_target must be at least 24h",
+            "availability_target = \"24h\"",
+        );
     }
     Some(target)
 }
@@ -268,7 +370,11 @@ fn cache_size(agent: &Section, key: &str) -> usize {
 fn sync_interval(experimental: &Section) -> Duration {
     match experimental.duration("sync_interval") {
         Some(Duration::ZERO) => {
-            experimental.fault_at("sync_interval", "sync_interval must be longer than 0", "sync_interval = \"5s\"");
+            experimental.fault_at(
+                "sync_interval",
+                "sync_interval must be longer than 0",
+                "sync_interval = \"5s\"",
+            );
             DEFAULT_SYNC_INTERVAL
         }
         Some(interval) => interval,
@@ -277,18 +383,32 @@ fn sync_interval(experimental: &Section) -> Duration {
 }
 
 fn cache_hit_timeout(experimental: &Section) -> Duration {
-    let Some(timeout) = experimental.duration("jwt_svid_cache_hit_timeout") else { return DEFAULT_CACHE_HIT_TIMEOUT };
+    let Some(timeout) = experimental.duration("jwt_svid_cache_hit_timeout") else {
+        return DEFAULT_CACHE_HIT_TIMEOUT;
+    };
     // SPIRE: the same bounds.
     if timeout < Duration::from_secs(5) || timeout >= Duration::from_secs(30) {
-        experimental.fault_at("jwt_svid_cache_hit_timeout", "jwt_svid_cache_hit_timeout must be at least 5s and less than 30s", "jwt_svid_cache_hit_timeout = \"5s\"");
+        experimental.fault_at(
+            "jwt_svid_cache_hit_timeout",
+            "jwt_svid_cache_hit_timeout must be at least 5s and less than 30s",
+            "jwt_svid_cache_hit_timeout = \"5s\"",
+        );
     }
     timeout
 }
 
 fn rate_limits(experimental: &Section) -> RateLimits {
     let limits = experimental.section_or_empty("ratelimit");
-    limits.unsupported(&[("stream_secrets", "Envoy's SDS is not served yet"), ("fetch_secrets", "Envoy's SDS is not served yet")]);
-    let limit = |key| limits.integer_between(key, 0, i64::from(u32::MAX)).and_then(|limit| u32::try_from(limit).ok()).unwrap_or(0);
+    limits.unsupported(&[
+        ("stream_secrets", "Envoy's SDS is not served yet"),
+        ("fetch_secrets", "Envoy's SDS is not served yet"),
+    ]);
+    let limit = |key| {
+        limits
+            .integer_between(key, 0, i64::from(u32::MAX))
+            .and_then(|limit| u32::try_from(limit).ok())
+            .unwrap_or(0)
+    };
     RateLimits {
         fetch_x509_svid: limit("fetch_x509_svid"),
         fetch_jwt_svid: limit("fetch_jwt_svid"),
@@ -301,16 +421,29 @@ fn rate_limits(experimental: &Section) -> RateLimits {
 pub(super) fn health(root: &Section) -> Option<HealthConfig> {
     let checks = root.section("health_checks")?;
     let enabled = checks.boolean("listener_enabled").unwrap_or(false);
-    let bind_address = checks.non_empty_string("bind_address").unwrap_or_else(|| "localhost".to_owned());
+    let bind_address = checks
+        .non_empty_string("bind_address")
+        .unwrap_or_else(|| "localhost".to_owned());
     let bind_port = checks.port("bind_port").unwrap_or(80);
     let probe_path = |key: &str, default: &str| {
-        let path = checks.non_empty_string(key).unwrap_or_else(|| default.to_owned());
+        let path = checks
+            .non_empty_string(key)
+            .unwrap_or_else(|| default.to_owned());
         if !path.starts_with('/') {
-            checks.fault_at(key, format!("\"{path}\" is not a path"), format!("{key} = \"{default}\""));
+            checks.fault_at(
+                key,
+                format!("\"{path}\" is not a path"),
+                format!("{key} = \"{default}\""),
+            );
         }
         path
     };
     let live_path = probe_path("live_path", "/live");
     let ready_path = probe_path("ready_path", "/ready");
-    enabled.then_some(HealthConfig { bind_address, bind_port, live_path, ready_path })
+    enabled.then_some(HealthConfig {
+        bind_address,
+        bind_port,
+        live_path,
+        ready_path,
+    })
 }

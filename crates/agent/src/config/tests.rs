@@ -1,0 +1,285 @@
+use super::*;
+use plugin::fault::Code;
+
+const FULL: &str = include_str!("../../../../conf/agent/agent_full.conf");
+const MINIMAL: &str = include_str!("../../../../conf/agent/agent.conf");
+
+fn read(text: &str) -> Result<Config, Faults> {
+    let document = Document::parse("agent.conf", text, None)?;
+    Config::from_document(&document, &Overrides::default())
+}
+
+/// The minimal file with these lines in its agent block.
+fn with(lines: &str) -> Result<Config, Faults> {
+    read(&MINIMAL.replacen("agent {\n", &format!("agent {{\n{lines}\n"), 1))
+}
+
+/// The minimal file without the trust source, and with these lines.
+fn with_trust(lines: &str) -> Result<Config, Faults> {
+    let without: String = MINIMAL
+        .lines()
+        .filter(|line| !line.contains("trust_bundle_path"))
+        .map(|line| format!("{line}\n"))
+        .collect();
+    read(&without.replacen("agent {\n", &format!("agent {{\n{lines}\n"), 1))
+}
+
+fn codes(outcome: Result<Config, Faults>) -> Vec<Code> {
+    match outcome {
+        Ok(_) => Vec::new(),
+        Err(faults) => faults.iter().map(|fault| fault.code).collect(),
+    }
+}
+
+#[test]
+fn the_minimal_file_has_every_default() {
+    let config = read(MINIMAL).unwrap();
+    assert_eq!(config.server(), "127.0.0.1:8081");
+    assert_eq!(
+        config.trust_source,
+        TrustSource::Path("./conf/agent/bundle.crt".into())
+    );
+    assert_eq!(config.trust_bundle_format, BundleFormat::Pem);
+    assert!(
+        config.join_token.is_none()
+            && config.health.is_none()
+            && config.admin_socket_path.is_none()
+    );
+    assert_eq!(
+        (
+            config.x509_svid_cache_max_size,
+            config.jwt_svid_cache_max_size
+        ),
+        (1000, 1000)
+    );
+    assert_eq!(config.sync_interval, Duration::from_secs(5));
+    assert_eq!(config.workload_key_type, KeyType::EcP256);
+    assert!(
+        config.workload_api && !config.allow_unauthenticated_verifiers && !config.require_pq_kem
+    );
+    assert_eq!(config.log.level, "INFO");
+}
+
+#[test]
+fn the_full_file_is_read_to_the_last_key() {
+    let config = read(FULL).unwrap_or_else(|faults| panic!("{faults}"));
+    assert_eq!(
+        config.join_token.unwrap().expose(),
+        "2b0d5f8e-9a3c-4c1e-8d8f-2f4e3a6c7b91"
+    );
+    assert_eq!(
+        config.availability_target,
+        Some(Duration::from_secs(24 * 3600))
+    );
+    assert_eq!(config.health.unwrap().bind_port, 8082);
+    assert_eq!(config.log.selectors, ["unix:user", "k8s:ns"]);
+}
+
+#[test]
+fn every_key_that_the_full_file_shows_commented_out_exists() {
+    let mut tried = 0;
+    for line in FULL.lines() {
+        let Some(setting) = line
+            .trim()
+            .strip_prefix("# ")
+            .filter(|text| text.contains(" = ") && !text.contains(": "))
+        else {
+            continue;
+        };
+        tried += 1;
+        let key = setting.split(' ').next().unwrap();
+        let faults = with(setting)
+            .err()
+            .map(|faults| faults.to_string())
+            .unwrap_or_default();
+        assert!(!faults.contains("unknown key"), "{key}: {faults}");
+    }
+    assert!(tried >= 5, "only {tried} were found");
+}
+
+#[test]
+fn unknown_keys_are_refused_with_position_and_likely_name() {
+    let faults = with("    loglevel = \"INFO\"").unwrap_err();
+    let text = faults.to_string();
+    assert_eq!(
+        faults.iter().map(|fault| fault.code).collect::<Vec<_>>(),
+        [Code::UnknownKey]
+    );
+    assert!(
+        text.contains("log_level") && text.contains("agent.conf:4:5"),
+        "{text}"
+    );
+}
+
+#[test]
+fn keys_of_spire_that_are_missing_here_are_refused_by_name() {
+    for lines in [
+        "sds { default_svid_name = \"x\" }",
+        "authorized_delegates = [\"spiffe://example.org/d\"]",
+        "profiling_enabled = true",
+        "rebootstrap_mode = \"auto\"",
+        "disable_sds_api = false",
+        "experimental { broker { socket_path = \"/x\" } }",
+        "experimental { feature_flags = [\"x\"] }",
+        "experimental { use_sync_authorized_entries = false }",
+        "experimental { ratelimit { stream_secrets = 1 } }",
+        "experimental { named_pipe_name = \"x\" }",
+    ] {
+        assert_eq!(codes(with(lines)), [Code::NotYetSupported], "{lines}");
+    }
+    assert_eq!(
+        codes(read(&format!(
+            "{MINIMAL}\ntelemetry {{ Prometheus {{ port = 1 }} }}"
+        ))),
+        [Code::NotYetSupported]
+    );
+}
+
+#[test]
+fn values_that_make_no_sense_are_refused() {
+    for lines in [
+        "availability_target = \"23h\"",
+        "x509_svid_cache_max_size = -1",
+        "jwt_svid_cache_max_size = -1",
+        "log_level = \"LOUD\"",
+        "log_format = \"xml\"",
+        "trust_bundle_format = \"der\"",
+        "workload_x509_svid_key_type = \"ed25519\"",
+        "rebootstrap_mode = \"sometimes\"",
+        "admin_socket_path = \"/tmp/spire-agent/public/admin.sock\"",
+        "admin_socket_path = \"/tmp/spire-agent/public/below/admin.sock\"",
+        "experimental { sync_interval = \"0s\" }",
+        "experimental { jwt_svid_cache_hit_timeout = \"4s\" }",
+        "experimental { jwt_svid_cache_hit_timeout = \"30s\" }",
+        "experimental { ratelimit { fetch_jwt_svid = -1 } }",
+    ] {
+        assert_eq!(codes(with(lines)), [Code::InvalidValue], "{lines}");
+    }
+    for lines in [
+        "insecure_bootstrap = \"perhaps\"",
+        "log_selectors = \"unix\"",
+        "experimental { sync_interval = \"often\" }",
+    ] {
+        assert!(!codes(with(lines)).is_empty(), "{lines}");
+    }
+}
+
+#[test]
+fn exactly_one_source_of_trust_is_wanted() {
+    assert_eq!(codes(with_trust("")), [Code::NoBootstrapBundle]);
+    assert_eq!(
+        codes(with("insecure_bootstrap = true")),
+        [Code::ConflictingKeys]
+    );
+    assert_eq!(
+        codes(with("trust_bundle_url = \"https://x\"")),
+        [Code::ConflictingKeys]
+    );
+    assert_eq!(
+        codes(with("trust_bundle_spiffe_workload_api = \"unix:///x\"")),
+        [Code::ConflictingKeys]
+    );
+    assert_eq!(
+        codes(with("trust_bundle_unix_socket = \"/x\"")),
+        [Code::ConflictingKeys]
+    );
+    assert_eq!(
+        with_trust("insecure_bootstrap = true")
+            .unwrap()
+            .trust_source,
+        TrustSource::Insecure
+    );
+    let url = with_trust("trust_bundle_url = \"https://x/y\"")
+        .unwrap()
+        .trust_source;
+    assert_eq!(
+        url,
+        TrustSource::Url {
+            url: "https://x/y".into(),
+            unix_socket: None
+        }
+    );
+    let above = with_trust("trust_bundle_spiffe_workload_api = \"unix:///a/b\"")
+        .unwrap()
+        .trust_source;
+    assert_eq!(above, TrustSource::WorkloadApi("/a/b".into()));
+}
+
+#[test]
+fn bundle_urls_are_https_or_http_over_a_socket_without_reserved_parameters() {
+    for lines in [
+        "trust_bundle_url = \"http://x\"",
+        "trust_bundle_url = \"ftp://x\"",
+        "trust_bundle_url = \"x\"",
+        "trust_bundle_url = \"https://x\"\ntrust_bundle_unix_socket = \"/s\"",
+        "trust_bundle_url = \"http://x?spire-y=1\"\ntrust_bundle_unix_socket = \"/s\"",
+        "trust_bundle_url = \"http://x?a=1&spiffe-y=1\"\ntrust_bundle_unix_socket = \"/s\"",
+        "trust_bundle_spiffe_workload_api = \"/a/b\"",
+        "trust_bundle_spiffe_workload_api = \"unix://a/b\"",
+    ] {
+        assert_eq!(codes(with_trust(lines)), [Code::InvalidValue], "{lines}");
+    }
+    with_trust("trust_bundle_url = \"http://x?a=1\"\ntrust_bundle_unix_socket = \"/s\"").unwrap();
+}
+
+#[test]
+fn required_keys_may_come_from_flags() {
+    let text = "agent { insecure_bootstrap = true }\n".to_owned()
+        + &MINIMAL[MINIMAL.find("plugins").unwrap()..];
+    let document = Document::parse("agent.conf", &text, None).unwrap();
+    let missing = Config::from_document(&document, &Overrides::default()).unwrap_err();
+    assert_eq!(
+        missing.iter().map(|fault| fault.code).collect::<Vec<_>>(),
+        [Code::MissingKey; 3]
+    );
+    let flags = Overrides {
+        trust_domain: Some("example.org".into()),
+        server_address: Some("::1".into()),
+        server_port: Some(9),
+        join_token: Some("t".into()),
+        ..Overrides::default()
+    };
+    let document = Document::parse("agent.conf", &text, None).unwrap();
+    let config = Config::from_document(&document, &flags).unwrap();
+    assert_eq!(config.server(), "[::1]:9");
+    assert_eq!(config.join_token.unwrap().expose(), "t");
+}
+
+#[test]
+fn join_token_and_its_file_exclude_each_other() {
+    assert!(
+        codes(with("join_token = \"a\"\njoin_token_file = \"/b\""))
+            .contains(&Code::ConflictingKeys)
+    );
+    assert_eq!(
+        codes(with("join_token_file = \"/does/not/exist\"")),
+        [Code::JoinTokenFileUnreadable]
+    );
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let line = format!("join_token_file = \"{}\"", file.path().display());
+    assert_eq!(codes(with(&line)), [Code::JoinTokenFileUnreadable], "empty");
+    std::fs::write(file.path(), "  tok-en\n").unwrap();
+    assert_eq!(with(&line).unwrap().join_token.unwrap().expose(), "tok-en");
+}
+
+#[test]
+fn all_faults_come_at_once() {
+    let faults = codes(with(
+        "log_level = \"LOUD\"\nwhatever = 1\nsds {}\navailability_target = \"1h\"",
+    ));
+    assert_eq!(faults.len(), 4, "{faults:?}");
+}
+
+#[test]
+fn a_config_shows_no_token() {
+    let config = with("join_token = \"very-secret\"").unwrap();
+    assert!(!format!("{config:?}").contains("very-secret"));
+}
+
+#[test]
+fn a_file_without_an_agent_block_says_so() {
+    assert_eq!(
+        codes(read(&MINIMAL[MINIMAL.find("plugins").unwrap()..])),
+        [Code::MissingKey]
+    );
+}

@@ -59,7 +59,11 @@ impl Connections {
     }
 
     pub(super) fn with_limit(most: usize) -> Self {
-        Self(Arc::new(Shared { most, table: Mutex::default(), ended: Notify::new() }))
+        Self(Arc::new(Shared {
+            most,
+            table: Mutex::default(),
+            ended: Notify::new(),
+        }))
     }
 
     /// A place for one more. When all are taken, the connection that has been idle longest is told to go; nothing
@@ -72,7 +76,11 @@ impl Connections {
         }
         table.open += 1;
         drop(table);
-        let slot = Slot { shared: Arc::clone(&self.0), evict: Arc::default(), usage: Mutex::default() };
+        let slot = Slot {
+            shared: Arc::clone(&self.0),
+            evict: Arc::default(),
+            usage: Mutex::default(),
+        };
         slot.change(|requests| requests);
         Some(slot)
     }
@@ -135,7 +143,12 @@ impl Slot {
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        let since = self.usage.lock().unwrap_or_else(PoisonError::into_inner).idle_since.take();
+        let since = self
+            .usage
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .idle_since
+            .take();
         let mut table = self.shared.lock();
         if let Some(since) = since {
             table.idle.remove(&since);
@@ -173,7 +186,10 @@ impl Body for Held {
     type Data = Bytes;
     type Error = tonic::Status;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, tonic::Status>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, tonic::Status>>> {
         Pin::new(&mut self.body).poll_frame(cx)
     }
 
@@ -189,9 +205,17 @@ impl Body for Held {
 /// Raises the limit of open files as far as it goes and derives from it.
 fn most() -> usize {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
-    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return MOST / 16 };
-    let files = if soft < hard && setrlimit(Resource::RLIMIT_NOFILE, hard, hard).is_ok() { hard } else { soft };
-    usize::try_from(files.saturating_sub(RESERVED) / FILES_EACH).unwrap_or(MOST).clamp(16, MOST)
+    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else {
+        return MOST / 16;
+    };
+    let files = if soft < hard && setrlimit(Resource::RLIMIT_NOFILE, hard, hard).is_ok() {
+        hard
+    } else {
+        soft
+    };
+    usize::try_from(files.saturating_sub(RESERVED) / FILES_EACH)
+        .unwrap_or(MOST)
+        .clamp(16, MOST)
 }
 
 #[cfg(test)]

@@ -26,12 +26,22 @@ impl Standard {
     /// Not serving, until told.
     pub(crate) async fn new() -> Self {
         let (reporter, service) = tonic_health::server::health_reporter();
-        reporter.set_service_status("", ServingStatus::NotServing).await;
-        Self { reporter, health: Routes::new(service), reflection: OnceLock::new() }
+        reporter
+            .set_service_status("", ServingStatus::NotServing)
+            .await;
+        Self {
+            reporter,
+            health: Routes::new(service),
+            reflection: OnceLock::new(),
+        }
     }
 
     pub(crate) async fn serving(&self, serving: bool) {
-        let status = if serving { ServingStatus::Serving } else { ServingStatus::NotServing };
+        let status = if serving {
+            ServingStatus::Serving
+        } else {
+            ServingStatus::NotServing
+        };
         self.reporter.set_service_status("", status).await;
     }
 
@@ -41,8 +51,16 @@ impl Standard {
         B: hyper::body::Body<Data = bytes::Bytes> + Send + 'static,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>> + Send,
     {
-        let routes = if request.uri().path().starts_with("/grpc.reflection.") { self.reflection.get_or_init(reflection) } else { &self.health };
-        match routes.clone().oneshot(request.map(tonic::body::Body::new)).await {
+        let routes = if request.uri().path().starts_with("/grpc.reflection.") {
+            self.reflection.get_or_init(reflection)
+        } else {
+            &self.health
+        };
+        match routes
+            .clone()
+            .oneshot(request.map(tonic::body::Body::new))
+            .await
+        {
             Ok(response) => response,
             Err(never) => match never {},
         }
@@ -74,9 +92,24 @@ fn workload_files() -> FileDescriptorSet {
     let served: BTreeSet<String> = all
         .file
         .iter()
-        .filter(|file| file.service.iter().any(|service| service.name() == "SpiffeWorkloadAPI" && file.package().is_empty()))
-        .flat_map(|file| file.dependency.iter().cloned().chain([file.name().to_owned()]))
+        .filter(|file| {
+            file.service
+                .iter()
+                .any(|service| service.name() == "SpiffeWorkloadAPI" && file.package().is_empty())
+        })
+        .flat_map(|file| {
+            file.dependency
+                .iter()
+                .cloned()
+                .chain([file.name().to_owned()])
+        })
         .chain(SHOWN.map(str::to_owned))
         .collect();
-    FileDescriptorSet { file: all.file.into_iter().filter(|file| served.contains(file.name())).collect() }
+    FileDescriptorSet {
+        file: all
+            .file
+            .into_iter()
+            .filter(|file| served.contains(file.name()))
+            .collect(),
+    }
 }

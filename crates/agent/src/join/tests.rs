@@ -1,0 +1,281 @@
+use std::path::Path;
+
+use plugin::config::Document;
+use spiffe::random::SystemRandom;
+use tonic::Status;
+
+use super::*;
+use crate::config::Overrides;
+use crate::state::StateDir;
+use crate::testing::fake_server::FakeServer;
+
+struct Wish<'a> {
+    trust_domain: &'a str,
+    token: Option<&'a str>,
+    bundle: Option<String>,
+}
+
+impl Default for Wish<'_> {
+    fn default() -> Self {
+        Self {
+            trust_domain: "example.org",
+            token: Some("good"),
+            bundle: None,
+        }
+    }
+}
+
+fn node(port: u16, directory: &Path, wish: &Wish<'_>) -> Arc<Node> {
+    let trust = match &wish.bundle {
+        Some(bundle) => {
+            let path = directory.join("bundle.pem");
+            std::fs::write(&path, bundle).unwrap();
+            format!("trust_bundle_path = \"{}\"", path.display())
+        }
+        None => "insecure_bootstrap = true".to_owned(),
+    };
+    let token = wish
+        .token
+        .map(|token| format!("join_token = \"{token}\""))
+        .unwrap_or_default();
+    let text = format!(
+        "agent {{\n trust_domain = \"{td}\"\n server_address = \"127.0.0.1\"\n server_port = {port}\n data_dir = \"{dir}\"\n {trust}\n {token}\n }}\n\
+         plugins {{\n NodeAttestor \"join_token\" {{ plugin_data {{}} }}\n KeyManager \"disk\" {{ plugin_data {{ directory = \"{dir}\" }} }}\n\
+         WorkloadAttestor \"unix\" {{ plugin_data {{}} }}\n }}",
+        td = wish.trust_domain,
+        dir = directory.display()
+    );
+    let document = Document::parse("agent.conf", &text, None).unwrap();
+    let config = Config::from_document(&document, &Overrides::default())
+        .unwrap_or_else(|faults| panic!("{faults}"));
+    let keys = config.plugins.open_key_manager().unwrap();
+    let state = StateDir::open(&config.data_dir).unwrap();
+    Arc::new(Node::open(config, state, keys, Arc::new(spiffe::clock::SystemClock)).unwrap())
+}
+
+async fn refused(server: &FakeServer, wish: Wish<'_>) -> Fault {
+    let directory = tempfile::tempdir().unwrap();
+    let node = node(server.port, directory.path(), &wish);
+    let started = std::time::Instant::now();
+    let fault = join(&node, Arc::new(SystemRandom)).await.unwrap_err();
+    assert!(
+        started.elapsed() < Duration::from_secs(3),
+        "permanent errors are reported at once"
+    );
+    assert!(node.stored_identity().await.unwrap().is_none());
+    fault
+}
+
+#[tokio::test]
+async fn a_good_token_joins_and_the_identity_is_kept() {
+    let server = FakeServer::start("example.org").await;
+    let directory = tempfile::tempdir().unwrap();
+    let bundle = server.state.lock().unwrap().bundle.to_pem();
+    let wish = Wish {
+        bundle: Some(bundle),
+        ..Wish::default()
+    };
+    let joined = join(
+        &node(server.port, directory.path(), &wish),
+        Arc::new(SystemRandom),
+    )
+    .await
+    .unwrap();
+    assert_eq!(
+        joined.identity.id().as_str(),
+        "spiffe://example.org/spire/agent/join_token/good"
+    );
+    let again = node(
+        server.port,
+        directory.path(),
+        &Wish {
+            token: None,
+            ..wish
+        },
+    );
+    let stored = again.stored_identity().await.unwrap().unwrap();
+    assert_eq!(stored.id(), joined.identity.id());
+    assert_eq!(again.stored_bundle().unwrap().x509_authorities.len(), 1);
+    assert_eq!(server.calls("AttestAgent"), 1);
+}
+
+#[tokio::test]
+async fn used_unknown_and_expired_tokens_are_told_apart_and_not_repeated() {
+    let server = FakeServer::start("example.org").await;
+    for (token, text) in [
+        ("used", "unknown or was already used"),
+        ("nonsense", "unknown or was already used"),
+        ("late", "expired"),
+    ] {
+        let before = server.calls("AttestAgent");
+        let fault = refused(
+            &server,
+            Wish {
+                token: Some(token),
+                ..Wish::default()
+            },
+        )
+        .await;
+        assert_eq!(fault.code, Code::JoinTokenRefused);
+        assert!(fault.what.contains(text), "{fault}");
+        assert!(
+            !fault.to_string().contains(token) || token == "used",
+            "the token is not told: {fault}"
+        );
+        assert_eq!(server.calls("AttestAgent"), before + 1);
+    }
+}
+
+#[tokio::test]
+async fn a_node_without_a_token_says_so() {
+    let server = FakeServer::start("example.org").await;
+    let fault = refused(
+        &server,
+        Wish {
+            token: None,
+            ..Wish::default()
+        },
+    )
+    .await;
+    assert_eq!(fault.code, Code::NoJoinToken);
+}
+
+#[tokio::test]
+async fn a_server_of_other_authorities_is_not_trusted() {
+    let server = FakeServer::start("example.org").await;
+    let foreign = crate::testing::bundle("example.org").to_pem();
+    let fault = refused(
+        &server,
+        Wish {
+            bundle: Some(foreign),
+            ..Wish::default()
+        },
+    )
+    .await;
+    assert_eq!(fault.code, Code::ServerNotTrusted);
+    assert!(fault.because.unwrap().contains("expected CA sha256:"));
+    assert_eq!(server.calls("AttestAgent"), 0);
+}
+
+#[tokio::test]
+async fn a_server_of_another_trust_domain_is_named() {
+    let server = FakeServer::start("example.org").await;
+    let bundle = server.state.lock().unwrap().bundle.to_pem();
+    for bundle in [None, Some(bundle)] {
+        let fault = refused(
+            &server,
+            Wish {
+                trust_domain: "other.org",
+                bundle,
+                ..Wish::default()
+            },
+        )
+        .await;
+        assert_eq!(fault.code, Code::TrustDomainMismatch);
+        assert!(
+            fault
+                .what
+                .contains("agent says other.org, server says example.org"),
+            "{fault}"
+        );
+        assert!(
+            fault
+                .hint
+                .as_deref()
+                .unwrap_or_default()
+                .contains("trust_domain = \"example.org\"")
+        );
+    }
+    assert_eq!(server.calls("AttestAgent"), 0);
+}
+
+#[tokio::test]
+async fn a_ban_and_other_refusals_are_reported_at_once() {
+    let server = FakeServer::start("example.org").await;
+    for (status, code) in [
+        (
+            Status::permission_denied("failed to attest: agent is banned"),
+            Code::AgentBanned,
+        ),
+        (Status::permission_denied("no"), Code::AttestationDenied),
+        (
+            Status::failed_precondition("attestor not configured"),
+            Code::AttestationDenied,
+        ),
+        (Status::unimplemented("what?"), Code::AttestationDenied),
+        (
+            Status::invalid_argument("malformed"),
+            Code::AttestationDenied,
+        ),
+    ] {
+        server.fault("AttestAgent", status);
+        assert_eq!(refused(&server, Wish::default()).await.code, code);
+    }
+}
+
+#[tokio::test]
+async fn a_bundle_file_that_is_missing_or_empty_or_garbage_is_reported_at_once() {
+    let server = FakeServer::start("example.org").await;
+    for bundle in [
+        "",
+        "garbage",
+        "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n",
+    ] {
+        let fault = refused(
+            &server,
+            Wish {
+                bundle: Some(bundle.into()),
+                ..Wish::default()
+            },
+        )
+        .await;
+        assert_eq!(fault.code, Code::BootstrapBundleInvalid, "{bundle}");
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let node = node(
+        server.port,
+        directory.path(),
+        &Wish {
+            bundle: Some("x".into()),
+            ..Wish::default()
+        },
+    );
+    std::fs::remove_file(directory.path().join("bundle.pem")).unwrap();
+    assert_eq!(
+        join(&node, Arc::new(SystemRandom)).await.unwrap_err().code,
+        Code::BootstrapBundleInvalid
+    );
+}
+
+#[tokio::test]
+async fn what_may_pass_is_tried_again() {
+    let server = FakeServer::start("example.org").await;
+    server.fault("AttestAgent", Status::unavailable("starting"));
+    server.fault("AttestAgent", Status::resource_exhausted("slow down"));
+    let directory = tempfile::tempdir().unwrap();
+    join(
+        &node(server.port, directory.path(), &Wish::default()),
+        Arc::new(SystemRandom),
+    )
+    .await
+    .unwrap();
+    assert_eq!(server.calls("AttestAgent"), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_never_answers_ends_patience() {
+    let directory = tempfile::tempdir().unwrap();
+    // A port that was just free: nobody listens there.
+    let port = std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port();
+    let fault = join(
+        &node(port, directory.path(), &Wish::default()),
+        Arc::new(SystemRandom),
+    )
+    .await
+    .unwrap_err();
+    assert_eq!(fault.code, Code::JoinServerUnreachable);
+}

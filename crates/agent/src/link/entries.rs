@@ -4,9 +4,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use proto::spire::api::server::entry::v1::entry_client::EntryClient;
-use proto::spire::api::server::entry::v1::{EntryRevision, SyncAuthorizedEntriesRequest, SyncAuthorizedEntriesResponse};
 use proto::convert::{agent_entry_mask, entry_from_wire};
+use proto::spire::api::server::entry::v1::entry_client::EntryClient;
+use proto::spire::api::server::entry::v1::{
+    EntryRevision, SyncAuthorizedEntriesRequest, SyncAuthorizedEntriesResponse,
+};
 use proto::spire::api::types;
 use spiffe::entry::Entry;
 use tokio::sync::mpsc;
@@ -35,12 +37,24 @@ pub(crate) struct WireEntries {
 /// Entries asked for in one request; the server answers with pages of 500.
 const IDS_PER_REQUEST: usize = 500;
 
-pub(super) async fn sync(channel: Channel, known: &BTreeMap<Arc<str>, Known>) -> Result<WireEntries, LinkError> {
+pub(super) async fn sync(
+    channel: Channel,
+    known: &BTreeMap<Arc<str>, Known>,
+) -> Result<WireEntries, LinkError> {
     let mut client = EntryClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
     let (requests, outgoing) = mpsc::channel(1);
-    let first = SyncAuthorizedEntriesRequest { output_mask: Some(agent_entry_mask()), ids: Vec::new() };
-    requests.send(first).await.map_err(|_closed| LinkError::timed_out())?;
-    let mut answers = client.sync_authorized_entries(ReceiverStream::new(outgoing)).await?.into_inner();
+    let first = SyncAuthorizedEntriesRequest {
+        output_mask: Some(agent_entry_mask()),
+        ids: Vec::new(),
+    };
+    requests
+        .send(first)
+        .await
+        .map_err(|_closed| LinkError::timed_out())?;
+    let mut answers = client
+        .sync_authorized_entries(ReceiverStream::new(outgoing))
+        .await?
+        .into_inner();
 
     let mut gone: BTreeSet<Arc<str>> = known.keys().cloned().collect();
     let mut needed = Vec::new();
@@ -59,8 +73,14 @@ pub(super) async fn sync(channel: Channel, known: &BTreeMap<Arc<str>, Known>) ->
         }
     }
     for ids in needed.chunks(IDS_PER_REQUEST) {
-        let request = SyncAuthorizedEntriesRequest { output_mask: None, ids: ids.to_vec() };
-        requests.send(request).await.map_err(|_closed| LinkError::malformed("server closed the sync early"))?;
+        let request = SyncAuthorizedEntriesRequest {
+            output_mask: None,
+            ids: ids.to_vec(),
+        };
+        requests
+            .send(request)
+            .await
+            .map_err(|_closed| LinkError::malformed("server closed the sync early"))?;
         loop {
             let page = next(&mut answers).await?;
             take_entries(page.entries, &mut gone, &mut entries);
@@ -69,25 +89,40 @@ pub(super) async fn sync(channel: Channel, known: &BTreeMap<Arc<str>, Known>) ->
             }
         }
     }
-    Ok(WireEntries { entries, removed: gone.into_iter().collect() })
+    Ok(WireEntries {
+        entries,
+        removed: gone.into_iter().collect(),
+    })
 }
 
-async fn next(answers: &mut Streaming<SyncAuthorizedEntriesResponse>) -> Result<SyncAuthorizedEntriesResponse, LinkError> {
-    answers.message().await?.ok_or_else(|| LinkError::malformed("server ended the sync early"))
+async fn next(
+    answers: &mut Streaming<SyncAuthorizedEntriesResponse>,
+) -> Result<SyncAuthorizedEntriesResponse, LinkError> {
+    answers
+        .message()
+        .await?
+        .ok_or_else(|| LinkError::malformed("server ended the sync early"))
 }
 
 fn is_new(revision: &EntryRevision, known: &BTreeMap<Arc<str>, Known>) -> bool {
     known.get(revision.id.as_str()).is_none_or(|known| {
-        known.revision_number != revision.revision_number || (revision.created_at != 0 && known.created_at != revision.created_at)
+        known.revision_number != revision.revision_number
+            || (revision.created_at != 0 && known.created_at != revision.created_at)
     })
 }
 
-fn take_entries(wire: Vec<types::Entry>, gone: &mut BTreeSet<Arc<str>>, entries: &mut Vec<Arc<Entry>>) {
+fn take_entries(
+    wire: Vec<types::Entry>,
+    gone: &mut BTreeSet<Arc<str>>,
+    entries: &mut Vec<Arc<Entry>>,
+) {
     for wire in wire {
         gone.remove(wire.id.as_str());
         match entry_from_wire(&wire) {
             Ok(entry) => entries.push(Arc::new(entry)),
-            Err(because) => tracing::warn!(entry = %wire.id, %because, "server sent a malformed entry; it is left out"),
+            Err(because) => {
+                tracing::warn!(entry = %wire.id, %because, "server sent a malformed entry; it is left out");
+            }
         }
     }
 }

@@ -67,15 +67,24 @@ impl From<Status> for LinkError {
         match status.code() {
             Code::PermissionDenied => match denied_reason(&status) {
                 Some(Reason::AgentBanned) => Self::Banned,
-                Some(Reason::AgentExpired | Reason::AgentNotAttested | Reason::AgentNotActive | Reason::AgentMustReattest) => Self::MustReattest(message),
+                Some(
+                    Reason::AgentExpired
+                    | Reason::AgentNotAttested
+                    | Reason::AgentNotActive
+                    | Reason::AgentMustReattest,
+                ) => Self::MustReattest(message),
                 _ => Self::Refused(Refusal::PermissionDenied, message),
             },
             Code::Unimplemented => Self::Unimplemented,
             Code::NotFound => Self::Refused(Refusal::NotFound, message),
             Code::InvalidArgument => Self::Refused(Refusal::InvalidArgument, message),
-            Code::Unavailable | Code::DeadlineExceeded | Code::ResourceExhausted | Code::Aborted | Code::Cancelled | Code::Internal | Code::Unknown => {
-                Self::Unavailable(with_causes(&status))
-            }
+            Code::Unavailable
+            | Code::DeadlineExceeded
+            | Code::ResourceExhausted
+            | Code::Aborted
+            | Code::Cancelled
+            | Code::Internal
+            | Code::Unknown => Self::Unavailable(with_causes(&status)),
             _ => Self::Refused(Refusal::Other, message),
         }
     }
@@ -87,7 +96,10 @@ fn denied_reason(status: &Status) -> Option<Reason> {
     details
         .details
         .iter()
-        .filter(|any| any.type_url.ends_with("/spire.api.types.PermissionDeniedDetails"))
+        .filter(|any| {
+            any.type_url
+                .ends_with("/spire.api.types.PermissionDeniedDetails")
+        })
         .find_map(|any| PermissionDeniedDetails::decode(any.value.as_slice()).ok())
         .map(|denied| denied.reason())
 }
@@ -106,7 +118,12 @@ fn trust_failure(status: &Status) -> Option<String> {
 
 /// A rustls error, also where an I/O error wraps it.
 pub(crate) fn rustls_error<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a rustls::Error> {
-    error.downcast_ref::<rustls::Error>().or_else(|| error.downcast_ref::<std::io::Error>()?.get_ref()?.downcast_ref::<rustls::Error>())
+    error.downcast_ref::<rustls::Error>().or_else(|| {
+        error
+            .downcast_ref::<std::io::Error>()?
+            .get_ref()?
+            .downcast_ref::<rustls::Error>()
+    })
 }
 
 /// The message with the causes below it: "transport error" alone says nothing.
@@ -136,30 +153,68 @@ mod tests {
                 value: PermissionDeniedDetails { reason }.encode_to_vec(),
             }],
         };
-        Status::with_details(Code::PermissionDenied, "denied", details.encode_to_vec().into())
+        Status::with_details(
+            Code::PermissionDenied,
+            "denied",
+            details.encode_to_vec().into(),
+        )
     }
 
     #[test]
     fn a_ban_is_told_from_an_eviction_and_from_other_refusals() {
         assert!(matches!(LinkError::from(denied(4)), LinkError::Banned));
         for reason in [1, 2, 3, 5] {
-            assert!(matches!(LinkError::from(denied(reason)), LinkError::MustReattest(_)), "{reason}");
+            assert!(
+                matches!(LinkError::from(denied(reason)), LinkError::MustReattest(_)),
+                "{reason}"
+            );
         }
         for reason in [0, 99] {
-            assert!(matches!(LinkError::from(denied(reason)), LinkError::Refused(Refusal::PermissionDenied, _)), "{reason}");
+            assert!(
+                matches!(
+                    LinkError::from(denied(reason)),
+                    LinkError::Refused(Refusal::PermissionDenied, _)
+                ),
+                "{reason}"
+            );
         }
-        assert!(matches!(LinkError::from(Status::permission_denied("x")), LinkError::Refused(Refusal::PermissionDenied, _)));
+        assert!(matches!(
+            LinkError::from(Status::permission_denied("x")),
+            LinkError::Refused(Refusal::PermissionDenied, _)
+        ));
         let garbage = Status::with_details(Code::PermissionDenied, "x", vec![1, 2, 3].into());
-        assert!(matches!(LinkError::from(garbage), LinkError::Refused(Refusal::PermissionDenied, _)));
+        assert!(matches!(
+            LinkError::from(garbage),
+            LinkError::Refused(Refusal::PermissionDenied, _)
+        ));
     }
 
     #[test]
     fn only_what_may_pass_by_itself_is_transient() {
-        for code in [Code::Unavailable, Code::DeadlineExceeded, Code::ResourceExhausted, Code::Internal, Code::Unknown] {
-            assert!(LinkError::from(Status::new(code, "x")).is_transient(), "{code}");
+        for code in [
+            Code::Unavailable,
+            Code::DeadlineExceeded,
+            Code::ResourceExhausted,
+            Code::Internal,
+            Code::Unknown,
+        ] {
+            assert!(
+                LinkError::from(Status::new(code, "x")).is_transient(),
+                "{code}"
+            );
         }
-        for code in [Code::InvalidArgument, Code::NotFound, Code::PermissionDenied, Code::Unimplemented, Code::FailedPrecondition, Code::Unauthenticated] {
-            assert!(!LinkError::from(Status::new(code, "x")).is_transient(), "{code}");
+        for code in [
+            Code::InvalidArgument,
+            Code::NotFound,
+            Code::PermissionDenied,
+            Code::Unimplemented,
+            Code::FailedPrecondition,
+            Code::Unauthenticated,
+        ] {
+            assert!(
+                !LinkError::from(Status::new(code, "x")).is_transient(),
+                "{code}"
+            );
         }
     }
 
@@ -170,6 +225,9 @@ mod tests {
         let status = Status::from_error(Box::new(io));
         assert!(matches!(LinkError::from(status), LinkError::NotTrusted(_)));
         let other = std::io::Error::new(std::io::ErrorKind::ConnectionRefused, "no");
-        assert!(matches!(LinkError::from(Status::from_error(Box::new(other))), LinkError::Unavailable(_)));
+        assert!(matches!(
+            LinkError::from(Status::from_error(Box::new(other))),
+            LinkError::Unavailable(_)
+        ));
     }
 }

@@ -23,8 +23,11 @@ pub(crate) struct ChainFacts {
 
 /// Reads a chain, leaf first. The error is a text for the log.
 pub(crate) fn chain_facts(chain: &[Vec<u8>]) -> Result<ChainFacts, String> {
-    let certificates: Vec<Certificate> =
-        chain.iter().map(|der| Certificate::from_der(der)).collect::<Result<_, _>>().map_err(|error| error.to_string())?;
+    let certificates: Vec<Certificate> = chain
+        .iter()
+        .map(|der| Certificate::from_der(der))
+        .collect::<Result<_, _>>()
+        .map_err(|error| error.to_string())?;
     facts_of(&certificates)
 }
 
@@ -32,14 +35,20 @@ pub(crate) fn chain_facts(chain: &[Vec<u8>]) -> Result<ChainFacts, String> {
 pub(crate) fn facts_of(chain: &[Certificate]) -> Result<ChainFacts, String> {
     let leaf = chain.first().ok_or("certificate chain is empty")?;
     let uris = leaf.uris();
-    let [uri] = uris else { return Err(format!("certificate has {} URI names, not one", uris.len())) };
+    let [uri] = uris else {
+        return Err(format!("certificate has {} URI names, not one", uris.len()));
+    };
     let spiffe_id = SpiffeId::parse(uri).map_err(|error| error.to_string())?;
     Ok(ChainFacts {
         spiffe_id,
         public_key: leaf.public_key().clone(),
         not_before: leaf.not_before(),
         not_after: leaf.not_after(),
-        issuers: chain.iter().filter_map(|certificate| certificate.authority_key_id()).map(Into::into).collect(),
+        issuers: chain
+            .iter()
+            .filter_map(|certificate| certificate.authority_key_id())
+            .map(Into::into)
+            .collect(),
     })
 }
 
@@ -53,15 +62,23 @@ pub(crate) struct AgentSvid {
 }
 
 impl AgentSvid {
-    pub(crate) fn new(chain: Vec<Vec<u8>>, reattestable: bool) -> Result<Self, LinkError> {
-        let chain: Vec<Certificate> = chain.iter().map(|der| Certificate::from_der(der)).collect::<Result<_, _>>().map_err(LinkError::malformed)?;
+    pub(crate) fn new(chain: &[Vec<u8>], reattestable: bool) -> Result<Self, LinkError> {
+        let chain: Vec<Certificate> = chain
+            .iter()
+            .map(|der| Certificate::from_der(der))
+            .collect::<Result<_, _>>()
+            .map_err(LinkError::malformed)?;
         Self::of(chain, reattestable).map_err(LinkError::malformed)
     }
 
     /// From stored certificates.
     pub(crate) fn of(chain: Vec<Certificate>, reattestable: bool) -> Result<Self, String> {
         let facts = facts_of(&chain)?;
-        Ok(Self { chain, facts, reattestable })
+        Ok(Self {
+            chain,
+            facts,
+            reattestable,
+        })
     }
 }
 

@@ -17,19 +17,12 @@ use spiffe::key::KeyPair;
 use spiffe::secret::Secret;
 
 use super::{StateDir, read_bounded};
+use crate::cache::Snapshot;
 use crate::cache::svids::IssuedSvid;
 use crate::link::issued::chain_facts;
 
 const FILE: &str = "plastron-last-good.json";
 const VERSION: u32 = 1;
-
-/// What is kept.
-#[derive(Debug, Default)]
-pub(crate) struct LastGood {
-    pub(crate) entries: Vec<Arc<Entry>>,
-    pub(crate) bundles: Vec<Arc<Bundle>>,
-    pub(crate) svids: Vec<IssuedSvid>,
-}
 
 #[derive(Serialize, Deserialize)]
 struct Json {
@@ -59,7 +52,7 @@ impl Drop for SvidJson {
 ///
 /// # Errors
 /// When the file can't be written.
-pub(crate) fn store(dir: &StateDir, agent_id: &SpiffeId, state: &LastGood) -> Result<(), Fault> {
+pub(crate) fn store(dir: &StateDir, agent_id: &SpiffeId, state: &Snapshot) -> Result<(), Fault> {
     let json = Json {
         version: VERSION,
         agent_id: agent_id.clone(),
@@ -67,36 +60,46 @@ pub(crate) fn store(dir: &StateDir, agent_id: &SpiffeId, state: &LastGood) -> Re
         bundles: state.bundles.clone(),
         svids: state.svids.iter().map(encode).collect(),
     };
-    let text = serde_json::to_vec(&json).map_err(|error| Fault::new(Code::Internal, "the last good state cannot be encoded").because(error))?;
+    let text = serde_json::to_vec(&json).map_err(|error| {
+        Fault::new(Code::Internal, "the last good state cannot be encoded").because(error)
+    })?;
     let text = Secret::new(text);
     dir.write(FILE, text.expose())
 }
 
 /// What was kept for `agent_id`. A file that is missing, damaged, of another node or another version counts as empty,
 /// and an SVID that is expired or does not fit its key or its entry is left out.
-pub(crate) fn load(dir: &StateDir, agent_id: &SpiffeId, now: SystemTime) -> LastGood {
+pub(crate) fn load(dir: &StateDir, agent_id: &SpiffeId, now: SystemTime) -> Snapshot {
     let path = dir.file(FILE);
     let bytes = match read_bounded(&path) {
         Ok(Some(bytes)) => bytes,
-        Ok(None) => return LastGood::default(),
+        Ok(None) => return Snapshot::default(),
         Err(error) => {
             tracing::warn!(%error, file = %path.display(), "last good state cannot be read");
-            return LastGood::default();
+            return Snapshot::default();
         }
     };
     let json: Json = match serde_json::from_slice(&bytes) {
         Ok(json) => json,
         Err(error) => {
             tracing::warn!(%error, file = %path.display(), "last good state is damaged and ignored");
-            return LastGood::default();
+            return Snapshot::default();
         }
     };
     if json.version != VERSION || json.agent_id != *agent_id {
         tracing::info!(file = %path.display(), "last good state is of another node or version and ignored");
-        return LastGood::default();
+        return Snapshot::default();
     }
-    let svids = json.svids.iter().filter_map(|svid| decode(svid, &json.entries, now)).collect();
-    LastGood { entries: json.entries, bundles: json.bundles, svids }
+    let svids = json
+        .svids
+        .iter()
+        .filter_map(|svid| decode(svid, &json.entries, now))
+        .collect();
+    Snapshot {
+        entries: json.entries,
+        bundles: json.bundles,
+        svids,
+    }
 }
 
 /// Removes the kept state.
@@ -105,7 +108,9 @@ pub(super) fn remove(dir: &StateDir) {
     match std::fs::remove_file(&path) {
         Ok(()) => {}
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-        Err(error) => tracing::warn!(%error, file = %path.display(), "last good state cannot be removed"),
+        Err(error) => {
+            tracing::warn!(%error, file = %path.display(), "last good state cannot be removed");
+        }
     }
 }
 
@@ -120,14 +125,21 @@ fn encode(svid: &IssuedSvid) -> SvidJson {
 }
 
 fn decode(json: &SvidJson, entries: &[Arc<Entry>], now: SystemTime) -> Option<IssuedSvid> {
-    let chain: Vec<Vec<u8>> = json.chain.iter().map(|text| BASE64.decode(text)).collect::<Result<_, _>>().ok()?;
+    let chain: Vec<Vec<u8>> = json
+        .chain
+        .iter()
+        .map(|text| BASE64.decode(text))
+        .collect::<Result<_, _>>()
+        .ok()?;
     let key = Secret::new(BASE64.decode(&json.key).ok()?);
     let pair = KeyPair::from_pkcs8_der(key.expose()).ok()?;
     let facts = chain_facts(&chain).ok()?;
     let fits = facts.spiffe_id == json.spiffe_id
         && facts.public_key == *pair.public_key()
         && now < facts.not_after
-        && entries.iter().any(|entry| entry.id == json.entry_id && entry.spiffe_id == json.spiffe_id);
+        && entries
+            .iter()
+            .any(|entry| entry.id == json.entry_id && entry.spiffe_id == json.spiffe_id);
     fits.then(|| IssuedSvid {
         entry_id: Arc::clone(&json.entry_id),
         revision: json.revision,

@@ -53,7 +53,11 @@ enum Whose {
 
 impl Line {
     pub(super) fn new(orders: mpsc::Receiver<JwtOrder>) -> Self {
-        Self { orders, shared: Waiting::new(), under_way: 0 }
+        Self {
+            orders,
+            shared: Waiting::new(),
+            under_way: 0,
+        }
     }
 
     pub(super) fn has_room(&self) -> bool {
@@ -63,7 +67,11 @@ impl Line {
 
 impl Sync {
     pub(super) fn order_jwt(&mut self, order: JwtOrder) {
-        let JwtOrder { entry, audience, reply } = order;
+        let JwtOrder {
+            entry,
+            audience,
+            reply,
+        } = order;
         let whose = if entry.jwt_svid_include_jti {
             Whose::Single(reply)
         } else {
@@ -83,7 +91,11 @@ impl Sync {
         let link = self.link.clone();
         self.call(async move {
             let outcome = link.new_jwt_svid(&entry.id, audience).await;
-            Outcome::Jwt(Answer { whose, expected: entry.spiffe_id.clone(), outcome })
+            Outcome::Jwt(Answer {
+                whose,
+                expected: entry.spiffe_id.clone(),
+                outcome,
+            })
         });
     }
 
@@ -93,10 +105,16 @@ impl Sync {
             if spiffe_id == done.expected {
                 Ok(Arc::new(token))
             } else {
-                Err(LinkError::malformed(format!("server issued {spiffe_id} instead of {}", done.expected)))
+                Err(LinkError::malformed(format!(
+                    "server issued {spiffe_id} instead of {}",
+                    done.expected
+                )))
             }
         });
-        let reply = outcome.as_ref().map(Arc::clone).map_err(ToString::to_string);
+        let reply = outcome
+            .as_ref()
+            .map(Arc::clone)
+            .map_err(ToString::to_string);
         match done.whose {
             Whose::Single(caller) => answer(caller, reply),
             Whose::Shared(key) => {

@@ -33,7 +33,12 @@ pub(super) enum RenewalError {
 
 impl Renewal {
     pub(super) fn new(backoff: Backoff) -> Self {
-        Self { busy: false, hurry: false, backoff, not_before: None }
+        Self {
+            busy: false,
+            hurry: false,
+            backoff,
+            not_before: None,
+        }
     }
 
     /// Renew now: the authority behind the SVID is not trusted any longer.
@@ -43,22 +48,37 @@ impl Renewal {
 
     /// When the SVID is to be renewed; nothing while that is under way.
     pub(super) fn due(&self, identity: &NodeIdentity) -> Option<SystemTime> {
-        (!self.busy).then(|| if self.hurry { identity.svid.facts.not_before } else { identity.renew_at() })
+        (!self.busy).then(|| {
+            if self.hurry {
+                identity.svid.facts.not_before
+            } else {
+                identity.renew_at()
+            }
+        })
     }
 
     pub(super) fn pause_left(&self) -> Duration {
-        self.not_before.map_or(Duration::ZERO, |when| when.saturating_duration_since(Instant::now()))
+        self.not_before.map_or(Duration::ZERO, |when| {
+            when.saturating_duration_since(Instant::now())
+        })
     }
 }
 
 impl Sync {
     pub(super) fn start_renewal(&mut self, now: SystemTime) {
-        let due = self.renewal.due(&self.identity).is_some_and(|due| due <= now);
+        let due = self
+            .renewal
+            .due(&self.identity)
+            .is_some_and(|due| due <= now);
         if !due || !self.renewal.pause_left().is_zero() {
             return;
         }
         self.renewal.busy = true;
-        let (link, node, current) = (self.link.clone(), Arc::clone(&self.node), self.identity.clone());
+        let (link, node, current) = (
+            self.link.clone(),
+            Arc::clone(&self.node),
+            self.identity.clone(),
+        );
         self.call(async move { Outcome::Renewed(renew(&link, &node, &current).await) });
     }
 
@@ -72,11 +92,18 @@ impl Sync {
         let (node, random) = (Arc::clone(&self.node), Arc::clone(&self.random));
         self.call(async move {
             let joined = join::join(&node, random).await;
-            Outcome::Renewed(joined.map(|joined| joined.identity).map_err(RenewalError::Node))
+            Outcome::Renewed(
+                joined
+                    .map(|joined| joined.identity)
+                    .map_err(RenewalError::Node),
+            )
         });
     }
 
-    pub(super) fn renewed(&mut self, outcome: Result<NodeIdentity, RenewalError>) -> Result<(), Fault> {
+    pub(super) fn renewed(
+        &mut self,
+        outcome: Result<NodeIdentity, RenewalError>,
+    ) -> Result<(), Fault> {
         self.renewal.busy = false;
         match outcome {
             Ok(identity) => {
@@ -87,13 +114,20 @@ impl Sync {
             }
             Err(error) => {
                 self.renewal.not_before = Some(Instant::now() + self.renewal.backoff.next());
-                if self.identity.is_expired(self.node.clock.now()) && !join::can_reattest(&self.identity) {
+                if self.identity.is_expired(self.node.clock.now())
+                    && !join::can_reattest(&self.identity)
+                {
                     self.node.forget();
-                    let fault = Fault::new(Code::AgentMustJoinAgain, "the node's SVID expired before it could be renewed");
+                    let fault = Fault::new(
+                        Code::AgentMustJoinAgain,
+                        "the node's SVID expired before it could be renewed",
+                    );
                     return Err(fault.because(&error).hint("on the server: plastron token create; then start the agent with the new token"));
                 }
                 match error {
-                    RenewalError::Link(error) => self.failed(true, "the node's SVID not renewed", &error),
+                    RenewalError::Link(error) => {
+                        self.failed(true, "the node's SVID not renewed", &error)
+                    }
                     RenewalError::Node(fault) => {
                         tracing::error!(%fault, "the node's SVID not renewed");
                         Ok(())
@@ -117,8 +151,15 @@ impl Sync {
     }
 }
 
-async fn renew(link: &Link, node: &Arc<Node>, current: &NodeIdentity) -> Result<NodeIdentity, RenewalError> {
-    let key = node.fresh_key(Some(&current.key)).await.map_err(RenewalError::Node)?;
+async fn renew(
+    link: &Link,
+    node: &Arc<Node>,
+    current: &NodeIdentity,
+) -> Result<NodeIdentity, RenewalError> {
+    let key = node
+        .fresh_key(Some(&current.key))
+        .await
+        .map_err(RenewalError::Node)?;
     let csr = dial::agent_csr(&key).map_err(RenewalError::Node)?;
     let mut svid = link.renew_agent(csr).await?;
     if svid.facts.public_key != *key.public_key() || svid.facts.spiffe_id != *current.id() {
@@ -126,6 +167,8 @@ async fn renew(link: &Link, node: &Arc<Node>, current: &NodeIdentity) -> Result<
     }
     svid.reattestable = current.svid.reattestable;
     let chain = svid.chain.clone();
-    node.store(|data| data.svid = chain).await.map_err(RenewalError::Node)?;
+    node.store(|data| data.svid = chain)
+        .await
+        .map_err(RenewalError::Node)?;
     Ok(NodeIdentity { svid, key })
 }

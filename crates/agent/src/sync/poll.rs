@@ -20,11 +20,19 @@ impl Sync {
         if let Following::Poll { busy, .. } = &mut self.following {
             *busy = true;
         }
-        let (link, cache, own) = (self.link.clone(), Arc::clone(&self.cache), self.node.config.trust_domain.clone());
+        let (link, cache, own) = (
+            self.link.clone(),
+            Arc::clone(&self.cache),
+            self.node.config.trust_domain.clone(),
+        );
         self.call(async move { Outcome::Polled(fetch(&link, &cache, &own).await) });
     }
 
-    pub(super) fn polled(&mut self, current: bool, outcome: Result<Delta, LinkError>) -> Result<(), Fault> {
+    pub(super) fn polled(
+        &mut self,
+        current: bool,
+        outcome: Result<Delta, LinkError>,
+    ) -> Result<(), Fault> {
         if let Following::Poll { busy, .. } = &mut self.following {
             *busy = false;
         }
@@ -47,7 +55,15 @@ async fn fetch(link: &Link, cache: &Cache, own: &TrustDomain) -> Result<Delta, L
     let held = cache.entries();
     let known: BTreeMap<Arc<str>, Known> = held
         .iter()
-        .map(|entry| (Arc::clone(&entry.id), Known { revision_number: entry.revision_number, created_at: entry.created_at }))
+        .map(|entry| {
+            (
+                Arc::clone(&entry.id),
+                Known {
+                    revision_number: entry.revision_number,
+                    created_at: entry.created_at,
+                },
+            )
+        })
         .collect();
     let WireEntries { entries, removed } = link.sync_entries(&known).await?;
 
@@ -60,13 +76,21 @@ async fn fetch(link: &Link, cache: &Cache, own: &TrustDomain) -> Result<Delta, L
         .flat_map(|entry| entry.federates_with.iter().cloned())
         .filter(|trust_domain| trust_domain != own)
         .collect();
-    let fetched: Vec<Option<Bundle>> =
-        futures_util::stream::iter(foreign.clone()).map(|trust_domain| async move { link.federated_bundle(&trust_domain).await }).buffered(SIDE_BY_SIDE).try_collect().await?;
+    let fetched: Vec<Option<Bundle>> = futures_util::stream::iter(foreign.clone())
+        .map(|trust_domain| async move { link.federated_bundle(&trust_domain).await })
+        .buffered(SIDE_BY_SIDE)
+        .try_collect()
+        .await?;
     let mut bundles: Vec<Bundle> = fetched.into_iter().flatten().collect();
-    let present: BTreeSet<TrustDomain> = bundles.iter().map(|bundle| bundle.trust_domain.clone()).collect();
+    let present: BTreeSet<TrustDomain> = bundles
+        .iter()
+        .map(|bundle| bundle.trust_domain.clone())
+        .collect();
     let own_bundle = link.bundle().await?;
     if own_bundle.trust_domain != *own || own_bundle.x509_authorities.is_empty() {
-        return Err(LinkError::malformed("the server's bundle is empty or of another trust domain"));
+        return Err(LinkError::malformed(
+            "the server's bundle is empty or of another trust domain",
+        ));
     }
     bundles.push(own_bundle);
     let removed_bundles = cache
@@ -75,7 +99,12 @@ async fn fetch(link: &Link, cache: &Cache, own: &TrustDomain) -> Result<Delta, L
         .map(|bundle| bundle.trust_domain.clone())
         .filter(|trust_domain| trust_domain != own && !present.contains(trust_domain))
         .collect();
-    Ok(Delta { entries, removed_entries: removed, bundles, removed_bundles })
+    Ok(Delta {
+        entries,
+        removed_entries: removed,
+        bundles,
+        removed_bundles,
+    })
 }
 
 /// The tainted authorities that were dealt with already.
@@ -94,7 +123,12 @@ impl Tainted {
             .filter(|authority| authority.tainted)
             .filter_map(|authority| authority.certificate.subject_key_id().map(Into::into))
             .collect();
-        let jwt: BTreeSet<String> = bundle.jwt_authorities.iter().filter(|authority| authority.tainted).map(|authority| authority.key_id.clone()).collect();
+        let jwt: BTreeSet<String> = bundle
+            .jwt_authorities
+            .iter()
+            .filter(|authority| authority.tainted)
+            .map(|authority| authority.key_id.clone())
+            .collect();
         let news = (&x509 - &self.x509, &jwt - &self.jwt);
         (self.x509, self.jwt) = (x509, jwt);
         news

@@ -37,18 +37,30 @@ pub(super) struct Issued {
 
 impl Line {
     pub(super) fn new(pool: KeyPool, backoff: Backoff) -> Self {
-        Self { pool, busy: false, limit: LARGEST_BATCH, backoff, not_before: None }
+        Self {
+            pool,
+            busy: false,
+            limit: LARGEST_BATCH,
+            backoff,
+            not_before: None,
+        }
     }
 
     /// How long issuance still rests after a failure; nothing when it does not.
     pub(super) fn pause_left(&self) -> Option<Duration> {
-        self.not_before.map(|when| when.saturating_duration_since(Instant::now()))
+        self.not_before
+            .map(|when| when.saturating_duration_since(Instant::now()))
     }
 }
 
 impl Sync {
     pub(super) fn start_issuing(&mut self) {
-        if self.svids.busy || self.svids.not_before.is_some_and(|when| Instant::now() < when) {
+        if self.svids.busy
+            || self
+                .svids
+                .not_before
+                .is_some_and(|when| Instant::now() < when)
+        {
             return;
         }
         self.svids.not_before = None;
@@ -60,7 +72,10 @@ impl Sync {
         let (link, pool) = (self.link.clone(), self.svids.pool.clone());
         self.call(async move {
             let asked = wanted.iter().map(|entry| Arc::clone(&entry.id)).collect();
-            Outcome::Svids(Issued { asked, outcome: issue(&link, &pool, wanted).await })
+            Outcome::Svids(Issued {
+                asked,
+                outcome: issue(&link, &pool, wanted).await,
+            })
         });
     }
 
@@ -68,7 +83,11 @@ impl Sync {
         self.svids.busy = false;
         match issued.outcome {
             Ok(batch) => {
-                tracing::debug!(issued = batch.issued.len(), refused = batch.refused.len(), "X509-SVIDs issued");
+                tracing::debug!(
+                    issued = batch.issued.len(),
+                    refused = batch.refused.len(),
+                    "X509-SVIDs issued"
+                );
                 self.svids.limit = LARGEST_BATCH.min(self.svids.limit * 2);
                 self.svids.backoff.reset();
                 self.cache.failed(&batch.refused, REFUSED_PAUSE);
@@ -88,7 +107,10 @@ impl Sync {
 
 async fn issue(link: &Link, pool: &KeyPool, wanted: Vec<Arc<Entry>>) -> Result<Batch, LinkError> {
     let unavailable = |error: &dyn std::fmt::Display| LinkError::Unavailable(error.to_string());
-    let keys = pool.take(wanted.len()).await.map_err(|error| unavailable(&error))?;
+    let keys = pool
+        .take(wanted.len())
+        .await
+        .map_err(|error| unavailable(&error))?;
     let mut orders = Vec::with_capacity(wanted.len());
     for (entry, key) in wanted.into_iter().zip(keys) {
         let csr = dial::workload_csr(&key, &entry).map_err(|error| unavailable(&error))?;

@@ -1,0 +1,468 @@
+use std::path::Path;
+
+use plugin::config::Document;
+use proto::spire::api::types::permission_denied_details::Reason;
+use spiffe::random::SystemRandom;
+use tokio::task::JoinHandle;
+use tonic::Status;
+
+use super::*;
+use crate::cache::CacheOptions;
+use crate::cache::svids::RotationRule;
+use crate::cache::update::WorkloadUpdate;
+use crate::config::{Config, Overrides};
+use crate::state::StateDir;
+use crate::stop::Stopper;
+use crate::testing::fake_server::{FakeServer, denied};
+use crate::testing::{MovedClock, bundle, entry, selectors, trust_domain};
+
+const LONG: Duration = Duration::from_secs(20);
+
+struct Fixture {
+    server: FakeServer,
+    cache: Arc<Cache>,
+    ends: SyncEnds,
+    clock: MovedClock,
+    running: JoinHandle<Result<(), Fault>>,
+    directory: tempfile::TempDir,
+    _stopper: Stopper,
+}
+
+fn config(server: &FakeServer, directory: &Path) -> Config {
+    let text = format!(
+        "agent {{ trust_domain = \"example.org\" server_address = \"127.0.0.1\" server_port = {port}\n\
+         data_dir = \"{dir}\"\n socket_path = \"{dir}/s\"\n insecure_bootstrap = true\n join_token = \"good\"\n experimental {{ sync_interval = \"100ms\" }} }}\n\
+         plugins {{\n NodeAttestor \"join_token\" {{ plugin_data {{}} }}\n KeyManager \"disk\" {{ plugin_data {{ directory = \"{dir}\" }} }}\n\
+         WorkloadAttestor \"unix\" {{ plugin_data {{}} }}\n }}",
+        port = server.port,
+        dir = directory.display()
+    );
+    let document = Document::parse("agent.conf", &text, None).unwrap();
+    Config::from_document(&document, &Overrides::default())
+        .unwrap_or_else(|faults| panic!("{faults}"))
+}
+
+/// A joined node that follows the server.
+async fn start(prepare: impl FnOnce(&FakeServer)) -> Fixture {
+    let server = FakeServer::start("example.org").await;
+    prepare(&server);
+    let directory = tempfile::tempdir().unwrap();
+    let config = config(&server, directory.path());
+    let clock = MovedClock::default();
+    let keys = config.plugins.open_key_manager().unwrap();
+    let state = StateDir::open(&config.data_dir).unwrap();
+    let node = Arc::new(Node::open(config, state, keys, Arc::new(clock.clone())).unwrap());
+    let random: Arc<dyn Random> = Arc::new(SystemRandom);
+    let joined = join::join(&node, Arc::clone(&random)).await.unwrap();
+    let options = CacheOptions {
+        trust_domain: trust_domain(),
+        x509_svids: 100,
+        jwt_svids: 100,
+        rotation: RotationRule::default(),
+    };
+    let cache = Arc::new(Cache::new(
+        options,
+        Arc::new(clock.clone()),
+        Arc::clone(&random),
+    ));
+    let (sync, ends) = Sync::new(node, Arc::clone(&cache), joined, random).unwrap();
+    let (stopper, stop) = Stopper::new();
+    let running = tokio::spawn(sync.run(stop));
+    Fixture {
+        server,
+        cache,
+        ends,
+        clock,
+        running,
+        directory,
+        _stopper: stopper,
+    }
+}
+
+fn add(server: &FakeServer, entry: &Arc<spiffe::entry::Entry>) {
+    server.change(|state| {
+        drop(
+            state
+                .entries
+                .insert(entry.id.to_string(), Arc::clone(entry)),
+        );
+    });
+}
+
+impl Fixture {
+    async fn until(
+        &self,
+        texts: &[&str],
+        good: impl Fn(&WorkloadUpdate) -> bool,
+    ) -> Arc<WorkloadUpdate> {
+        let mut updates = self.cache.subscribe(&selectors(texts));
+        let found = tokio::time::timeout(LONG, updates.wait_for(|update| good(update)))
+            .await
+            .expect("in time")
+            .unwrap();
+        Arc::clone(&found)
+    }
+
+    async fn ends_with(self) -> Fault {
+        tokio::time::timeout(LONG, self.running)
+            .await
+            .expect("in time")
+            .unwrap()
+            .unwrap_err()
+    }
+
+    async fn status(&mut self, good: impl Fn(&LinkStatus) -> bool) -> LinkStatus {
+        let found = tokio::time::timeout(LONG, self.ends.status.wait_for(|status| good(status)))
+            .await
+            .expect("in time")
+            .unwrap();
+        found.clone()
+    }
+
+    async fn token(&self, entry: &Arc<spiffe::entry::Entry>, audience: &str) -> jwt::Reply {
+        let (reply, answer) = oneshot::channel();
+        self.ends
+            .jwt
+            .send(JwtOrder {
+                entry: Arc::clone(entry),
+                audience: vec![audience.into()],
+                reply,
+            })
+            .await
+            .map_err(|_ended| "ended".to_owned())?;
+        tokio::time::timeout(LONG, answer)
+            .await
+            .expect("in time")
+            .unwrap_or_else(|_ended| Err("ended".to_owned()))
+    }
+}
+
+#[tokio::test]
+async fn a_server_without_our_stream_is_synced_page_by_page() {
+    let f = start(|server| {
+        for number in 0..5 {
+            add(
+                server,
+                &entry(
+                    &format!("e{number}"),
+                    &format!("/{number}"),
+                    &["unix:uid:1"],
+                ),
+            );
+        }
+    })
+    .await;
+    let update = f
+        .until(&["unix:uid:1"], |update| update.identities.len() == 5)
+        .await;
+    assert!(update.x509_svids().is_some() && update.jwt_bundles().is_some());
+    assert!(f.server.calls("Watch") >= 1 && f.server.calls("SyncAuthorizedEntries") >= 1);
+    assert_eq!(f.server.calls("PostStatus"), 1);
+    f.server.change(|state| drop(state.entries.remove("e1")));
+    f.until(&["unix:uid:1"], |update| update.identities.len() == 4)
+        .await;
+}
+
+#[tokio::test]
+async fn our_stream_brings_changes_without_any_sync() {
+    let f = start(|server| server.change(|state| state.watch = true)).await;
+    f.until(&["unix:uid:1"], |update| update.own.is_some())
+        .await;
+    let made = entry("a", "/a", &["unix:uid:1"]);
+    add(&f.server, &made);
+    let event = |revision, entries, removed: &[&str], more| WatchEvent {
+        revision,
+        epoch: "e1".into(),
+        entries,
+        removed_entry_ids: removed.iter().map(|id| (*id).to_owned()).collect(),
+        more,
+        ..Default::default()
+    };
+    let wire = proto::convert::entry_to_wire(&made, None);
+    f.server
+        .events
+        .send(event(2, vec![wire], &[], false))
+        .unwrap();
+    f.until(&["unix:uid:1"], |update| {
+        update.is_complete() && update.has_identity()
+    })
+    .await;
+    // A change in two messages counts when its last one is there.
+    f.server
+        .events
+        .send(event(3, vec![], &["a"], true))
+        .unwrap();
+    f.server.events.send(event(3, vec![], &[], false)).unwrap();
+    f.until(&["unix:uid:1"], |update| !update.has_identity())
+        .await;
+    assert_eq!(f.server.calls("SyncAuthorizedEntries"), 0);
+}
+
+#[tokio::test]
+async fn a_reset_forgets_what_it_does_not_name() {
+    let f = start(|server| {
+        server.change(|state| state.watch = true);
+        add(server, &entry("a", "/a", &["unix:uid:1"]));
+    })
+    .await;
+    f.until(&["unix:uid:1"], |update| update.has_identity())
+        .await;
+    f.server
+        .events
+        .send(WatchEvent {
+            revision: 9,
+            epoch: "e2".into(),
+            reset: true,
+            ..Default::default()
+        })
+        .unwrap();
+    let update = f
+        .until(&["unix:uid:1"], |update| !update.has_identity())
+        .await;
+    assert!(
+        update.own.is_some(),
+        "the own bundle stays whatever happens"
+    );
+}
+
+#[tokio::test]
+async fn a_broken_stream_is_taken_up_again() {
+    let f = start(|server| {
+        server.fault("Watch", Status::unavailable("restarting"));
+        server.change(|state| state.watch = true);
+        add(server, &entry("a", "/a", &["unix:uid:1"]));
+    })
+    .await;
+    f.until(&["unix:uid:1"], |update| {
+        update.has_identity() && update.is_complete()
+    })
+    .await;
+    assert!(f.server.calls("Watch") >= 2);
+}
+
+#[tokio::test]
+async fn federated_bundles_come_and_go_with_the_entries_that_name_them() {
+    let f = start(|server| {
+        let mut federated = spiffe::entry::Entry::clone(&entry("a", "/a", &["unix:uid:1"]));
+        federated.federates_with = vec![
+            bundle("other.test").trust_domain,
+            bundle("unknown.test").trust_domain,
+        ];
+        add(server, &Arc::new(federated));
+        server.change(|state| {
+            drop(
+                state
+                    .federated
+                    .insert("other.test".into(), bundle("other.test")),
+            );
+        });
+    })
+    .await;
+    f.until(&["unix:uid:1"], |update| update.federated.len() == 1)
+        .await;
+    f.server.change(|state| state.federated.clear());
+    f.until(&["unix:uid:1"], |update| {
+        update.has_identity() && update.federated.is_empty()
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn one_refused_entry_does_not_hold_up_the_others() {
+    let f = start(|server| {
+        add(server, &entry("a", "/a", &["unix:uid:1"]));
+        add(server, &entry("b", "/b", &["unix:uid:1"]));
+        server.change(|state| state.refused.extend(["a".to_owned()]));
+    })
+    .await;
+    let update = f
+        .until(&["unix:uid:1"], |update| update.identities.len() == 1)
+        .await;
+    assert_eq!(&*update.identities[0].entry.id, "b");
+    assert!(!update.is_complete());
+}
+
+#[tokio::test]
+async fn a_failed_batch_is_repeated() {
+    let f = start(|server| {
+        server.fault("BatchNewX509SVID", Status::unavailable("busy"));
+        server.fault("BatchNewX509SVID", Status::resource_exhausted("slow down"));
+        add(server, &entry("a", "/a", &["unix:uid:1"]));
+    })
+    .await;
+    f.until(&["unix:uid:1"], |update| {
+        update.is_complete() && update.has_identity()
+    })
+    .await;
+    assert!(f.server.calls("BatchNewX509SVID") >= 2);
+}
+
+#[tokio::test]
+async fn a_banned_node_forgets_itself_and_ends() {
+    let f = start(|_| {}).await;
+    f.server
+        .change(|state| state.verdict = Some(denied(Reason::AgentBanned)));
+    let directory = f.directory.path().to_owned();
+    let server = f.server.clone();
+    let kept = f.directory.path().join("agent-data.json");
+    let (fault, text) = {
+        let Fixture {
+            running,
+            directory: _keep,
+            ..
+        } = f;
+        let fault = tokio::time::timeout(LONG, running)
+            .await
+            .expect("in time")
+            .unwrap()
+            .unwrap_err();
+        (fault, std::fs::read_to_string(kept).unwrap())
+    };
+    drop((directory, server));
+    assert_eq!(fault.code, Code::AgentBanned);
+    assert!(fault.what.contains("this node was banned"));
+    assert!(text.contains("\"svid\":null"), "{text}");
+}
+
+#[tokio::test]
+async fn an_evicted_node_that_cannot_attest_again_ends() {
+    for reason in [
+        Reason::AgentNotAttested,
+        Reason::AgentExpired,
+        Reason::AgentNotActive,
+        Reason::AgentMustReattest,
+    ] {
+        let f = start(|server| server.change(|state| state.watch = true)).await;
+        f.server
+            .change(|state| state.verdict = Some(denied(reason)));
+        f.server.events.send(WatchEvent::default()).ok();
+        // The stream is open: the verdict is met by the next call.
+        let made = entry("a", "/a", &["unix:uid:1"]);
+        let answer = f.token(&made, "x").await;
+        answer.unwrap_err();
+        let fault = f.ends_with().await;
+        assert_eq!(fault.code, Code::AgentMustJoinAgain, "{reason:?}");
+    }
+}
+
+#[tokio::test]
+async fn other_refusals_and_outages_do_not_end_the_node() {
+    let mut f = start(|_| {}).await;
+    f.status(|status| status.last_sync.is_some()).await;
+    f.server
+        .change(|state| state.verdict = Some(Status::permission_denied("not for you")));
+    f.status(|status| status.last_error.is_some()).await;
+    f.server
+        .change(|state| state.verdict = Some(Status::unavailable("down")));
+    f.status(|status| !status.connected).await;
+    f.server.change(|state| state.verdict = None);
+    f.status(|status| status.connected && status.last_error.is_none())
+        .await;
+    assert!(!f.running.is_finished());
+}
+
+#[tokio::test]
+async fn equal_token_orders_that_arrive_together_are_one_call() {
+    let f = start(|server| {
+        server.change(|state| state.watch = true);
+        add(server, &entry("a", "/a", &["unix:uid:1"]));
+    })
+    .await;
+    let made = entry("a", "/a", &["unix:uid:1"]);
+    let answers = futures_util::future::join_all((0..20).map(|_| f.token(&made, "x"))).await;
+    assert!(answers.iter().all(Result::is_ok));
+    assert_eq!(f.server.calls("NewJWTSVID"), 1);
+    f.token(&made, "y").await.unwrap();
+    assert_eq!(f.server.calls("NewJWTSVID"), 2);
+}
+
+#[tokio::test]
+async fn tokens_with_a_jti_are_never_shared() {
+    let mut with_jti = spiffe::entry::Entry::clone(&entry("a", "/a", &["unix:uid:1"]));
+    with_jti.jwt_svid_include_jti = true;
+    let made = Arc::new(with_jti);
+    let f = start(|server| add(server, &made)).await;
+    let answers = futures_util::future::join_all((0..3).map(|_| f.token(&made, "x"))).await;
+    assert!(answers.iter().all(Result::is_ok));
+    assert_eq!(f.server.calls("NewJWTSVID"), 3);
+    assert_eq!(f.cache.counts().jwt_svids, 0);
+}
+
+#[tokio::test]
+async fn a_token_for_another_identity_is_refused() {
+    let f = start(|server| add(server, &entry("a", "/other", &["unix:uid:1"]))).await;
+    let answer = f.token(&entry("a", "/a", &["unix:uid:1"]), "x").await;
+    assert!(answer.unwrap_err().contains("instead of"));
+}
+
+#[tokio::test]
+async fn the_nodes_svid_is_renewed_at_half_life_with_the_other_key() {
+    let mut f = start(|server| server.change(|state| state.watch = true)).await;
+    f.status(|status| status.last_sync.is_some()).await;
+    let before = f.ends.identity.borrow_and_update().clone();
+    f.clock.advance(Duration::from_secs(1900));
+    // The clock was moved by hand: something has to make the task look at it.
+    f.token(&entry("a", "/a", &["unix:uid:1"]), "x")
+        .now_or_never();
+    tokio::time::timeout(LONG, f.ends.identity.changed())
+        .await
+        .expect("in time")
+        .unwrap();
+    let after = f.ends.identity.borrow().clone();
+    assert_eq!(before.id(), after.id());
+    assert_ne!(before.key.public_key(), after.key.public_key());
+    let keys = std::fs::read_to_string(f.directory.path().join("keys.json")).unwrap();
+    assert!(keys.contains("agent-svid-A") && keys.contains("agent-svid-B"));
+    // The stream is taken up on the new link.
+    f.status(|status| status.connected).await;
+    while f.server.calls("Watch") < 2 {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn the_own_bundle_is_kept_on_disk_as_it_changes() {
+    let f = start(|_| {}).await;
+    let second = crate::testing::Authority::new(&trust_domain());
+    f.server
+        .change(|state| state.bundle.add_x509_authority(second.certificate.clone()));
+    f.until(&["unix:uid:1"], |update| {
+        update
+            .own
+            .as_ref()
+            .is_some_and(|own| own.bundle.x509_authorities.len() == 2)
+    })
+    .await;
+    let state = StateDir::open(f.directory.path()).unwrap();
+    let started = Instant::now();
+    while state.load().unwrap().bundle.len() != 2 {
+        assert!(started.elapsed() < LONG);
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn what_a_tainted_authority_signed_is_issued_again() {
+    let f = start(|server| add(server, &entry("a", "/a", &["unix:uid:1"]))).await;
+    let before = f
+        .until(&["unix:uid:1"], |update| {
+            update.has_identity() && update.is_complete()
+        })
+        .await;
+    let old_key = Arc::clone(&before.identities[0].svid.key);
+    let next = crate::testing::Authority::new(&trust_domain());
+    f.server.change(|state| {
+        state.bundle.x509_authorities[0].tainted = true;
+        state.bundle.add_x509_authority(next.certificate.clone());
+        state.authority = next.clone();
+    });
+    let after = f
+        .until(&["unix:uid:1"], |update| {
+            update
+                .identities
+                .first()
+                .is_some_and(|identity| !Arc::ptr_eq(&identity.svid.key, &old_key))
+        })
+        .await;
+    assert_eq!(after.identities.len(), 1);
+}

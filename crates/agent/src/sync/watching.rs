@@ -32,22 +32,39 @@ impl Changes {
     fn take(&mut self, event: WatchEvent, cache: &Cache) -> Option<Delta> {
         let gathered = self.gathered.get_or_insert_default();
         if event.reset {
-            *gathered = Gathered { reset: true, delta: Delta::default() };
+            *gathered = Gathered {
+                reset: true,
+                delta: Delta::default(),
+            };
         }
         for wire in &event.entries {
             match proto::convert::entry_from_wire(wire) {
                 Ok(entry) => gathered.delta.entries.push(Arc::new(entry)),
-                Err(because) => tracing::warn!(entry = %wire.id, %because, "server sent a malformed entry; it is left out"),
+                Err(because) => {
+                    tracing::warn!(entry = %wire.id, %because, "server sent a malformed entry; it is left out");
+                }
             }
         }
-        gathered.delta.removed_entries.extend(event.removed_entry_ids.iter().map(|id| Arc::from(id.as_str())));
+        gathered.delta.removed_entries.extend(
+            event
+                .removed_entry_ids
+                .iter()
+                .map(|id| Arc::from(id.as_str())),
+        );
         for wire in &event.bundles {
             match proto::convert::bundle_from_wire(wire) {
                 Ok(bundle) => gathered.delta.bundles.push(bundle),
-                Err(because) => tracing::warn!(trust_domain = %wire.trust_domain, %because, "server sent a malformed bundle; it is left out"),
+                Err(because) => {
+                    tracing::warn!(trust_domain = %wire.trust_domain, %because, "server sent a malformed bundle; it is left out");
+                }
             }
         }
-        gathered.delta.removed_bundles.extend(event.removed_bundles.iter().filter_map(|name| TrustDomain::parse(name).ok()));
+        gathered.delta.removed_bundles.extend(
+            event
+                .removed_bundles
+                .iter()
+                .filter_map(|name| TrustDomain::parse(name).ok()),
+        );
         if event.more {
             return None;
         }
@@ -67,20 +84,48 @@ impl Changes {
 
 /// After a reset, what the full list does not name is gone.
 fn forget_the_rest(delta: &mut Delta, cache: &Cache) {
-    let named: BTreeSet<Arc<str>> = delta.entries.iter().map(|entry| Arc::clone(&entry.id)).collect();
-    delta.removed_entries.extend(cache.entries().iter().map(|entry| Arc::clone(&entry.id)).filter(|id| !named.contains(id)));
-    let named: BTreeSet<TrustDomain> = delta.bundles.iter().map(|bundle| bundle.trust_domain.clone()).collect();
-    delta.removed_bundles.extend(cache.bundles().iter().map(|bundle| bundle.trust_domain.clone()).filter(|trust_domain| !named.contains(trust_domain)));
+    let named: BTreeSet<Arc<str>> = delta
+        .entries
+        .iter()
+        .map(|entry| Arc::clone(&entry.id))
+        .collect();
+    delta.removed_entries.extend(
+        cache
+            .entries()
+            .iter()
+            .map(|entry| Arc::clone(&entry.id))
+            .filter(|id| !named.contains(id)),
+    );
+    let named: BTreeSet<TrustDomain> = delta
+        .bundles
+        .iter()
+        .map(|bundle| bundle.trust_domain.clone())
+        .collect();
+    delta.removed_bundles.extend(
+        cache
+            .bundles()
+            .iter()
+            .map(|bundle| bundle.trust_domain.clone())
+            .filter(|trust_domain| !named.contains(trust_domain)),
+    );
 }
 
 impl Sync {
     pub(super) fn open_watch(&mut self) {
         self.following = Following::Watch { open: true };
-        let (link, cursor, epoch) = (self.link.clone(), self.changes.cursor, self.changes.epoch.clone());
+        let (link, cursor, epoch) = (
+            self.link.clone(),
+            self.changes.cursor,
+            self.changes.epoch.clone(),
+        );
         self.call(async move { Outcome::WatchOpened(link.watch(cursor, &epoch, VERSION).await) });
     }
 
-    pub(super) fn watch_opened(&mut self, current: bool, outcome: Result<Streaming<WatchEvent>, LinkError>) -> Result<(), Fault> {
+    pub(super) fn watch_opened(
+        &mut self,
+        current: bool,
+        outcome: Result<Streaming<WatchEvent>, LinkError>,
+    ) -> Result<(), Fault> {
         match outcome {
             Ok(stream) if current => {
                 self.listen(Box::new(stream));
@@ -91,7 +136,12 @@ impl Sync {
         }
     }
 
-    pub(super) fn watch_said(&mut self, current: bool, stream: Box<Streaming<WatchEvent>>, said: Result<Option<WatchEvent>, LinkError>) -> Result<(), Fault> {
+    pub(super) fn watch_said(
+        &mut self,
+        current: bool,
+        stream: Box<Streaming<WatchEvent>>,
+        said: Result<Option<WatchEvent>, LinkError>,
+    ) -> Result<(), Fault> {
         if !current {
             return Ok(());
         }
@@ -124,7 +174,10 @@ impl Sync {
         self.changes.interrupted();
         if matches!(error, LinkError::Unimplemented) {
             tracing::info!("the server has no stream of changes; syncing at intervals");
-            self.following = Following::Poll { busy: false, since: Instant::now() };
+            self.following = Following::Poll {
+                busy: false,
+                since: Instant::now(),
+            };
             self.changes = Changes::default();
             self.next_sync = Instant::now();
             return Ok(());

@@ -57,6 +57,8 @@ impl<M: prost::Message + Default> Decoder for Parse<M> {
     type Error = Status;
 
     fn decode(&mut self, input: &mut DecodeBuf<'_>) -> Result<Option<M>, Status> {
-        M::decode(input).map(Some).map_err(|error| Status::invalid_argument(format!("malformed request: {error}")))
+        M::decode(input)
+            .map(Some)
+            .map_err(|error| Status::invalid_argument(format!("malformed request: {error}")))
     }
 }

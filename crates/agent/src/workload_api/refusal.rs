@@ -30,14 +30,31 @@ impl Context {
             lacks = nearest.as_ref().map(|(_, lacking)| *lacking).unwrap_or_default(),
             "no identity issued"
         );
-        let details = ErrorDetails::with_error_info(REASON, DOMAIN, [("request".to_owned(), request.clone()), ("code".to_owned(), "PLA-2101".to_owned())]);
-        Status::with_error_details(Code::PermissionDenied, format!("no identity issued: no registration entry matches this process (request {request})"), details)
+        let details = ErrorDetails::with_error_info(
+            REASON,
+            DOMAIN,
+            [
+                ("request".to_owned(), request.clone()),
+                ("code".to_owned(), "PLA-2101".to_owned()),
+            ],
+        );
+        Status::with_error_details(
+            Code::PermissionDenied,
+            format!(
+                "no identity issued: no registration entry matches this process (request {request})"
+            ),
+            details,
+        )
     }
 
     /// There are entries, but the server has not issued their SVIDs.
     pub(super) fn not_issued_yet(&self, caller: &Caller) -> Status {
         let because = self.status.borrow().last_error.clone();
-        tracing::warn!(pid = caller.peer.pid, because = because.as_deref().unwrap_or("no answer yet"), "X509-SVID not issued in time");
+        tracing::warn!(
+            pid = caller.peer.pid,
+            because = because.as_deref().unwrap_or("no answer yet"),
+            "X509-SVID not issued in time"
+        );
         Status::unavailable("X509-SVID not issued yet: the server did not answer in time")
     }
 
@@ -45,15 +62,39 @@ impl Context {
     pub(super) fn not_owned(&self, caller: &Caller) -> Status {
         let request = format!("r-{}", alphanumeric(&*self.random, 8));
         tracing::warn!(code = "PLA-2101", %request, pid = caller.peer.pid, uid = caller.peer.uid, "no identity issued: the process does not have the SPIFFE ID it asked for");
-        let details = ErrorDetails::with_error_info(REASON, DOMAIN, [("request".to_owned(), request.clone()), ("code".to_owned(), "PLA-2101".to_owned())]);
-        Status::with_error_details(Code::PermissionDenied, format!("no identity issued: this process does not have the SPIFFE ID it asked for (request {request})"), details)
+        let details = ErrorDetails::with_error_info(
+            REASON,
+            DOMAIN,
+            [
+                ("request".to_owned(), request.clone()),
+                ("code".to_owned(), "PLA-2101".to_owned()),
+            ],
+        );
+        Status::with_error_details(
+            Code::PermissionDenied,
+            format!(
+                "no identity issued: this process does not have the SPIFFE ID it asked for (request {request})"
+            ),
+            details,
+        )
     }
 }
 
 /// Selectors may be secret: only those whose prefix the operator named are logged. SPIRE: log_selectors.
 fn loggable(selectors: &SelectorSet, prefixes: &[String]) -> String {
-    let shown = |selector: &str| prefixes.iter().any(|prefix| selector.strip_prefix(prefix.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with(':')));
-    selectors.iter().map(ToString::to_string).filter(|selector| shown(selector)).collect::<Vec<_>>().join(",")
+    let shown = |selector: &str| {
+        prefixes.iter().any(|prefix| {
+            selector
+                .strip_prefix(prefix.as_str())
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with(':'))
+        })
+    };
+    selectors
+        .iter()
+        .map(ToString::to_string)
+        .filter(|selector| shown(selector))
+        .collect::<Vec<_>>()
+        .join(",")
 }
 
 #[cfg(test)]
@@ -66,6 +107,9 @@ mod tests {
         let set = selectors(&["unix:uid:1", "unix:user:a", "unix:username:b", "k8s:ns:x"]);
         assert_eq!(loggable(&set, &[]), "");
         assert_eq!(loggable(&set, &["unix:user".into()]), "unix:user:a");
-        assert_eq!(loggable(&set, &["k8s".into(), "unix:uid:1".into()]), "k8s:ns:x,unix:uid:1");
+        assert_eq!(
+            loggable(&set, &["k8s".into(), "unix:uid:1".into()]),
+            "k8s:ns:x,unix:uid:1"
+        );
     }
 }

@@ -49,12 +49,19 @@ struct Sending {
 }
 
 /// FetchX509SVID.
-pub(super) async fn x509_svids(context: Arc<Context>, peer: Arc<Peer>) -> Result<Response<Messages>, Status> {
+pub(super) async fn x509_svids(
+    context: Arc<Context>,
+    peer: Arc<Peer>,
+) -> Result<Response<Messages>, Status> {
     open(context, peer, What::Svids, Method::FetchX509Svid).await
 }
 
 /// FetchX509Bundles and FetchJWTBundles.
-pub(super) async fn bundles(context: Arc<Context>, peer: Arc<Peer>, kind: Kind) -> Result<Response<Messages>, Status> {
+pub(super) async fn bundles(
+    context: Arc<Context>,
+    peer: Arc<Peer>,
+    kind: Kind,
+) -> Result<Response<Messages>, Status> {
     let method = match kind {
         Kind::X509 => Method::FetchX509Bundles,
         Kind::Jwt => Method::FetchJwtBundles,
@@ -62,10 +69,23 @@ pub(super) async fn bundles(context: Arc<Context>, peer: Arc<Peer>, kind: Kind) 
     open(context, peer, What::Bundles(kind), method).await
 }
 
-async fn open(context: Arc<Context>, peer: Arc<Peer>, what: What, method: Method) -> Result<Response<Messages>, Status> {
+async fn open(
+    context: Arc<Context>,
+    peer: Arc<Peer>,
+    what: What,
+    method: Method,
+) -> Result<Response<Messages>, Status> {
     let caller = context.admit(peer, Some(method)).await?;
     let updates = subscribe(&context, &caller, what);
-    let mut sending = Sending { context, caller, what, updates, sent: None, opened: Instant::now(), over: false };
+    let mut sending = Sending {
+        context,
+        caller,
+        what,
+        updates,
+        sent: None,
+        opened: Instant::now(),
+        over: false,
+    };
     // A refusal is the whole answer and needs no stream.
     let first = sending.next().await?;
     let messages = unfold((Some(first), sending), |(first, mut sending)| async move {
@@ -82,7 +102,11 @@ async fn open(context: Arc<Context>, peer: Arc<Peer>, what: What, method: Method
     Ok(Response::new(Box::pin(messages)))
 }
 
-fn subscribe(context: &Context, caller: &Caller, what: What) -> watch::Receiver<Arc<WorkloadUpdate>> {
+fn subscribe(
+    context: &Context,
+    caller: &Caller,
+    what: What,
+) -> watch::Receiver<Arc<WorkloadUpdate>> {
     match what {
         What::Svids => context.cache.subscribe(&caller.selectors),
         What::Bundles(_) => context.cache.subscribe_bundles(&caller.selectors),
@@ -107,17 +131,26 @@ impl Sending {
 
     /// The message, unless it was sent already or is not complete yet.
     fn message_of(&self, update: &WorkloadUpdate) -> Result<Option<Encoded>, Status> {
-        let open_to_all = self.context.options.allow_unauthenticated_verifiers && self.what != What::Svids;
+        let open_to_all =
+            self.context.options.allow_unauthenticated_verifiers && self.what != What::Svids;
         if !update.has_identity() && !open_to_all {
             return Err(self.context.no_identity(&self.caller));
         }
         let message = match self.what {
-            What::Svids if self.sent.is_none() && !update.is_complete() && self.opened.elapsed() < ALL_PATIENCE => None,
+            What::Svids
+                if self.sent.is_none()
+                    && !update.is_complete()
+                    && self.opened.elapsed() < ALL_PATIENCE =>
+            {
+                None
+            }
             What::Svids => update.x509_svids(),
             What::Bundles(Kind::X509) => update.x509_bundles(),
             What::Bundles(Kind::Jwt) => update.jwt_bundles(),
         };
-        Ok(message.filter(|message| self.sent.as_ref() != Some(*message)).cloned())
+        Ok(message
+            .filter(|message| self.sent.as_ref() != Some(*message))
+            .cloned())
     }
 
     /// Waits for a change; before the first message not for ever.
@@ -132,11 +165,13 @@ impl Sending {
         let changed = self.updates.changed();
         let outcome = match patience {
             None => changed.await,
-            Some(patience) => match tokio::time::timeout_at(self.opened + patience, changed).await {
-                Ok(outcome) => outcome,
-                Err(_elapsed) if patience == ALL_PATIENCE => Ok(()),
-                Err(_elapsed) => return Err(self.context.not_issued_yet(&self.caller)),
-            },
+            Some(patience) => {
+                match tokio::time::timeout_at(self.opened + patience, changed).await {
+                    Ok(outcome) => outcome,
+                    Err(_elapsed) if patience == ALL_PATIENCE => Ok(()),
+                    Err(_elapsed) => return Err(self.context.not_issued_yet(&self.caller)),
+                }
+            }
         };
         // The cache outlives its streams, unless the agent ends.
         outcome.map_err(|_closed| Status::unavailable("the agent is stopping"))
@@ -148,7 +183,10 @@ impl Sending {
         if selectors == self.caller.selectors {
             return Ok(false);
         }
-        tracing::info!(pid = self.caller.peer.pid, "the caller's selectors changed while it was listening");
+        tracing::info!(
+            pid = self.caller.peer.pid,
+            "the caller's selectors changed while it was listening"
+        );
         self.caller.selectors = selectors;
         self.updates = subscribe(&self.context, &self.caller, self.what);
         Ok(true)

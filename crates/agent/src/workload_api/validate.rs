@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use plugin::workload_attestor::Peer;
-use proto::workload::{ValidateJwtsvidRequest, ValidateJwtsvidResponse};
 use prost_types::value::Kind;
 use prost_types::{ListValue, Struct, Value};
+use proto::workload::{ValidateJwtsvidRequest, ValidateJwtsvidResponse};
 use spiffe::bundle::JwtBundle;
 use spiffe::secret::Secret;
 use spiffe::svid::jwt::{JwtBundleSource, verify_jwt_svid};
@@ -20,7 +20,11 @@ const ALWAYS: [&str; 3] = ["sub", "exp", "aud"];
 /// Claims are nested as deep as this, not deeper.
 const DEEPEST: usize = 32;
 
-pub(super) async fn validate(context: Arc<Context>, peer: Arc<Peer>, request: ValidateJwtsvidRequest) -> Result<Response<Encoded>, Status> {
+pub(super) async fn validate(
+    context: Arc<Context>,
+    peer: Arc<Peer>,
+    request: ValidateJwtsvidRequest,
+) -> Result<Response<Encoded>, Status> {
     if request.audience.is_empty() {
         return Err(Status::invalid_argument("audience must be specified"));
     }
@@ -30,19 +34,43 @@ pub(super) async fn validate(context: Arc<Context>, peer: Arc<Peer>, request: Va
     let svid = Secret::new(request.svid);
     let caller = context.admit(peer, None).await?;
     let update = context.cache.current(&caller.selectors);
-    let verified = verify_jwt_svid(svid.expose(), &request.audience, &Visible(&update), context.clock.now())
-        .map_err(|error| Status::invalid_argument(error.to_string()))?;
+    let verified = verify_jwt_svid(
+        svid.expose(),
+        &request.audience,
+        &Visible(&update),
+        context.clock.now(),
+    )
+    .map_err(|error| Status::invalid_argument(error.to_string()))?;
     let foreign = !verified.id.is_member_of(&context.trust_domain);
-    let allowed = |name: &str| !foreign || ALWAYS.contains(&name) || context.options.allowed_foreign_jwt_claims.iter().any(|allowed| allowed == name);
-    let claims = verified.claims.into_iter().filter(|(name, _)| allowed(name)).map(|(name, value)| {
-        // `aud` may be one string in the token; here it is always a list.
-        let value = match value {
-            serde_json::Value::String(one) if name == "aud" => serde_json::Value::Array(vec![serde_json::Value::String(one)]),
-            other => other,
-        };
-        (name, to_wire(value, 0))
-    });
-    let response = ValidateJwtsvidResponse { spiffe_id: verified.id.to_string(), claims: Some(Struct { fields: claims.collect() }) };
+    let allowed = |name: &str| {
+        !foreign
+            || ALWAYS.contains(&name)
+            || context
+                .options
+                .allowed_foreign_jwt_claims
+                .iter()
+                .any(|allowed| allowed == name)
+    };
+    let claims = verified
+        .claims
+        .into_iter()
+        .filter(|(name, _)| allowed(name))
+        .map(|(name, value)| {
+            // `aud` may be one string in the token; here it is always a list.
+            let value = match value {
+                serde_json::Value::String(one) if name == "aud" => {
+                    serde_json::Value::Array(vec![serde_json::Value::String(one)])
+                }
+                other => other,
+            };
+            (name, to_wire(value, 0))
+        });
+    let response = ValidateJwtsvidResponse {
+        spiffe_id: verified.id.to_string(),
+        claims: Some(Struct {
+            fields: claims.collect(),
+        }),
+    };
     Ok(Response::new(Encoded::of(&response)))
 }
 
@@ -52,7 +80,9 @@ struct Visible<'a>(&'a WorkloadUpdate);
 
 impl JwtBundleSource for Visible<'_> {
     fn jwt_bundle(&self, trust_domain: &TrustDomain) -> Option<Arc<JwtBundle>> {
-        self.0.bundle_of(trust_domain).map(|encoded| Arc::clone(&encoded.jwt))
+        self.0
+            .bundle_of(trust_domain)
+            .map(|encoded| Arc::clone(&encoded.jwt))
     }
 }
 
@@ -63,10 +93,18 @@ fn to_wire(value: serde_json::Value, depth: usize) -> Value {
         serde_json::Value::Number(number) => Kind::NumberValue(number.as_f64().unwrap_or_default()),
         serde_json::Value::String(text) => Kind::StringValue(text),
         _ if depth >= DEEPEST => Kind::NullValue(0),
-        serde_json::Value::Array(values) => Kind::ListValue(ListValue { values: values.into_iter().map(|value| to_wire(value, depth + 1)).collect() }),
-        serde_json::Value::Object(fields) => {
-            Kind::StructValue(Struct { fields: fields.into_iter().map(|(name, value)| (name, to_wire(value, depth + 1))).collect() })
-        }
+        serde_json::Value::Array(values) => Kind::ListValue(ListValue {
+            values: values
+                .into_iter()
+                .map(|value| to_wire(value, depth + 1))
+                .collect(),
+        }),
+        serde_json::Value::Object(fields) => Kind::StructValue(Struct {
+            fields: fields
+                .into_iter()
+                .map(|(name, value)| (name, to_wire(value, depth + 1)))
+                .collect(),
+        }),
     };
     Value { kind: Some(kind) }
 }

@@ -26,15 +26,26 @@ fn renewal_is_at_half_life_within_ten_percent() {
 #[test]
 fn availability_target_counts_only_if_enough_life_is_left_over() {
     let day = 24 * 3600;
-    let rule = RotationRule { availability_target: Some(Duration::from_secs(day)) };
+    let rule = RotationRule {
+        availability_target: Some(Duration::from_secs(day)),
+    };
     assert_eq!(rule.renew_at(at(0), at(3 * day), 0.0), at(2 * day));
-    assert_eq!(rule.renew_at(at(0), at(day + day / 2), 0.5), at(day * 3 / 4));
+    assert_eq!(
+        rule.renew_at(at(0), at(day + day / 2), 0.5),
+        at(day * 3 / 4)
+    );
 }
 
 #[test]
 fn an_svid_of_no_life_is_due_at_once() {
-    assert_eq!(RotationRule::default().renew_at(at(10), at(10), 0.5), at(10));
-    assert_eq!(RotationRule::default().renew_at(at(20), at(10), 0.5), at(10));
+    assert_eq!(
+        RotationRule::default().renew_at(at(10), at(10), 0.5),
+        at(10)
+    );
+    assert_eq!(
+        RotationRule::default().renew_at(at(20), at(10), 0.5),
+        at(10)
+    );
 }
 
 #[test]
@@ -54,7 +65,7 @@ fn a_kept_svid_is_renewed_then_dropped_when_it_expires() {
 fn use_since_issue_is_told_at_renewal_and_forgotten_by_it() {
     let mut svids = Svids::default();
     svids.put(svid("a", 0, 100), at(50));
-    assert!(svids.valid("a", at(1)).is_some());
+    svids.used("a");
     assert_eq!(svids.take_due(at(50)), [Due::Renew("a".into(), true)]);
     svids.put(svid("a", 50, 150), at(100));
     assert_eq!(svids.take_due(at(100)), [Due::Renew("a".into(), false)]);
@@ -95,7 +106,7 @@ fn eviction_takes_the_least_used_and_spares_those_in_use() {
     for name in ["a", "b", "c", "d"] {
         svids.put(svid(name, 0, 100), at(50));
     }
-    assert!(svids.valid("a", at(1)).is_some());
+    svids.used("a");
     let gone = svids.evict(2, |entry| entry == "b");
     assert_eq!(gone, ["c".into(), "d".into()]);
     assert_eq!(svids.evict(0, |_| true), Vec::<Arc<str>>::new());
@@ -117,8 +128,15 @@ fn stale_svids_need_issue_but_stay_valid() {
 fn svids_of_a_tainted_authority_are_found() {
     let mut svids = Svids::default();
     svids.put(svid("a", 0, 100), at(50));
-    assert_eq!(svids.signed_by(&BTreeSet::from([b"authority-1".to_vec()])), ["a".into()]);
-    assert!(svids.signed_by(&BTreeSet::from([b"authority-2".to_vec()])).is_empty());
+    assert_eq!(
+        svids.signed_by(&BTreeSet::from([b"authority-1".to_vec()])),
+        ["a".into()]
+    );
+    assert!(
+        svids
+            .signed_by(&BTreeSet::from([b"authority-2".to_vec()]))
+            .is_empty()
+    );
 }
 
 #[test]
@@ -126,7 +144,10 @@ fn intermediates_are_kept_once() {
     let mut svids = Svids::default();
     svids.put(svid("a", 0, 100), at(50));
     svids.put(svid("b", 0, 100), at(50));
-    let (a, b) = (svids.get("a").unwrap(), svids.get("b").unwrap());
+    let (a, b) = (
+        svids.valid("a", at(1)).unwrap(),
+        svids.valid("b", at(1)).unwrap(),
+    );
     assert!(Arc::ptr_eq(&a.chain[1], &b.chain[1]));
 }
 

@@ -1,0 +1,532 @@
+//! A server for tests: real TLS and gRPC on a port of the kernel's choice, answers from memory, and faults on request.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use futures_util::{FutureExt as _, Stream, StreamExt as _};
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use proto::plastron::server::v1::{WatchEvent, WatchRequest};
+use proto::spire::api::server::agent::v1 as agent_v1;
+use proto::spire::api::server::bundle::v1 as bundle_v1;
+use proto::spire::api::server::entry::v1 as entry_v1;
+use proto::spire::api::server::svid::v1 as svid_v1;
+use proto::spire::api::types;
+use spiffe::bundle::{Bundle, JwtAuthority};
+use spiffe::clock::{Clock as _, SystemClock, unix_seconds};
+use spiffe::csr::Csr;
+use spiffe::entry::Entry;
+use spiffe::id::SpiffeId;
+use spiffe::key::{JwsAlgorithm, KeyPair, KeyType};
+use spiffe::svid::jwt::{JwtClaims, sign_jwt_svid};
+use spiffe::tls::{CertResolver, KeyExchange, server_config};
+use spiffe::trust_domain::TrustDomain;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::broadcast;
+use tonic::server::Grpc;
+use tonic::{Code, Status, Streaming};
+use tonic_prost::ProstCodec;
+use tower::service_fn;
+
+use super::Authority;
+
+type Messages<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+/// What the server knows and how it misbehaves.
+pub(crate) struct State {
+    pub(crate) trust_domain: TrustDomain,
+    pub(crate) authority: Authority,
+    pub(crate) tokens: BTreeMap<String, TokenState>,
+    pub(crate) entries: BTreeMap<String, Arc<Entry>>,
+    pub(crate) federated: BTreeMap<String, Bundle>,
+    pub(crate) bundle: Bundle,
+    /// Serve our stream; else it is unimplemented, as with SPIRE.
+    pub(crate) watch: bool,
+    pub(crate) svid_life: Duration,
+    pub(crate) agent_life: Duration,
+    /// What the next calls of a method answer in place of the truth.
+    pub(crate) faults: BTreeMap<&'static str, VecDeque<Status>>,
+    /// What every authenticated call answers, such as a ban.
+    pub(crate) verdict: Option<Status>,
+    /// Entries that are refused within a batch.
+    pub(crate) refused: BTreeSet<String>,
+    pub(crate) calls: BTreeMap<String, usize>,
+    pub(crate) revision: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum TokenState {
+    Good,
+    Used,
+    Expired,
+}
+
+/// A running server. It ends with the test's runtime.
+#[derive(Clone)]
+pub(crate) struct FakeServer {
+    pub(crate) port: u16,
+    pub(crate) state: Arc<Mutex<State>>,
+    pub(crate) events: broadcast::Sender<WatchEvent>,
+}
+
+pub(crate) fn denied(reason: types::permission_denied_details::Reason) -> Status {
+    use prost::Message as _;
+    let details = tonic_types::pb::Status {
+        code: 7,
+        message: "denied".into(),
+        details: vec![prost_types::Any {
+            type_url: "type.googleapis.com/spire.api.types.PermissionDeniedDetails".into(),
+            value: types::PermissionDeniedDetails {
+                reason: reason.into(),
+            }
+            .encode_to_vec(),
+        }],
+    };
+    Status::with_details(
+        Code::PermissionDenied,
+        "denied",
+        details.encode_to_vec().into(),
+    )
+}
+
+async fn accept(listener: TcpListener, acceptor: tokio_rustls::TlsAcceptor, server: FakeServer) {
+    while let Ok((stream, _)) = listener.accept().await {
+        tokio::spawn(converse(acceptor.clone(), stream, server.clone()));
+    }
+}
+
+async fn converse(acceptor: tokio_rustls::TlsAcceptor, stream: TcpStream, server: FakeServer) {
+    let Ok(stream) = acceptor.accept(stream).await else {
+        return;
+    };
+    let service = hyper::service::service_fn(move |request| {
+        let server = server.clone();
+        async move { Ok::<_, Infallible>(server.answer(request).await) }
+    });
+    let http = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+    http.serve_connection(TokioIo::new(stream), service)
+        .await
+        .ok();
+}
+
+fn unary<T>(answer: Result<T, Status>) -> std::future::Ready<Result<tonic::Response<T>, Status>> {
+    std::future::ready(answer.map(tonic::Response::new))
+}
+
+impl FakeServer {
+    pub(crate) async fn start(name: &str) -> Self {
+        let trust_domain = TrustDomain::parse(name).unwrap();
+        let authority = Authority::new(&trust_domain);
+        let mut bundle = Bundle::new(trust_domain.clone());
+        bundle.add_x509_authority(authority.certificate.clone());
+        bundle.jwt_authorities.push(JwtAuthority {
+            key_id: "k1".into(),
+            public_key: authority.key.public_key().clone(),
+            expires_at: None,
+            tainted: false,
+        });
+        let state = State {
+            trust_domain: trust_domain.clone(),
+            authority: authority.clone(),
+            tokens: BTreeMap::from([
+                ("good".to_owned(), TokenState::Good),
+                ("used".to_owned(), TokenState::Used),
+                ("late".to_owned(), TokenState::Expired),
+            ]),
+            entries: BTreeMap::new(),
+            federated: BTreeMap::new(),
+            bundle,
+            watch: false,
+            svid_life: Duration::from_secs(3600),
+            agent_life: Duration::from_secs(3600),
+            faults: BTreeMap::new(),
+            verdict: None,
+            refused: BTreeSet::new(),
+            calls: BTreeMap::new(),
+            revision: 1,
+        };
+        let key = KeyPair::generate(KeyType::EcP256).unwrap();
+        let leaf = authority.issue(
+            &SpiffeId::server(&trust_domain),
+            key.public_key(),
+            Duration::from_secs(3600),
+        );
+        let resolver = CertResolver::new();
+        resolver.set([leaf.der()], &key).unwrap();
+        let tls = server_config(
+            Arc::new(resolver),
+            None,
+            Arc::new(SystemClock),
+            KeyExchange::default(),
+        )
+        .unwrap();
+        let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(tls));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let server = Self {
+            port: listener.local_addr().unwrap().port(),
+            state: Arc::new(Mutex::new(state)),
+            events: broadcast::Sender::new(64),
+        };
+        tokio::spawn(accept(listener, acceptor, server.clone()));
+        server
+    }
+
+    pub(crate) fn change(&self, change: impl FnOnce(&mut State)) {
+        change(&mut self.state.lock().unwrap());
+    }
+
+    pub(crate) fn calls(&self, method: &str) -> usize {
+        self.state
+            .lock()
+            .unwrap()
+            .calls
+            .get(method)
+            .copied()
+            .unwrap_or_default()
+    }
+
+    pub(crate) fn fault(&self, method: &'static str, status: Status) {
+        self.change(|state| state.faults.entry(method).or_default().push_back(status));
+    }
+
+    #[expect(clippy::too_many_lines, reason = "one arm for each method")]
+    async fn answer(self, request: Request<Incoming>) -> Response<tonic::body::Body> {
+        let method = request.uri().path().rsplit('/').next().unwrap().to_owned();
+        {
+            let mut state = self.state.lock().unwrap();
+            *state.calls.entry(method.clone()).or_default() += 1;
+            if let Some(status) = state
+                .faults
+                .get_mut(method.as_str())
+                .and_then(VecDeque::pop_front)
+            {
+                return status.into_http();
+            }
+            if !matches!(method.as_str(), "AttestAgent" | "GetBundle")
+                && let Some(status) = &state.verdict
+            {
+                return status.clone().into_http();
+            }
+        }
+        match method.as_str() {
+            "AttestAgent" => {
+                let call = service_fn(
+                    |request: tonic::Request<Streaming<agent_v1::AttestAgentRequest>>| {
+                        self.clone().attest(request.into_inner())
+                    },
+                );
+                Grpc::new(ProstCodec::default())
+                    .streaming(call, request)
+                    .await
+            }
+            "GetBundle" => {
+                let call = service_fn(|_: tonic::Request<bundle_v1::GetBundleRequest>| {
+                    unary(Ok(self.bundle()))
+                });
+                Grpc::new(ProstCodec::default()).unary(call, request).await
+            }
+            "GetFederatedBundle" => {
+                let call = service_fn(
+                    |request: tonic::Request<bundle_v1::GetFederatedBundleRequest>| {
+                        unary(self.federated(&request.get_ref().trust_domain))
+                    },
+                );
+                Grpc::new(ProstCodec::default()).unary(call, request).await
+            }
+            "PostStatus" => {
+                let call = service_fn(|_: tonic::Request<agent_v1::PostStatusRequest>| {
+                    unary(Ok(agent_v1::PostStatusResponse {}))
+                });
+                Grpc::new(ProstCodec::default()).unary(call, request).await
+            }
+            "RenewAgent" => {
+                let call = service_fn(|request: tonic::Request<agent_v1::RenewAgentRequest>| {
+                    unary(Ok(self.renew(request.get_ref())))
+                });
+                Grpc::new(ProstCodec::default()).unary(call, request).await
+            }
+            "BatchNewX509SVID" => {
+                let call = service_fn(
+                    |request: tonic::Request<svid_v1::BatchNewX509svidRequest>| {
+                        unary(Ok(self.x509_svids(request.get_ref())))
+                    },
+                );
+                Grpc::new(ProstCodec::default()).unary(call, request).await
+            }
+            "NewJWTSVID" => {
+                let call = service_fn(|request: tonic::Request<svid_v1::NewJwtsvidRequest>| {
+                    unary(self.jwt_svid(request.get_ref()))
+                });
+                Grpc::new(ProstCodec::default()).unary(call, request).await
+            }
+            "SyncAuthorizedEntries" => {
+                let call = service_fn(
+                    |request: tonic::Request<Streaming<entry_v1::SyncAuthorizedEntriesRequest>>| {
+                        self.clone().sync(request.into_inner())
+                    },
+                );
+                Grpc::new(ProstCodec::default())
+                    .streaming(call, request)
+                    .await
+            }
+            "Watch" if self.state.lock().unwrap().watch => {
+                let call = service_fn(|request: tonic::Request<WatchRequest>| {
+                    std::future::ready(Ok(tonic::Response::new(self.follow(request.get_ref()))))
+                });
+                Grpc::new(ProstCodec::default())
+                    .server_streaming(call, request)
+                    .await
+            }
+            _ => Status::unimplemented("unknown service").into_http(),
+        }
+    }
+
+    fn bundle(&self) -> types::Bundle {
+        proto::convert::bundle_to_wire(&self.state.lock().unwrap().bundle, None)
+    }
+
+    fn federated(&self, name: &str) -> Result<types::Bundle, Status> {
+        let state = self.state.lock().unwrap();
+        state
+            .federated
+            .get(name)
+            .map(|bundle| proto::convert::bundle_to_wire(bundle, None))
+            .ok_or_else(|| Status::not_found("bundle not found"))
+    }
+
+    fn agent_svid(&self, csr: &[u8], path: &str) -> types::X509svid {
+        let state = self.state.lock().unwrap();
+        let id = SpiffeId::from_path(&state.trust_domain, path).unwrap();
+        let leaf = state.authority.issue(
+            &id,
+            &Csr::public_key_unverified(csr).unwrap(),
+            state.agent_life,
+        );
+        types::X509svid {
+            cert_chain: vec![leaf.der().to_vec()],
+            id: Some(proto::convert::spiffe_id_to_wire(&id)),
+            ..Default::default()
+        }
+    }
+
+    async fn attest(
+        self,
+        mut requests: Streaming<agent_v1::AttestAgentRequest>,
+    ) -> Result<tonic::Response<Messages<agent_v1::AttestAgentResponse>>, Status> {
+        use agent_v1::attest_agent_request::Step;
+        let Some(Step::Params(params)) = requests.message().await?.and_then(|request| request.step)
+        else {
+            return Err(Status::invalid_argument("no params"));
+        };
+        let token = String::from_utf8(params.data.unwrap().payload).unwrap();
+        {
+            let mut state = self.state.lock().unwrap();
+            match state.tokens.get_mut(&token) {
+                Some(token @ TokenState::Good) => *token = TokenState::Used,
+                Some(TokenState::Expired) => {
+                    return Err(Status::invalid_argument("join token expired"));
+                }
+                _ => {
+                    return Err(Status::invalid_argument(
+                        "failed to attest: join token does not exist or has already been used",
+                    ));
+                }
+            }
+        }
+        let svid = self.agent_svid(
+            &params.params.unwrap().csr,
+            &format!("/spire/agent/join_token/{token}"),
+        );
+        let result = agent_v1::attest_agent_response::Result {
+            svid: Some(svid),
+            reattestable: false,
+        };
+        let answer = agent_v1::AttestAgentResponse {
+            step: Some(agent_v1::attest_agent_response::Step::Result(result)),
+        };
+        Ok(tonic::Response::new(Box::pin(tokio_stream::once(Ok(
+            answer,
+        )))))
+    }
+
+    fn renew(&self, request: &agent_v1::RenewAgentRequest) -> agent_v1::RenewAgentResponse {
+        let svid = self.agent_svid(
+            &request.params.as_ref().unwrap().csr,
+            "/spire/agent/join_token/good",
+        );
+        agent_v1::RenewAgentResponse { svid: Some(svid) }
+    }
+
+    fn x509_svids(
+        &self,
+        request: &svid_v1::BatchNewX509svidRequest,
+    ) -> svid_v1::BatchNewX509svidResponse {
+        let state = self.state.lock().unwrap();
+        let one = |params: &svid_v1::NewX509svidParams| {
+            let Some(entry) = state
+                .entries
+                .get(&params.entry_id)
+                .filter(|entry| !state.refused.contains(&*entry.id))
+            else {
+                let status = types::Status {
+                    code: 5,
+                    message: "entry not found or not authorized".into(),
+                };
+                return svid_v1::batch_new_x509svid_response::Result {
+                    status: Some(status),
+                    svid: None,
+                };
+            };
+            let key = Csr::parse_and_verify(&params.csr).unwrap().public_key;
+            let leaf = state
+                .authority
+                .issue(&entry.spiffe_id, &key, state.svid_life);
+            let svid = types::X509svid {
+                cert_chain: vec![leaf.der().to_vec()],
+                id: Some(proto::convert::spiffe_id_to_wire(&entry.spiffe_id)),
+                ..Default::default()
+            };
+            svid_v1::batch_new_x509svid_response::Result {
+                status: Some(types::Status::default()),
+                svid: Some(svid),
+            }
+        };
+        svid_v1::BatchNewX509svidResponse {
+            results: request.params.iter().map(one).collect(),
+        }
+    }
+
+    fn jwt_svid(
+        &self,
+        request: &svid_v1::NewJwtsvidRequest,
+    ) -> Result<svid_v1::NewJwtsvidResponse, Status> {
+        let state = self.state.lock().unwrap();
+        let entry = state
+            .entries
+            .get(&request.entry_id)
+            .ok_or_else(|| Status::not_found("entry not found or not authorized"))?;
+        let now = unix_seconds(SystemClock.now());
+        let claims = JwtClaims {
+            subject: entry.spiffe_id.clone(),
+            audience: request.audience.clone(),
+            issued_at: now,
+            expires_at: now + 300,
+            issuer: None,
+            jti: None,
+            extra: serde_json::Map::new(),
+        };
+        let token = sign_jwt_svid(&claims, "k1", JwsAlgorithm::ES256, &state.authority.key)
+            .now_or_never()
+            .unwrap()
+            .unwrap();
+        let id = Some(proto::convert::spiffe_id_to_wire(&entry.spiffe_id));
+        Ok(svid_v1::NewJwtsvidResponse {
+            svid: Some(types::Jwtsvid {
+                token: token.expose().clone(),
+                id,
+                issued_at: now,
+                expires_at: now + 300,
+                hint: String::new(),
+            }),
+        })
+    }
+
+    /// Pages of two, so that small tests see pages.
+    async fn sync(
+        self,
+        mut requests: Streaming<entry_v1::SyncAuthorizedEntriesRequest>,
+    ) -> Result<tonic::Response<Messages<entry_v1::SyncAuthorizedEntriesResponse>>, Status> {
+        const PAGE: usize = 2;
+        let first = requests.message().await?.unwrap();
+        assert!(first.ids.is_empty() && first.output_mask.unwrap().revision_number);
+        let mask = first.output_mask;
+        let entries: Vec<Arc<Entry>> = self
+            .state
+            .lock()
+            .unwrap()
+            .entries
+            .values()
+            .cloned()
+            .collect();
+        let wire = move |entry: &Arc<Entry>| proto::convert::entry_to_wire(entry, mask.as_ref());
+        if entries.len() <= PAGE {
+            let answer = entry_v1::SyncAuthorizedEntriesResponse {
+                entries: entries.iter().map(wire).collect(),
+                ..Default::default()
+            };
+            return Ok(tonic::Response::new(Box::pin(tokio_stream::once(Ok(
+                answer,
+            )))));
+        }
+        let revision = |entry: &Arc<Entry>| entry_v1::EntryRevision {
+            id: entry.id.to_string(),
+            revision_number: entry.revision_number,
+            created_at: entry.created_at,
+        };
+        let pages = entries.chunks(PAGE).count();
+        let revisions: Vec<_> = entries
+            .chunks(PAGE)
+            .enumerate()
+            .map(|(number, page)| {
+                Ok(entry_v1::SyncAuthorizedEntriesResponse {
+                    entry_revisions: page.iter().map(revision).collect(),
+                    more: number + 1 < pages,
+                    ..Default::default()
+                })
+            })
+            .collect();
+        let full = requests.flat_map(move |request| {
+            let ids = request.map(|request| request.ids).unwrap_or_default();
+            let found: Vec<Arc<Entry>> = entries
+                .iter()
+                .filter(|entry| ids.contains(&entry.id.to_string()))
+                .cloned()
+                .collect();
+            let pages = found.chunks(PAGE).count();
+            let answers: Vec<_> = found
+                .chunks(PAGE)
+                .enumerate()
+                .map(|(number, page)| {
+                    Ok(entry_v1::SyncAuthorizedEntriesResponse {
+                        entries: page.iter().map(&wire).collect(),
+                        more: number + 1 < pages,
+                        ..Default::default()
+                    })
+                })
+                .collect();
+            tokio_stream::iter(answers)
+        });
+        Ok(tonic::Response::new(Box::pin(
+            tokio_stream::iter(revisions).chain(full),
+        )))
+    }
+
+    /// Everything first, unless the cursor is current, then what the test sends.
+    fn follow(&self, request: &WatchRequest) -> Messages<WatchEvent> {
+        let state = self.state.lock().unwrap();
+        let current = request.cursor == state.revision && request.epoch == "e1";
+        let first = WatchEvent {
+            revision: state.revision,
+            epoch: "e1".into(),
+            reset: true,
+            entries: state
+                .entries
+                .values()
+                .map(|entry| proto::convert::entry_to_wire(entry, None))
+                .collect(),
+            bundles: vec![proto::convert::bundle_to_wire(&state.bundle, None)],
+            ..Default::default()
+        };
+        let later = tokio_stream::wrappers::BroadcastStream::new(self.events.subscribe())
+            .map(|event| event.map_err(|_lagged| Status::unavailable("lagged")));
+        if current {
+            Box::pin(later)
+        } else {
+            Box::pin(tokio_stream::once(Ok(first)).chain(later))
+        }
+    }
+}

@@ -1,0 +1,187 @@
+//! FetchJWTSVID and ValidateJWTSVID.
+
+use super::*;
+
+#[tokio::test]
+async fn wa_09_and_wa_23_malformed_jwt_requests_are_invalid_and_foreign_ids_denied() {
+    let f = start(Wish::default()).await;
+    f.entry("a", "/a");
+    let mut client = f.client().await;
+    let mut fetch = async |audience: &[&str], spiffe_id: &str| {
+        let message = JwtsvidRequest {
+            audience: audience.iter().map(|a| (*a).to_owned()).collect(),
+            spiffe_id: spiffe_id.into(),
+        };
+        client.fetch_jwtsvid(request(message)).await.unwrap_err()
+    };
+    assert_eq!(fetch(&[], "").await.message(), "audience must be specified");
+    assert_eq!(fetch(&["a", ""], "").await.code(), Code::InvalidArgument);
+    assert_eq!(fetch(&["a"], "foo").await.code(), Code::InvalidArgument);
+    let denied = fetch(&["a"], "spiffe://example.org/other").await;
+    assert_eq!(denied.code(), Code::PermissionDenied);
+    assert!(denied.message().starts_with("no identity issued"));
+    // No server behind this agent.
+    assert_eq!(
+        fetch(&["a"], "spiffe://example.org/a").await.code(),
+        Code::Unavailable
+    );
+}
+
+#[tokio::test]
+async fn wa_22_one_token_for_each_identity_or_the_one_asked_for() {
+    let f = start(Wish::default()).await;
+    for (entry_id, path) in [("a", "/a"), ("b", "/b"), ("c", "/c")] {
+        f.entry(entry_id, path);
+        let key = crate::cache::jwt::JwtKey::new(&id(path), &["y".into(), "x".into()]);
+        let now = SystemClock.now();
+        let token = crate::cache::jwt::JwtToken {
+            token: spiffe::secret::Secret::new(path.into()),
+            issued_at: now,
+            expires_at: now + LONG,
+            key_id: None,
+        };
+        f.context.cache.put_jwt(key, Arc::new(token));
+    }
+    let mut client = f.client().await;
+    let all = client
+        .fetch_jwtsvid(request(JwtsvidRequest {
+            audience: vec!["x".into(), "y".into()],
+            spiffe_id: String::new(),
+        }))
+        .await
+        .unwrap()
+        .into_inner();
+    assert_eq!(
+        all.svids
+            .iter()
+            .map(|svid| svid.svid.as_str())
+            .collect::<Vec<_>>(),
+        ["/a", "/b", "/c"]
+    );
+    let one = client
+        .fetch_jwtsvid(request(JwtsvidRequest {
+            audience: vec!["x".into(), "y".into()],
+            spiffe_id: "spiffe://example.org/b".into(),
+        }))
+        .await;
+    assert_eq!(one.unwrap().into_inner().svids.len(), 1);
+}
+
+#[tokio::test]
+async fn wa_26_validated_claims_come_back_with_aud_as_a_list() {
+    let f = start(Wish::default()).await;
+    f.entry("a", "/a");
+    let token = f.token(&id("/peer"), &["me"], "k1");
+    let answer = f
+        .client()
+        .await
+        .validate_jwtsvid(request(ValidateJwtsvidRequest {
+            audience: "me".into(),
+            svid: token,
+        }))
+        .await
+        .unwrap()
+        .into_inner();
+    assert_eq!(answer.spiffe_id, "spiffe://example.org/peer");
+    let claims = answer.claims.unwrap().fields;
+    assert!(matches!(
+        claims["aud"].kind,
+        Some(prost_types::value::Kind::ListValue(_))
+    ));
+    for name in ["sub", "exp", "iat", "jti", "color"] {
+        assert!(claims.contains_key(name), "{name}");
+    }
+}
+
+#[tokio::test]
+async fn wa_26_claims_of_foreign_tokens_are_filtered() {
+    let f = start(Wish::default()).await;
+    let foreign = TrustDomain::parse("other.test").unwrap();
+    let mut federated = Entry::clone(&entry("a", "/a", &[&own_uid()]));
+    federated.federates_with = vec![foreign.clone()];
+    let mut bundle = Bundle::new(foreign.clone());
+    bundle.jwt_authorities.push(spiffe::bundle::JwtAuthority {
+        key_id: "f1".into(),
+        public_key: f.authority.key.public_key().clone(),
+        expires_at: None,
+        tainted: false,
+    });
+    let token = f.token(
+        &SpiffeId::from_path(&foreign, "/peer").unwrap(),
+        &["me"],
+        "f1",
+    );
+    let validate = ValidateJwtsvidRequest {
+        audience: "me".into(),
+        svid: token,
+    };
+    f.context.cache.apply(Delta {
+        bundles: vec![bundle],
+        ..Delta::default()
+    });
+    let mut client = f.client().await;
+    assert_eq!(
+        client
+            .validate_jwtsvid(request(validate.clone()))
+            .await
+            .unwrap_err()
+            .code(),
+        Code::InvalidArgument,
+        "not federated with"
+    );
+    f.context.cache.apply(Delta {
+        entries: vec![Arc::new(federated)],
+        ..Delta::default()
+    });
+    let claims = client
+        .validate_jwtsvid(request(validate))
+        .await
+        .unwrap()
+        .into_inner()
+        .claims
+        .unwrap()
+        .fields;
+    assert_eq!(
+        claims.keys().collect::<Vec<_>>(),
+        ["aud", "exp", "jti", "sub"]
+    );
+}
+
+#[tokio::test]
+async fn wa_25_bad_tokens_and_missing_fields_are_invalid_arguments() {
+    let f = start(Wish::default()).await;
+    f.entry("a", "/a");
+    let good = f.token(&id("/peer"), &["me"], "k1");
+    let mut client = f.client().await;
+    let mut refused = async |audience: &str, svid: &str| {
+        client
+            .validate_jwtsvid(request(ValidateJwtsvidRequest {
+                audience: audience.into(),
+                svid: svid.into(),
+            }))
+            .await
+            .unwrap_err()
+    };
+    assert_eq!(
+        refused("", &good).await.message(),
+        "audience must be specified"
+    );
+    assert_eq!(refused("me", "").await.message(), "svid must be specified");
+    let unknown_key = f.token(&id("/peer"), &["me"], "k9");
+    let mut broken = good.clone();
+    broken.replace_range(good.len() - 8.., "AAAAAAAA");
+    for (audience, svid) in [
+        ("you", good.as_str()),
+        ("me", "garbage"),
+        ("me", "a.b.c"),
+        ("me", &unknown_key),
+        ("me", &broken),
+    ] {
+        let status = refused(audience, svid).await;
+        assert_eq!(status.code(), Code::InvalidArgument, "{svid}");
+        assert!(
+            !status.message().contains(svid),
+            "a refused token is not repeated"
+        );
+    }
+}
