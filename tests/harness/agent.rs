@@ -38,6 +38,9 @@ pub struct AgentOptions {
     pub experimental: String,
     /// `memory` or `disk`.
     pub key_manager: &'static str,
+    /// Whether the `unix` attestor also tells path and hash of the workload's program.
+    pub discover_path: bool,
+    pub log_level: &'static str,
     /// Programs and arguments before the agent's own.
     pub wrapper: Vec<String>,
 }
@@ -54,6 +57,8 @@ impl AgentOptions {
             settings: String::new(),
             experimental: "    sync_interval = \"1s\"".to_owned(),
             key_manager: "disk",
+            discover_path: true,
+            log_level: "DEBUG",
             wrapper: Vec::new(),
         })
     }
@@ -131,16 +136,18 @@ impl Agent {
             other => format!("KeyManager \"{other}\" {{ plugin_data {{}} }}"),
         };
         format!(
-            "agent {{\n  data_dir = \"{data}\"\n  log_level = \"DEBUG\"\n  server_address = \"{}\"\n  server_port = \"{}\"\n  \
+            "agent {{\n  data_dir = \"{data}\"\n  log_level = \"{}\"\n  server_address = \"{}\"\n  server_port = \"{}\"\n  \
              socket_path = \"{}\"\n  trust_domain = \"{}\"\n{bootstrap}\n{token}\n{}\n  experimental {{\n{}\n  }}\n}}\n\n\
              plugins {{\n  NodeAttestor \"join_token\" {{ plugin_data {{}} }}\n  {key_manager}\n  WorkloadAttestor \"unix\" {{\n    \
-             plugin_data {{ discover_workload_path = true }}\n  }}\n}}\n",
+             plugin_data {{ discover_workload_path = {} }}\n  }}\n}}\n",
+            self.options.log_level,
             self.options.server.ip(),
             self.options.server.port(),
             self.socket().display(),
             self.options.trust_domain,
             self.options.settings,
             self.options.experimental,
+            self.options.discover_path,
         )
     }
 

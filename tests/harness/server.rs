@@ -39,6 +39,9 @@ pub struct ServerOptions {
     pub plugins: String,
     /// `memory` or `disk`; disk survives a restart.
     pub key_manager: &'static str,
+    /// Shortens SPIRE's waits between looks at its own entries; off where they are measured.
+    pub impatient: bool,
+    pub log_level: &'static str,
     /// Programs and arguments before the server's own, such as `taskset -c 0`.
     pub wrapper: Vec<String>,
 }
@@ -52,6 +55,8 @@ impl Default for ServerOptions {
             settings: String::new(),
             plugins: String::new(),
             key_manager: "disk",
+            impatient: true,
+            log_level: "DEBUG",
             wrapper: Vec::new(),
         }
     }
@@ -146,19 +151,21 @@ impl Server {
             other => format!("KeyManager \"{other}\" {{ plugin_data {{}} }}"),
         };
         // SPIRE's server looks at its own entries every five seconds.
-        let experimental = match self.subject {
-            Subject::Spire => "  experimental { cache_reload_interval = \"1s\" }",
-            Subject::Plastron => "",
+        let experimental = if self.subject == Subject::Spire && self.options.impatient {
+            "  experimental { cache_reload_interval = \"1s\" }"
+        } else {
+            ""
         };
         format!(
             "server {{\n  bind_address = \"{}\"\n  bind_port = \"{}\"\n  socket_path = \"{}\"\n  trust_domain = \"{}\"\n  \
-             data_dir = \"{data}\"\n  log_level = \"DEBUG\"\n{experimental}\n{}\n}}\n\nplugins {{\n  DataStore \"sql\" {{\n    plugin_data {{\n      \
+             data_dir = \"{data}\"\n  log_level = \"{}\"\n{experimental}\n{}\n}}\n\nplugins {{\n  DataStore \"sql\" {{\n    plugin_data {{\n      \
              database_type = \"{kind}\"\n      connection_string = \"{connection}\"\n    }}\n  }}\n  \
              NodeAttestor \"join_token\" {{ plugin_data {{}} }}\n  {key_manager}\n{}\n}}\n",
             self.address.ip(),
             self.address.port(),
             self.socket().display(),
             self.options.trust_domain,
+            self.options.log_level,
             self.options.settings,
             self.options.plugins,
         )

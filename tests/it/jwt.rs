@@ -4,7 +4,7 @@ use anyhow::{Context, Result, ensure};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use harness::world::{CHANGE, own_user};
-use harness::{Entry, ServerOptions, World, id};
+use harness::{Entry, World, id};
 use serde_json::{Value, json};
 
 fn fetch(world: &World, audience: &str) -> Result<String> {

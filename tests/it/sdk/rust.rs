@@ -33,7 +33,7 @@ async fn fetches_and_validates() -> Result<()> {
     let bundles = client.fetch_jwt_bundles().await?;
     ensure!(
         bundles
-            .bundle_for(&own)
+            .get(&own)
             .is_some_and(|bundle| bundle.jwt_authorities().count() == 1)
     );
     Ok(())

@@ -35,8 +35,9 @@ fn shouting() -> Option<Spiffeid> {
     })
 }
 
-pub(super) async fn create(channel: &Channel, answers: &mut Answers) -> Result<()> {
-    let bad: Vec<(&str, Entry)> = vec![
+/// Entries with one fault each, and its name.
+fn bad_entries() -> Vec<(&'static str, Entry)> {
+    vec![
         ("no SPIFFE ID", with(|entry| entry.spiffe_id = None)),
         ("no parent ID", with(|entry| entry.parent_id = None)),
         (
@@ -100,7 +101,11 @@ pub(super) async fn create(channel: &Channel, answers: &mut Answers) -> Result<(
         ),
         ("long entry ID", with(|entry| entry.id = "x".repeat(256))),
         ("long hint", with(|entry| entry.hint = "h".repeat(1025))),
-    ];
+    ]
+}
+
+pub(super) async fn create(channel: &Channel, answers: &mut Answers) -> Result<()> {
+    let bad = bad_entries();
     let request = BatchCreateEntryRequest {
         entries: bad.iter().map(|(_, entry)| entry.clone()).collect(),
         ..BatchCreateEntryRequest::default()
