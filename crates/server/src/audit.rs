@@ -211,25 +211,4 @@ impl Fields {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn keeps_the_last_value_and_drops_empty_ones() {
-        let fields = Fields::new().with("ttl", 5).with("ttl", 7).with("hint", "");
-        assert_eq!(fields.value("ttl"), Some("7"));
-        assert_eq!(fields.value("hint"), None);
-    }
-
-    #[test]
-    fn gathers_fields_without_a_name_of_their_own() {
-        let fields = Fields::new()
-            .with("spiffe_id", "spiffe://td/a")
-            .with("downstream", true)
-            .with("subject", "C=US");
-        assert_eq!(
-            fields.rest().as_deref(),
-            Some("downstream=\"true\" subject=\"C=US\"")
-        );
-    }
-}
+pub(crate) mod tests;

@@ -25,6 +25,7 @@ use spiffe::x509::{
 };
 
 use super::grant::{Extent, Grant};
+use super::jwt::JwtIssuer;
 use super::x509::X509Issuer;
 use super::{BACKDATE, Ca, IssueError};
 use crate::audit::{Audit, Fields};
@@ -389,6 +390,21 @@ fn check_issuer(
     )
 }
 
+/// Whether a token says the algorithm and key that were asked for, and nothing else.
+fn header_is(token: &str, issuer: &JwtIssuer) -> bool {
+    let header = token
+        .split('.')
+        .next()
+        .and_then(|part| URL_SAFE_NO_PAD.decode(part).ok());
+    let header = header.and_then(|json| serde_json::from_slice::<serde_json::Value>(&json).ok());
+    let wanted = serde_json::json!({
+        "alg": issuer.algorithm.as_str(),
+        "kid": issuer.key_id,
+        "typ": "JWT",
+    });
+    header == Some(wanted)
+}
+
 /// A serial number without leading zeros, as it is encoded up to a sign byte.
 fn significant(serial: &[u8]) -> &[u8] {
     let zeros = serial.iter().take_while(|byte| **byte == 0).count();
@@ -465,14 +481,14 @@ impl Document for JwtDocument<'_> {
         .await?;
         let read = inspect_jwt_svid(token.expose())
             .map_err(|_unreadable| mismatch("it cannot be read"))?;
+        require(
+            header_is(token.expose(), &issuer),
+            "its header is another one",
+        )?;
         require(read.id == grant.id, "its subject is another one")?;
         require(
             read.audience == claims.audience,
             "its audience is another one",
-        )?;
-        require(
-            read.kid.as_deref() == Some(issuer.key_id.as_str()),
-            "its key is another one",
         )?;
         require(read.expires_at > unix_seconds(now), "it has expired")?;
         require(

@@ -23,6 +23,9 @@ use super::{BACKDATE, CaError};
 /// How long a trial document is valid.
 const TRIAL: Duration = Duration::from_secs(60);
 
+/// How long an upstream authority may take, while which nothing else is done to the X.509 authorities.
+const MINT_TIMEOUT: Duration = Duration::from_secs(60);
+
 /// How X.509 authorities are made.
 #[derive(Debug)]
 pub(super) struct X509Kind {
@@ -80,7 +83,10 @@ impl X509Kind {
             subject_key_id: None,
         };
         let certificate = parse(&issue_ca(&template, None, key.as_ref()).await?)?;
-        Ok(self.draft_of(std::slice::from_ref(&certificate), vec![certificate.clone()]))
+        Ok(self.draft_of(
+            std::slice::from_ref(&certificate),
+            vec![certificate.clone()],
+        ))
     }
 
     async fn signed_upstream(
@@ -90,8 +96,12 @@ impl X509Kind {
     ) -> Result<Draft, CaError> {
         let subject = self.subject(&random_serial(self.random.as_ref()));
         let csr = build_ca_csr(&subject, &self.trust_domain.id(), key.as_ref()).await?;
-        let minted = upstream.mint_x509_ca(&csr, self.ttl).await?;
         let unfit = |why: &str| Err(CaError::UnfitUpstream(why.to_owned()));
+        let minting = upstream.mint_x509_ca(&csr, self.ttl);
+        let Ok(minted) = tokio::time::timeout(MINT_TIMEOUT, minting).await else {
+            return unfit("it took too long");
+        };
+        let minted = minted?;
         let Some(own) = minted.chain.first() else {
             return unfit("it has no certificate");
         };

@@ -423,3 +423,40 @@ async fn never_shows_a_token_in_its_debug_form() {
         "{shown}"
     );
 }
+
+#[tokio::test]
+async fn writes_one_audit_line_for_each_outcome_and_no_secret_in_it() {
+    let world = World::new().await;
+    let ca = world.server().await;
+    let mut audit = Audit::new(true, "svid.v1.SVID", "NewJWTSVID");
+    audit.authorized_as = "agent";
+    let grant = Grant::entry(&entry()).with_field("csr", "digest");
+    let audience = ["a".to_owned()];
+    let (lines, token) = crate::audit::tests::recorded(async {
+        let token = ca.issue_jwt(&grant, &audience, &audit).await.unwrap();
+        ca.issue_jwt(&grant, &[], &audit).await.unwrap_err();
+        ca.issue_x509(&grant, &key(), &audit).await.unwrap();
+        ca.issue_x509(&grant, &key(), &quiet()).await.unwrap();
+        token
+    })
+    .await;
+    let value = |line: usize, name: &str| lines[line].get(name).map(String::as_str);
+    assert_eq!(lines.len(), 3, "{lines:?}");
+    assert_eq!(value(0, "status"), Some("success"));
+    assert_eq!(value(0, "spiffe_id"), Some("spiffe://example.org/w"));
+    assert_eq!(
+        (value(0, "entry_id"), value(0, "csr")),
+        (Some("e"), Some("digest"))
+    );
+    assert!(value(0, "expires_at").is_some());
+    assert_eq!(
+        (value(1, "status"), value(1, "status_code")),
+        (Some("error"), Some("Internal"))
+    );
+    assert_eq!(
+        value(1, "status_message"),
+        Some("invalid JWT-SVID audience: cannot be empty")
+    );
+    assert!(value(2, "serial_num").is_some());
+    assert!(!format!("{lines:?}").contains(token.token.expose()));
+}
