@@ -146,6 +146,12 @@ impl Datastore {
         &self.registry
     }
 
+    /// Returns when the writer has ended although handles are left, which it does not do in health: a server that
+    /// can't write any more should stop.
+    pub async fn stopped(&self) {
+        self.queue.closed().await;
+    }
+
     /// Queues an operation and waits until it is durable.
     async fn submit<T: Send + 'static>(
         &self,

@@ -47,6 +47,14 @@ impl Subject {
     pub(super) async fn postgres(case: &str) -> Option<Self> {
         let url = std::env::var("PLASTRON_TEST_POSTGRES_URL").ok()?;
         let schema = format!("plastron_test_{case}");
+        let url = if url.contains("sslmode=") {
+            url
+        } else {
+            format!(
+                "{url}{}sslmode=disable",
+                if url.contains('?') { '&' } else { '?' }
+            )
+        };
         let (client, connection) = tokio_postgres::connect(&url, tokio_postgres::NoTls)
             .await
             .unwrap();
@@ -55,8 +63,7 @@ impl Subject {
         client.batch_execute(&reset).await.unwrap();
         drop(client);
         driver.await.unwrap().unwrap();
-        let join = if url.contains('?') { '&' } else { '?' };
-        let url = format!("{url}{join}options=-csearch_path%3D{schema}&application_name={schema}");
+        let url = format!("{url}&options=-csearch_path%3D{schema}&application_name={schema}");
         Some(Self {
             kind: DatastoreKind::Postgres(PostgresConfig::new(url)),
             clock: clock(),

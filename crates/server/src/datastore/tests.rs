@@ -1,10 +1,14 @@
 //! What one database alone can show: SQLite's faults and its files.
 
+use std::io::{BufRead as _, BufReader};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
+
+use spiffe::clock::SystemClock;
 
 use super::contract::{Subject, content, create, entry, td};
 use super::sqlite::Sqlite;
-use super::{Backend, Datastore, DatastoreError, Meta};
+use super::{Backend, Datastore, DatastoreConfig, DatastoreError, DatastoreKind, Meta};
 use crate::registry::{EntryFilter, Registry};
 
 /// A datastore whose database was first told `statements`.
@@ -104,6 +108,62 @@ async fn what_was_acknowledged_is_in_the_files_of_a_killed_process() {
     }
     let (_again, reloaded) = copy.open().await;
     assert_eq!(content(&reloaded), content(&registry));
+}
+
+/// Writes until it is killed, naming each entry once it is acknowledged. Run by the next test in a process of its own.
+#[tokio::test]
+#[ignore = "never ends"]
+async fn writer_to_be_killed() {
+    let path = std::env::var("PLASTRON_TEST_KILLED_DATABASE").unwrap();
+    let config = DatastoreConfig {
+        kind: DatastoreKind::Sqlite { path: path.into() },
+    };
+    let (datastore, _) = Datastore::open(config, td("example.org"), Arc::new(SystemClock))
+        .await
+        .unwrap();
+    for n in 0.. {
+        let made = create(
+            &datastore,
+            entry("/spire/agent/x", &format!("/{n}"), &["a:1"]),
+        )
+        .await;
+        println!("\nacknowledged {}", made.id);
+    }
+}
+
+#[tokio::test]
+async fn what_was_acknowledged_survives_a_kill() {
+    let subject = Subject::sqlite();
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args([
+            "--exact",
+            "datastore::tests::writer_to_be_killed",
+            "--ignored",
+            "--nocapture",
+        ])
+        .env("PLASTRON_TEST_KILLED_DATABASE", subject.path().unwrap())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let mut acknowledged = Vec::new();
+    while acknowledged.len() < 100 {
+        let line = lines.next().expect("the writer goes on").unwrap();
+        acknowledged.extend(line.strip_prefix("acknowledged ").map(str::to_owned));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    // What it said before the kill came through counts as well.
+    let rest = lines.map_while(Result::ok);
+    acknowledged
+        .extend(rest.filter_map(|line| line.strip_prefix("acknowledged ").map(str::to_owned)));
+    // The last line may be cut short.
+    acknowledged.pop_if(|id| id.len() != 36);
+    let (_again, registry) = subject.open().await;
+    for id in &acknowledged {
+        assert!(registry.entry(id).is_some(), "{id} was acknowledged");
+    }
+    assert!(registry.entry_count(&EntryFilter::default()) <= acknowledged.len() + 1);
 }
 
 #[tokio::test]

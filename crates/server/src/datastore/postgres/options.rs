@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 
 use tokio_postgres::Config;
-use tokio_postgres::config::SslMode;
+use tokio_postgres::config::{Host, SslMode};
 
 use super::PostgresConfig;
 use crate::datastore::error::DatastoreError;
@@ -59,12 +59,20 @@ impl Options {
         let (mode, verify) = match named("sslmode") {
             Some("disable") => (SslMode::Disable, Verify::Nothing),
             Some("allow" | "prefer") => (SslMode::Prefer, Verify::Nothing),
-            // libpq: a root certificate makes `require` verify the authority. SPIRE's driver requires by default.
+            // libpq: a root certificate makes `require` verify the authority.
             Some("require") | None if root_ca.is_some() => (SslMode::Require, Verify::Authority),
             Some("require") => (SslMode::Require, Verify::Nothing),
             Some("verify-ca") => (SslMode::Require, Verify::Authority),
             Some("verify-full") => (SslMode::Require, Verify::Full),
-            None => (SslMode::Prefer, Verify::Nothing),
+            // No network lies before a Unix socket. Elsewhere SPIRE's driver requires TLS unless told otherwise.
+            None if driver
+                .get_hosts()
+                .iter()
+                .all(|host| matches!(host, Host::Unix(_))) =>
+            {
+                (SslMode::Disable, Verify::Nothing)
+            }
+            None => (SslMode::Require, Verify::Nothing),
             Some(other) => {
                 return Err(settings(format!(
                     "sslmode {other:?} is none of disable, allow, prefer, require, verify-ca, verify-full"
@@ -204,6 +212,19 @@ mod tests {
         let mut config = PostgresConfig::new("host=h sslmode=require");
         config.root_ca_path = Some(PathBuf::from("/ca"));
         assert_eq!(Options::parse(&config).unwrap().verify, Verify::Authority);
+    }
+
+    #[test]
+    fn tls_is_required_unless_said_otherwise_or_on_a_unix_socket() {
+        for (text, mode) in [
+            ("host=h", SslMode::Require),
+            ("postgres://h/db", SslMode::Require),
+            ("host=h sslmode=disable", SslMode::Disable),
+            ("host=/run/postgresql dbname=db", SslMode::Disable),
+            ("host=/run/postgresql,h dbname=db", SslMode::Require),
+        ] {
+            assert_eq!(parse(text).unwrap().config.get_ssl_mode(), mode, "{text}");
+        }
     }
 
     #[test]
