@@ -57,12 +57,19 @@ impl std::fmt::Debug for Api {
 
 impl Api {
     /// Answers one call. Failures are answers too: a connection outlives a refused call.
-    pub(crate) async fn call(&self, connection: &Arc<Connection>, mut request: Request<Incoming>) -> Response<Body> {
+    pub(crate) async fn call(
+        &self,
+        connection: &Arc<Connection>,
+        mut request: Request<Incoming>,
+    ) -> Response<Body> {
         let path = request.uri().path();
-        let Some((method, allowed)) = row(path) else { return unknown(path).into_http() };
+        let Some((method, allowed)) = row(path) else {
+            return unknown(path).into_http();
+        };
         let service = service_of(method);
         if !connection.is_local() && is_local_service(service) {
-            return Status::new(Code::Unimplemented, format!("unknown service {service}")).into_http();
+            return Status::new(Code::Unimplemented, format!("unknown service {service}"))
+                .into_http();
         }
         let caller = match self.authorizer.authorize(method, allowed, connection).await {
             Ok(caller) => caller,
@@ -76,8 +83,12 @@ impl Api {
             "spire.api.server.bundle.v1.Bundle" => self.bundle.clone().call(request).await,
             "spire.api.server.agent.v1.Agent" => self.agent.clone().call(request).await,
             "plastron.server.v1.Watch" => self.watch.clone().call(request).await,
-            "spire.api.server.trustdomain.v1.TrustDomain" => self.trust_domain.clone().call(request).await,
-            "spire.api.server.localauthority.v1.LocalAuthority" => self.local_authority.clone().call(request).await,
+            "spire.api.server.trustdomain.v1.TrustDomain" => {
+                self.trust_domain.clone().call(request).await
+            }
+            "spire.api.server.localauthority.v1.LocalAuthority" => {
+                self.local_authority.clone().call(request).await
+            }
             "spire.api.server.logger.v1.Logger" => self.logger.clone().call(request).await,
             "spire.api.server.debug.v1.Debug" => self.debug.clone().call(request).await,
             "grpc.health.v1.Health" => self.health.clone().call(request).await,
@@ -91,11 +102,20 @@ impl Api {
 }
 
 fn service_of(method: &str) -> &str {
-    method.trim_start_matches('/').split_once('/').map_or("", |(service, _)| service)
+    method
+        .trim_start_matches('/')
+        .split_once('/')
+        .map_or("", |(service, _)| service)
 }
 
 /// As gRPC servers answer; our agents find out in this way whether a server has the watch.
 fn unknown(path: &str) -> Status {
-    let (service, method) = path.trim_start_matches('/').split_once('/').unwrap_or((path, ""));
-    Status::new(Code::Unimplemented, format!("unknown method {method} for service {service}"))
+    let (service, method) = path
+        .trim_start_matches('/')
+        .split_once('/')
+        .unwrap_or((path, ""));
+    Status::new(
+        Code::Unimplemented,
+        format!("unknown method {method} for service {service}"),
+    )
 }

@@ -62,8 +62,15 @@ impl Attestation {
         {
             attested.selectors.push(selector);
         }
-        if self.registry.agent(&attested.id).is_some_and(|agent| agent.banned) {
-            return Err(refused(Code::PermissionDenied, "failed to attest: agent is banned"));
+        if self
+            .registry
+            .agent(&attested.id)
+            .is_some_and(|agent| agent.banned)
+        {
+            return Err(refused(
+                Code::PermissionDenied,
+                "failed to attest: agent is banned",
+            ));
         }
         Ok(attested)
     }
@@ -74,16 +81,29 @@ impl Attestation {
             return Err(refused(Code::InvalidArgument, unknown));
         };
         // Before the token is spent: one that cannot be an ID's segment was never handed out.
-        let Ok(id) = SpiffeId::from_segments(&self.trust_domain, &["spire", "agent", JOIN_TOKEN, token]) else {
+        let Ok(id) =
+            SpiffeId::from_segments(&self.trust_domain, &["spire", "agent", JOIN_TOKEN, token])
+        else {
             return Err(refused(Code::InvalidArgument, unknown));
         };
-        match self.datastore.redeem_join_token(token, self.clock.now()).await {
+        match self
+            .datastore
+            .redeem_join_token(token, self.clock.now())
+            .await
+        {
             Ok(()) => {}
             Err(TokenError::Unknown) => return Err(refused(Code::InvalidArgument, unknown)),
-            Err(TokenError::Expired) => return Err(refused(Code::InvalidArgument, "join token expired")),
+            Err(TokenError::Expired) => {
+                return Err(refused(Code::InvalidArgument, "join token expired"));
+            }
             Err(error) => return Err(failed(Code::Internal, "failed to fetch join token", error)),
         }
-        Ok(Attested { id, attestation_type: JOIN_TOKEN.to_owned(), selectors: Vec::new(), can_reattest: false })
+        Ok(Attested {
+            id,
+            attestation_type: JOIN_TOKEN.to_owned(),
+            selectors: Vec::new(),
+            can_reattest: false,
+        })
     }
 
     /// Writes the node's row for its new SVID. A node that attests anew keeps nothing of its former row but the ban,
@@ -91,8 +111,16 @@ impl Attestation {
     ///
     /// # Errors
     /// Internal when the row cannot be written: the SVID must then not be handed out.
-    pub(crate) async fn record(&self, attested: Attested, serial: String, expires_at: i64) -> Result<(), Status> {
-        let agent_version = self.registry.agent(&attested.id).map(|agent| agent.agent_version.clone());
+    pub(crate) async fn record(
+        &self,
+        attested: Attested,
+        serial: String,
+        expires_at: i64,
+    ) -> Result<(), Status> {
+        let agent_version = self
+            .registry
+            .agent(&attested.id)
+            .map(|agent| agent.agent_version.clone());
         let agent = Agent {
             id: attested.id,
             attestation_type: attested.attestation_type,

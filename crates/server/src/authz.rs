@@ -56,10 +56,17 @@ impl Authorizer {
         allowed: Allowed,
         connection: &Arc<Connection>,
     ) -> Result<Caller, Status> {
-        let decided = self.authority(allowed, connection).await.map_err(|denial| denial.into_status(method));
+        let decided = self
+            .authority(allowed, connection)
+            .await
+            .map_err(|denial| denial.into_status(method));
         let audit = self.audit(method, decided.as_ref().ok(), connection);
         match decided {
-            Ok(authority) => Ok(Caller { connection: Arc::clone(connection), authority, audit: Arc::new(audit) }),
+            Ok(authority) => Ok(Caller {
+                connection: Arc::clone(connection),
+                authority,
+                audit: Arc::new(audit),
+            }),
             Err(refused) => {
                 audit.failure(code_name(refused.code()), refused.message(), &Fields::new());
                 Err(refused)
@@ -68,8 +75,16 @@ impl Authorizer {
     }
 
     /// What the audit lines of this call have in common. Costs nothing when auditing is off.
-    fn audit(&self, method: &'static str, authority: Option<&Authority>, connection: &Connection) -> Audit {
-        let (service, name) = method.trim_start_matches('/').rsplit_once('/').unwrap_or(("", method));
+    fn audit(
+        &self,
+        method: &'static str,
+        authority: Option<&Authority>,
+        connection: &Connection,
+    ) -> Audit {
+        let (service, name) = method
+            .trim_start_matches('/')
+            .rsplit_once('/')
+            .unwrap_or(("", method));
         // SPIRE: services go by their last three parts, as in `svid.v1.SVID`.
         let short = service.strip_prefix("spire.api.server.").unwrap_or(service);
         let mut audit = Audit::new(self.audit_enabled, short, name);
@@ -77,21 +92,32 @@ impl Authorizer {
             return audit;
         }
         audit.request_id = uuid::Uuid::new_v4().to_string();
-        (audit.authorized_as, audit.authorized_via) =
-            authority.map_or(("nobody", ""), |authority| (authority.name(), authority.via()));
+        (audit.authorized_as, audit.authorized_via) = authority
+            .map_or(("nobody", ""), |authority| {
+                (authority.name(), authority.via())
+            });
         audit.caller = match connection.peer() {
             Peer::Local { pid, uid, gid } => {
                 let path = pid.and_then(|pid| std::fs::read_link(format!("/proc/{pid}/exe")).ok());
-                AuditCaller::Local { uid: *uid, gid: *gid, path: path.map(|path| path.display().to_string()) }
+                AuditCaller::Local {
+                    uid: *uid,
+                    gid: *gid,
+                    path: path.map(|path| path.display().to_string()),
+                }
             }
-            Peer::Remote { address, svid } => {
-                AuditCaller::Remote { address: address.to_string(), id: svid.as_ref().map(|svid| svid.id.clone()) }
-            }
+            Peer::Remote { address, svid } => AuditCaller::Remote {
+                address: address.to_string(),
+                id: svid.as_ref().map(|svid| svid.id.clone()),
+            },
         };
         audit
     }
 
-    async fn authority(&self, allowed: Allowed, connection: &Connection) -> Result<Authority, Denial> {
+    async fn authority(
+        &self,
+        allowed: Allowed,
+        connection: &Connection,
+    ) -> Result<Authority, Denial> {
         if allowed.lets_in(Allowed::ANY) {
             return Ok(Authority::Anybody);
         }
@@ -99,7 +125,9 @@ impl Authorizer {
             return if allowed.lets_in(Allowed::LOCAL) {
                 Ok(Authority::Local)
             } else {
-                Err(Denial::because("it is served to agents or downstream servers over TLS, not on the admin socket"))
+                Err(Denial::because(
+                    "it is served to agents or downstream servers over TLS, not on the admin socket",
+                ))
             };
         }
         let Some(svid) = connection.svid() else {
@@ -112,11 +140,16 @@ impl Authorizer {
             self.live_agent(svid).await?;
             return Ok(Authority::Agent(svid.clone()));
         }
-        Err(Denial::because(&format!("{} is neither an administrator nor otherwise entitled", svid.id)))
+        Err(Denial::because(&format!(
+            "{} is neither an administrator nor otherwise entitled",
+            svid.id
+        )))
     }
 
     fn by_entry(&self, allowed: Allowed, svid: &PeerSvid) -> Option<Authority> {
-        if !(allowed.lets_in(Allowed::ADMIN) || allowed.lets_in(Allowed::DOWNSTREAM)) || self.clock.now() > svid.not_after {
+        if !(allowed.lets_in(Allowed::ADMIN) || allowed.lets_in(Allowed::DOWNSTREAM))
+            || self.clock.now() > svid.not_after
+        {
             return None;
         }
         if allowed.lets_in(Allowed::ADMIN) && self.admin_ids.contains(&svid.id) {
@@ -124,12 +157,16 @@ impl Authorizer {
         }
         let now = unix_seconds(self.clock.now());
         let entries = self.registry.entries_for_spiffe_id(&svid.id);
-        let mut live = entries.iter().filter(|entry| entry.expires_at == 0 || entry.expires_at > now);
+        let mut live = entries
+            .iter()
+            .filter(|entry| entry.expires_at == 0 || entry.expires_at > now);
         if allowed.lets_in(Allowed::ADMIN) && live.clone().any(|entry| entry.admin) {
             return Some(Authority::Admin { via: "entries" });
         }
         if allowed.lets_in(Allowed::DOWNSTREAM) {
-            return live.find(|entry| entry.downstream).map(|entry| Authority::Downstream(Arc::clone(entry)));
+            return live
+                .find(|entry| entry.downstream)
+                .map(|entry| Authority::Downstream(Arc::clone(entry)));
         }
         None
     }
@@ -157,15 +194,22 @@ impl Authorizer {
             return;
         }
         let mut revisions = self.registry.subscribe();
-        let good = async { while revisions.changed().await.is_ok() && self.check_agent(svid).is_err() {} };
+        let good =
+            async { while revisions.changed().await.is_ok() && self.check_agent(svid).is_err() {} };
         drop(tokio::time::timeout(self.follow_for, good).await);
     }
 
     async fn promote(&self, svid: &PeerSvid) -> Result<(), Denial> {
-        match self.datastore.promote_agent_serial(&svid.id, &svid.serial).await {
+        match self
+            .datastore
+            .promote_agent_serial(&svid.id, &svid.serial)
+            .await
+        {
             Ok(_) => Ok(()),
             // Somebody was quicker: another call under the same SVID, a ban, or an eviction.
-            Err(AgentWriteError::NotFound | AgentWriteError::Superseded) => self.check_agent(svid).map(|_| ()),
+            Err(AgentWriteError::NotFound | AgentWriteError::Superseded) => {
+                self.check_agent(svid).map(|_| ())
+            }
             Err(error) => Err(Denial::internal(&error)),
         }
     }
@@ -175,19 +219,30 @@ impl Authorizer {
     /// # Errors
     /// PermissionDenied with details, as for a call.
     pub(crate) fn recheck_agent(&self, svid: &PeerSvid) -> Result<(), Status> {
-        self.check_agent(svid).map(|_| ()).map_err(Denial::into_bare_status)
+        self.check_agent(svid)
+            .map(|_| ())
+            .map_err(Denial::into_bare_status)
     }
 
     fn check_agent(&self, svid: &PeerSvid) -> Result<Standing, Denial> {
         let id = &svid.id;
         if self.clock.now() > svid.not_after {
-            return Err(Denial::agent(Reason::AgentExpired, format!("agent \"{id}\" SVID is expired")));
+            return Err(Denial::agent(
+                Reason::AgentExpired,
+                format!("agent \"{id}\" SVID is expired"),
+            ));
         }
         let Some(agent) = self.registry.agent(id) else {
-            return Err(Denial::agent(Reason::AgentNotAttested, format!("agent \"{id}\" is not attested")));
+            return Err(Denial::agent(
+                Reason::AgentNotAttested,
+                format!("agent \"{id}\" is not attested"),
+            ));
         };
         if agent.banned {
-            return Err(Denial::agent(Reason::AgentBanned, format!("agent \"{id}\" is banned")));
+            return Err(Denial::agent(
+                Reason::AgentBanned,
+                format!("agent \"{id}\" is banned"),
+            ));
         }
         if !svid.serial.is_empty() && agent.serial == svid.serial {
             return Ok(Standing::Current);
@@ -195,8 +250,10 @@ impl Authorizer {
         if !svid.serial.is_empty() && agent.new_serial == svid.serial {
             return Ok(Standing::Renewed);
         }
-        let because =
-            format!("agent \"{id}\" expected to have serial number \"{}\"; has \"{}\"", agent.serial, svid.serial);
+        let because = format!(
+            "agent \"{id}\" expected to have serial number \"{}\"; has \"{}\"",
+            agent.serial, svid.serial
+        );
         Err(Denial::agent(Reason::AgentNotActive, because))
     }
 }
@@ -216,19 +273,34 @@ struct Denial {
 
 impl Denial {
     fn because(because: &str) -> Self {
-        Self { code: Code::PermissionDenied, reason: None, because: because.to_owned() }
+        Self {
+            code: Code::PermissionDenied,
+            reason: None,
+            because: because.to_owned(),
+        }
     }
 
     fn agent(reason: Reason, because: String) -> Self {
-        Self { code: Code::PermissionDenied, reason: Some(reason), because }
+        Self {
+            code: Code::PermissionDenied,
+            reason: Some(reason),
+            because,
+        }
     }
 
     fn internal(error: &dyn std::error::Error) -> Self {
-        Self { code: Code::Internal, reason: None, because: format!("unable to look up agent information: {error}") }
+        Self {
+            code: Code::Internal,
+            reason: None,
+            because: format!("unable to look up agent information: {error}"),
+        }
     }
 
     fn may_be_stale(&self) -> bool {
-        matches!(self.reason, Some(Reason::AgentNotAttested | Reason::AgentNotActive))
+        matches!(
+            self.reason,
+            Some(Reason::AgentNotAttested | Reason::AgentNotActive)
+        )
     }
 
     fn into_status(self, method: &str) -> Status {

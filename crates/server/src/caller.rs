@@ -19,9 +19,16 @@ use crate::status;
 #[derive(Debug)]
 pub(crate) enum Peer {
     /// A process that may open the admin socket.
-    Local { pid: Option<i32>, uid: u32, gid: u32 },
+    Local {
+        pid: Option<i32>,
+        uid: u32,
+        gid: u32,
+    },
     /// A TLS client, with the SVID it showed, if it showed one.
-    Remote { address: SocketAddr, svid: Option<PeerSvid> },
+    Remote {
+        address: SocketAddr,
+        svid: Option<PeerSvid>,
+    },
 }
 
 /// The leaf that the handshake verified against its trust domain's bundle.
@@ -78,7 +85,9 @@ impl Connection {
 pub(crate) enum Authority {
     Anybody,
     Local,
-    Admin { via: &'static str },
+    Admin {
+        via: &'static str,
+    },
     /// The entry that makes the caller a downstream server.
     Downstream(Arc<Entry>),
     /// A live attested agent.
@@ -123,11 +132,12 @@ impl Caller {
     /// # Errors
     /// Internal, when a request reaches a handler without having been authorized, which is a fault of this server.
     pub(crate) fn of<T>(request: &Request<T>) -> Result<Self, Status> {
-        request
-            .extensions()
-            .get::<Self>()
-            .cloned()
-            .ok_or_else(|| status::refused(Code::Internal, "the call was not authorized; this is a fault of the server"))
+        request.extensions().get::<Self>().cloned().ok_or_else(|| {
+            status::refused(
+                Code::Internal,
+                "the call was not authorized; this is a fault of the server",
+            )
+        })
     }
 
     /// The agent that calls.
@@ -137,7 +147,10 @@ impl Caller {
     pub(crate) fn agent(&self) -> Result<&PeerSvid, Status> {
         match &self.authority {
             Authority::Agent(svid) => Ok(svid),
-            _ => Err(status::refused(Code::Internal, "caller ID missing from request context")),
+            _ => Err(status::refused(
+                Code::Internal,
+                "caller ID missing from request context",
+            )),
         }
     }
 
@@ -148,7 +161,10 @@ impl Caller {
         }
         match outcome {
             Ok(()) => self.audit.success(&fields()),
-            Err(status) => self.audit.failure(code_name(status.code()), status.message(), &fields()),
+            Err(status) => {
+                self.audit
+                    .failure(code_name(status.code()), status.message(), &fields());
+            }
         }
     }
 }
@@ -179,7 +195,14 @@ pub(crate) fn code_name(code: Code) -> &'static str {
 #[cfg(test)]
 impl Connection {
     pub(crate) fn local_for_tests() -> Self {
-        Self::new(Peer::Local { pid: Some(1), uid: 0, gid: 0 }, watch::channel(false).1)
+        Self::new(
+            Peer::Local {
+                pid: Some(1),
+                uid: 0,
+                gid: 0,
+            },
+            watch::channel(false).1,
+        )
     }
 
     pub(crate) fn remote_for_tests(address: SocketAddr, svid: Option<PeerSvid>) -> Self {

@@ -25,9 +25,9 @@ pub(crate) mod admin;
 pub(crate) mod health_checks;
 pub(crate) mod lines;
 pub(crate) mod tcp;
-pub(crate) mod trust;
 #[cfg(test)]
 mod tests;
+pub(crate) mod trust;
 
 /// A connection is asked to end at this age, so that a client shows its SVID afresh. SPIRE: MaxConnectionAge.
 const MAX_CONNECTION_AGE: Duration = Duration::from_secs(180);
@@ -60,7 +60,11 @@ async fn serve_connection<S>(stream: S, peer: Peer, line: Arc<Line>, serving: Se
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let Serving { api, random, mut shutdown } = serving;
+    let Serving {
+        api,
+        random,
+        mut shutdown,
+    } = serving;
     let connection = Arc::new(Connection::new(peer, line.closing()));
     let calls = Arc::clone(&line);
     let service = service_fn(move |request| {
@@ -102,7 +106,10 @@ where
         (true, false) => AGE_GRACE,
     };
     if tokio::time::timeout(grace, serving).await.is_err() {
-        tracing::debug!(seconds = grace.as_secs(), "connection cut off: calls did not end in time");
+        tracing::debug!(
+            seconds = grace.as_secs(),
+            "connection cut off: calls did not end in time"
+        );
     }
 }
 

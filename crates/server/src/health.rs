@@ -28,7 +28,11 @@ pub(crate) struct Report {
 
 impl Health {
     pub(crate) fn new(registry: Arc<Registry>, ca: Arc<Ca>) -> Self {
-        Self { registry, ca, serving: AtomicBool::new(false) }
+        Self {
+            registry,
+            ca,
+            serving: AtomicBool::new(false),
+        }
     }
 
     /// Whether the endpoints are being served.
@@ -38,7 +42,11 @@ impl Health {
 
     pub(crate) fn report(&self) -> Report {
         let bundle = self.registry.bundle(self.registry.trust_domain());
-        let server = if bundle.is_some() { json!({}) } else { json!({ "get_bundle_err": "bundle not found" }) };
+        let server = if bundle.is_some() {
+            json!({})
+        } else {
+            json!({ "get_bundle_err": "bundle not found" })
+        };
         let fault = self.ca.fault();
         let live = bundle.is_some() && fault.is_none();
         let ca = fault.map_or_else(|| json!({}), |fault| json!({ "sign_x509_svid_err": fault }));

@@ -68,7 +68,9 @@ impl Pruning {
     }
 
     async fn prune_agents(&self, config: PruningConfig) {
-        let Some(before) = self.clock.now().checked_sub(config.expired_for) else { return };
+        let Some(before) = self.clock.now().checked_sub(config.expired_for) else {
+            return;
+        };
         loop {
             match self.datastore.prune_agents(before, config.tofu_nodes).await {
                 Ok(pruned) if pruned.is_empty() => return,

@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use tonic::{Code, Status};
 
 use crate::caller::Connection;
+use crate::config::RateLimitConfig;
 use crate::status;
 
 /// SPIRE: limits.AttestLimitPerIP and its siblings, per second; the burst is the same number.
@@ -40,13 +41,19 @@ pub(crate) struct RateLimits {
 }
 
 impl RateLimits {
-    pub(crate) fn new(attestation: bool, signing: bool) -> Self {
-        let when = |on: bool, rate: u32| if on { Limiter::per_second(rate) } else { Limiter::unlimited() };
+    pub(crate) fn new(config: RateLimitConfig) -> Self {
+        let when = |on: bool, rate: u32| {
+            if on {
+                Limiter::per_second(rate)
+            } else {
+                Limiter::unlimited()
+            }
+        };
         Self {
-            attest: when(attestation, ATTEST_PER_SECOND),
-            x509_signing: when(signing, SIGN_PER_SECOND),
-            jwt_signing: when(signing, SIGN_PER_SECOND),
-            wit_signing: when(signing, SIGN_PER_SECOND),
+            attest: when(config.attestation, ATTEST_PER_SECOND),
+            x509_signing: when(config.signing, SIGN_PER_SECOND),
+            jwt_signing: when(config.signing, SIGN_PER_SECOND),
+            wit_signing: when(config.signing, SIGN_PER_SECOND),
             publish_key: Limiter::per_second(PUBLISH_KEY_PER_SECOND),
             post_status: Limiter::per_second(POST_STATUS_PER_SECOND),
         }
@@ -86,7 +93,10 @@ impl Limiter {
 
     fn new(rate: Option<u32>) -> Self {
         let now = Instant::now();
-        let full = Bucket { tokens: f64::from(rate.unwrap_or(0)), at: now };
+        let full = Bucket {
+            tokens: f64::from(rate.unwrap_or(0)),
+            at: now,
+        };
         Self {
             rate,
             buckets: Mutex::new(Buckets {
@@ -102,13 +112,22 @@ impl Limiter {
     ///
     /// # Errors
     /// ResourceExhausted when `count` exceeds the burst or the queue is too long; `what` names the refused work.
-    pub(crate) async fn take(&self, connection: &Connection, count: usize, what: &str) -> Result<(), Status> {
-        let (Some(rate), Some(address)) = (self.rate, connection.remote_ip()) else { return Ok(()) };
+    pub(crate) async fn take(
+        &self,
+        connection: &Connection,
+        count: usize,
+        what: &str,
+    ) -> Result<(), Status> {
+        let (Some(rate), Some(address)) = (self.rate, connection.remote_ip()) else {
+            return Ok(());
+        };
         let Some(count) = u32::try_from(count).ok().filter(|count| *count <= rate) else {
             return Err(status::failed(
                 Code::ResourceExhausted,
                 &format!("rejecting request due to {what} rate limiting"),
-                format!("rate ({count}) exceeds burst size ({rate}); send at most {rate} in one call"),
+                format!(
+                    "rate ({count}) exceeds burst size ({rate}); send at most {rate} in one call"
+                ),
             ));
         };
         let wait = self.reserve(address.to_canonical(), rate, count);
@@ -117,11 +136,19 @@ impl Limiter {
             return Err(status::failed(
                 Code::ResourceExhausted,
                 &format!("rejecting request due to {what} rate limiting"),
-                format!("{} s of work from {address} are queued already; back off and retry", wait.as_secs()),
+                format!(
+                    "{} s of work from {address} are queued already; back off and retry",
+                    wait.as_secs()
+                ),
             ));
         }
         if wait > Duration::ZERO {
-            let mut reservation = Reservation { limiter: self, address: address.to_canonical(), count, kept: false };
+            let mut reservation = Reservation {
+                limiter: self,
+                address: address.to_canonical(),
+                count,
+                kept: false,
+            };
             tokio::time::sleep(wait).await;
             reservation.kept = true;
         }
@@ -133,10 +160,15 @@ impl Limiter {
         let mut buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
         buckets.turn(now);
         let bucket = buckets.bucket(address, rate, now);
-        let refilled = bucket.tokens + now.duration_since(bucket.at).as_secs_f64() * f64::from(rate);
+        let refilled =
+            bucket.tokens + now.duration_since(bucket.at).as_secs_f64() * f64::from(rate);
         bucket.tokens = refilled.min(f64::from(rate)) - f64::from(count);
         bucket.at = now;
-        if bucket.tokens >= 0.0 { Duration::ZERO } else { Duration::from_secs_f64(-bucket.tokens / f64::from(rate)) }
+        if bucket.tokens >= 0.0 {
+            Duration::ZERO
+        } else {
+            Duration::from_secs_f64(-bucket.tokens / f64::from(rate))
+        }
     }
 
     fn give_back(&self, address: IpAddr, count: u32) {
@@ -165,9 +197,12 @@ impl Buckets {
             return &mut self.overflow;
         }
         let previous = &mut self.previous;
-        self.current
-            .entry(address)
-            .or_insert_with(|| previous.remove(&address).unwrap_or(Bucket { tokens: f64::from(rate), at: now }))
+        self.current.entry(address).or_insert_with(|| {
+            previous.remove(&address).unwrap_or(Bucket {
+                tokens: f64::from(rate),
+                at: now,
+            })
+        })
     }
 }
 
@@ -197,9 +232,17 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn refuses_more_than_the_burst_at_once() {
-        let refused = Limiter::per_second(500).take(&remote(), 501, "certificate signing").await.unwrap_err();
+        let refused = Limiter::per_second(500)
+            .take(&remote(), 501, "certificate signing")
+            .await
+            .unwrap_err();
         assert_eq!(refused.code(), Code::ResourceExhausted);
-        assert!(refused.message().contains("rate (501) exceeds burst size (500)"), "{refused}");
+        assert!(
+            refused
+                .message()
+                .contains("rate (501) exceeds burst size (500)"),
+            "{refused}"
+        );
     }
 
     #[tokio::test(start_paused = true)]
@@ -208,7 +251,11 @@ mod tests {
         limiter.take(&remote(), 1, "attest agent").await.unwrap();
         assert_eq!(start.elapsed(), Duration::ZERO);
         limiter.take(&remote(), 1, "attest agent").await.unwrap();
-        assert!(start.elapsed() >= Duration::from_millis(999), "{:?}", start.elapsed());
+        assert!(
+            start.elapsed() >= Duration::from_millis(999),
+            "{:?}",
+            start.elapsed()
+        );
     }
 
     #[tokio::test(start_paused = true)]
@@ -217,7 +264,10 @@ mod tests {
         for _ in 0..=LONGEST_WAIT.as_secs() {
             limiter.reserve("192.0.2.7".parse().unwrap(), 1, 1);
         }
-        let refused = limiter.take(&remote(), 1, "attest agent").await.unwrap_err();
+        let refused = limiter
+            .take(&remote(), 1, "attest agent")
+            .await
+            .unwrap_err();
         assert_eq!(refused.code(), Code::ResourceExhausted);
     }
 
@@ -225,9 +275,14 @@ mod tests {
     async fn gives_tokens_back_when_the_caller_leaves() {
         let (limiter, peer, start) = (Limiter::per_second(1), remote(), Instant::now());
         limiter.take(&peer, 1, "x").await.unwrap();
-        drop(tokio::time::timeout(Duration::from_millis(1), limiter.take(&peer, 1, "x")).await.unwrap_err());
+        let gone = tokio::time::timeout(Duration::from_millis(1), limiter.take(&peer, 1, "x"));
+        gone.await.unwrap_err();
         limiter.take(&peer, 1, "x").await.unwrap();
-        assert!(start.elapsed() < Duration::from_millis(1100), "{:?}", start.elapsed());
+        assert!(
+            start.elapsed() < Duration::from_millis(1100),
+            "{:?}",
+            start.elapsed()
+        );
     }
 
     #[tokio::test(start_paused = true)]

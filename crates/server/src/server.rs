@@ -30,8 +30,9 @@ use tonic_health::pb::health_server::HealthServer;
 
 use crate::api::logger::LogControl;
 use crate::api::{
-    Api, agent::AgentService, bundle::BundleService, debug::DebugService, entry::EntryService, health::HealthService,
-    localauthority::LocalAuthorityService, logger::LoggerService, svid::SvidService, trustdomain::TrustDomainService,
+    Api, agent::AgentService, bundle::BundleService, debug::DebugService, entry::EntryService,
+    health::HealthService, localauthority::LocalAuthorityService, logger::LoggerService,
+    svid::SvidService, trustdomain::TrustDomainService,
 };
 use crate::attest::Attestation;
 use crate::authz::Authorizer;
@@ -65,7 +66,11 @@ pub struct Environment {
 
 impl Default for Environment {
     fn default() -> Self {
-        Self { clock: Arc::new(SystemClock), random: Arc::new(SystemRandom), log: None }
+        Self {
+            clock: Arc::new(SystemClock),
+            random: Arc::new(SystemRandom),
+            log: None,
+        }
     }
 }
 
@@ -98,7 +103,8 @@ impl Server {
             None => None,
         };
         let (pruning, require_pq_kem) = (config.pruning, config.require_pq_kem);
-        let world = World::open(config, environment).await?;
+        // On the heap: it is by far the largest step, and its caller keeps it but for a moment.
+        let world = Box::pin(World::open(config, environment)).await?;
         Ok(Bound {
             tcp_addr: tcp.address(),
             admin_socket: admin.path().to_owned(),
@@ -141,12 +147,16 @@ struct World {
 impl World {
     async fn open(config: Config, environment: Environment) -> Result<Self, Fault> {
         let trust_domain = config.trust_domain;
-        let (keys, upstream) = open_plugins(config.plugins, trust_domain.clone(), &environment).await?;
+        let (keys, upstream) =
+            open_plugins(config.plugins, trust_domain.clone(), &environment).await?;
         let shared = matches!(config.datastore.kind, DatastoreKind::Postgres(_));
-        let (datastore, registry) =
-            Datastore::open(config.datastore, trust_domain.clone(), Arc::clone(&environment.clock))
-                .await
-                .map_err(|error| datastore_fault(&error))?;
+        let (datastore, registry) = Datastore::open(
+            config.datastore,
+            trust_domain.clone(),
+            Arc::clone(&environment.clock),
+        )
+        .await
+        .map_err(|error| datastore_fault(&error))?;
         let parts = CaParts {
             keys,
             upstream,
@@ -154,14 +164,22 @@ impl World {
             clock: Arc::clone(&environment.clock),
             random: Arc::clone(&environment.random),
         };
-        let ca = Arc::new(Ca::open(config.issuance, parts).await.map_err(|error| error.to_fault())?);
+        let ca = Arc::new(
+            Ca::open(config.issuance, parts)
+                .await
+                .map_err(|error| error.to_fault())?,
+        );
         let authorizer = Arc::new(Authorizer {
             registry: Arc::clone(&registry),
             datastore: datastore.clone(),
             clock: Arc::clone(&environment.clock),
             admin_ids: HashSet::from_iter(config.admin_ids),
             audit_enabled: config.audit_log,
-            follow_for: if shared { FOLLOW_OTHERS_FOR } else { Duration::ZERO },
+            follow_for: if shared {
+                FOLLOW_OTHERS_FOR
+            } else {
+                Duration::ZERO
+            },
         });
         let attestation = Attestation {
             trust_domain,
@@ -170,9 +188,21 @@ impl World {
             clock: Arc::clone(&environment.clock),
             agent_id_as_selector: config.agent_id_as_selector,
         };
-        let limits = Arc::new(RateLimits::new(config.rate_limits.attestation, config.rate_limits.signing));
-        let api = Arc::new(make_api(authorizer, attestation, limits, Arc::clone(&ca), &environment));
-        Ok(Self { environment, datastore, registry, ca, api })
+        let limits = Arc::new(RateLimits::new(config.rate_limits));
+        let api = Arc::new(make_api(
+            authorizer,
+            attestation,
+            limits,
+            Arc::clone(&ca),
+            &environment,
+        ));
+        Ok(Self {
+            environment,
+            datastore,
+            registry,
+            ca,
+            api,
+        })
     }
 }
 
@@ -209,8 +239,13 @@ fn make_api(
             datastore: datastore(),
             authorizer: Arc::clone(&authorizer),
         }),
-        health: HealthServer::new(HealthService { trust_domain: trust_domain(), registry: registry() }),
-        local_authority: LocalAuthorityServer::new(LocalAuthorityService { ca: Arc::clone(&ca) }),
+        health: HealthServer::new(HealthService {
+            trust_domain: trust_domain(),
+            registry: registry(),
+        }),
+        local_authority: LocalAuthorityServer::new(LocalAuthorityService {
+            ca: Arc::clone(&ca),
+        }),
         logger: LoggerServer::new(LoggerService::new(environment.log.clone())),
         svid: SvidServer::new(SvidService {
             trust_domain: trust_domain(),
@@ -218,7 +253,10 @@ fn make_api(
             ca: Arc::clone(&ca),
             limits: Arc::clone(&limits),
         }),
-        trust_domain: TrustDomainServer::new(TrustDomainService { registry: registry(), datastore: datastore() }),
+        trust_domain: TrustDomainServer::new(TrustDomainService {
+            registry: registry(),
+            datastore: datastore(),
+        }),
         watch: WatchServer::new(WatchService {
             registry: registry(),
             authorizer: Arc::clone(&authorizer),
@@ -244,7 +282,10 @@ impl Bound {
     /// When a part of the server ended although nobody asked it to.
     pub async fn run(self, shutdown: impl Future<Output = ()> + Send) -> Result<(), Fault> {
         let world = self.world;
-        let health = Arc::new(Health::new(Arc::clone(&world.registry), Arc::clone(&world.ca)));
+        let health = Arc::new(Health::new(
+            Arc::clone(&world.registry),
+            Arc::clone(&world.ca),
+        ));
         let tls = world.tls(self.require_pq_kem)?;
         let mut tasks = Tasks::new();
         let serving = Serving {
@@ -255,11 +296,17 @@ impl Bound {
         tracing::info!(address = %self.tcp_addr, "serving agents");
         tracing::info!(path = %self.admin_socket.display(), "serving administrators");
         tasks.spawn("admin socket", self.admin.run(serving.clone()));
-        tasks.spawn("mTLS endpoint", self.tcp.run(Arc::new(tls), room_for_connections(), serving));
+        tasks.spawn(
+            "mTLS endpoint",
+            self.tcp.run(Arc::new(tls), room_for_connections(), serving),
+        );
         world.spawn_background(&mut tasks, self.pruning);
         if let Some(health_checks) = self.health_checks {
             tracing::info!(address = %health_checks.address(), "serving health checks");
-            tasks.spawn("health checks", health_checks.run(Arc::clone(&health), tasks.shutdown()));
+            tasks.spawn(
+                "health checks",
+                health_checks.run(Arc::clone(&health), tasks.shutdown()),
+            );
         }
         health.set_serving(true);
         let ended = tokio::select! {
@@ -270,11 +317,17 @@ impl Bound {
         tracing::info!("stopping");
         let stuck = tasks.stop(GRACEFUL_STOP + Duration::from_secs(1)).await;
         if !stuck.is_empty() {
-            tracing::warn!(tasks = stuck.join(", "), "did not stop in time and were cut off");
+            tracing::warn!(
+                tasks = stuck.join(", "),
+                "did not stop in time and were cut off"
+            );
         }
         match ended {
             None => Ok(()),
-            Some(name) => Err(Fault::new(Code::Internal, format!("the server's {name} ended unasked"))),
+            Some(name) => Err(Fault::new(
+                Code::Internal,
+                format!("the server's {name} ended unasked"),
+            )),
         }
     }
 }
@@ -282,21 +335,38 @@ impl Bound {
 #[cfg(test)]
 impl Bound {
     pub(crate) fn state_for_tests(&self) -> (Arc<Registry>, Datastore) {
-        (Arc::clone(&self.world.registry), self.world.datastore.clone())
+        (
+            Arc::clone(&self.world.registry),
+            self.world.datastore.clone(),
+        )
     }
 }
 
 impl World {
     fn tls(&self, require_pq_kem: bool) -> Result<rustls::ServerConfig, Fault> {
-        let key_exchange =
-            if require_pq_kem { KeyExchange::RequirePostQuantum } else { KeyExchange::PreferPostQuantum };
+        let key_exchange = if require_pq_kem {
+            KeyExchange::RequirePostQuantum
+        } else {
+            KeyExchange::PreferPostQuantum
+        };
         let own = self.registry.trust_domain();
-        let mut foreign: Vec<_> = self.api.authorizer.admin_ids.iter().map(SpiffeId::trust_domain).collect();
+        let mut foreign: Vec<_> = self
+            .api
+            .authorizer
+            .admin_ids
+            .iter()
+            .map(SpiffeId::trust_domain)
+            .collect();
         foreign.retain(|trust_domain| trust_domain != own);
         let bundles = PeerBundles::new(Arc::clone(&self.registry), foreign);
         let clients = Arc::new(SpiffeClientVerifier::optional(Arc::new(bundles)));
-        server_config(self.ca.resolver(), Some(clients), Arc::clone(&self.environment.clock), key_exchange)
-            .map_err(|error| Fault::new(Code::Internal, "TLS cannot be set up").because(error))
+        server_config(
+            self.ca.resolver(),
+            Some(clients),
+            Arc::clone(&self.environment.clock),
+            key_exchange,
+        )
+        .map_err(|error| Fault::new(Code::Internal, "TLS cannot be set up").because(error))
     }
 
     fn spawn_background(&self, tasks: &mut Tasks, agents: Option<PruningConfig>) {
@@ -312,9 +382,15 @@ impl World {
             clock: Arc::clone(&self.environment.clock),
             random: Arc::clone(&self.environment.random),
         };
-        tasks.spawn("pruning of entries", pruning().run_entries(tasks.shutdown()));
+        tasks.spawn(
+            "pruning of entries",
+            pruning().run_entries(tasks.shutdown()),
+        );
         if let Some(agents) = agents {
-            tasks.spawn("pruning of agents", pruning().run_agents(agents, tasks.shutdown()));
+            tasks.spawn(
+                "pruning of agents",
+                pruning().run_agents(agents, tasks.shutdown()),
+            );
         }
     }
 }
@@ -327,12 +403,20 @@ async fn open_plugins(
     trust_domain: TrustDomain,
     environment: &Environment,
 ) -> Result<Plugins, Fault> {
-    let (clock, random) = (Arc::clone(&environment.clock), Arc::clone(&environment.random));
+    let (clock, random) = (
+        Arc::clone(&environment.clock),
+        Arc::clone(&environment.random),
+    );
     let opened = tokio::task::spawn_blocking(move || {
         let keys = plugins.open_key_manager()?;
-        Ok((keys, plugins.open_upstream_authority(&trust_domain, &clock, &random)?))
+        Ok((
+            keys,
+            plugins.open_upstream_authority(&trust_domain, &clock, &random)?,
+        ))
     });
-    opened.await.map_err(|error| Fault::new(Code::Internal, "the plugins could not be opened").because(error))?
+    opened.await.map_err(|error| {
+        Fault::new(Code::Internal, "the plugins could not be opened").because(error)
+    })?
 }
 
 /// Makes the directory of everything that the server keeps, for itself alone.
@@ -341,11 +425,20 @@ fn make_data_dir(directory: &Path) -> Result<(), Fault> {
     use std::os::unix::fs::DirBuilderExt as _;
 
     let fault = |because: &dyn std::fmt::Display| {
-        Fault::new(Code::DataDirUnusable, format!("the data directory {} cannot be used", directory.display()))
-            .because(because)
-            .hint(format!("install -d -m 0700 -o \"$(id -un)\" {}", directory.display()))
+        Fault::new(
+            Code::DataDirUnusable,
+            format!("the data directory {} cannot be used", directory.display()),
+        )
+        .because(because)
+        .hint(format!(
+            "install -d -m 0700 -o \"$(id -un)\" {}",
+            directory.display()
+        ))
     };
-    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory);
+    let made = std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(directory);
     made.map_err(|error| fault(&error))?;
     access(directory, AccessFlags::W_OK | AccessFlags::X_OK).map_err(|error| fault(&error))
 }
@@ -362,7 +455,11 @@ fn datastore_fault(error: &DatastoreError) -> Fault {
             "the database is locked",
             "stop the other server; one SQLite database belongs to one server, PostgreSQL serves several",
         ),
-        DatastoreError::Full { .. } => (Code::DiskFull, "the disk is full", "make room, then start again"),
+        DatastoreError::Full { .. } => (
+            Code::DiskFull,
+            "the disk is full",
+            "make room, then start again",
+        ),
         DatastoreError::WrongTrustDomain { .. } => (
             Code::DatabaseOfAnotherTrustDomain,
             "the database belongs to another trust domain",
@@ -382,9 +479,11 @@ fn datastore_fault(error: &DatastoreError) -> Fault {
         | DatastoreError::Unreadable { .. }
         | DatastoreError::Settings { .. }
         | DatastoreError::Refused { .. }
-        | DatastoreError::Closed => {
-            (Code::DatabaseFailed, "the database failed", "check the DataStore block of the configuration")
-        }
+        | DatastoreError::Closed => (
+            Code::DatabaseFailed,
+            "the database failed",
+            "check the DataStore block of the configuration",
+        ),
     };
     Fault::new(code, what).because(error).hint(hint)
 }

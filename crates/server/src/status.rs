@@ -38,18 +38,29 @@ fn log(status: &Status) {
 
 /// The status of a batch item that went well. SPIRE: the message is the code's name.
 pub(crate) fn item_ok() -> types::Status {
-    types::Status { code: Code::Ok as i32, message: "OK".to_owned() }
+    types::Status {
+        code: Code::Ok as i32,
+        message: "OK".to_owned(),
+    }
 }
 
 /// The status of a batch item that did not.
 pub(crate) fn item(status: &Status) -> types::Status {
-    types::Status { code: status.code() as i32, message: status.message().to_owned() }
+    types::Status {
+        code: status.code() as i32,
+        message: status.message().to_owned(),
+    }
 }
 
 /// Why an agent's credentials no longer count. Agents act on the detail, not on the text.
-pub(crate) fn agent_denied(reason: types::permission_denied_details::Reason, message: impl Into<String>) -> Status {
+pub(crate) fn agent_denied(
+    reason: types::permission_denied_details::Reason,
+    message: impl Into<String>,
+) -> Status {
     let message = message.into();
-    let details = types::PermissionDeniedDetails { reason: reason as i32 };
+    let details = types::PermissionDeniedDetails {
+        reason: reason as i32,
+    };
     let any = prost_types::Any {
         type_url: "type.googleapis.com/spire.api.types.PermissionDeniedDetails".to_owned(),
         value: prost::Message::encode_to_vec(&details),
@@ -70,17 +81,25 @@ mod tests {
 
     #[test]
     fn carries_the_reason_in_the_details_of_a_denial() {
-        let status =
-            agent_denied(types::permission_denied_details::Reason::AgentBanned, "agent \"spiffe://td/x\" is banned");
+        let status = agent_denied(
+            types::permission_denied_details::Reason::AgentBanned,
+            "agent \"spiffe://td/x\" is banned",
+        );
         let decoded: pb::Status = prost::Message::decode(status.details()).unwrap();
         assert_eq!(decoded.code, Code::PermissionDenied as i32);
         let details: types::PermissionDeniedDetails =
             prost::Message::decode(decoded.details[0].value.as_slice()).unwrap();
-        assert_eq!(details.reason(), types::permission_denied_details::Reason::AgentBanned);
+        assert_eq!(
+            details.reason(),
+            types::permission_denied_details::Reason::AgentBanned
+        );
     }
 
     #[test]
     fn joins_what_and_because() {
-        assert_eq!(failed(Code::InvalidArgument, "malformed CSR", "short").message(), "malformed CSR: short");
+        assert_eq!(
+            failed(Code::InvalidArgument, "malformed CSR", "short").message(),
+            "malformed CSR: short"
+        );
     }
 }

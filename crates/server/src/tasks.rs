@@ -36,7 +36,11 @@ pub(crate) struct Tasks {
 
 impl Tasks {
     pub(crate) fn new() -> Self {
-        Self { stop: watch::channel(false).0, set: JoinSet::new(), names: Vec::new() }
+        Self {
+            stop: watch::channel(false).0,
+            set: JoinSet::new(),
+            names: Vec::new(),
+        }
     }
 
     pub(crate) fn shutdown(&self) -> Shutdown {
@@ -64,7 +68,10 @@ impl Tasks {
             Ok((id, ())) => *id,
             Err(error) => error.id(),
         };
-        self.names.iter().find(|(task, _)| *task == id).map_or("unnamed", |(_, name)| name)
+        self.names
+            .iter()
+            .find(|(task, _)| *task == id)
+            .map_or("unnamed", |(_, name)| name)
     }
 
     /// Asks every task to stop and waits. What is still running at the deadline is cut off; returns those names.
@@ -79,7 +86,13 @@ impl Tasks {
                     Err(error) => error.id(),
                 };
                 if ended.is_err() {
-                    tracing::error!(task = names.iter().find(|(task, _)| *task == id).map(|(_, name)| *name), "task failed");
+                    tracing::error!(
+                        task = names
+                            .iter()
+                            .find(|(task, _)| *task == id)
+                            .map(|(_, name)| *name),
+                        "task failed"
+                    );
                 }
                 running.retain(|(task, _)| *task != id);
             }

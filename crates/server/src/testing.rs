@@ -8,7 +8,8 @@ use plugin::catalog::{KeyManagerPlugin, ServerPlugins};
 use proto::convert::bundle_from_wire;
 use proto::spire::api::server::agent::v1::agent_client::AgentClient;
 use proto::spire::api::server::agent::v1::{
-    AgentX509svidParams, AttestAgentRequest, CreateJoinTokenRequest, attest_agent_request, attest_agent_response,
+    AgentX509svidParams, AttestAgentRequest, CreateJoinTokenRequest, attest_agent_request,
+    attest_agent_response,
 };
 use proto::spire::api::server::bundle::v1::GetBundleRequest;
 use proto::spire::api::server::bundle::v1::bundle_client::BundleClient;
@@ -41,11 +42,17 @@ pub(crate) fn own() -> TrustDomain {
 }
 
 pub(crate) fn wire_id(path: &str) -> types::Spiffeid {
-    types::Spiffeid { trust_domain: "example.org".to_owned(), path: path.to_owned() }
+    types::Spiffeid {
+        trust_domain: "example.org".to_owned(),
+        path: path.to_owned(),
+    }
 }
 
 pub(crate) fn wire_selector(value: &str) -> types::Selector {
-    types::Selector { r#type: "unix".to_owned(), value: value.to_owned() }
+    types::Selector {
+        r#type: "unix".to_owned(),
+        value: value.to_owned(),
+    }
 }
 
 /// A running server. Dropping it stops it.
@@ -92,13 +99,25 @@ pub(crate) fn config(directory: &std::path::Path) -> Config {
             audit_log: true,
         },
         audit_log: true,
-        log: LogConfig { level: "INFO".to_owned(), json: false, file: None, source_location: false },
-        rate_limits: RateLimitConfig { attestation: false, signing: false },
+        log: LogConfig {
+            level: "INFO".to_owned(),
+            json: false,
+            file: None,
+            source_location: false,
+        },
+        rate_limits: RateLimitConfig {
+            attestation: false,
+            signing: false,
+        },
         pruning: None,
         agent_id_as_selector: false,
         require_pq_kem: false,
         health: None,
-        datastore: DatastoreConfig { kind: DatastoreKind::Sqlite { path: directory.join("data.sqlite3") } },
+        datastore: DatastoreConfig {
+            kind: DatastoreKind::Sqlite {
+                path: directory.join("data.sqlite3"),
+            },
+        },
         plugins: ServerPlugins {
             key_manager: KeyManagerPlugin::Memory,
             upstream_authority: None,
@@ -118,12 +137,20 @@ impl TestServer {
         let mut config = config(directory.path());
         change(&mut config);
         let clock = ManualClock::new(from_unix(NOW));
-        let environment =
-            Environment { clock: Arc::new(clock.clone()), random: Arc::new(SystemRandom), log: None };
+        let environment = Environment {
+            clock: Arc::new(clock.clone()),
+            random: Arc::new(SystemRandom),
+            log: None,
+        };
         let bound = Server::bind_in(config, environment).await.unwrap();
         let (stop, stopping) = oneshot::channel();
         let (registry, datastore) = bound.state_for_tests();
-        let Bound { tcp_addr, ref admin_socket, health_addr, .. } = bound;
+        let Bound {
+            tcp_addr,
+            ref admin_socket,
+            health_addr,
+            ..
+        } = bound;
         let socket = admin_socket.clone();
         let stopped = tokio::spawn(async move {
             bound.run(async { drop(stopping.await) }).await.unwrap();
@@ -160,7 +187,10 @@ impl TestServer {
         &self,
         identity: Option<&Identity>,
     ) -> Result<Channel, proto::channel::ChannelError> {
-        let bundle = BundleClient::new(self.local().await).get_bundle(GetBundleRequest::default()).await.unwrap();
+        let bundle = BundleClient::new(self.local().await)
+            .get_bundle(GetBundleRequest::default())
+            .await
+            .unwrap();
         let bundle = bundle_from_wire(bundle.get_ref()).unwrap();
         let servers = SpiffeServerVerifier::new(
             Expected::Id(SpiffeId::server(&own())),
@@ -168,17 +198,28 @@ impl TestServer {
         );
         let resolver = identity.map(|identity| {
             let resolver = CertResolver::new();
-            resolver.set(identity.chain.iter().map(Vec::as_slice), &identity.key).unwrap();
+            resolver
+                .set(identity.chain.iter().map(Vec::as_slice), &identity.key)
+                .unwrap();
             Arc::new(resolver)
         });
         let clock = Arc::new(self.clock.clone());
-        let config = client_config(Arc::new(servers), resolver, clock, KeyExchange::default()).unwrap();
+        let config =
+            client_config(Arc::new(servers), resolver, clock, KeyExchange::default()).unwrap();
         proto::channel::connect_tls(&self.address, config).await
     }
 
     pub(crate) async fn token(&self) -> String {
-        let request = CreateJoinTokenRequest { ttl: 600, ..CreateJoinTokenRequest::default() };
-        AgentClient::new(self.local().await).create_join_token(request).await.unwrap().into_inner().value
+        let request = CreateJoinTokenRequest {
+            ttl: 600,
+            ..CreateJoinTokenRequest::default()
+        };
+        AgentClient::new(self.local().await)
+            .create_join_token(request)
+            .await
+            .unwrap()
+            .into_inner()
+            .value
     }
 
     /// Attests with a token.
@@ -186,9 +227,14 @@ impl TestServer {
         let key = KeyPair::generate(KeyType::EcP256).unwrap();
         let mut client = AgentClient::new(self.remote(None).await);
         let request = attestation(token, csr(&key));
-        let mut answers = client.attest_agent(tokio_stream::once(request)).await?.into_inner();
+        let mut answers = client
+            .attest_agent(tokio_stream::once(request))
+            .await?
+            .into_inner();
         let answer = answers.message().await?.unwrap();
-        let Some(attest_agent_response::Step::Result(result)) = answer.step else { panic!("no result") };
+        let Some(attest_agent_response::Step::Result(result)) = answer.step else {
+            panic!("no result")
+        };
         Ok(identity(key, result.svid.unwrap()))
     }
 
@@ -199,8 +245,15 @@ impl TestServer {
     }
 
     pub(crate) async fn create(&self, entry: types::Entry) -> types::Entry {
-        let request = BatchCreateEntryRequest { entries: vec![entry], output_mask: None };
-        let answer = EntryClient::new(self.local().await).batch_create_entry(request).await.unwrap().into_inner();
+        let request = BatchCreateEntryRequest {
+            entries: vec![entry],
+            output_mask: None,
+        };
+        let answer = EntryClient::new(self.local().await)
+            .batch_create_entry(request)
+            .await
+            .unwrap()
+            .into_inner();
         let result = answer.results.into_iter().next().unwrap();
         assert_eq!(result.status.unwrap().message, "OK");
         result.entry.unwrap()
@@ -234,20 +287,33 @@ pub(crate) fn csr(key: &KeyPair) -> Vec<u8> {
 }
 
 pub(crate) fn attestation(token: &str, csr: Vec<u8>) -> AttestAgentRequest {
-    let data = types::AttestationData { r#type: "join_token".to_owned(), payload: token.as_bytes().to_vec() };
-    let params = attest_agent_request::Params { data: Some(data), params: Some(AgentX509svidParams { csr }) };
-    AttestAgentRequest { step: Some(attest_agent_request::Step::Params(params)) }
+    let data = types::AttestationData {
+        r#type: "join_token".to_owned(),
+        payload: token.as_bytes().to_vec(),
+    };
+    let params = attest_agent_request::Params {
+        data: Some(data),
+        params: Some(AgentX509svidParams { csr }),
+    };
+    AttestAgentRequest {
+        step: Some(attest_agent_request::Step::Params(params)),
+    }
 }
 
 pub(crate) fn identity(key: KeyPair, svid: types::X509svid) -> Identity {
     let id = proto::convert::spiffe_id_from_wire(svid.id.as_ref()).unwrap();
-    Identity { id, key, chain: svid.cert_chain }
+    Identity {
+        id,
+        key,
+        chain: svid.cert_chain,
+    }
 }
 
 /// The reason in a denial's details.
 pub(crate) fn reason(status: &Status) -> Reason {
     let decoded: tonic_types::pb::Status = prost::Message::decode(status.details()).unwrap();
-    let details: types::PermissionDeniedDetails = prost::Message::decode(decoded.details[0].value.as_slice()).unwrap();
+    let details: types::PermissionDeniedDetails =
+        prost::Message::decode(decoded.details[0].value.as_slice()).unwrap();
     details.reason()
 }
 

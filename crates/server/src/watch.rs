@@ -44,7 +44,10 @@ pub(crate) struct WatchService {
 impl WatchApi for WatchService {
     type WatchStream = std::pin::Pin<Box<dyn Stream<Item = Result<WatchEvent, Status>> + Send>>;
 
-    async fn watch(&self, request: Request<WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
+    async fn watch(
+        &self,
+        request: Request<WatchRequest>,
+    ) -> Result<Response<Self::WatchStream>, Status> {
         let caller = Caller::of(&request)?;
         let svid = caller.agent()?.clone();
         let (events, stream) = mpsc::channel(AHEAD);
@@ -64,12 +67,18 @@ impl WatchApi for WatchService {
             authorizer.recheck_agent(&svid)?;
             event
         });
-        Ok(Response::new(Box::pin(until_closing(checked, caller.connection.closing()))))
+        Ok(Response::new(Box::pin(until_closing(
+            checked,
+            caller.connection.closing(),
+        ))))
     }
 }
 
 /// Ends a stream when its connection is to end.
-pub(crate) fn until_closing<S: Stream>(stream: S, mut closing: watch::Receiver<bool>) -> impl Stream<Item = S::Item> {
+pub(crate) fn until_closing<S: Stream>(
+    stream: S,
+    mut closing: watch::Receiver<bool>,
+) -> impl Stream<Item = S::Item> {
     stream.take_until(async move {
         // An error means that the connection is gone.
         drop(closing.wait_for(|closing| *closing).await.map(|_| ()));
@@ -95,7 +104,11 @@ impl Watcher {
         if self.push(first).await.is_err() {
             return;
         }
-        let life = self.svid.not_after.duration_since(self.clock.now()).unwrap_or_default();
+        let life = self
+            .svid
+            .not_after
+            .duration_since(self.clock.now())
+            .unwrap_or_default();
         let expiry = Instant::now() + life;
         loop {
             tokio::select! {
@@ -127,10 +140,10 @@ impl Watcher {
         for event in events {
             let permit = loop {
                 tokio::select! {
-                    permit = self.events.reserve() => break permit.map_err(|_| Ended)?,
+                    permit = self.events.reserve() => break permit.map_err(|_gone| Ended)?,
                     changed = revisions.changed() => {
-                        changed.map_err(|_| Ended)?;
-                        self.authorizer.recheck_agent(&self.svid).map_err(|_| Ended)?;
+                        changed.map_err(|_gone| Ended)?;
+                        self.authorizer.recheck_agent(&self.svid).map_err(|_denied| Ended)?;
                     }
                 }
             };

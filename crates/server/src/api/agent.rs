@@ -2,10 +2,12 @@
 
 use std::sync::Arc;
 
-use proto::convert::{agent_id_from_wire, selectors_to_wire, spiffe_id_to_wire, workload_id_from_wire};
+use proto::convert::{
+    agent_id_from_wire, selectors_to_wire, spiffe_id_to_wire, workload_id_from_wire,
+};
 use proto::spire::api::server::agent::v1::agent_server::Agent as AgentApi;
 use proto::spire::api::server::agent::v1::{
-    self as rpc, attest_agent_request, attest_agent_response, count_agents_request, list_agents_request,
+    self as rpc, attest_agent_request, attest_agent_response,
 };
 use proto::spire::api::types::{self, AgentMask};
 use spiffe::clock::{Clock, unix_seconds};
@@ -23,9 +25,10 @@ use crate::ca::{Ca, Grant, IssuedX509};
 use crate::caller::Caller;
 use crate::datastore::{AgentWriteError, Datastore, JoinToken, TokenError};
 use crate::ratelimit::RateLimits;
-use crate::registry::{Agent, AgentFilter, AgentPatch, Registry};
+use crate::registry::{Agent, AgentPatch, Registry};
 use crate::status::{agent_denied, failed, refused};
 
+mod filter;
 #[cfg(test)]
 mod tests;
 
@@ -52,10 +55,16 @@ impl AgentApi for AgentService {
         request: Request<rpc::CountAgentsRequest>,
     ) -> Result<Response<rpc::CountAgentsResponse>, Status> {
         let caller = Caller::of(&request)?;
-        let filter = request.into_inner().filter.map(WireFilter::from).unwrap_or_default();
+        let filter = request
+            .into_inner()
+            .filter
+            .map(filter::Wire::from)
+            .unwrap_or_default();
         let count = self.registry.agent_count(&filter.read()?);
         caller.audit(Ok(()), || filter.audit_fields());
-        Ok(Response::new(rpc::CountAgentsResponse { count: wire::count(count) }))
+        Ok(Response::new(rpc::CountAgentsResponse {
+            count: wire::count(count),
+        }))
     }
 
     async fn list_agents(
@@ -64,27 +73,51 @@ impl AgentApi for AgentService {
     ) -> Result<Response<rpc::ListAgentsResponse>, Status> {
         let caller = Caller::of(&request)?;
         let request = request.into_inner();
-        let filter = request.filter.map(WireFilter::from).unwrap_or_default();
+        let filter = request.filter.map(filter::Wire::from).unwrap_or_default();
         let listed = self
             .registry
-            .agents(&filter.read()?, &wire::page(request.page_size, &request.page_token))
+            .agents(
+                &filter.read()?,
+                &wire::page(request.page_size, &request.page_token),
+            )
             .map_err(|error| failed(Code::InvalidArgument, "failed to list agents", error))?;
         let mask = request.output_mask.as_ref();
-        let agents = listed.items.iter().map(|agent| agent_to_wire(agent, mask)).collect();
+        let agents = listed
+            .items
+            .iter()
+            .map(|agent| agent_to_wire(agent, mask))
+            .collect();
         caller.audit(Ok(()), || filter.audit_fields());
-        Ok(Response::new(rpc::ListAgentsResponse { agents, next_page_token: listed.next_token }))
+        Ok(Response::new(rpc::ListAgentsResponse {
+            agents,
+            next_page_token: listed.next_token,
+        }))
     }
 
-    async fn get_agent(&self, request: Request<rpc::GetAgentRequest>) -> Result<Response<types::Agent>, Status> {
+    async fn get_agent(
+        &self,
+        request: Request<rpc::GetAgentRequest>,
+    ) -> Result<Response<types::Agent>, Status> {
         let caller = Caller::of(&request)?;
         let request = request.into_inner();
         let id = self.agent_id(request.id.as_ref())?;
-        let found = self.registry.agent(&id).ok_or_else(|| refused(Code::NotFound, "agent not found"));
-        caller.audit(found.as_ref().map(|_| ()), || Fields::new().with("spiffe_id", &id));
-        Ok(Response::new(agent_to_wire(&*found?, request.output_mask.as_ref())))
+        let found = self
+            .registry
+            .agent(&id)
+            .ok_or_else(|| refused(Code::NotFound, "agent not found"));
+        caller.audit(found.as_ref().map(|_| ()), || {
+            Fields::new().with("spiffe_id", &id)
+        });
+        Ok(Response::new(agent_to_wire(
+            &*found?,
+            request.output_mask.as_ref(),
+        )))
     }
 
-    async fn delete_agent(&self, request: Request<rpc::DeleteAgentRequest>) -> Result<Response<()>, Status> {
+    async fn delete_agent(
+        &self,
+        request: Request<rpc::DeleteAgentRequest>,
+    ) -> Result<Response<()>, Status> {
         let caller = Caller::of(&request)?;
         let id = self.agent_id(request.get_ref().id.as_ref())?;
         let deleted = self.datastore.delete_agent(&id).await;
@@ -93,7 +126,10 @@ impl AgentApi for AgentService {
         Ok(Response::new(()))
     }
 
-    async fn ban_agent(&self, request: Request<rpc::BanAgentRequest>) -> Result<Response<()>, Status> {
+    async fn ban_agent(
+        &self,
+        request: Request<rpc::BanAgentRequest>,
+    ) -> Result<Response<()>, Status> {
         let caller = Caller::of(&request)?;
         let id = self.agent_id(request.get_ref().id.as_ref())?;
         let banned = self.datastore.ban_agent(&id).await;
@@ -109,18 +145,34 @@ impl AgentApi for AgentService {
         request: Request<Streaming<rpc::AttestAgentRequest>>,
     ) -> Result<Response<Self::AttestAgentStream>, Status> {
         let caller = Caller::of(&request)?;
-        self.limits.attest.take(&caller.connection, 1, "attest agent").await?;
+        self.limits
+            .attest
+            .take(&caller.connection, 1, "attest agent")
+            .await?;
         let mut requests = request.into_inner();
         let first = requests
             .message()
             .await
-            .map_err(|error| failed(Code::InvalidArgument, "failed to receive request from stream", error.message()))?
-            .ok_or_else(|| refused(Code::InvalidArgument, "failed to receive request from stream: EOF"))?;
+            .map_err(|error| {
+                failed(
+                    Code::InvalidArgument,
+                    "failed to receive request from stream",
+                    error.message(),
+                )
+            })?
+            .ok_or_else(|| {
+                refused(
+                    Code::InvalidArgument,
+                    "failed to receive request from stream: EOF",
+                )
+            })?;
         let params = attestation_params(first)
             .map_err(|missing| failed(Code::InvalidArgument, "malformed param", missing))?;
         let outcome = self.attest(&caller, &params).await;
         let step = Some(attest_agent_response::Step::Result(outcome?));
-        Ok(Response::new(tokio_stream::once(Ok(rpc::AttestAgentResponse { step }))))
+        Ok(Response::new(tokio_stream::once(Ok(
+            rpc::AttestAgentResponse { step },
+        ))))
     }
 
     async fn renew_agent(
@@ -128,7 +180,10 @@ impl AgentApi for AgentService {
         request: Request<rpc::RenewAgentRequest>,
     ) -> Result<Response<rpc::RenewAgentResponse>, Status> {
         let caller = Caller::of(&request)?;
-        self.limits.x509_signing.take(&caller.connection, 1, "renew agent").await?;
+        self.limits
+            .x509_signing
+            .take(&caller.connection, 1, "renew agent")
+            .await?;
         let svid = self.renew(&caller, request.into_inner()).await?;
         Ok(Response::new(rpc::RenewAgentResponse { svid: Some(svid) }))
     }
@@ -141,7 +196,9 @@ impl AgentApi for AgentService {
         let request = request.into_inner();
         let (ttl, named) = (request.ttl, wire::id_text(request.agent_id.as_ref()));
         let outcome = self.create_token(request).await;
-        caller.audit(outcome.as_ref().map(|_| ()), || Fields::new().with("ttl", ttl).with("spiffe_id", named));
+        caller.audit(outcome.as_ref().map(|_| ()), || {
+            Fields::new().with("ttl", ttl).with("spiffe_id", named)
+        });
         outcome.map(Response::new)
     }
 
@@ -150,17 +207,37 @@ impl AgentApi for AgentService {
         request: Request<rpc::PostStatusRequest>,
     ) -> Result<Response<rpc::PostStatusResponse>, Status> {
         let caller = Caller::of(&request)?;
-        self.limits.post_status.take(&caller.connection, 1, "post status").await?;
+        self.limits
+            .post_status
+            .take(&caller.connection, 1, "post status")
+            .await?;
         let id = &caller.agent()?.id;
         let version = request.into_inner().agent_version;
         if version.len() > MAX_VERSION {
-            return Err(refused(Code::InvalidArgument, "agent version is too long (max 255 characters)"));
+            return Err(refused(
+                Code::InvalidArgument,
+                "agent version is too long (max 255 characters)",
+            ));
         }
-        let known = self.registry.agent(id).is_some_and(|agent| agent.agent_version == version);
+        let known = self
+            .registry
+            .agent(id)
+            .is_some_and(|agent| agent.agent_version == version);
         if !version.is_empty() && !known {
-            self.patch(id, AgentPatch { agent_version: Some(version.clone()), ..AgentPatch::default() }).await?;
+            self.patch(
+                id,
+                AgentPatch {
+                    agent_version: Some(version.clone()),
+                    ..AgentPatch::default()
+                },
+            )
+            .await?;
         }
-        caller.audit(Ok(()), || Fields::new().with("spiffe_id", id).with("agent_version", &version));
+        caller.audit(Ok(()), || {
+            Fields::new()
+                .with("spiffe_id", id)
+                .with("agent_version", &version)
+        });
         Ok(Response::new(rpc::PostStatusResponse {}))
     }
 }
@@ -177,8 +254,12 @@ impl AgentService {
         outcome: Result<Arc<Agent>, AgentWriteError>,
         what: &str,
     ) -> Result<(), Status> {
-        let outcome = outcome.map(|_| ()).map_err(|error| agent_write_refusal(error, what));
-        caller.audit(outcome.as_ref().map(|()| ()), || Fields::new().with("spiffe_id", id));
+        let outcome = outcome
+            .map(|_| ())
+            .map_err(|error| agent_write_refusal(error, what));
+        caller.audit(outcome.as_ref().copied(), || {
+            Fields::new().with("spiffe_id", id)
+        });
         outcome
     }
 
@@ -187,8 +268,16 @@ impl AgentService {
         caller: &Caller,
         params: &attest_agent_request::Params,
     ) -> Result<attest_agent_response::Result, Status> {
-        let kind = params.data.as_ref().map(|data| data.r#type.clone()).unwrap_or_default();
-        let csr = params.params.as_ref().map(|params| params.csr.as_slice()).unwrap_or_default();
+        let kind = params
+            .data
+            .as_ref()
+            .map(|data| data.r#type.clone())
+            .unwrap_or_default();
+        let csr = params
+            .params
+            .as_ref()
+            .map(|params| params.csr.as_slice())
+            .unwrap_or_default();
         let accepted = async {
             // Read before the token is spent, so that a broken request does not cost it.
             let key = requested_key(csr)?;
@@ -196,34 +285,61 @@ impl AgentService {
         };
         let accepted = accepted.await;
         if let Err(refused) = &accepted {
-            caller.audit(Err(refused), || Fields::new().with("node_attestor_type", &kind));
+            caller.audit(Err(refused), || {
+                Fields::new().with("node_attestor_type", &kind)
+            });
         }
         let (key, attested) = accepted?;
         let (id, reattestable) = (attested.id.clone(), attested.can_reattest);
-        let grant = Grant::agent(&id).with_field("agent_id", &id).with_field("node_attestor_type", kind);
+        let grant = Grant::agent(&id)
+            .with_field("agent_id", &id)
+            .with_field("node_attestor_type", kind);
         let issued = self.sign(caller, &grant, &key).await?;
-        self.attestation.record(attested, issued.serial.clone(), unix_seconds(issued.not_after)).await?;
+        self.attestation
+            .record(
+                attested,
+                issued.serial.clone(),
+                unix_seconds(issued.not_after),
+            )
+            .await?;
         tracing::info!(agent_id = %id, "Agent attestation request completed");
-        Ok(attest_agent_response::Result { svid: Some(wire::x509_svid(&issued)), reattestable })
+        Ok(attest_agent_response::Result {
+            svid: Some(wire::x509_svid(&issued)),
+            reattestable,
+        })
     }
 
-    async fn sign(&self, caller: &Caller, grant: &Grant, key: &PublicKey) -> Result<IssuedX509, Status> {
+    async fn sign(
+        &self,
+        caller: &Caller,
+        grant: &Grant,
+        key: &PublicKey,
+    ) -> Result<IssuedX509, Status> {
         self.ca
             .issue_x509(grant, key, &caller.audit)
             .await
             .map_err(|error| failed(Code::Internal, "failed to sign X509 SVID", error))
     }
 
-    async fn renew(&self, caller: &Caller, request: rpc::RenewAgentRequest) -> Result<types::X509svid, Status> {
+    async fn renew(
+        &self,
+        caller: &Caller,
+        request: rpc::RenewAgentRequest,
+    ) -> Result<types::X509svid, Status> {
         let id = &caller.agent()?.id;
-        let agent = self.registry.agent(id).ok_or_else(|| refused(Code::NotFound, "agent not found"))?;
+        let agent = self
+            .registry
+            .agent(id)
+            .ok_or_else(|| refused(Code::NotFound, "agent not found"))?;
         if agent.can_reattest {
             return Err(agent_denied(
                 types::permission_denied_details::Reason::AgentMustReattest,
                 "agent must reattest instead of renew",
             ));
         }
-        let params = request.params.ok_or_else(|| refused(Code::InvalidArgument, "params cannot be nil"))?;
+        let params = request
+            .params
+            .ok_or_else(|| refused(Code::InvalidArgument, "params cannot be nil"))?;
         if params.csr.is_empty() {
             return Err(refused(Code::InvalidArgument, "missing CSR"));
         }
@@ -241,12 +357,20 @@ impl AgentService {
 
     async fn patch(&self, id: &SpiffeId, patch: AgentPatch) -> Result<(), Status> {
         let outcome = self.datastore.update_agent(id, patch).await;
-        outcome.map(|_| ()).map_err(|error| agent_write_refusal(error, "failed to update agent"))
+        outcome
+            .map(|_| ())
+            .map_err(|error| agent_write_refusal(error, "failed to update agent"))
     }
 
-    async fn create_token(&self, request: rpc::CreateJoinTokenRequest) -> Result<types::JoinToken, Status> {
+    async fn create_token(
+        &self,
+        request: rpc::CreateJoinTokenRequest,
+    ) -> Result<types::JoinToken, Status> {
         if request.ttl < 1 {
-            return Err(refused(Code::InvalidArgument, "ttl is required, you must provide one"));
+            return Err(refused(
+                Code::InvalidArgument,
+                "ttl is required, you must provide one",
+            ));
         }
         let named = request
             .agent_id
@@ -254,23 +378,49 @@ impl AgentService {
             .map(|id| workload_id_from_wire(&self.trust_domain, Some(id)))
             .transpose()
             .map_err(malformed("invalid agent ID"))?;
-        let token = if request.token.is_empty() { uuid::Uuid::new_v4().to_string() } else { request.token };
+        let token = if request.token.is_empty() {
+            uuid::Uuid::new_v4().to_string()
+        } else {
+            request.token
+        };
         if token.len() > MAX_TOKEN {
-            return Err(refused(Code::InvalidArgument, format!("token is too long (max {MAX_TOKEN} characters)")));
+            return Err(refused(
+                Code::InvalidArgument,
+                format!("token is too long (max {MAX_TOKEN} characters)"),
+            ));
         }
-        let node = SpiffeId::from_segments(&self.trust_domain, &["spire", "agent", JOIN_TOKEN, &token])
-            .map_err(|error| failed(Code::InvalidArgument, "token cannot be part of an agent ID", error))?;
+        let node =
+            SpiffeId::from_segments(&self.trust_domain, &["spire", "agent", JOIN_TOKEN, &token])
+                .map_err(|error| {
+                    failed(
+                        Code::InvalidArgument,
+                        "token cannot be part of an agent ID",
+                        error,
+                    )
+                })?;
         let alias = named.map(|named| alias_entry(named, node)).transpose()?;
         let expires_at = unix_seconds(self.clock.now()).saturating_add(i64::from(request.ttl));
-        let made = JoinToken { token: token.clone(), expires_at, alias };
-        self.datastore.create_join_token(made).await.map_err(|error| match error {
-            TokenError::Taken => failed(Code::AlreadyExists, "failed to create token", error),
-            TokenError::Alias(error) => {
-                failed(Code::InvalidArgument, "failed to create join token registration entry", error)
-            }
-            error => failed(Code::Internal, "failed to create token", error),
-        })?;
-        Ok(types::JoinToken { value: token, expires_at })
+        let made = JoinToken {
+            token: token.clone(),
+            expires_at,
+            alias,
+        };
+        self.datastore
+            .create_join_token(made)
+            .await
+            .map_err(|error| match error {
+                TokenError::Taken => failed(Code::AlreadyExists, "failed to create token", error),
+                TokenError::Alias(error) => failed(
+                    Code::InvalidArgument,
+                    "failed to create join token registration entry",
+                    error,
+                ),
+                error => failed(Code::Internal, "failed to create token", error),
+            })?;
+        Ok(types::JoinToken {
+            value: token,
+            expires_at,
+        })
     }
 }
 
@@ -283,15 +433,33 @@ fn agent_write_refusal(error: AgentWriteError, what: &str) -> Status {
 
 /// The entry that gives a token's node the asked ID as well. SPIRE: its parent and its one selector name the node.
 fn alias_entry(named: SpiffeId, node: SpiffeId) -> Result<Entry, Status> {
-    let selector = Selector::new("spiffe_id", node.as_str())
-        .map_err(|error| failed(Code::Internal, "failed to create join token registration entry", error))?;
-    Ok(Entry::new("", named, node, SelectorSet::from(vec![selector])))
+    let selector = Selector::new("spiffe_id", node.as_str()).map_err(|error| {
+        failed(
+            Code::Internal,
+            "failed to create join token registration entry",
+            error,
+        )
+    })?;
+    Ok(Entry::new(
+        "",
+        named,
+        node,
+        SelectorSet::from(vec![selector]),
+    ))
 }
 
-fn attestation_params(request: rpc::AttestAgentRequest) -> Result<attest_agent_request::Params, &'static str> {
-    let Some(attest_agent_request::Step::Params(params)) = request.step else { return Err("missing params") };
-    let Some(data) = &params.data else { return Err("missing attestation data") };
-    let Some(svid) = &params.params else { return Err("missing X509-SVID parameters") };
+fn attestation_params(
+    request: rpc::AttestAgentRequest,
+) -> Result<attest_agent_request::Params, &'static str> {
+    let Some(attest_agent_request::Step::Params(params)) = request.step else {
+        return Err("missing params");
+    };
+    let Some(data) = &params.data else {
+        return Err("missing attestation data");
+    };
+    let Some(svid) = &params.params else {
+        return Err("missing X509-SVID parameters");
+    };
     if svid.csr.is_empty() {
         return Err("missing CSR");
     }
@@ -306,12 +474,25 @@ fn attestation_params(request: rpc::AttestAgentRequest) -> Result<attest_agent_r
 
 fn agent_to_wire(agent: &Agent, mask: Option<&AgentMask>) -> types::Agent {
     let wanted = |pick: fn(&AgentMask) -> bool| mask.is_none_or(pick);
-    let text = |wanted: bool, text: &str| if wanted { text.to_owned() } else { String::new() };
+    let text = |wanted: bool, text: &str| {
+        if wanted {
+            text.to_owned()
+        } else {
+            String::new()
+        }
+    };
     types::Agent {
         id: Some(spiffe_id_to_wire(&agent.id)),
-        attestation_type: text(wanted(|mask| mask.attestation_type), &agent.attestation_type),
+        attestation_type: text(
+            wanted(|mask| mask.attestation_type),
+            &agent.attestation_type,
+        ),
         x509svid_serial_number: text(wanted(|mask| mask.x509svid_serial_number), &agent.serial),
-        x509svid_expires_at: if wanted(|mask| mask.x509svid_expires_at) { agent.expires_at } else { 0 },
+        x509svid_expires_at: if wanted(|mask| mask.x509svid_expires_at) {
+            agent.expires_at
+        } else {
+            0
+        },
         selectors: if wanted(|mask| mask.selectors) {
             selectors_to_wire(&agent.selectors)
         } else {
@@ -320,93 +501,5 @@ fn agent_to_wire(agent: &Agent, mask: Option<&AgentMask>) -> types::Agent {
         banned: wanted(|mask| mask.banned) && agent.banned,
         can_reattest: wanted(|mask| mask.can_reattest) && agent.can_reattest,
         agent_version: text(wanted(|mask| mask.agent_version), &agent.agent_version),
-    }
-}
-
-/// The filter of CountAgents and ListAgents, which has one shape under two names.
-#[derive(Debug, Default)]
-struct WireFilter {
-    by_attestation_type: String,
-    by_selector_match: Option<types::SelectorMatch>,
-    by_banned: Option<bool>,
-    by_can_reattest: Option<bool>,
-    by_expires_before: String,
-}
-
-impl From<count_agents_request::Filter> for WireFilter {
-    fn from(filter: count_agents_request::Filter) -> Self {
-        let count_agents_request::Filter {
-            by_attestation_type,
-            by_selector_match,
-            by_banned,
-            by_can_reattest,
-            by_expires_before,
-        } = filter;
-        Self { by_attestation_type, by_selector_match, by_banned, by_can_reattest, by_expires_before }
-    }
-}
-
-impl From<list_agents_request::Filter> for WireFilter {
-    fn from(filter: list_agents_request::Filter) -> Self {
-        let list_agents_request::Filter {
-            by_attestation_type,
-            by_selector_match,
-            by_banned,
-            by_can_reattest,
-            by_expires_before,
-        } = filter;
-        Self { by_attestation_type, by_selector_match, by_banned, by_can_reattest, by_expires_before }
-    }
-}
-
-impl WireFilter {
-    fn read(&self) -> Result<AgentFilter, Status> {
-        let by_selectors = self
-            .by_selector_match
-            .as_ref()
-            .map(|asked| wire::selector_filter(asked, "failed to parse selectors"))
-            .transpose()?;
-        Ok(AgentFilter {
-            by_attestation_type: Some(self.by_attestation_type.clone()).filter(|kind| !kind.is_empty()),
-            by_selectors,
-            by_banned: self.by_banned,
-            by_can_reattest: self.by_can_reattest,
-            by_expires_before: expires_before(&self.by_expires_before)?,
-        })
-    }
-
-    fn audit_fields(&self) -> Fields {
-        let mut fields = Fields::new().with("node_attestor_type", &self.by_attestation_type);
-        if let Some(banned) = self.by_banned {
-            fields.add("by_banned", banned);
-        }
-        if let Some(can_reattest) = self.by_can_reattest {
-            fields.add("by_can_reattest", can_reattest);
-        }
-        if let Some(asked) = &self.by_selector_match {
-            fields.add("by_selectors", wire::selectors_text(&asked.selectors));
-        }
-        fields
-    }
-}
-
-/// Reads `2026-01-02 15:04:05 -0700 -07`, as SPIRE's CLI sends it. SPIRE takes what it cannot read for no filter, which
-/// would list (or purge) every agent; we refuse it.
-fn expires_before(text: &str) -> Result<Option<i64>, Status> {
-    if text.is_empty() {
-        return Ok(None);
-    }
-    let format = time::macros::format_description!(
-        "[year]-[month]-[day] [hour]:[minute]:[second] [offset_hour sign:mandatory][offset_minute]"
-    );
-    // The last word repeats the offset, or names the zone.
-    let stamp = text.rsplit_once(' ').map_or(text, |(stamp, _)| stamp);
-    match time::OffsetDateTime::parse(stamp, format) {
-        Ok(time) => Ok(Some(time.unix_timestamp())),
-        Err(error) => Err(failed(
-            Code::InvalidArgument,
-            "malformed by_expires_before filter",
-            format!("{error}; write it as 2026-01-02 15:04:05 -0700 -07"),
-        )),
     }
 }

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use proto::convert::{
-    bundle_from_caller, bundle_to_wire, jwt_authorities_from_wire, jwt_authority_to_wire, x509_authorities_from_wire,
+    bundle_from_caller, bundle_to_wire, jwt_authorities_from_wire, jwt_authority_to_wire,
+    x509_authorities_from_wire,
 };
 use proto::spire::api::server::bundle::v1::batch_delete_federated_bundle_request::Mode;
 use proto::spire::api::server::bundle::v1::bundle_server::Bundle as BundleApi;
@@ -50,15 +51,27 @@ impl BundleApi for BundleService {
         request: Request<rpc::CountBundlesRequest>,
     ) -> Result<Response<rpc::CountBundlesResponse>, Status> {
         Caller::of(&request)?.audit(Ok(()), Fields::new);
-        Ok(Response::new(rpc::CountBundlesResponse { count: wire::count(self.registry.bundles().len()) }))
+        Ok(Response::new(rpc::CountBundlesResponse {
+            count: wire::count(self.registry.bundles().len()),
+        }))
     }
 
-    async fn get_bundle(&self, request: Request<rpc::GetBundleRequest>) -> Result<Response<types::Bundle>, Status> {
+    async fn get_bundle(
+        &self,
+        request: Request<rpc::GetBundleRequest>,
+    ) -> Result<Response<types::Bundle>, Status> {
         let caller = Caller::of(&request)?;
-        let found =
-            self.registry.bundle(&self.trust_domain).ok_or_else(|| refused(Code::NotFound, "bundle not found"));
-        caller.audit(found.as_ref().map(|_| ()), || Fields::new().with("trust_domain_id", &self.trust_domain));
-        Ok(Response::new(bundle_to_wire(&*found?, request.get_ref().output_mask.as_ref())))
+        let found = self
+            .registry
+            .bundle(&self.trust_domain)
+            .ok_or_else(|| refused(Code::NotFound, "bundle not found"));
+        caller.audit(found.as_ref().map(|_| ()), || {
+            Fields::new().with("trust_domain_id", &self.trust_domain)
+        });
+        Ok(Response::new(bundle_to_wire(
+            &*found?,
+            request.get_ref().output_mask.as_ref(),
+        )))
     }
 
     async fn append_bundle(
@@ -68,8 +81,13 @@ impl BundleApi for BundleService {
         let caller = Caller::of(&request)?;
         let request = request.into_inner();
         let outcome = self.append(&request).await;
-        caller.audit(outcome.as_ref().map(|_| ()), || Fields::new().with("trust_domain_id", &self.trust_domain));
-        Ok(Response::new(bundle_to_wire(&*outcome?, request.output_mask.as_ref())))
+        caller.audit(outcome.as_ref().map(|_| ()), || {
+            Fields::new().with("trust_domain_id", &self.trust_domain)
+        });
+        Ok(Response::new(bundle_to_wire(
+            &*outcome?,
+            request.output_mask.as_ref(),
+        )))
     }
 
     async fn publish_jwt_authority(
@@ -77,23 +95,37 @@ impl BundleApi for BundleService {
         request: Request<rpc::PublishJwtAuthorityRequest>,
     ) -> Result<Response<rpc::PublishJwtAuthorityResponse>, Status> {
         let caller = Caller::of(&request)?;
-        self.limits.publish_key.take(&caller.connection, 1, "key publishing").await?;
+        self.limits
+            .publish_key
+            .take(&caller.connection, 1, "key publishing")
+            .await?;
         let authority = request
             .into_inner()
             .jwt_authority
             .ok_or_else(|| refused(Code::InvalidArgument, "missing JWT authority"))?;
         let key_id = authority.key_id.clone();
         let outcome = self.publish(authority).await;
-        caller.audit(outcome.as_ref().map(|_| ()), || Fields::new().with("jwt_authority_key_id", key_id));
-        let jwt_authorities = outcome?.jwt_authorities.iter().map(jwt_authority_to_wire).collect();
-        Ok(Response::new(rpc::PublishJwtAuthorityResponse { jwt_authorities }))
+        caller.audit(outcome.as_ref().map(|_| ()), || {
+            Fields::new().with("jwt_authority_key_id", key_id)
+        });
+        let jwt_authorities = outcome?
+            .jwt_authorities
+            .iter()
+            .map(jwt_authority_to_wire)
+            .collect();
+        Ok(Response::new(rpc::PublishJwtAuthorityResponse {
+            jwt_authorities,
+        }))
     }
 
     async fn publish_wit_authority(
         &self,
         _: Request<rpc::PublishWitAuthorityRequest>,
     ) -> Result<Response<rpc::PublishWitAuthorityResponse>, Status> {
-        Err(refused(Code::Unimplemented, "WIT-SVID functionality is not yet implemented"))
+        Err(refused(
+            Code::Unimplemented,
+            "WIT-SVID functionality is not yet implemented",
+        ))
     }
 
     async fn list_federated_bundles(
@@ -104,10 +136,17 @@ impl BundleApi for BundleService {
         let request = request.into_inner();
         let mut foreign = self.registry.bundles();
         foreign.retain(|bundle| bundle.trust_domain != self.trust_domain);
-        let (listed, next_page_token) = page_by_name(&foreign, request.page_size, &request.page_token)?;
-        let bundles = listed.iter().map(|bundle| bundle_to_wire(bundle, request.output_mask.as_ref())).collect();
+        let (listed, next_page_token) =
+            page_by_name(&foreign, request.page_size, &request.page_token)?;
+        let bundles = listed
+            .iter()
+            .map(|bundle| bundle_to_wire(bundle, request.output_mask.as_ref()))
+            .collect();
         caller.audit(Ok(()), Fields::new);
-        Ok(Response::new(rpc::ListFederatedBundlesResponse { bundles, next_page_token }))
+        Ok(Response::new(rpc::ListFederatedBundlesResponse {
+            bundles,
+            next_page_token,
+        }))
     }
 
     async fn get_federated_bundle(
@@ -120,9 +159,17 @@ impl BundleApi for BundleService {
             &request.trust_domain,
             "getting a federated bundle for the server's own trust domain is not allowed",
         )?;
-        let found = self.registry.bundle(&name).ok_or_else(|| refused(Code::NotFound, "bundle not found"));
-        caller.audit(found.as_ref().map(|_| ()), || Fields::new().with("trust_domain_id", &name));
-        Ok(Response::new(bundle_to_wire(&*found?, request.output_mask.as_ref())))
+        let found = self
+            .registry
+            .bundle(&name)
+            .ok_or_else(|| refused(Code::NotFound, "bundle not found"));
+        caller.audit(found.as_ref().map(|_| ()), || {
+            Fields::new().with("trust_domain_id", &name)
+        });
+        Ok(Response::new(bundle_to_wire(
+            &*found?,
+            request.output_mask.as_ref(),
+        )))
     }
 
     async fn batch_create_federated_bundle(
@@ -133,10 +180,17 @@ impl BundleApi for BundleService {
         let request = request.into_inner();
         let mut results = Vec::with_capacity(request.bundle.len());
         for bundle in &request.bundle {
-            let (status, bundle) = self.write(&caller, bundle, Write::Create, request.output_mask.as_ref()).await;
-            results.push(batch_create_federated_bundle_response::Result { status: Some(status), bundle });
+            let (status, bundle) = self
+                .write(&caller, bundle, Write::Create, request.output_mask.as_ref())
+                .await;
+            results.push(batch_create_federated_bundle_response::Result {
+                status: Some(status),
+                bundle,
+            });
         }
-        Ok(Response::new(rpc::BatchCreateFederatedBundleResponse { results }))
+        Ok(Response::new(rpc::BatchCreateFederatedBundleResponse {
+            results,
+        }))
     }
 
     async fn batch_update_federated_bundle(
@@ -148,10 +202,17 @@ impl BundleApi for BundleService {
         let mut results = Vec::with_capacity(request.bundle.len());
         for bundle in &request.bundle {
             let how = Write::Update(request.input_mask.as_ref());
-            let (status, bundle) = self.write(&caller, bundle, how, request.output_mask.as_ref()).await;
-            results.push(batch_update_federated_bundle_response::Result { status: Some(status), bundle });
+            let (status, bundle) = self
+                .write(&caller, bundle, how, request.output_mask.as_ref())
+                .await;
+            results.push(batch_update_federated_bundle_response::Result {
+                status: Some(status),
+                bundle,
+            });
         }
-        Ok(Response::new(rpc::BatchUpdateFederatedBundleResponse { results }))
+        Ok(Response::new(rpc::BatchUpdateFederatedBundleResponse {
+            results,
+        }))
     }
 
     async fn batch_set_federated_bundle(
@@ -162,10 +223,17 @@ impl BundleApi for BundleService {
         let request = request.into_inner();
         let mut results = Vec::with_capacity(request.bundle.len());
         for bundle in &request.bundle {
-            let (status, bundle) = self.write(&caller, bundle, Write::Set, request.output_mask.as_ref()).await;
-            results.push(batch_set_federated_bundle_response::Result { status: Some(status), bundle });
+            let (status, bundle) = self
+                .write(&caller, bundle, Write::Set, request.output_mask.as_ref())
+                .await;
+            results.push(batch_set_federated_bundle_response::Result {
+                status: Some(status),
+                bundle,
+            });
         }
-        Ok(Response::new(rpc::BatchSetFederatedBundleResponse { results }))
+        Ok(Response::new(rpc::BatchSetFederatedBundleResponse {
+            results,
+        }))
     }
 
     async fn batch_delete_federated_bundle(
@@ -189,18 +257,26 @@ impl BundleApi for BundleService {
         let mut results = Vec::with_capacity(request.trust_domains.len());
         for trust_domain in request.trust_domains {
             let outcome = self.delete(&trust_domain, mode).await;
-            caller.audit(outcome.as_ref().map(|()| ()), || Fields::new().with("trust_domain_id", &trust_domain));
+            caller.audit(outcome.as_ref().copied(), || {
+                Fields::new().with("trust_domain_id", &trust_domain)
+            });
             let status = Some(outcome.map_or_else(|refused| item(&refused), |()| item_ok()));
-            results.push(batch_delete_federated_bundle_response::Result { status, trust_domain });
+            results.push(batch_delete_federated_bundle_response::Result {
+                status,
+                trust_domain,
+            });
         }
-        Ok(Response::new(rpc::BatchDeleteFederatedBundleResponse { results }))
+        Ok(Response::new(rpc::BatchDeleteFederatedBundleResponse {
+            results,
+        }))
     }
 }
 
 impl BundleService {
     /// The name of a trust domain other than our own.
     fn foreign(&self, name: &str, not_own: &str) -> Result<TrustDomain, Status> {
-        let name = TrustDomain::parse(name).map_err(malformed("trust domain argument is not valid"))?;
+        let name =
+            TrustDomain::parse(name).map_err(malformed("trust domain argument is not valid"))?;
         if name == self.trust_domain {
             return Err(refused(Code::InvalidArgument, not_own));
         }
@@ -223,8 +299,8 @@ impl BundleService {
     }
 
     async fn publish(&self, authority: types::JwtKey) -> Result<Arc<Bundle>, Status> {
-        let authorities =
-            jwt_authorities_from_wire(std::slice::from_ref(&authority)).map_err(malformed("invalid JWT authority"))?;
+        let authorities = jwt_authorities_from_wire(std::slice::from_ref(&authority))
+            .map_err(malformed("invalid JWT authority"))?;
         let mut more = Bundle::new(self.trust_domain.clone());
         more.jwt_authorities = authorities;
         self.datastore
@@ -253,26 +329,38 @@ impl BundleService {
         }
     }
 
-    async fn try_write(&self, bundle: &types::Bundle, how: Write<'_>) -> Result<Arc<Bundle>, Status> {
+    async fn try_write(
+        &self,
+        bundle: &types::Bundle,
+        how: Write<'_>,
+    ) -> Result<Arc<Bundle>, Status> {
         let (verb, what) = match how {
             Write::Create => ("creating", "unable to create bundle"),
             Write::Update(_) => ("updating", "failed to update bundle"),
             Write::Set => ("setting", "failed to set bundle"),
         };
-        let not_own = format!("{verb} a federated bundle for the server's own trust domain is not allowed");
+        let not_own =
+            format!("{verb} a federated bundle for the server's own trust domain is not allowed");
         self.foreign(&bundle.trust_domain, &not_own)?;
-        let bundle = bundle_from_caller(Some(bundle)).map_err(malformed("failed to convert bundle"))?;
+        let bundle =
+            bundle_from_caller(Some(bundle)).map_err(malformed("failed to convert bundle"))?;
         let outcome = match how {
             Write::Create => self.datastore.create_bundle(bundle).await,
             Write::Update(mask) => self.datastore.update_bundle(bundle, written(mask)).await,
-            Write::Set => self.datastore.set_bundle(bundle).await.map_err(BundleError::Store),
+            Write::Set => self
+                .datastore
+                .set_bundle(bundle)
+                .await
+                .map_err(BundleError::Store),
         };
         outcome.map_err(|error| refusal(error, what))
     }
 
     async fn delete(&self, trust_domain: &str, mode: DeleteMode) -> Result<(), Status> {
-        let name =
-            self.foreign(trust_domain, "removing the bundle for the server trust domain is not allowed")?;
+        let name = self.foreign(
+            trust_domain,
+            "removing the bundle for the server trust domain is not allowed",
+        )?;
         let outcome = self.datastore.delete_bundle(&name, mode).await;
         outcome.map_err(|error| refusal(error, "failed to delete federated bundle"))
     }
@@ -301,7 +389,11 @@ fn written(mask: Option<&BundleMask>) -> Written {
 }
 
 /// Pages of bundles in the order of their names; the token is the last name given.
-fn page_by_name(bundles: &[Arc<Bundle>], size: i32, token: &str) -> Result<(Vec<Arc<Bundle>>, String), Status> {
+fn page_by_name(
+    bundles: &[Arc<Bundle>],
+    size: i32,
+    token: &str,
+) -> Result<(Vec<Arc<Bundle>>, String), Status> {
     let Some(size) = usize::try_from(size).ok().filter(|size| *size > 0) else {
         return Ok((bundles.to_vec(), String::new()));
     };
@@ -313,6 +405,9 @@ fn page_by_name(bundles: &[Arc<Bundle>], size: i32, token: &str) -> Result<(Vec<
     };
     let page: Vec<_> = bundles.iter().skip(start).take(size).cloned().collect();
     let more = start.saturating_add(page.len()) < bundles.len();
-    let next = page.last().filter(|_| more).map(|bundle| bundle.trust_domain.as_str().to_owned());
+    let next = page
+        .last()
+        .filter(|_| more)
+        .map(|bundle| bundle.trust_domain.as_str().to_owned());
     Ok((page, next.unwrap_or_default()))
 }

@@ -34,7 +34,10 @@ pub(crate) struct DebugService {
 
 #[tonic::async_trait]
 impl DebugApi for DebugService {
-    async fn get_info(&self, request: Request<GetInfoRequest>) -> Result<Response<GetInfoResponse>, Status> {
+    async fn get_info(
+        &self,
+        request: Request<GetInfoRequest>,
+    ) -> Result<Response<GetInfoResponse>, Status> {
         Caller::of(&request)?.audit(Ok(()), Fields::new);
         let now = self.clock.now();
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
@@ -55,14 +58,30 @@ impl DebugService {
             .registry
             .bundle(&self.trust_domain)
             .ok_or_else(|| refused(Code::NotFound, "trust domain bundle not found"))?;
-        let shown = self.ca.server_svid().map(|svid| svid.chain.clone()).unwrap_or_default();
-        let mut chain: Vec<_> = shown.iter().filter_map(|der| Certificate::from_der(der).ok()).collect();
+        let shown = self
+            .ca
+            .server_svid()
+            .map(|svid| svid.chain.clone())
+            .unwrap_or_default();
+        let mut chain: Vec<_> = shown
+            .iter()
+            .filter_map(|der| Certificate::from_der(der).ok())
+            .collect();
         let root = chain.last().and_then(|last| {
-            let roots = bundle.x509_authorities.iter().map(|authority| &authority.certificate);
-            roots.filter(|root| root.der() != last.der()).find(|root| last.is_signed_by(root)).cloned()
+            let roots = bundle
+                .x509_authorities
+                .iter()
+                .map(|authority| &authority.certificate);
+            roots
+                .filter(|root| root.der() != last.der())
+                .find(|root| last.is_signed_by(root))
+                .cloned()
         });
         chain.extend(root);
-        let uptime = now.duration_since(self.started).unwrap_or_default().as_secs();
+        let uptime = now
+            .duration_since(self.started)
+            .unwrap_or_default()
+            .as_secs();
         Ok(GetInfoResponse {
             svid_chain: chain.iter().map(cert_to_wire).collect(),
             uptime: i32::try_from(uptime).unwrap_or(i32::MAX),
@@ -89,10 +108,30 @@ fn cert_to_wire(certificate: &Certificate) -> get_info_response::Cert {
 /// The name as RFC 4514 writes it, last attribute first.
 fn name(subject: &Subject) -> String {
     let mut parts = Vec::new();
-    parts.extend(subject.serial_number.iter().map(|value| format!("SERIALNUMBER={value}")));
-    parts.extend(subject.common_name.iter().map(|value| format!("CN={value}")));
-    parts.extend(subject.organizational_unit.iter().map(|value| format!("OU={value}")));
-    parts.extend(subject.organization.iter().map(|value| format!("O={value}")));
+    parts.extend(
+        subject
+            .serial_number
+            .iter()
+            .map(|value| format!("SERIALNUMBER={value}")),
+    );
+    parts.extend(
+        subject
+            .common_name
+            .iter()
+            .map(|value| format!("CN={value}")),
+    );
+    parts.extend(
+        subject
+            .organizational_unit
+            .iter()
+            .map(|value| format!("OU={value}")),
+    );
+    parts.extend(
+        subject
+            .organization
+            .iter()
+            .map(|value| format!("O={value}")),
+    );
     parts.extend(subject.country.iter().map(|value| format!("C={value}")));
     parts.join(",")
 }

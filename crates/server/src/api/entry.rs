@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use proto::convert::{entry_to_wire, new_entry_from_wire};
 use proto::spire::api::server::entry::v1::entry_server::Entry as EntryApi;
-use proto::spire::api::server::entry::v1::{self as rpc, batch_create_entry_response, batch_delete_entry_response};
+use proto::spire::api::server::entry::v1::{
+    self as rpc, batch_create_entry_response, batch_delete_entry_response,
+};
 use proto::spire::api::types;
 use spiffe::entry::Entry;
 use spiffe::trust_domain::TrustDomain;
@@ -39,10 +41,16 @@ impl EntryApi for EntryService {
         request: Request<rpc::CountEntriesRequest>,
     ) -> Result<Response<rpc::CountEntriesResponse>, Status> {
         let caller = Caller::of(&request)?;
-        let filter = request.into_inner().filter.map(filter::Wire::from).unwrap_or_default();
+        let filter = request
+            .into_inner()
+            .filter
+            .map(filter::Wire::from)
+            .unwrap_or_default();
         let count = self.registry.entry_count(&filter.read(&self.trust_domain)?);
         caller.audit(Ok(()), || filter.audit_fields());
-        Ok(Response::new(rpc::CountEntriesResponse { count: wire::count(count) }))
+        Ok(Response::new(rpc::CountEntriesResponse {
+            count: wire::count(count),
+        }))
     }
 
     async fn list_entries(
@@ -58,20 +66,38 @@ impl EntryApi for EntryService {
             .entries(&filter.read(&self.trust_domain)?, &page)
             .map_err(|error| failed(Code::InvalidArgument, "failed to list entries", error))?;
         let mask = request.output_mask.as_ref();
-        let entries = listed.items.iter().map(|entry| entry_to_wire(entry, mask)).collect();
+        let entries = listed
+            .items
+            .iter()
+            .map(|entry| entry_to_wire(entry, mask))
+            .collect();
         caller.audit(Ok(()), || filter.audit_fields());
-        Ok(Response::new(rpc::ListEntriesResponse { entries, next_page_token: listed.next_token }))
+        Ok(Response::new(rpc::ListEntriesResponse {
+            entries,
+            next_page_token: listed.next_token,
+        }))
     }
 
-    async fn get_entry(&self, request: Request<rpc::GetEntryRequest>) -> Result<Response<types::Entry>, Status> {
+    async fn get_entry(
+        &self,
+        request: Request<rpc::GetEntryRequest>,
+    ) -> Result<Response<types::Entry>, Status> {
         let caller = Caller::of(&request)?;
         let request = request.into_inner();
         if request.id.is_empty() {
             return Err(refused(Code::InvalidArgument, "missing ID"));
         }
-        let found = self.registry.entry(&request.id).ok_or_else(|| refused(Code::NotFound, "entry not found"));
-        caller.audit(found.as_ref().map(|_| ()), || Fields::new().with("entry_id", &request.id));
-        Ok(Response::new(entry_to_wire(&*found?, request.output_mask.as_ref())))
+        let found = self
+            .registry
+            .entry(&request.id)
+            .ok_or_else(|| refused(Code::NotFound, "entry not found"));
+        caller.audit(found.as_ref().map(|_| ()), || {
+            Fields::new().with("entry_id", &request.id)
+        });
+        Ok(Response::new(entry_to_wire(
+            &*found?,
+            request.output_mask.as_ref(),
+        )))
     }
 
     async fn batch_create_entry(
@@ -109,7 +135,10 @@ impl EntryApi for EntryService {
         let caller = Caller::of(&request)?;
         let mask = request.get_ref().output_mask.as_ref();
         let authorized = self.registry.authorized_entries(&caller.agent()?.id);
-        let entries = authorized.iter().map(|entry| entry_to_wire(entry, mask)).collect();
+        let entries = authorized
+            .iter()
+            .map(|entry| entry_to_wire(entry, mask))
+            .collect();
         caller.audit(Ok(()), Fields::new);
         Ok(Response::new(rpc::GetAuthorizedEntriesResponse { entries }))
     }
@@ -122,7 +151,14 @@ impl EntryApi for EntryService {
     ) -> Result<Response<Self::SyncAuthorizedEntriesStream>, Status> {
         let caller = Caller::of(&request)?;
         let entries = self.registry.authorized_entries(&caller.agent()?.id);
-        sync::answer(request.into_inner(), entries, caller, Arc::clone(&self.authorizer)).await.map(Response::new)
+        sync::answer(
+            request.into_inner(),
+            entries,
+            caller,
+            Arc::clone(&self.authorizer),
+        )
+        .await
+        .map(Response::new)
     }
 }
 
@@ -135,17 +171,29 @@ impl EntryService {
     ) -> Result<Vec<batch_create_entry_response::Result>, Status> {
         let mask = request.output_mask.as_ref();
         let mut good = Vec::new();
-        let read: Vec<Result<(), Status>> =
-            request.entries.iter().map(|wire| self.new_entry(wire).map(|entry| good.push(entry))).collect();
+        let read: Vec<Result<(), Status>> = request
+            .entries
+            .iter()
+            .map(|wire| self.new_entry(wire).map(|entry| good.push(entry)))
+            .collect();
         let mut outcomes = self.write(good).await?.into_iter();
         let results = read.into_iter().zip(&request.entries).map(|(read, wire)| {
             let outcome = match read {
                 Err(refused) => Err((refused, None)),
                 Ok(()) => outcomes.next().unwrap_or_else(|| {
-                    Err((refused(Code::Internal, "failed to create entry: the datastore gave no outcome"), None))
+                    Err((
+                        refused(
+                            Code::Internal,
+                            "failed to create entry: the datastore gave no outcome",
+                        ),
+                        None,
+                    ))
                 }),
             };
-            caller.audit(outcome.as_ref().map(|_| ()).map_err(|(refused, _)| refused), || audit_fields(wire));
+            caller.audit(
+                outcome.as_ref().map(|_| ()).map_err(|(refused, _)| refused),
+                || audit_fields(wire),
+            );
             match outcome {
                 Ok(entry) => batch_create_entry_response::Result {
                     status: Some(item_ok()),
@@ -161,10 +209,15 @@ impl EntryService {
     }
 
     fn new_entry(&self, wire: &types::Entry) -> Result<Entry, Status> {
-        let entry = new_entry_from_wire(&self.trust_domain, wire).map_err(malformed("failed to convert entry"))?;
-        entry
-            .validate(&self.trust_domain)
-            .map_err(|error| failed(Code::InvalidArgument, "failed to create entry: datastore-validation", error))?;
+        let entry = new_entry_from_wire(&self.trust_domain, wire)
+            .map_err(malformed("failed to convert entry"))?;
+        entry.validate(&self.trust_domain).map_err(|error| {
+            failed(
+                Code::InvalidArgument,
+                "failed to create entry: datastore-validation",
+                error,
+            )
+        })?;
         Ok(entry)
     }
 
@@ -177,7 +230,10 @@ impl EntryService {
             .create_entries(entries)
             .await
             .map_err(|error| failed(Code::Internal, "failed to create entry", error))?;
-        Ok(outcomes.into_iter().map(|outcome| outcome.map(|created| created.entry).map_err(create_refusal)).collect())
+        Ok(outcomes
+            .into_iter()
+            .map(|outcome| outcome.map(|created| created.entry).map_err(create_refusal))
+            .collect())
     }
 
     async fn delete(
@@ -200,9 +256,14 @@ impl EntryService {
             } else {
                 Err(refused(Code::NotFound, "entry not found"))
             };
-            caller.audit(outcome.as_ref().map(|()| ()), || Fields::new().with("entry_id", &id));
+            caller.audit(outcome.as_ref().copied(), || {
+                Fields::new().with("entry_id", &id)
+            });
             let status = outcome.map_or_else(|refused| item(&refused), |()| item_ok());
-            batch_delete_entry_response::Result { status: Some(status), id }
+            batch_delete_entry_response::Result {
+                status: Some(status),
+                id,
+            }
         });
         Ok(results.collect())
     }
@@ -214,10 +275,14 @@ type Refusal = (Status, Option<Arc<Entry>>);
 fn create_refusal(error: EntryWriteError) -> Refusal {
     match error {
         // SPIRE's clients match on the code and read the entry that is there already.
-        EntryWriteError::Similar(existing) => {
-            (refused(Code::AlreadyExists, "similar entry already exists"), Some(existing))
-        }
-        other => (failed(write_code(&other), "failed to create entry", other), None),
+        EntryWriteError::Similar(existing) => (
+            refused(Code::AlreadyExists, "similar entry already exists"),
+            Some(existing),
+        ),
+        other => (
+            failed(write_code(&other), "failed to create entry", other),
+            None,
+        ),
     }
 }
 
@@ -225,7 +290,9 @@ fn write_code(error: &EntryWriteError) -> Code {
     match error {
         EntryWriteError::Similar(_) | EntryWriteError::IdTaken(_) => Code::AlreadyExists,
         EntryWriteError::NotFound => Code::NotFound,
-        EntryWriteError::UnknownFederatedBundle(_) | EntryWriteError::Invalid(_) => Code::InvalidArgument,
+        EntryWriteError::UnknownFederatedBundle(_) | EntryWriteError::Invalid(_) => {
+            Code::InvalidArgument
+        }
     }
 }
 

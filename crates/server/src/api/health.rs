@@ -27,20 +27,32 @@ impl HealthService {
 }
 
 fn serving(registry: &Registry, own: &TrustDomain) -> HealthCheckResponse {
-    let status = if registry.bundle(own).is_some() { ServingStatus::Serving } else { ServingStatus::NotServing };
-    HealthCheckResponse { status: status as i32 }
+    let status = if registry.bundle(own).is_some() {
+        ServingStatus::Serving
+    } else {
+        ServingStatus::NotServing
+    };
+    HealthCheckResponse {
+        status: status as i32,
+    }
 }
 
 fn whole_server_only(request: &HealthCheckRequest) -> Result<(), Status> {
     if request.service.is_empty() {
         return Ok(());
     }
-    Err(refused(Code::InvalidArgument, "per-service health is not supported"))
+    Err(refused(
+        Code::InvalidArgument,
+        "per-service health is not supported",
+    ))
 }
 
 #[tonic::async_trait]
 impl Health for HealthService {
-    async fn check(&self, request: Request<HealthCheckRequest>) -> Result<Response<HealthCheckResponse>, Status> {
+    async fn check(
+        &self,
+        request: Request<HealthCheckRequest>,
+    ) -> Result<Response<HealthCheckResponse>, Status> {
         whole_server_only(request.get_ref())?;
         Ok(Response::new(self.now()))
     }
@@ -48,7 +60,10 @@ impl Health for HealthService {
     type WatchStream = Pin<Box<dyn Stream<Item = Result<HealthCheckResponse, Status>> + Send>>;
 
     /// Says how it is, then each time that changes.
-    async fn watch(&self, request: Request<HealthCheckRequest>) -> Result<Response<Self::WatchStream>, Status> {
+    async fn watch(
+        &self,
+        request: Request<HealthCheckRequest>,
+    ) -> Result<Response<Self::WatchStream>, Status> {
         whole_server_only(request.get_ref())?;
         let closing = Caller::of(&request)?.connection.closing();
         let (registry, own) = (Arc::clone(&self.registry), self.trust_domain.clone());
@@ -58,6 +73,8 @@ impl Health for HealthService {
             let now = serving(&registry, &own);
             (last.replace(now.status) != Some(now.status)).then_some(Ok(now))
         });
-        Ok(Response::new(Box::pin(crate::watch::until_closing(answers, closing))))
+        Ok(Response::new(Box::pin(crate::watch::until_closing(
+            answers, closing,
+        ))))
     }
 }

@@ -18,7 +18,10 @@ pub(crate) struct LocalAuthorityService {
 }
 
 fn wit_not_yet<T>() -> Result<Response<T>, Status> {
-    Err(refused(Code::Unimplemented, "WIT-SVID functionality is not yet implemented"))
+    Err(refused(
+        Code::Unimplemented,
+        "WIT-SVID functionality is not yet implemented",
+    ))
 }
 
 fn refusal(error: &OperationError) -> Status {
@@ -26,9 +29,9 @@ fn refusal(error: &OperationError) -> Status {
         OperationError::JwtDisabled => Code::Unimplemented,
         OperationError::Initializing => Code::Unavailable,
         OperationError::NotPrepared(_) | OperationError::Failed { .. } => Code::Internal,
-        OperationError::TaintsBelowUpstream | OperationError::RevokesBelowUpstream | OperationError::NoUpstream => {
-            Code::FailedPrecondition
-        }
+        OperationError::TaintsBelowUpstream
+        | OperationError::RevokesBelowUpstream
+        | OperationError::NoUpstream => Code::FailedPrecondition,
         OperationError::NoAuthorityId
         | OperationError::UnexpectedAuthorityId
         | OperationError::TaintsCurrent
@@ -49,7 +52,10 @@ fn to_wire(state: &AuthorityState) -> rpc::AuthorityState {
 
 /// An authority of which only the name is told.
 fn named(authority_id: String) -> rpc::AuthorityState {
-    rpc::AuthorityState { authority_id, ..rpc::AuthorityState::default() }
+    rpc::AuthorityState {
+        authority_id,
+        ..rpc::AuthorityState::default()
+    }
 }
 
 /// Ends an operation: SPIRE's status for a refusal, and the audit line.
@@ -60,7 +66,9 @@ fn concluded<T>(
     value: &str,
 ) -> Result<T, Status> {
     let outcome = outcome.map_err(|error| refusal(&error));
-    caller.audit(outcome.as_ref().map(|_| ()), || Fields::new().with(field, value));
+    caller.audit(outcome.as_ref().map(|_| ()), || {
+        Fields::new().with(field, value)
+    });
     outcome
 }
 
@@ -72,19 +80,38 @@ impl LocalAuthorityService {
         concluded(caller, self.ca.authorities(kind), ID, "")
     }
 
-    async fn prepare(&self, caller: &Caller, kind: AuthorityKind) -> Result<rpc::AuthorityState, Status> {
+    async fn prepare(
+        &self,
+        caller: &Caller,
+        kind: AuthorityKind,
+    ) -> Result<rpc::AuthorityState, Status> {
         concluded(caller, self.ca.prepare(kind).await, ID, "").map(|state| to_wire(&state))
     }
 
-    async fn activate(&self, caller: &Caller, kind: AuthorityKind, id: &str) -> Result<rpc::AuthorityState, Status> {
+    async fn activate(
+        &self,
+        caller: &Caller,
+        kind: AuthorityKind,
+        id: &str,
+    ) -> Result<rpc::AuthorityState, Status> {
         concluded(caller, self.ca.activate(kind, id).await, ID, id).map(|state| to_wire(&state))
     }
 
-    async fn taint(&self, caller: &Caller, kind: AuthorityKind, id: &str) -> Result<rpc::AuthorityState, Status> {
+    async fn taint(
+        &self,
+        caller: &Caller,
+        kind: AuthorityKind,
+        id: &str,
+    ) -> Result<rpc::AuthorityState, Status> {
         concluded(caller, self.ca.taint(kind, id).await, ID, id).map(|state| to_wire(&state))
     }
 
-    async fn revoke(&self, caller: &Caller, kind: AuthorityKind, id: &str) -> Result<rpc::AuthorityState, Status> {
+    async fn revoke(
+        &self,
+        caller: &Caller,
+        kind: AuthorityKind,
+        id: &str,
+    ) -> Result<rpc::AuthorityState, Status> {
         concluded(caller, self.ca.revoke(kind, id).await, ID, id)?;
         Ok(named(id.to_owned()))
     }
@@ -108,32 +135,60 @@ impl LocalAuthority for LocalAuthorityService {
         &self,
         request: Request<rpc::PrepareJwtAuthorityRequest>,
     ) -> Result<Response<rpc::PrepareJwtAuthorityResponse>, Status> {
-        let prepared = self.prepare(&Caller::of(&request)?, AuthorityKind::Jwt).await?;
-        Ok(Response::new(rpc::PrepareJwtAuthorityResponse { prepared_authority: Some(prepared) }))
+        let prepared = self
+            .prepare(&Caller::of(&request)?, AuthorityKind::Jwt)
+            .await?;
+        Ok(Response::new(rpc::PrepareJwtAuthorityResponse {
+            prepared_authority: Some(prepared),
+        }))
     }
 
     async fn activate_jwt_authority(
         &self,
         request: Request<rpc::ActivateJwtAuthorityRequest>,
     ) -> Result<Response<rpc::ActivateJwtAuthorityResponse>, Status> {
-        let activated = self.activate(&Caller::of(&request)?, AuthorityKind::Jwt, &request.get_ref().authority_id).await?;
-        Ok(Response::new(rpc::ActivateJwtAuthorityResponse { activated_authority: Some(activated) }))
+        let activated = self
+            .activate(
+                &Caller::of(&request)?,
+                AuthorityKind::Jwt,
+                &request.get_ref().authority_id,
+            )
+            .await?;
+        Ok(Response::new(rpc::ActivateJwtAuthorityResponse {
+            activated_authority: Some(activated),
+        }))
     }
 
     async fn taint_jwt_authority(
         &self,
         request: Request<rpc::TaintJwtAuthorityRequest>,
     ) -> Result<Response<rpc::TaintJwtAuthorityResponse>, Status> {
-        let tainted = self.taint(&Caller::of(&request)?, AuthorityKind::Jwt, &request.get_ref().authority_id).await?;
-        Ok(Response::new(rpc::TaintJwtAuthorityResponse { tainted_authority: Some(tainted) }))
+        let tainted = self
+            .taint(
+                &Caller::of(&request)?,
+                AuthorityKind::Jwt,
+                &request.get_ref().authority_id,
+            )
+            .await?;
+        Ok(Response::new(rpc::TaintJwtAuthorityResponse {
+            tainted_authority: Some(tainted),
+        }))
     }
 
     async fn revoke_jwt_authority(
         &self,
         request: Request<rpc::RevokeJwtAuthorityRequest>,
     ) -> Result<Response<rpc::RevokeJwtAuthorityResponse>, Status> {
-        let revoked = self.revoke(&Caller::of(&request)?, AuthorityKind::Jwt, &request.get_ref().authority_id).await?;
-        Ok(Response::new(rpc::RevokeJwtAuthorityResponse { revoked_authority: Some(revoked) }))
+        let revoked = self
+            .revoke(
+                &Caller::of(&request)?,
+                AuthorityKind::Jwt,
+                &request.get_ref().authority_id,
+            )
+            .await?;
+        Ok(Response::new(rpc::RevokeJwtAuthorityResponse {
+            revoked_authority: Some(revoked),
+        }))
     }
 
     async fn get_x509_authority_state(
@@ -152,24 +207,44 @@ impl LocalAuthority for LocalAuthorityService {
         &self,
         request: Request<rpc::PrepareX509AuthorityRequest>,
     ) -> Result<Response<rpc::PrepareX509AuthorityResponse>, Status> {
-        let prepared = self.prepare(&Caller::of(&request)?, AuthorityKind::X509).await?;
-        Ok(Response::new(rpc::PrepareX509AuthorityResponse { prepared_authority: Some(prepared) }))
+        let prepared = self
+            .prepare(&Caller::of(&request)?, AuthorityKind::X509)
+            .await?;
+        Ok(Response::new(rpc::PrepareX509AuthorityResponse {
+            prepared_authority: Some(prepared),
+        }))
     }
 
     async fn activate_x509_authority(
         &self,
         request: Request<rpc::ActivateX509AuthorityRequest>,
     ) -> Result<Response<rpc::ActivateX509AuthorityResponse>, Status> {
-        let activated = self.activate(&Caller::of(&request)?, AuthorityKind::X509, &request.get_ref().authority_id).await?;
-        Ok(Response::new(rpc::ActivateX509AuthorityResponse { activated_authority: Some(activated) }))
+        let activated = self
+            .activate(
+                &Caller::of(&request)?,
+                AuthorityKind::X509,
+                &request.get_ref().authority_id,
+            )
+            .await?;
+        Ok(Response::new(rpc::ActivateX509AuthorityResponse {
+            activated_authority: Some(activated),
+        }))
     }
 
     async fn taint_x509_authority(
         &self,
         request: Request<rpc::TaintX509AuthorityRequest>,
     ) -> Result<Response<rpc::TaintX509AuthorityResponse>, Status> {
-        let tainted = self.taint(&Caller::of(&request)?, AuthorityKind::X509, &request.get_ref().authority_id).await?;
-        Ok(Response::new(rpc::TaintX509AuthorityResponse { tainted_authority: Some(tainted) }))
+        let tainted = self
+            .taint(
+                &Caller::of(&request)?,
+                AuthorityKind::X509,
+                &request.get_ref().authority_id,
+            )
+            .await?;
+        Ok(Response::new(rpc::TaintX509AuthorityResponse {
+            tainted_authority: Some(tainted),
+        }))
     }
 
     async fn taint_x509_upstream_authority(
@@ -178,16 +253,27 @@ impl LocalAuthority for LocalAuthorityService {
     ) -> Result<Response<rpc::TaintX509UpstreamAuthorityResponse>, Status> {
         let caller = Caller::of(&request)?;
         let id = request.into_inner().subject_key_id;
-        let upstream_authority_subject_key_id = concluded(&caller, self.ca.taint_upstream(&id).await, KEY_ID, &id)?;
-        Ok(Response::new(rpc::TaintX509UpstreamAuthorityResponse { upstream_authority_subject_key_id }))
+        let upstream_authority_subject_key_id =
+            concluded(&caller, self.ca.taint_upstream(&id).await, KEY_ID, &id)?;
+        Ok(Response::new(rpc::TaintX509UpstreamAuthorityResponse {
+            upstream_authority_subject_key_id,
+        }))
     }
 
     async fn revoke_x509_authority(
         &self,
         request: Request<rpc::RevokeX509AuthorityRequest>,
     ) -> Result<Response<rpc::RevokeX509AuthorityResponse>, Status> {
-        let revoked = self.revoke(&Caller::of(&request)?, AuthorityKind::X509, &request.get_ref().authority_id).await?;
-        Ok(Response::new(rpc::RevokeX509AuthorityResponse { revoked_authority: Some(revoked) }))
+        let revoked = self
+            .revoke(
+                &Caller::of(&request)?,
+                AuthorityKind::X509,
+                &request.get_ref().authority_id,
+            )
+            .await?;
+        Ok(Response::new(rpc::RevokeX509AuthorityResponse {
+            revoked_authority: Some(revoked),
+        }))
     }
 
     async fn revoke_x509_upstream_authority(
@@ -196,8 +282,11 @@ impl LocalAuthority for LocalAuthorityService {
     ) -> Result<Response<rpc::RevokeX509UpstreamAuthorityResponse>, Status> {
         let caller = Caller::of(&request)?;
         let id = request.into_inner().subject_key_id;
-        let upstream_authority_subject_key_id = concluded(&caller, self.ca.revoke_upstream(&id).await, KEY_ID, &id)?;
-        Ok(Response::new(rpc::RevokeX509UpstreamAuthorityResponse { upstream_authority_subject_key_id }))
+        let upstream_authority_subject_key_id =
+            concluded(&caller, self.ca.revoke_upstream(&id).await, KEY_ID, &id)?;
+        Ok(Response::new(rpc::RevokeX509UpstreamAuthorityResponse {
+            upstream_authority_subject_key_id,
+        }))
     }
 
     async fn get_wit_authority_state(

@@ -4,7 +4,9 @@ use std::fmt::Debug;
 use std::sync::Arc;
 
 use proto::spire::api::server::logger::v1::logger_server::Logger as LoggerApi;
-use proto::spire::api::server::logger::v1::{GetLoggerRequest, ResetLogLevelRequest, SetLogLevelRequest};
+use proto::spire::api::server::logger::v1::{
+    GetLoggerRequest, ResetLogLevelRequest, SetLogLevelRequest,
+};
 use proto::spire::api::types;
 use tonic::{Code, Request, Response, Status};
 use tracing::Level;
@@ -27,14 +29,22 @@ pub(crate) struct LoggerService {
 
 impl LoggerService {
     pub(crate) fn new(control: Option<Arc<dyn LogControl>>) -> Self {
-        let launched_at = control.as_ref().map_or(Level::INFO, |control| control.level());
-        Self { control, launched_at }
+        let launched_at = control
+            .as_ref()
+            .map_or(Level::INFO, |control| control.level());
+        Self {
+            control,
+            launched_at,
+        }
     }
 
     fn control(&self) -> Result<&dyn LogControl, Status> {
-        self.control
-            .as_deref()
-            .ok_or_else(|| refused(Code::Unimplemented, "this process's log level cannot be changed while it runs"))
+        self.control.as_deref().ok_or_else(|| {
+            refused(
+                Code::Unimplemented,
+                "this process's log level cannot be changed while it runs",
+            )
+        })
     }
 
     fn answer(&self) -> Result<Response<types::Logger>, Status> {
@@ -47,12 +57,18 @@ impl LoggerService {
 
 #[tonic::async_trait]
 impl LoggerApi for LoggerService {
-    async fn get_logger(&self, request: Request<GetLoggerRequest>) -> Result<Response<types::Logger>, Status> {
+    async fn get_logger(
+        &self,
+        request: Request<GetLoggerRequest>,
+    ) -> Result<Response<types::Logger>, Status> {
         Caller::of(&request)?.audit(Ok(()), Fields::new);
         self.answer()
     }
 
-    async fn set_log_level(&self, request: Request<SetLogLevelRequest>) -> Result<Response<types::Logger>, Status> {
+    async fn set_log_level(
+        &self,
+        request: Request<SetLogLevelRequest>,
+    ) -> Result<Response<types::Logger>, Status> {
         let caller = Caller::of(&request)?;
         let level = from_wire(request.get_ref().new_level)?;
         self.control()?.set_level(level);
@@ -86,10 +102,13 @@ fn to_wire(level: Level) -> types::LogLevel {
 /// Panic and fatal have no level of their own here: both show errors only.
 fn from_wire(level: i32) -> Result<Level, Status> {
     match types::LogLevel::try_from(level) {
-        Ok(types::LogLevel::Unspecified) => {
-            Err(refused(Code::InvalidArgument, "newLevel value cannot be LogLevel_UNSPECIFIED"))
+        Ok(types::LogLevel::Unspecified) => Err(refused(
+            Code::InvalidArgument,
+            "newLevel value cannot be LogLevel_UNSPECIFIED",
+        )),
+        Ok(types::LogLevel::Panic | types::LogLevel::Fatal | types::LogLevel::Error) => {
+            Ok(Level::ERROR)
         }
-        Ok(types::LogLevel::Panic | types::LogLevel::Fatal | types::LogLevel::Error) => Ok(Level::ERROR),
         Ok(types::LogLevel::Warn) => Ok(Level::WARN),
         Ok(types::LogLevel::Info) => Ok(Level::INFO),
         Ok(types::LogLevel::Debug) => Ok(Level::DEBUG),
@@ -108,11 +127,17 @@ mod tests {
             from_wire(0).unwrap_err().message(),
             "newLevel value cannot be LogLevel_UNSPECIFIED"
         );
-        assert_eq!(from_wire(99).unwrap_err().message(), "unsupported log level");
+        assert_eq!(
+            from_wire(99).unwrap_err().message(),
+            "unsupported log level"
+        );
     }
 
     #[test]
     fn refuses_to_pretend_when_there_is_no_switch() {
-        assert_eq!(LoggerService::new(None).answer().unwrap_err().code(), Code::Unimplemented);
+        assert_eq!(
+            LoggerService::new(None).answer().unwrap_err().code(),
+            Code::Unimplemented
+        );
     }
 }

@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use proto::convert::{spiffe_id_to_wire, workload_id_from_wire};
 use proto::spire::api::server::svid::v1::svid_server::Svid as SvidApi;
-use proto::spire::api::server::svid::v1::{self as rpc, batch_new_witsvid_response, batch_new_x509svid_response};
+use proto::spire::api::server::svid::v1::{
+    self as rpc, batch_new_witsvid_response, batch_new_x509svid_response,
+};
 use proto::spire::api::types;
 use spiffe::clock::unix_seconds;
 use spiffe::csr::{Csr, CsrError, VerifiedCsr};
@@ -48,7 +50,9 @@ impl SvidApi for SvidService {
     ) -> Result<Response<rpc::MintX509svidResponse>, Status> {
         let caller = Caller::of(&request)?;
         let svid = self.mint_x509(&caller, request.into_inner()).await?;
-        Ok(Response::new(rpc::MintX509svidResponse { svid: Some(svid) }))
+        Ok(Response::new(rpc::MintX509svidResponse {
+            svid: Some(svid),
+        }))
     }
 
     async fn mint_jwtsvid(
@@ -58,9 +62,11 @@ impl SvidApi for SvidService {
         let caller = Caller::of(&request)?;
         self.jwt_enabled()?;
         let request = request.into_inner();
-        let id = workload_id_from_wire(&self.trust_domain, request.id.as_ref()).map_err(malformed("invalid SPIFFE ID"))?;
+        let id = workload_id_from_wire(&self.trust_domain, request.id.as_ref())
+            .map_err(malformed("invalid SPIFFE ID"))?;
         audience(&request.audience)?;
-        let grant = Grant::minted(id, request.ttl).with_field("audience", request.audience.join(","));
+        let grant =
+            Grant::minted(id, request.ttl).with_field("audience", request.audience.join(","));
         let svid = self.jwt(&caller, &grant, &request.audience).await?;
         Ok(Response::new(rpc::MintJwtsvidResponse { svid: Some(svid) }))
     }
@@ -81,7 +87,10 @@ impl SvidApi for SvidService {
         if params.is_empty() {
             return Err(refused(Code::InvalidArgument, "missing parameters"));
         }
-        self.limits.x509_signing.take(&caller.connection, params.len(), "certificate signing").await?;
+        self.limits
+            .x509_signing
+            .take(&caller.connection, params.len(), "certificate signing")
+            .await?;
         let agent = caller.agent()?;
         let mut results = Vec::with_capacity(params.len());
         for (done, param) in params.iter().enumerate() {
@@ -89,8 +98,14 @@ impl SvidApi for SvidService {
                 tokio::task::yield_now().await;
             }
             results.push(match self.new_x509(&caller, &agent.id, param).await {
-                Ok(svid) => batch_new_x509svid_response::Result { status: Some(item_ok()), svid: Some(svid) },
-                Err(refused) => batch_new_x509svid_response::Result { status: Some(item(&refused)), svid: None },
+                Ok(svid) => batch_new_x509svid_response::Result {
+                    status: Some(item_ok()),
+                    svid: Some(svid),
+                },
+                Err(refused) => batch_new_x509svid_response::Result {
+                    status: Some(item(&refused)),
+                    svid: None,
+                },
             });
         }
         Ok(Response::new(rpc::BatchNewX509svidResponse { results }))
@@ -101,7 +116,10 @@ impl SvidApi for SvidService {
         request: Request<rpc::NewJwtsvidRequest>,
     ) -> Result<Response<rpc::NewJwtsvidResponse>, Status> {
         let caller = Caller::of(&request)?;
-        self.limits.jwt_signing.take(&caller.connection, 1, "JWT signing request").await?;
+        self.limits
+            .jwt_signing
+            .take(&caller.connection, 1, "JWT signing request")
+            .await?;
         self.jwt_enabled()?;
         let request = request.into_inner();
         let entry = self
@@ -123,10 +141,18 @@ impl SvidApi for SvidService {
         if params.is_empty() {
             return Err(refused(Code::InvalidArgument, "missing parameters"));
         }
-        self.limits.wit_signing.take(&caller.connection, params.len(), "certificate signing").await?;
+        self.limits
+            .wit_signing
+            .take(&caller.connection, params.len(), "certificate signing")
+            .await?;
         let disabled = item(&refused(Code::Unimplemented, WIT_DISABLED));
-        let result = batch_new_witsvid_response::Result { status: Some(disabled), svid: None };
-        Ok(Response::new(rpc::BatchNewWitsvidResponse { results: vec![result; params.len()] }))
+        let result = batch_new_witsvid_response::Result {
+            status: Some(disabled),
+            svid: None,
+        };
+        Ok(Response::new(rpc::BatchNewWitsvidResponse {
+            results: vec![result; params.len()],
+        }))
     }
 
     async fn new_downstream_x509ca(
@@ -134,25 +160,43 @@ impl SvidApi for SvidService {
         request: Request<rpc::NewDownstreamX509caRequest>,
     ) -> Result<Response<rpc::NewDownstreamX509caResponse>, Status> {
         let caller = Caller::of(&request)?;
-        self.limits.x509_signing.take(&caller.connection, 1, "downstream CA signing").await?;
+        self.limits
+            .x509_signing
+            .take(&caller.connection, 1, "downstream CA signing")
+            .await?;
         let Authority::Downstream(entry) = &caller.authority else {
-            return Err(refused(Code::Internal, "caller is not a downstream workload"));
+            return Err(refused(
+                Code::Internal,
+                "caller is not a downstream workload",
+            ));
         };
         let request = request.into_inner();
         let csr = verified(&request.csr, "invalid CSR signature")?;
         let grant = Grant::downstream_ca(entry, &self.trust_domain)
             .ok_or_else(|| refused(Code::Internal, "caller is not a downstream workload"))?
             .with_field("csr", wire::digest(&request.csr));
-        let ttl = u64::try_from(request.preferred_ttl).ok().filter(|ttl| *ttl > 0).map(Duration::from_secs);
+        let ttl = u64::try_from(request.preferred_ttl)
+            .ok()
+            .filter(|ttl| *ttl > 0)
+            .map(Duration::from_secs);
         let issued = self
             .ca
             .issue_downstream_ca(&grant, &csr.public_key, ttl, &caller.audit)
             .await
             .map_err(|error| failed(Code::Internal, "failed to sign downstream X.509 CA", error))?;
-        let bundle =
-            self.registry.bundle(&self.trust_domain).ok_or_else(|| refused(Code::NotFound, "bundle not found"))?;
-        let roots = bundle.x509_authorities.iter().map(|authority| authority.certificate.der().to_vec()).collect();
-        Ok(Response::new(rpc::NewDownstreamX509caResponse { ca_cert_chain: wire::x509_svid(&issued).cert_chain, x509_authorities: roots }))
+        let bundle = self
+            .registry
+            .bundle(&self.trust_domain)
+            .ok_or_else(|| refused(Code::NotFound, "bundle not found"))?;
+        let roots = bundle
+            .x509_authorities
+            .iter()
+            .map(|authority| authority.certificate.der().to_vec())
+            .collect();
+        Ok(Response::new(rpc::NewDownstreamX509caResponse {
+            ca_cert_chain: wire::x509_svid(&issued).cert_chain,
+            x509_authorities: roots,
+        }))
     }
 }
 
@@ -161,16 +205,27 @@ impl SvidService {
         if self.ca.issues_jwt() {
             return Ok(());
         }
-        Err(refused(Code::Unimplemented, "JWT functionality is disabled"))
+        Err(refused(
+            Code::Unimplemented,
+            "JWT functionality is disabled",
+        ))
     }
 
-    async fn mint_x509(&self, caller: &Caller, request: rpc::MintX509svidRequest) -> Result<types::X509svid, Status> {
+    async fn mint_x509(
+        &self,
+        caller: &Caller,
+        request: rpc::MintX509svidRequest,
+    ) -> Result<types::X509svid, Status> {
         if request.csr.is_empty() {
             return Err(refused(Code::InvalidArgument, "missing CSR"));
         }
         let read = verified(&request.csr, "failed to verify CSR signature")
             .and_then(|csr| Ok((minted_identity(&self.trust_domain, &csr)?, csr)));
-        let fields = || Fields::new().with("csr", wire::digest(&request.csr)).with("ttl", request.ttl);
+        let fields = || {
+            Fields::new()
+                .with("csr", wire::digest(&request.csr))
+                .with("ttl", request.ttl)
+        };
         if let Err(refused) = &read {
             caller.audit(Err(refused), fields);
         }
@@ -197,7 +252,9 @@ impl SvidService {
             Ok(read) => read,
             Err(refused) => {
                 caller.audit(Err(&refused), || {
-                    Fields::new().with("csr", wire::digest(&param.csr)).with("entry_id", &param.entry_id)
+                    Fields::new()
+                        .with("csr", wire::digest(&param.csr))
+                        .with("entry_id", &param.entry_id)
                 });
                 return Err(refused);
             }
@@ -214,7 +271,11 @@ impl SvidService {
         Ok(wire::x509_svid(&issued))
     }
 
-    fn read_param(&self, agent: &SpiffeId, param: &rpc::NewX509svidParams) -> Result<(Arc<Entry>, VerifiedCsr), Status> {
+    fn read_param(
+        &self,
+        agent: &SpiffeId,
+        param: &rpc::NewX509svidParams,
+    ) -> Result<(Arc<Entry>, VerifiedCsr), Status> {
         if param.entry_id.is_empty() {
             return Err(refused(Code::InvalidArgument, "missing entry ID"));
         }
@@ -228,7 +289,12 @@ impl SvidService {
         Ok((entry, verified(&param.csr, "invalid CSR signature")?))
     }
 
-    async fn jwt(&self, caller: &Caller, grant: &Grant, audience: &[String]) -> Result<types::Jwtsvid, Status> {
+    async fn jwt(
+        &self,
+        caller: &Caller,
+        grant: &Grant,
+        audience: &[String],
+    ) -> Result<types::Jwtsvid, Status> {
         let issued = self
             .ca
             .issue_jwt(grant, audience, &caller.audit)
@@ -249,15 +315,21 @@ fn minted_identity(own: &TrustDomain, csr: &VerifiedCsr) -> Result<SpiffeId, Sta
     let uri = match csr.uris.as_slice() {
         [] => return Err(refused(Code::InvalidArgument, "CSR URI SAN is required")),
         [uri] => uri,
-        _ => return Err(refused(Code::InvalidArgument, "only one URI SAN is expected")),
+        _ => {
+            return Err(refused(
+                Code::InvalidArgument,
+                "only one URI SAN is expected",
+            ));
+        }
     };
     let id = SpiffeId::parse(uri).map_err(malformed("CSR URI SAN is invalid"))?;
     wire::workload(own, &id).map_err(malformed("CSR URI SAN is invalid"))?;
     for name in &csr.dns_names {
         validate_dns_name(name).map_err(malformed("CSR DNS name is invalid"))?;
     }
-    check_wildcard_overlap(&csr.dns_names)
-        .map_err(malformed("CSR DNS name contains a wildcard that covers another non-wildcard name"))?;
+    check_wildcard_overlap(&csr.dns_names).map_err(malformed(
+        "CSR DNS name contains a wildcard that covers another non-wildcard name",
+    ))?;
     Ok(id)
 }
 
@@ -271,7 +343,10 @@ fn verified(csr: &[u8], bad_signature: &'static str) -> Result<VerifiedCsr, Stat
 
 fn audience(audience: &[String]) -> Result<(), Status> {
     if audience.is_empty() {
-        return Err(refused(Code::InvalidArgument, "at least one audience is required"));
+        return Err(refused(
+            Code::InvalidArgument,
+            "at least one audience is required",
+        ));
     }
     Ok(())
 }

@@ -4,7 +4,9 @@
 use std::sync::Arc;
 
 use proto::spire::api::server::trustdomain::v1::trust_domain_server::TrustDomain as TrustDomainApi;
-use proto::spire::api::server::trustdomain::v1::{self as rpc, batch_delete_federation_relationship_response};
+use proto::spire::api::server::trustdomain::v1::{
+    self as rpc, batch_delete_federation_relationship_response,
+};
 use proto::spire::api::types::federation_relationship::BundleEndpointProfile as WireProfile;
 use proto::spire::api::types::{self, FederationRelationshipMask};
 use spiffe::trust_domain::TrustDomain;
@@ -38,17 +40,27 @@ impl TrustDomainApi for TrustDomainService {
         let start = if request.page_token.is_empty() || request.page_size <= 0 {
             0
         } else {
-            let after = TrustDomain::parse(&request.page_token).map_err(malformed("could not parse token"))?;
+            let after = TrustDomain::parse(&request.page_token)
+                .map_err(malformed("could not parse token"))?;
             all.partition_point(|relationship| relationship.trust_domain <= after)
         };
-        let size = usize::try_from(request.page_size).ok().filter(|size| *size > 0).unwrap_or(usize::MAX);
+        let size = usize::try_from(request.page_size)
+            .ok()
+            .filter(|size| *size > 0)
+            .unwrap_or(usize::MAX);
         let page: Vec<_> = all.iter().skip(start).take(size).collect();
         let more = start.saturating_add(page.len()) < all.len();
-        let next = page.last().filter(|_| more).map(|last| last.trust_domain.as_str().to_owned());
+        let next = page
+            .last()
+            .filter(|_| more)
+            .map(|last| last.trust_domain.as_str().to_owned());
         let mask = request.output_mask.as_ref();
         caller.audit(Ok(()), Fields::new);
         Ok(Response::new(rpc::ListFederationRelationshipsResponse {
-            federation_relationships: page.into_iter().map(|relationship| self.to_wire(relationship, mask)).collect(),
+            federation_relationships: page
+                .into_iter()
+                .map(|relationship| self.to_wire(relationship, mask))
+                .collect(),
             next_page_token: next.unwrap_or_default(),
         }))
     }
@@ -59,13 +71,18 @@ impl TrustDomainApi for TrustDomainService {
     ) -> Result<Response<types::FederationRelationship>, Status> {
         let caller = Caller::of(&request)?;
         let request = request.into_inner();
-        let name = TrustDomain::parse(&request.trust_domain).map_err(malformed("failed to parse trust domain"))?;
+        let name = TrustDomain::parse(&request.trust_domain)
+            .map_err(malformed("failed to parse trust domain"))?;
         let found = self
             .registry
             .federation_relationship(&name)
             .ok_or_else(|| refused(Code::NotFound, "federation relationship does not exist"));
-        caller.audit(found.as_ref().map(|_| ()), || Fields::new().with("trust_domain_id", &name));
-        Ok(Response::new(self.to_wire(&*found?, request.output_mask.as_ref())))
+        caller.audit(found.as_ref().map(|_| ()), || {
+            Fields::new().with("trust_domain_id", &name)
+        });
+        Ok(Response::new(
+            self.to_wire(&*found?, request.output_mask.as_ref()),
+        ))
     }
 
     async fn batch_create_federation_relationship(
@@ -90,18 +107,31 @@ impl TrustDomainApi for TrustDomainService {
         let mut results = Vec::new();
         for trust_domain in request.into_inner().trust_domains {
             let outcome = self.delete(&trust_domain).await;
-            caller.audit(outcome.as_ref().map(|()| ()), || Fields::new().with("trust_domain_id", &trust_domain));
+            caller.audit(outcome.as_ref().copied(), || {
+                Fields::new().with("trust_domain_id", &trust_domain)
+            });
             let status = Some(outcome.map_or_else(|refused| item(&refused), |()| item_ok()));
-            results.push(batch_delete_federation_relationship_response::Result { status, trust_domain });
+            results.push(batch_delete_federation_relationship_response::Result {
+                status,
+                trust_domain,
+            });
         }
-        Ok(Response::new(rpc::BatchDeleteFederationRelationshipResponse { results }))
+        Ok(Response::new(
+            rpc::BatchDeleteFederationRelationshipResponse { results },
+        ))
     }
 
-    async fn refresh_bundle(&self, request: Request<rpc::RefreshBundleRequest>) -> Result<Response<()>, Status> {
+    async fn refresh_bundle(
+        &self,
+        request: Request<rpc::RefreshBundleRequest>,
+    ) -> Result<Response<()>, Status> {
         let name = TrustDomain::parse(&request.get_ref().trust_domain)
             .map_err(malformed("failed to parse trust domain"))?;
         if self.registry.federation_relationship(&name).is_none() {
-            return Err(refused(Code::NotFound, format!("no relationship with trust domain \"{name}\"")));
+            return Err(refused(
+                Code::NotFound,
+                format!("no relationship with trust domain \"{name}\""),
+            ));
         }
         Err(refused(Code::Unimplemented, NOT_YET))
     }
@@ -112,11 +142,21 @@ impl TrustDomainService {
         if trust_domain.is_empty() {
             return Err(refused(Code::InvalidArgument, "missing trust domain"));
         }
-        let name = TrustDomain::parse(trust_domain).map_err(malformed("failed to parse trust domain"))?;
-        self.datastore.delete_federation_relationship(&name).await.map_err(|error| match error {
-            RelationshipError::NotFound => refused(Code::NotFound, "federation relationship not found"),
-            other => failed(Code::Internal, "failed to delete federation relationship", other),
-        })
+        let name =
+            TrustDomain::parse(trust_domain).map_err(malformed("failed to parse trust domain"))?;
+        self.datastore
+            .delete_federation_relationship(&name)
+            .await
+            .map_err(|error| match error {
+                RelationshipError::NotFound => {
+                    refused(Code::NotFound, "federation relationship not found")
+                }
+                other => failed(
+                    Code::Internal,
+                    "failed to delete federation relationship",
+                    other,
+                ),
+            })
     }
 
     fn to_wire(
@@ -133,8 +173,12 @@ impl TrustDomainService {
                 })
             }
         };
-        let url = wanted(|mask| mask.bundle_endpoint_url).then(|| relationship.bundle_endpoint_url.clone());
-        let bundle = self.registry.bundle(&relationship.trust_domain).filter(|_| wanted(|mask| mask.trust_domain_bundle));
+        let url = wanted(|mask| mask.bundle_endpoint_url)
+            .then(|| relationship.bundle_endpoint_url.clone());
+        let bundle = self
+            .registry
+            .bundle(&relationship.trust_domain)
+            .filter(|_| wanted(|mask| mask.trust_domain_bundle));
         types::FederationRelationship {
             trust_domain: relationship.trust_domain.as_str().to_owned(),
             bundle_endpoint_url: url.unwrap_or_default(),

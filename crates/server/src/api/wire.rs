@@ -20,14 +20,19 @@ pub(super) fn set_match(wire: i32) -> Result<SetMatch, String> {
         Ok(MatchBehavior::MatchSubset) => Ok(SetMatch::Subset),
         Ok(MatchBehavior::MatchSuperset) => Ok(SetMatch::Superset),
         Ok(MatchBehavior::MatchAny) => Ok(SetMatch::Any),
-        Err(_) => Err(format!("unhandled match behavior {wire}; use 0 (exact), 1 (subset), 2 (superset) or 3 (any)")),
+        Err(_) => Err(format!(
+            "unhandled match behavior {wire}; use 0 (exact), 1 (subset), 2 (superset) or 3 (any)"
+        )),
     }
 }
 
 /// A page as asked for. SPIRE: size 0 (or less) is everything at once, and then the token does not count.
 pub(super) fn page(size: i32, token: &str) -> Page {
     match usize::try_from(size) {
-        Ok(size) if size > 0 => Page { size, token: token.to_owned() },
+        Ok(size) if size > 0 => Page {
+            size,
+            token: token.to_owned(),
+        },
         _ => Page::default(),
     }
 }
@@ -61,17 +66,26 @@ pub(super) fn x509_svid(issued: &IssuedX509) -> types::X509svid {
 /// SHA-256 in lower-case hex, as audit lines name a CSR.
 pub(super) fn digest(bytes: &[u8]) -> String {
     let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes);
-    digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+    digest
+        .as_ref()
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
 }
 
 /// `type:value,type:value`, for audit lines.
 pub(super) fn selectors_text(wire: &[types::Selector]) -> String {
-    wire.iter().map(|selector| format!("{}:{}", selector.r#type, selector.value)).collect::<Vec<_>>().join(",")
+    wire.iter()
+        .map(|selector| format!("{}:{}", selector.r#type, selector.value))
+        .collect::<Vec<_>>()
+        .join(",")
 }
 
 /// The ID's text for an audit line; empty when it is not an ID.
 pub(super) fn id_text(wire: Option<&types::Spiffeid>) -> String {
-    spiffe_id_from_wire(wire).map(|id| id.to_string()).unwrap_or_default()
+    spiffe_id_from_wire(wire)
+        .map(|id| id.to_string())
+        .unwrap_or_default()
 }
 
 /// A selector filter: which selectors, and how an object's are compared with them.
@@ -79,6 +93,10 @@ pub(super) fn selector_filter(
     asked: &types::SelectorMatch,
     what: &'static str,
 ) -> Result<(SelectorSet, SetMatch), Status> {
-    let selectors = proto::convert::selectors_from_wire(&asked.selectors).map_err(malformed(what))?;
-    Ok((selectors, set_match(asked.r#match).map_err(malformed(what))?))
+    let selectors =
+        proto::convert::selectors_from_wire(&asked.selectors).map_err(malformed(what))?;
+    Ok((
+        selectors,
+        set_match(asked.r#match).map_err(malformed(what))?,
+    ))
 }

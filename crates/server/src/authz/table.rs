@@ -27,12 +27,21 @@ impl Allowed {
 
 /// The row of a method, given as in the request line: `/package.Service/Method`.
 pub(crate) fn row(method: &str) -> Option<(&'static str, Allowed)> {
-    TABLE.binary_search_by(|(name, _)| (*name).cmp(method)).ok().and_then(|row| TABLE.get(row)).copied()
+    TABLE
+        .binary_search_by(|(name, _)| (*name).cmp(method))
+        .ok()
+        .and_then(|row| TABLE.get(row))
+        .copied()
 }
 
 /// Services that exist on the admin socket only.
 pub(crate) fn is_local_service(service: &str) -> bool {
-    matches!(service, "spire.api.server.logger.v1.Logger" | "spire.api.server.debug.v1.Debug" | "grpc.health.v1.Health")
+    matches!(
+        service,
+        "spire.api.server.logger.v1.Logger"
+            | "spire.api.server.debug.v1.Debug"
+            | "grpc.health.v1.Health"
+    )
 }
 
 /// Sorted, for the search above; a test holds it so.
@@ -118,27 +127,57 @@ mod tests {
 
     #[test]
     fn refuses_what_it_does_not_list() {
-        for method in ["", "/", "/spire.api.server.svid.v1.SVID/", "/spire.api.server.svid.v1.SVID/mintX509SVID", "spire"] {
+        for method in [
+            "",
+            "/",
+            "/spire.api.server.svid.v1.SVID/",
+            "/spire.api.server.svid.v1.SVID/mintX509SVID",
+            "spire",
+        ] {
             assert_eq!(row(method), None, "{method}");
         }
     }
 
     #[test]
     fn lets_agents_in_where_agents_belong_and_nowhere_else() {
-        let for_agents = TABLE.iter().filter(|(_, allowed)| allowed.lets_in(Allowed::AGENT)).count();
+        let for_agents = TABLE
+            .iter()
+            .filter(|(_, allowed)| allowed.lets_in(Allowed::AGENT))
+            .count();
         assert_eq!(for_agents, 9);
-        assert!(!row("/spire.api.server.svid.v1.SVID/MintX509SVID").unwrap().1.lets_in(Allowed::AGENT));
-        assert!(!row("/spire.api.server.agent.v1.Agent/BanAgent").unwrap().1.lets_in(Allowed::AGENT));
-        assert!(!row("/spire.api.server.svid.v1.SVID/NewDownstreamX509CA").unwrap().1.lets_in(Allowed::ADMIN));
+        assert!(
+            !row("/spire.api.server.svid.v1.SVID/MintX509SVID")
+                .unwrap()
+                .1
+                .lets_in(Allowed::AGENT)
+        );
+        assert!(
+            !row("/spire.api.server.agent.v1.Agent/BanAgent")
+                .unwrap()
+                .1
+                .lets_in(Allowed::AGENT)
+        );
+        assert!(
+            !row("/spire.api.server.svid.v1.SVID/NewDownstreamX509CA")
+                .unwrap()
+                .1
+                .lets_in(Allowed::ADMIN)
+        );
     }
 
     #[test]
     fn opens_two_methods_to_anybody() {
-        let open: Vec<_> =
-            TABLE.iter().filter(|(_, allowed)| allowed.lets_in(Allowed::ANY)).map(|(name, _)| *name).collect();
+        let open: Vec<_> = TABLE
+            .iter()
+            .filter(|(_, allowed)| allowed.lets_in(Allowed::ANY))
+            .map(|(name, _)| *name)
+            .collect();
         assert_eq!(
             open,
-            ["/spire.api.server.agent.v1.Agent/AttestAgent", "/spire.api.server.bundle.v1.Bundle/GetBundle"]
+            [
+                "/spire.api.server.agent.v1.Agent/AttestAgent",
+                "/spire.api.server.bundle.v1.Bundle/GetBundle"
+            ]
         );
     }
 }

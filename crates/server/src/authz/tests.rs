@@ -29,8 +29,14 @@ fn id(path: &str) -> SpiffeId {
 async fn world() -> World {
     let directory = tempfile::tempdir().unwrap();
     let clock = ManualClock::new(from_unix(NOW));
-    let config = DatastoreConfig { kind: DatastoreKind::Sqlite { path: directory.path().join("data.sqlite3") } };
-    let (datastore, registry) = Datastore::open(config, own(), Arc::new(clock.clone())).await.unwrap();
+    let config = DatastoreConfig {
+        kind: DatastoreKind::Sqlite {
+            path: directory.path().join("data.sqlite3"),
+        },
+    };
+    let (datastore, registry) = Datastore::open(config, own(), Arc::new(clock.clone()))
+        .await
+        .unwrap();
     let admin_ids = HashSet::from([SpiffeId::parse("spiffe://far.example/admin").unwrap()]);
     let authorizer = Authorizer {
         registry,
@@ -40,15 +46,26 @@ async fn world() -> World {
         audit_enabled: false,
         follow_for: Duration::ZERO,
     };
-    World { authorizer, clock, _directory: directory }
+    World {
+        authorizer,
+        clock,
+        _directory: directory,
+    }
 }
 
 fn svid(id: SpiffeId, serial: &str) -> PeerSvid {
-    PeerSvid { id, serial: serial.to_owned(), not_after: from_unix(NOW + 3_600) }
+    PeerSvid {
+        id,
+        serial: serial.to_owned(),
+        not_after: from_unix(NOW + 3_600),
+    }
 }
 
 fn remote(svid: Option<PeerSvid>) -> Arc<Connection> {
-    Arc::new(Connection::remote_for_tests("192.0.2.1:5000".parse().unwrap(), svid))
+    Arc::new(Connection::remote_for_tests(
+        "192.0.2.1:5000".parse().unwrap(),
+        svid,
+    ))
 }
 
 fn local() -> Arc<Connection> {
@@ -86,27 +103,44 @@ const GET_FEDERATED: &str = "/spire.api.server.bundle.v1.Bundle/GetFederatedBund
 impl World {
     async fn ask(&self, method: &str, connection: Arc<Connection>) -> Result<Caller, Status> {
         let (method, allowed) = row(method).unwrap();
-        self.authorizer.authorize(method, allowed, &connection).await
+        self.authorizer
+            .authorize(method, allowed, &connection)
+            .await
     }
 
     async fn refusal(&self, method: &str, connection: Arc<Connection>) -> Status {
-        let refused = self.ask(method, connection).await.map(|caller| caller.authority).unwrap_err();
+        let refused = self
+            .ask(method, connection)
+            .await
+            .map(|caller| caller.authority)
+            .unwrap_err();
         assert_eq!(refused.code(), Code::PermissionDenied, "{refused}");
-        assert!(refused.message().starts_with(&format!("authorization denied for method {method}")), "{refused}");
+        assert!(
+            refused
+                .message()
+                .starts_with(&format!("authorization denied for method {method}")),
+            "{refused}"
+        );
         refused
     }
 }
 
 fn reason(status: &Status) -> Reason {
     let decoded: tonic_types::pb::Status = prost::Message::decode(status.details()).unwrap();
-    let details: types::PermissionDeniedDetails = prost::Message::decode(decoded.details[0].value.as_slice()).unwrap();
+    let details: types::PermissionDeniedDetails =
+        prost::Message::decode(decoded.details[0].value.as_slice()).unwrap();
     details.reason()
 }
 
 #[tokio::test]
 async fn denies_an_agent_that_is_not_attested() {
     let world = world().await;
-    let refused = world.refusal(SIGN, remote(Some(svid(id("/spire/agent/join_token/x"), "1")))).await;
+    let refused = world
+        .refusal(
+            SIGN,
+            remote(Some(svid(id("/spire/agent/join_token/x"), "1"))),
+        )
+        .await;
     assert_eq!(reason(&refused), Reason::AgentNotAttested);
 }
 
@@ -114,8 +148,16 @@ async fn denies_an_agent_that_is_not_attested() {
 async fn denies_an_agent_whose_svid_is_expired() {
     let world = world().await;
     let node = id("/spire/agent/join_token/x");
-    world.authorizer.datastore.put_agent(agent(node.clone(), "1", "")).await.unwrap();
-    world.ask(SIGN, remote(Some(svid(node.clone(), "1")))).await.unwrap();
+    world
+        .authorizer
+        .datastore
+        .put_agent(agent(node.clone(), "1", ""))
+        .await
+        .unwrap();
+    world
+        .ask(SIGN, remote(Some(svid(node.clone(), "1"))))
+        .await
+        .unwrap();
     world.clock.advance(Duration::from_secs(3_601));
     let refused = world.refusal(SIGN, remote(Some(svid(node, "1")))).await;
     assert_eq!(reason(&refused), Reason::AgentExpired);
@@ -125,45 +167,94 @@ async fn denies_an_agent_whose_svid_is_expired() {
 async fn denies_an_agent_under_a_former_svid() {
     let world = world().await;
     let node = id("/spire/agent/join_token/x");
-    world.authorizer.datastore.put_agent(agent(node.clone(), "2", "")).await.unwrap();
-    let refused = world.refusal(SIGN, remote(Some(svid(node.clone(), "1")))).await;
+    world
+        .authorizer
+        .datastore
+        .put_agent(agent(node.clone(), "2", ""))
+        .await
+        .unwrap();
+    let refused = world
+        .refusal(SIGN, remote(Some(svid(node.clone(), "1"))))
+        .await;
     assert_eq!(reason(&refused), Reason::AgentNotActive);
     let refused = world.refusal(SIGN, remote(Some(svid(node, "")))).await;
-    assert_eq!(reason(&refused), Reason::AgentNotActive, "an empty serial must match nothing");
+    assert_eq!(
+        reason(&refused),
+        Reason::AgentNotActive,
+        "an empty serial must match nothing"
+    );
 }
 
 #[tokio::test]
 async fn denies_a_banned_agent_even_on_an_open_connection() {
     let world = world().await;
     let node = id("/spire/agent/join_token/x");
-    world.authorizer.datastore.put_agent(agent(node.clone(), "1", "")).await.unwrap();
+    world
+        .authorizer
+        .datastore
+        .put_agent(agent(node.clone(), "1", ""))
+        .await
+        .unwrap();
     let connection = remote(Some(svid(node.clone(), "1")));
     world.ask(SIGN, Arc::clone(&connection)).await.unwrap();
     world.authorizer.datastore.ban_agent(&node).await.unwrap();
-    assert_eq!(reason(&world.refusal(SIGN, connection).await), Reason::AgentBanned);
+    assert_eq!(
+        reason(&world.refusal(SIGN, connection).await),
+        Reason::AgentBanned
+    );
     let svid = svid(node, "1");
-    assert_eq!(reason(&world.authorizer.recheck_agent(&svid).unwrap_err()), Reason::AgentBanned);
+    assert_eq!(
+        reason(&world.authorizer.recheck_agent(&svid).unwrap_err()),
+        Reason::AgentBanned
+    );
 }
 
 #[tokio::test]
 async fn denies_an_evicted_agent() {
     let world = world().await;
     let node = id("/spire/agent/join_token/x");
-    world.authorizer.datastore.put_agent(agent(node.clone(), "1", "")).await.unwrap();
-    world.authorizer.datastore.delete_agent(&node).await.unwrap();
-    assert_eq!(reason(&world.refusal(SIGN, remote(Some(svid(node, "1")))).await), Reason::AgentNotAttested);
+    world
+        .authorizer
+        .datastore
+        .put_agent(agent(node.clone(), "1", ""))
+        .await
+        .unwrap();
+    world
+        .authorizer
+        .datastore
+        .delete_agent(&node)
+        .await
+        .unwrap();
+    assert_eq!(
+        reason(&world.refusal(SIGN, remote(Some(svid(node, "1")))).await),
+        Reason::AgentNotAttested
+    );
 }
 
 #[tokio::test]
 async fn makes_a_renewed_svid_the_current_one_on_first_use_and_denies_the_former() {
     let world = world().await;
     let node = id("/spire/agent/join_token/x");
-    world.authorizer.datastore.put_agent(agent(node.clone(), "1", "2")).await.unwrap();
-    world.ask(SIGN, remote(Some(svid(node.clone(), "1")))).await.unwrap();
-    world.ask(SIGN, remote(Some(svid(node.clone(), "2")))).await.unwrap();
+    world
+        .authorizer
+        .datastore
+        .put_agent(agent(node.clone(), "1", "2"))
+        .await
+        .unwrap();
+    world
+        .ask(SIGN, remote(Some(svid(node.clone(), "1"))))
+        .await
+        .unwrap();
+    world
+        .ask(SIGN, remote(Some(svid(node.clone(), "2"))))
+        .await
+        .unwrap();
     let row = world.authorizer.registry.agent(&node).unwrap();
     assert_eq!((row.serial.as_str(), row.new_serial.as_str()), ("2", ""));
-    assert_eq!(reason(&world.refusal(SIGN, remote(Some(svid(node, "1")))).await), Reason::AgentNotActive);
+    assert_eq!(
+        reason(&world.refusal(SIGN, remote(Some(svid(node, "1")))).await),
+        Reason::AgentNotActive
+    );
 }
 
 #[tokio::test]
@@ -172,18 +263,35 @@ async fn denies_callers_without_an_svid() {
     for method in [SIGN, LIST, DOWNSTREAM_CA, GET_FEDERATED] {
         world.refusal(method, remote(None)).await;
     }
-    assert!(matches!(world.ask(GET_BUNDLE, remote(None)).await.unwrap().authority, Authority::Anybody));
+    assert!(matches!(
+        world.ask(GET_BUNDLE, remote(None)).await.unwrap().authority,
+        Authority::Anybody
+    ));
 }
 
 #[tokio::test]
 async fn denies_agents_and_plain_workloads_what_administrators_do() {
     let world = world().await;
     let node = id("/spire/agent/join_token/x");
-    world.authorizer.datastore.put_agent(agent(node.clone(), "1", "")).await.unwrap();
-    world.authorizer.datastore.create_entries(vec![entry("/web", |_| {})]).await.unwrap();
+    world
+        .authorizer
+        .datastore
+        .put_agent(agent(node.clone(), "1", ""))
+        .await
+        .unwrap();
+    world
+        .authorizer
+        .datastore
+        .create_entries(vec![entry("/web", |_| {})])
+        .await
+        .unwrap();
     world.refusal(LIST, remote(Some(svid(node, "1")))).await;
-    world.refusal(LIST, remote(Some(svid(id("/web"), "9")))).await;
-    world.refusal(DOWNSTREAM_CA, remote(Some(svid(id("/web"), "9")))).await;
+    world
+        .refusal(LIST, remote(Some(svid(id("/web"), "9"))))
+        .await;
+    world
+        .refusal(DOWNSTREAM_CA, remote(Some(svid(id("/web"), "9"))))
+        .await;
 }
 
 #[tokio::test]
@@ -192,7 +300,10 @@ async fn denies_the_admin_socket_what_agents_do() {
     for method in [SIGN, DOWNSTREAM_CA] {
         world.refusal(method, local()).await;
     }
-    assert!(matches!(world.ask(LIST, local()).await.unwrap().authority, Authority::Local));
+    assert!(matches!(
+        world.ask(LIST, local()).await.unwrap().authority,
+        Authority::Local
+    ));
 }
 
 #[tokio::test]
@@ -201,9 +312,30 @@ async fn knows_administrators_by_configuration_and_by_entry() {
     let far = SpiffeId::parse("spiffe://far.example/admin").unwrap();
     let near = svid(id("/admin"), "7");
     world.refusal(LIST, remote(Some(near.clone()))).await;
-    world.authorizer.datastore.create_entries(vec![entry("/admin", |entry| entry.admin = true)]).await.unwrap();
-    assert_eq!(world.ask(LIST, remote(Some(near))).await.unwrap().authority.via(), "entries");
-    assert_eq!(world.ask(LIST, remote(Some(svid(far, "1")))).await.unwrap().authority.via(), "config");
+    world
+        .authorizer
+        .datastore
+        .create_entries(vec![entry("/admin", |entry| entry.admin = true)])
+        .await
+        .unwrap();
+    assert_eq!(
+        world
+            .ask(LIST, remote(Some(near)))
+            .await
+            .unwrap()
+            .authority
+            .via(),
+        "entries"
+    );
+    assert_eq!(
+        world
+            .ask(LIST, remote(Some(svid(far, "1"))))
+            .await
+            .unwrap()
+            .authority
+            .via(),
+        "config"
+    );
 }
 
 #[tokio::test]
@@ -213,21 +345,38 @@ async fn denies_administrators_whose_entry_or_svid_has_expired() {
         entry.admin = true;
         entry.expires_at = NOW + 60;
     });
-    world.authorizer.datastore.create_entries(vec![expiring]).await.unwrap();
+    world
+        .authorizer
+        .datastore
+        .create_entries(vec![expiring])
+        .await
+        .unwrap();
     let caller = svid(id("/admin"), "7");
     world.ask(LIST, remote(Some(caller.clone()))).await.unwrap();
     world.clock.advance(Duration::from_secs(61));
     world.refusal(LIST, remote(Some(caller))).await;
-    let far = PeerSvid { not_after: SystemTime::UNIX_EPOCH, ..svid(SpiffeId::parse("spiffe://far.example/admin").unwrap(), "1") };
+    let far = PeerSvid {
+        not_after: SystemTime::UNIX_EPOCH,
+        ..svid(SpiffeId::parse("spiffe://far.example/admin").unwrap(), "1")
+    };
     world.refusal(LIST, remote(Some(far))).await;
 }
 
 #[tokio::test]
 async fn tells_downstream_servers_from_administrators() {
     let world = world().await;
-    world.authorizer.datastore.create_entries(vec![entry("/below", |entry| entry.downstream = true)]).await.unwrap();
+    world
+        .authorizer
+        .datastore
+        .create_entries(vec![entry("/below", |entry| entry.downstream = true)])
+        .await
+        .unwrap();
     let caller = svid(id("/below"), "7");
-    let authority = world.ask(DOWNSTREAM_CA, remote(Some(caller.clone()))).await.unwrap().authority;
+    let authority = world
+        .ask(DOWNSTREAM_CA, remote(Some(caller.clone())))
+        .await
+        .unwrap()
+        .authority;
     assert!(matches!(authority, Authority::Downstream(entry) if entry.spiffe_id == id("/below")));
     world.refusal(LIST, remote(Some(caller))).await;
 }

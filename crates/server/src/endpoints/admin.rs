@@ -42,11 +42,20 @@ pub(crate) fn bind(path: &Path) -> Result<AdminSocket, Fault> {
     let listener = UnixListener::bind(path).map_err(fault)?;
     fs::set_permissions(path, fs::Permissions::from_mode(SOCKET_MODE)).map_err(fault)?;
     let inode = fs::symlink_metadata(path).map_err(fault)?.ino();
-    Ok(AdminSocket { listener, path: path.to_owned(), inode })
+    Ok(AdminSocket {
+        listener,
+        path: path.to_owned(),
+        inode,
+    })
 }
 
 fn make_directory(path: &Path) -> Result<(), Fault> {
-    let Some(directory) = path.parent().filter(|directory| !directory.as_os_str().is_empty()) else { return Ok(()) };
+    let Some(directory) = path
+        .parent()
+        .filter(|directory| !directory.as_os_str().is_empty())
+    else {
+        return Ok(());
+    };
     fs::DirBuilder::new().recursive(true).mode(DIRECTORY_MODE).create(directory).map_err(|error| {
         Fault::new(Code::SocketUnusable, format!("cannot make the admin socket's directory {}", directory.display()))
             .because(error.to_string())
@@ -56,24 +65,40 @@ fn make_directory(path: &Path) -> Result<(), Fault> {
 
 /// Nobody answers on a stale socket; whoever answers on a live one keeps it.
 fn remove_stale(path: &Path) -> Result<(), Fault> {
-    let Ok(found) = fs::symlink_metadata(path) else { return Ok(()) };
+    let Ok(found) = fs::symlink_metadata(path) else {
+        return Ok(());
+    };
     if !found.file_type().is_socket() {
-        return Err(Fault::new(Code::SocketUnusable, format!("{} is in the admin socket's place", path.display()))
-            .because("it is not a socket")
-            .hint("move it away, or set socket_path to another place"));
+        return Err(Fault::new(
+            Code::SocketUnusable,
+            format!("{} is in the admin socket's place", path.display()),
+        )
+        .because("it is not a socket")
+        .hint("move it away, or set socket_path to another place"));
     }
     match std::os::unix::net::UnixStream::connect(path) {
-        Ok(_) => Err(Fault::new(Code::SocketInUse, format!("the admin socket {} is in use", path.display()))
-            .because("a server is listening on it")
-            .hint("stop that server, or set socket_path to another place")),
-        Err(error) if matches!(error.kind(), ErrorKind::ConnectionRefused | ErrorKind::NotFound) => {
+        Ok(_) => Err(Fault::new(
+            Code::SocketInUse,
+            format!("the admin socket {} is in use", path.display()),
+        )
+        .because("a server is listening on it")
+        .hint("stop that server, or set socket_path to another place")),
+        Err(error)
+            if matches!(
+                error.kind(),
+                ErrorKind::ConnectionRefused | ErrorKind::NotFound
+            ) =>
+        {
             tracing::info!(path = %path.display(), "removing the stale admin socket of a server that is gone");
             drop(fs::remove_file(path));
             Ok(())
         }
-        Err(error) => Err(Fault::new(Code::SocketUnusable, format!("cannot tell who uses {}", path.display()))
-            .because(error.to_string())
-            .hint("remove the file if no server uses it, or set socket_path to another place")),
+        Err(error) => Err(Fault::new(
+            Code::SocketUnusable,
+            format!("cannot tell who uses {}", path.display()),
+        )
+        .because(error.to_string())
+        .hint("remove the file if no server uses it, or set socket_path to another place")),
     }
 }
 
@@ -95,7 +120,10 @@ impl AdminSocket {
                 Ok((stream, _)) => {
                     let serving = serving.clone();
                     if !connections.spawn(|line| serve(stream, line, serving)) {
-                        tracing::warn!(most = MAX_CONNECTIONS, "refusing a connection on the admin socket: too many");
+                        tracing::warn!(
+                            most = MAX_CONNECTIONS,
+                            "refusing a connection on the admin socket: too many"
+                        );
                     }
                 }
                 Err(error) => pause_after_failed_accept(&error, &mut shutdown).await,
@@ -114,7 +142,11 @@ async fn serve(stream: UnixStream, line: Arc<Line>, serving: Serving) {
             return;
         }
     };
-    let peer = Peer::Local { pid: credentials.pid(), uid: credentials.uid(), gid: credentials.gid() };
+    let peer = Peer::Local {
+        pid: credentials.pid(),
+        uid: credentials.uid(),
+        gid: credentials.gid(),
+    };
     serve_connection(AuthorityFilter::new(stream), peer, line, serving).await;
 }
 

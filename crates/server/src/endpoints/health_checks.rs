@@ -46,9 +46,17 @@ struct Paths {
 /// # Errors
 /// When the address is taken or not ours.
 pub(crate) async fn bind(config: &HealthConfig) -> Result<HealthChecks, Fault> {
-    let (listener, address) = listen(&config.bind_address, config.bind_port, "health_checks.").await?;
-    let paths = Paths { live: config.live_path.clone(), ready: config.ready_path.clone() };
-    Ok(HealthChecks { listener, address, paths: Arc::new(paths) })
+    let (listener, address) =
+        listen(&config.bind_address, config.bind_port, "health_checks.").await?;
+    let paths = Paths {
+        live: config.live_path.clone(),
+        ready: config.ready_path.clone(),
+    };
+    Ok(HealthChecks {
+        listener,
+        address,
+        paths: Arc::new(paths),
+    })
 }
 
 impl HealthChecks {
@@ -90,20 +98,39 @@ async fn serve(stream: TcpStream, health: Arc<Health>, paths: Arc<Paths>) {
 fn answer(request: &Request<Incoming>, health: &Health, paths: &Paths) -> Response<Full<Bytes>> {
     let path = request.uri().path();
     if path != paths.live && path != paths.ready {
-        return response(StatusCode::NOT_FOUND, "text/plain; charset=utf-8", "404 page not found\n".to_owned());
+        return response(
+            StatusCode::NOT_FOUND,
+            "text/plain; charset=utf-8",
+            "404 page not found\n".to_owned(),
+        );
     }
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
-        return response(StatusCode::METHOD_NOT_ALLOWED, "text/plain; charset=utf-8", "only GET is served\n".to_owned());
+        return response(
+            StatusCode::METHOD_NOT_ALLOWED,
+            "text/plain; charset=utf-8",
+            "only GET is served\n".to_owned(),
+        );
     }
     let report = health.report();
-    let well = if path == paths.live { report.live } else { report.ready };
-    let status = if well { StatusCode::OK } else { StatusCode::INTERNAL_SERVER_ERROR };
+    let well = if path == paths.live {
+        report.live
+    } else {
+        report.ready
+    };
+    let status = if well {
+        StatusCode::OK
+    } else {
+        StatusCode::INTERNAL_SERVER_ERROR
+    };
     response(status, "application/json", report.details.to_string())
 }
 
 fn response(status: StatusCode, kind: &'static str, body: String) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(Bytes::from(body)));
     *response.status_mut() = status;
-    response.headers_mut().insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static(kind));
+    response.headers_mut().insert(
+        http::header::CONTENT_TYPE,
+        http::HeaderValue::from_static(kind),
+    );
     response
 }

@@ -24,7 +24,11 @@ pub(super) struct Busy(Arc<Line>);
 
 impl Line {
     fn new() -> Arc<Self> {
-        Arc::new(Self { calls: AtomicUsize::new(0), ended: AtomicBool::new(false), close: watch::Sender::new(false) })
+        Arc::new(Self {
+            calls: AtomicUsize::new(0),
+            ended: AtomicBool::new(false),
+            close: watch::Sender::new(false),
+        })
     }
 
     pub(super) fn busy(self: &Arc<Self>) -> Busy {
@@ -43,7 +47,13 @@ impl Line {
 
     /// Returns when the connection is to end.
     pub(super) async fn closed(&self) {
-        drop(self.close.subscribe().wait_for(|closing| *closing).await.map(|_| ()));
+        drop(
+            self.close
+                .subscribe()
+                .wait_for(|closing| *closing)
+                .await
+                .map(|_| ()),
+        );
     }
 
     pub(super) fn has_calls(&self) -> bool {
@@ -71,7 +81,11 @@ pub(super) struct Lines {
 
 impl Lines {
     pub(super) fn at_most(most: usize) -> Self {
-        Self { running: JoinSet::new(), lines: VecDeque::new(), most }
+        Self {
+            running: JoinSet::new(),
+            lines: VecDeque::new(),
+            most,
+        }
     }
 
     /// Runs what `serve` makes of a new line. At the cap an idle line is closed for it; when none is idle, or twice the cap is
@@ -82,9 +96,12 @@ impl Lines {
     {
         while self.running.try_join_next().is_some() {}
         if self.lines.len() > self.running.len().saturating_mul(2).saturating_add(64) {
-            self.lines.retain(|line| !line.ended.load(Ordering::Relaxed));
+            self.lines
+                .retain(|line| !line.ended.load(Ordering::Relaxed));
         }
-        if self.running.len() >= self.most && (self.running.len() >= self.most.saturating_mul(2) || !self.make_room()) {
+        if self.running.len() >= self.most
+            && (self.running.len() >= self.most.saturating_mul(2) || !self.make_room())
+        {
             return false;
         }
         let line = Line::new();
@@ -100,7 +117,9 @@ impl Lines {
     /// Asks the longest-held idle line to end.
     fn make_room(&mut self) -> bool {
         for _ in 0..self.lines.len() {
-            let Some(line) = self.lines.pop_front() else { return false };
+            let Some(line) = self.lines.pop_front() else {
+                return false;
+            };
             if line.ended.load(Ordering::Relaxed) {
                 continue;
             }
@@ -120,8 +139,14 @@ impl Lines {
 
 /// How many connections the limit of open files leaves room for, after raising it as far as this process may.
 pub(crate) fn room_for_connections() -> usize {
-    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return 256 };
-    let limit = if soft < hard && setrlimit(Resource::RLIMIT_NOFILE, hard, hard).is_ok() { hard } else { soft };
+    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else {
+        return 256;
+    };
+    let limit = if soft < hard && setrlimit(Resource::RLIMIT_NOFILE, hard, hard).is_ok() {
+        hard
+    } else {
+        soft
+    };
     // A quarter is kept for the database, files and the other endpoints.
     usize::try_from(limit - limit / 4).unwrap_or(usize::MAX)
 }

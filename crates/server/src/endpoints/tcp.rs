@@ -42,13 +42,19 @@ pub(crate) async fn bind(address: &str, port: u16) -> Result<TcpEndpoint, Fault>
 }
 
 /// Listens on a name or IP address. `keys` is what bind_address and bind_port are prefixed with in the configuration.
-pub(super) async fn listen(host: &str, port: u16, keys: &str) -> Result<(TcpListener, SocketAddr), Fault> {
+pub(super) async fn listen(
+    host: &str,
+    port: u16,
+    keys: &str,
+) -> Result<(TcpListener, SocketAddr), Fault> {
     let fault = |error: std::io::Error| {
         let (code, what, hint) = match error.kind() {
             ErrorKind::AddrInUse => (
                 Code::AddressInUse,
                 format!("port {port} on {host} is in use"),
-                format!("find its holder with: ss -ltnp 'sport = :{port}'; or set {keys}bind_port to another port"),
+                format!(
+                    "find its holder with: ss -ltnp 'sport = :{port}'; or set {keys}bind_port to another port"
+                ),
             ),
             ErrorKind::PermissionDenied => (
                 Code::BindFailed,
@@ -87,7 +93,10 @@ impl TcpEndpoint {
             };
             match accepted {
                 Ok((stream, address)) => {
-                    let door = Door { acceptor: acceptor.clone(), handshakes: Arc::clone(&handshakes) };
+                    let door = Door {
+                        acceptor: acceptor.clone(),
+                        handshakes: Arc::clone(&handshakes),
+                    };
                     let serving = serving.clone();
                     if !connections.spawn(|line| serve(stream, address, door, line, serving)) {
                         tracing::warn!(most, %address, "refusing a connection: too many");
@@ -107,7 +116,13 @@ struct Door {
     handshakes: Arc<Semaphore>,
 }
 
-async fn serve(stream: TcpStream, address: SocketAddr, door: Door, line: Arc<Line>, serving: Serving) {
+async fn serve(
+    stream: TcpStream,
+    address: SocketAddr,
+    door: Door,
+    line: Arc<Line>,
+    serving: Serving,
+) {
     drop(stream.set_nodelay(true));
     let mut shutdown = serving.shutdown.clone();
     let handshake = async {
@@ -132,7 +147,12 @@ async fn serve(stream: TcpStream, address: SocketAddr, door: Door, line: Arc<Lin
             return;
         }
     };
-    let shown = stream.get_ref().1.peer_certificates().map(peer_svid).transpose();
+    let shown = stream
+        .get_ref()
+        .1
+        .peer_certificates()
+        .map(peer_svid)
+        .transpose();
     let svid = match shown {
         Ok(shown) => shown.map(|shown| PeerSvid {
             id: shown.id,

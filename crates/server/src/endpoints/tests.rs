@@ -30,8 +30,16 @@ async fn says_which_port_is_in_use() {
     config.bind_port = holder.local_addr().unwrap().port();
     let fault = Server::bind(config.clone()).await.unwrap_err();
     assert_eq!(fault.code, Code::AddressInUse);
-    assert!(fault.what.contains(&format!("port {} on 127.0.0.1 is in use", config.bind_port)), "{fault}");
-    assert!(!directory.path().join("data.sqlite3").exists(), "nothing was touched before the port was free");
+    assert!(
+        fault
+            .what
+            .contains(&format!("port {} on 127.0.0.1 is in use", config.bind_port)),
+        "{fault}"
+    );
+    assert!(
+        !directory.path().join("data.sqlite3").exists(),
+        "nothing was touched before the port was free"
+    );
 }
 
 #[tokio::test]
@@ -45,7 +53,8 @@ async fn refuses_the_socket_of_a_live_server_and_takes_over_a_stale_one() {
     assert!(!path.exists(), "a server takes its socket with it");
     drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
     let again = Server::bind(config(directory.path())).await.unwrap();
-    let mode = |path: &std::path::Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    let mode =
+        |path: &std::path::Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
     assert_eq!((mode(&path), mode(path.parent().unwrap())), (0o770, 0o750));
     assert_eq!(mode(&directory.path().join("data")), 0o700);
     drop(again);
@@ -59,7 +68,10 @@ async fn refuses_to_replace_a_file_that_is_no_socket() {
     std::fs::write(&config.socket_path, "precious").unwrap();
     let fault = Server::bind(config.clone()).await.unwrap_err();
     assert_eq!(fault.code, Code::SocketUnusable, "{fault}");
-    assert_eq!(std::fs::read_to_string(&config.socket_path).unwrap(), "precious");
+    assert_eq!(
+        std::fs::read_to_string(&config.socket_path).unwrap(),
+        "precious"
+    );
 }
 
 #[tokio::test]
@@ -67,22 +79,52 @@ async fn refuses_a_data_directory_that_is_a_file() {
     let directory = tempfile::tempdir().unwrap();
     let config = config(directory.path());
     std::fs::write(&config.data_dir, "x").unwrap();
-    assert_eq!(Server::bind(config).await.unwrap_err().code, Code::DataDirUnusable);
+    assert_eq!(
+        Server::bind(config).await.unwrap_err().code,
+        Code::DataDirUnusable
+    );
 }
 
 #[tokio::test]
 async fn serves_health_debug_and_logger_on_the_admin_socket_only() {
     let server = TestServer::start().await;
-    let health = |service: &str| HealthCheckRequest { service: service.to_owned() };
+    let health = |service: &str| HealthCheckRequest {
+        service: service.to_owned(),
+    };
     let mut local = HealthClient::new(server.local().await);
-    assert_eq!(local.check(health("")).await.unwrap().into_inner().status, 1);
-    let refused = local.check(health("spire.api.server.svid.v1.SVID")).await.unwrap_err();
-    assert_eq!((refused.code(), refused.message()), (Grpc::InvalidArgument, "per-service health is not supported"));
-    let refused = HealthClient::new(server.remote(None).await).check(health("")).await.unwrap_err();
+    assert_eq!(
+        local.check(health("")).await.unwrap().into_inner().status,
+        1
+    );
+    let refused = local
+        .check(health("spire.api.server.svid.v1.SVID"))
+        .await
+        .unwrap_err();
+    assert_eq!(
+        (refused.code(), refused.message()),
+        (Grpc::InvalidArgument, "per-service health is not supported")
+    );
+    let refused = HealthClient::new(server.remote(None).await)
+        .check(health(""))
+        .await
+        .unwrap_err();
     assert_eq!(refused.code(), Grpc::Unimplemented);
-    let info = DebugClient::new(server.local().await).get_info(GetInfoRequest {}).await.unwrap().into_inner();
-    assert_eq!((info.svid_chain.len(), info.svid_chain[0].id.clone().unwrap().path.as_str()), (2, "/spire/server"));
-    let refused = DebugClient::new(server.remote(None).await).get_info(GetInfoRequest {}).await.unwrap_err();
+    let info = DebugClient::new(server.local().await)
+        .get_info(GetInfoRequest {})
+        .await
+        .unwrap()
+        .into_inner();
+    assert_eq!(
+        (
+            info.svid_chain.len(),
+            info.svid_chain[0].id.clone().unwrap().path.as_str()
+        ),
+        (2, "/spire/server")
+    );
+    let refused = DebugClient::new(server.remote(None).await)
+        .get_info(GetInfoRequest {})
+        .await
+        .unwrap_err();
     assert_eq!(refused.code(), Grpc::Unimplemented);
 }
 
@@ -90,18 +132,28 @@ async fn serves_health_debug_and_logger_on_the_admin_socket_only() {
 async fn answers_unimplemented_to_what_it_does_not_know() {
     let server = TestServer::start().await;
     let mut grpc = tonic::client::Grpc::new(server.local().await);
-    for path in ["/no.such.Service/Call", "/spire.api.server.svid.v1.SVID/Steal"] {
+    for path in [
+        "/no.such.Service/Call",
+        "/spire.api.server.svid.v1.SVID/Steal",
+    ] {
         grpc.ready().await.unwrap();
         let codec = tonic_prost::ProstCodec::<(), ()>::default();
         let path = http::uri::PathAndQuery::from_static(path);
-        let refused = grpc.unary(tonic::Request::new(()), path, codec).await.map(|_| ()).unwrap_err();
+        let refused = grpc
+            .unary(tonic::Request::new(()), path, codec)
+            .await
+            .map(|_| ())
+            .unwrap_err();
         assert_eq!(refused.code(), Grpc::Unimplemented, "{refused}");
     }
 }
 
 /// A leaf for `id` under an authority that the server does not know, or that only claims to be ours.
 async fn forged(id: &str) -> Identity {
-    let (authority, key) = (KeyPair::generate(KeyType::EcP256).unwrap(), KeyPair::generate(KeyType::EcP256).unwrap());
+    let (authority, key) = (
+        KeyPair::generate(KeyType::EcP256).unwrap(),
+        KeyPair::generate(KeyType::EcP256).unwrap(),
+    );
     let id = SpiffeId::parse(id).unwrap();
     let year = Duration::from_secs(400 * 86_400);
     let now = spiffe::clock::from_unix(crate::testing::NOW);
@@ -127,9 +179,17 @@ async fn forged(id: &str) -> Identity {
     };
     let key_id = authority.public_key().subject_key_id();
     let subject = Subject::spire().to_der();
-    let issuer = Issuer { subject_der: &subject, key_id: &key_id, signer: &authority };
+    let issuer = Issuer {
+        subject_der: &subject,
+        key_id: &key_id,
+        signer: &authority,
+    };
     let leaf = issue_leaf(&leaf, &issuer).await.unwrap();
-    Identity { id, key, chain: vec![leaf] }
+    Identity {
+        id,
+        key,
+        chain: vec![leaf],
+    }
 }
 
 #[tokio::test]
@@ -138,11 +198,18 @@ async fn refuses_certificates_that_it_did_not_issue() {
         config.admin_ids = vec![SpiffeId::parse("spiffe://far.example/admin").unwrap()];
     })
     .await;
-    for id in ["spiffe://example.org/spire/agent/join_token/x", "spiffe://far.example/admin", "spiffe://other.example/a"] {
+    for id in [
+        "spiffe://example.org/spire/agent/join_token/x",
+        "spiffe://far.example/admin",
+        "spiffe://other.example/a",
+    ] {
         let identity = forged(id).await;
         let refused = match server.try_remote(Some(&identity)).await {
             Err(_) => true,
-            Ok(channel) => BundleClient::new(channel).get_bundle(GetBundleRequest::default()).await.is_err(),
+            Ok(channel) => BundleClient::new(channel)
+                .get_bundle(GetBundleRequest::default())
+                .await
+                .is_err(),
         };
         assert!(refused, "{id}");
     }
@@ -166,8 +233,14 @@ async fn goes_on_serving_beside_garbage_and_silence() {
         let stream = UnixStream::connect(&server.socket).await.unwrap();
         drop(stream);
     }
-    BundleClient::new(server.remote(None).await).get_bundle(GetBundleRequest::default()).await.unwrap();
-    AgentClient::new(server.local().await).list_agents(ListAgentsRequest::default()).await.unwrap();
+    BundleClient::new(server.remote(None).await)
+        .get_bundle(GetBundleRequest::default())
+        .await
+        .unwrap();
+    AgentClient::new(server.local().await)
+        .list_agents(ListAgentsRequest::default())
+        .await
+        .unwrap();
 }
 
 #[tokio::test]
@@ -177,7 +250,10 @@ async fn lets_nobody_be_kept_out_of_the_admin_socket_by_silent_connections() {
     for _ in 0..1_030 {
         silent.push(UnixStream::connect(&server.socket).await.unwrap());
     }
-    AgentClient::new(server.local().await).list_agents(ListAgentsRequest::default()).await.unwrap();
+    AgentClient::new(server.local().await)
+        .list_agents(ListAgentsRequest::default())
+        .await
+        .unwrap();
 }
 
 async fn probe(address: &str, request: &str) -> String {
@@ -211,7 +287,11 @@ async fn answers_probes_and_nothing_else() {
         let answer = probe(&address, &ask(line)).await;
         assert!(answer.starts_with(expected), "{line}: {answer}");
     }
-    assert!(probe(&address, &ask("GET /ready")).await.contains("\"server.ca\":{}"));
+    assert!(
+        probe(&address, &ask("GET /ready"))
+            .await
+            .contains("\"server.ca\":{}")
+    );
 }
 
 #[tokio::test]
@@ -219,9 +299,16 @@ async fn stops_within_its_time_and_takes_its_socket_along() {
     let server = TestServer::start().await;
     let socket = server.socket.clone();
     let _idle = server.local().await;
-    let (_stuck, started) = (UnixStream::connect(&socket).await.unwrap(), tokio::time::Instant::now());
+    let (_stuck, started) = (
+        UnixStream::connect(&socket).await.unwrap(),
+        tokio::time::Instant::now(),
+    );
     server.stop().await;
-    assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
+    assert!(
+        started.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        started.elapsed()
+    );
     assert!(!socket.exists());
 }
 

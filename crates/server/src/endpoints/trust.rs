@@ -9,18 +9,24 @@ use spiffe::trust_domain::TrustDomain;
 
 use crate::registry::Registry;
 
+/// A bundle as last seen, and its X.509 part.
+type Part = (Arc<Bundle>, Arc<X509Bundle>);
+
 /// The bundles of our trust domain and of those that administrators come from; no others.
 #[derive(Debug)]
 pub(crate) struct PeerBundles {
     registry: Arc<Registry>,
-    /// Per trust domain the bundle last seen and its X.509 part.
-    parts: Mutex<HashMap<TrustDomain, (Arc<Bundle>, Arc<X509Bundle>)>>,
+    parts: Mutex<HashMap<TrustDomain, Part>>,
     foreign: Vec<TrustDomain>,
 }
 
 impl PeerBundles {
     pub(crate) fn new(registry: Arc<Registry>, foreign: Vec<TrustDomain>) -> Self {
-        Self { registry, parts: Mutex::new(HashMap::new()), foreign }
+        Self {
+            registry,
+            parts: Mutex::new(HashMap::new()),
+            foreign,
+        }
     }
 }
 

@@ -23,7 +23,9 @@ async fn watch(server: &TestServer, agent: &Identity, request: WatchRequest) -> 
 
 impl Stream {
     async fn next(&mut self) -> Result<Option<WatchEvent>, Status> {
-        tokio::time::timeout(Duration::from_secs(10), self.0.message()).await.expect("an event within ten seconds")
+        tokio::time::timeout(Duration::from_secs(10), self.0.message())
+            .await
+            .expect("an event within ten seconds")
     }
 
     async fn event(&mut self) -> WatchEvent {
@@ -42,7 +44,11 @@ impl Stream {
 }
 
 fn ids(event: &WatchEvent) -> Vec<&str> {
-    event.entries.iter().map(|entry| entry.id.as_str()).collect()
+    event
+        .entries
+        .iter()
+        .map(|entry| entry.id.as_str())
+        .collect()
 }
 
 #[tokio::test]
@@ -57,20 +63,41 @@ async fn starts_with_everything_the_agent_may_have() {
     assert_eq!(ids(&first), [mine.id.as_str()]);
     assert_eq!(first.bundles.len(), 1);
     assert_eq!(first.bundles[0].trust_domain, "example.org");
-    assert!(first.entries[0].parent_id.is_none(), "only what agents are told");
+    assert!(
+        first.entries[0].parent_id.is_none(),
+        "only what agents are told"
+    );
 }
 
 #[tokio::test]
 async fn cuts_a_long_list_into_pages() {
     let server = TestServer::start().await;
     let node = server.agent().await;
-    let entries: Vec<_> = (0..1_001).map(|n| entry(node.id.path(), &format!("/w/{n}"))).collect();
-    let request = BatchCreateEntryRequest { entries, output_mask: None };
-    EntryClient::new(server.local().await).batch_create_entry(request).await.unwrap();
+    let entries: Vec<_> = (0..1_001)
+        .map(|n| entry(node.id.path(), &format!("/w/{n}")))
+        .collect();
+    let request = BatchCreateEntryRequest {
+        entries,
+        output_mask: None,
+    };
+    EntryClient::new(server.local().await)
+        .batch_create_entry(request)
+        .await
+        .unwrap();
     let mut stream = watch(&server, &node, WatchRequest::default()).await;
-    let pages = [stream.event().await, stream.event().await, stream.event().await];
-    assert_eq!(pages.each_ref().map(|page| page.entries.len()), [500, 500, 1]);
-    assert_eq!(pages.each_ref().map(|page| (page.reset, page.more)), [(true, true), (false, true), (false, false)]);
+    let pages = [
+        stream.event().await,
+        stream.event().await,
+        stream.event().await,
+    ];
+    assert_eq!(
+        pages.each_ref().map(|page| page.entries.len()),
+        [500, 500, 1]
+    );
+    assert_eq!(
+        pages.each_ref().map(|page| (page.reset, page.more)),
+        [(true, true), (false, true), (false, false)]
+    );
     assert_eq!(pages[0].revision, pages[2].revision);
 }
 
@@ -84,18 +111,41 @@ async fn pushes_what_is_created_changed_and_deleted_and_nothing_of_others() {
     let made = server.entry(&node, "/mine").await;
     let event = stream.event().await;
     assert_eq!((ids(&event), event.reset), (vec![made.id.as_str()], false));
-    let change = types::Entry { id: made.id.clone(), hint: "h".to_owned(), ..types::Entry::default() };
+    let change = types::Entry {
+        id: made.id.clone(),
+        hint: "h".to_owned(),
+        ..types::Entry::default()
+    };
     let request = BatchUpdateEntryRequest {
         entries: vec![change],
-        input_mask: Some(EntryMask { hint: true, ..EntryMask::default() }),
+        input_mask: Some(EntryMask {
+            hint: true,
+            ..EntryMask::default()
+        }),
         output_mask: None,
     };
-    EntryClient::new(server.local().await).batch_update_entry(request).await.unwrap();
+    EntryClient::new(server.local().await)
+        .batch_update_entry(request)
+        .await
+        .unwrap();
     let event = stream.event().await;
-    assert_eq!((event.entries[0].hint.as_str(), event.entries[0].revision_number), ("h", 1));
-    server.datastore.delete_entries(vec![made.id.clone()]).await.unwrap();
+    assert_eq!(
+        (
+            event.entries[0].hint.as_str(),
+            event.entries[0].revision_number
+        ),
+        ("h", 1)
+    );
+    server
+        .datastore
+        .delete_entries(vec![made.id.clone()])
+        .await
+        .unwrap();
     let event = stream.event().await;
-    assert_eq!((event.removed_entry_ids, event.entries.len()), (vec![made.id], 0));
+    assert_eq!(
+        (event.removed_entry_ids, event.entries.len()),
+        (vec![made.id], 0)
+    );
 }
 
 #[tokio::test]
@@ -127,7 +177,11 @@ async fn pushes_nothing_to_an_agent_whose_svid_has_expired() {
 async fn refuses_watchers_that_are_no_agents() {
     let server = TestServer::start().await;
     for channel in [server.local().await, server.remote(None).await] {
-        let refused = WatchClient::new(channel).watch(WatchRequest::default()).await.map(|_| ()).unwrap_err();
+        let refused = WatchClient::new(channel)
+            .watch(WatchRequest::default())
+            .await
+            .map(|_| ())
+            .unwrap_err();
         assert_eq!(refused.code(), Code::PermissionDenied);
     }
 }
@@ -137,16 +191,27 @@ async fn continues_at_the_cursor_when_nothing_concerns_the_agent() {
     let server = TestServer::start().await;
     let (node, other) = (server.agent().await, server.agent().await);
     server.entry(&node, "/mine").await;
-    let first = watch(&server, &node, WatchRequest::default()).await.event().await;
+    let first = watch(&server, &node, WatchRequest::default())
+        .await
+        .event()
+        .await;
     server.entry(&other, "/theirs").await;
-    let again = WatchRequest { cursor: first.revision, epoch: first.epoch.clone(), ..WatchRequest::default() };
+    let again = WatchRequest {
+        cursor: first.revision,
+        epoch: first.epoch.clone(),
+        ..WatchRequest::default()
+    };
     let mut stream = watch(&server, &node, again.clone()).await;
     let event = stream.event().await;
     assert!(!event.reset && event.entries.is_empty() && event.revision > first.revision);
     let made = server.entry(&node, "/more").await;
     assert_eq!(ids(&stream.event().await), [made.id.as_str()]);
     let event = watch(&server, &node, again).await.event().await;
-    assert_eq!((event.reset, event.entries.len()), (true, 2), "something happened since: all over");
+    assert_eq!(
+        (event.reset, event.entries.len()),
+        (true, 2),
+        "something happened since: all over"
+    );
 }
 
 #[tokio::test]
@@ -154,9 +219,20 @@ async fn starts_over_for_a_cursor_of_another_history_or_of_the_future() {
     let server = TestServer::start().await;
     let node = server.agent().await;
     server.entry(&node, "/mine").await;
-    let first = watch(&server, &node, WatchRequest::default()).await.event().await;
-    let foreign = WatchRequest { cursor: first.revision, epoch: "other".to_owned(), ..WatchRequest::default() };
-    let future = WatchRequest { cursor: u64::MAX, epoch: first.epoch, ..WatchRequest::default() };
+    let first = watch(&server, &node, WatchRequest::default())
+        .await
+        .event()
+        .await;
+    let foreign = WatchRequest {
+        cursor: first.revision,
+        epoch: "other".to_owned(),
+        ..WatchRequest::default()
+    };
+    let future = WatchRequest {
+        cursor: u64::MAX,
+        epoch: first.epoch,
+        ..WatchRequest::default()
+    };
     for request in [foreign, future] {
         let event = watch(&server, &node, request).await.event().await;
         assert_eq!((event.reset, event.entries.len()), (true, 1));
@@ -174,13 +250,27 @@ async fn follows_aliases_as_they_come_and_as_the_node_changes() {
     alias.selectors = vec![wire_selector("zone:a")];
     server.create(alias).await;
     let selectors = SelectorSet::from(vec![Selector::new("unix", "zone:a").unwrap()]);
-    let patch = AgentPatch { selectors: Some(selectors), ..AgentPatch::default() };
-    server.datastore.update_agent(&node.id, patch).await.unwrap();
+    let patch = AgentPatch {
+        selectors: Some(selectors),
+        ..AgentPatch::default()
+    };
+    server
+        .datastore
+        .update_agent(&node.id, patch)
+        .await
+        .unwrap();
     let event = stream.event().await;
     assert_eq!(event.entries.len(), 1);
     assert_eq!(event.entries[0].spiffe_id.clone().unwrap().path, "/web");
-    let patch = AgentPatch { selectors: Some(SelectorSet::default()), ..AgentPatch::default() };
-    server.datastore.update_agent(&node.id, patch).await.unwrap();
+    let patch = AgentPatch {
+        selectors: Some(SelectorSet::default()),
+        ..AgentPatch::default()
+    };
+    server
+        .datastore
+        .update_agent(&node.id, patch)
+        .await
+        .unwrap();
     assert_eq!(stream.event().await.removed_entry_ids.len(), 1);
 }
 
@@ -189,22 +279,43 @@ async fn sends_federated_bundles_with_the_entries_that_name_them() {
     let server = TestServer::start().await;
     let node = server.agent().await;
     let far = TrustDomain::parse("far.example").unwrap();
-    server.datastore.set_bundle(Bundle::new(far.clone())).await.unwrap();
+    server
+        .datastore
+        .set_bundle(Bundle::new(far.clone()))
+        .await
+        .unwrap();
     let mut stream = watch(&server, &node, WatchRequest::default()).await;
-    assert_eq!(stream.event().await.bundles.len(), 1, "nobody federates with it yet");
+    assert_eq!(
+        stream.event().await.bundles.len(),
+        1,
+        "nobody federates with it yet"
+    );
     let mut federated = entry(node.id.path(), "/web");
     federated.federates_with = vec!["far.example".to_owned()];
     let made = server.create(federated).await;
     let event = stream.event().await;
-    assert_eq!((ids(&event), event.bundles[0].trust_domain.as_str()), (vec![made.id.as_str()], "far.example"));
+    assert_eq!(
+        (ids(&event), event.bundles[0].trust_domain.as_str()),
+        (vec![made.id.as_str()], "far.example")
+    );
     let mut changed = Bundle::new(far);
     changed.refresh_hint = 77;
     server.datastore.set_bundle(changed).await.unwrap();
     let event = stream.event().await;
-    assert_eq!((event.bundles[0].refresh_hint, event.entries.len()), (77, 0));
-    server.datastore.delete_entries(vec![made.id.clone()]).await.unwrap();
+    assert_eq!(
+        (event.bundles[0].refresh_hint, event.entries.len()),
+        (77, 0)
+    );
+    server
+        .datastore
+        .delete_entries(vec![made.id.clone()])
+        .await
+        .unwrap();
     let event = stream.event().await;
-    assert_eq!((event.removed_bundles, event.removed_entry_ids), (vec!["far.example".to_owned()], vec![made.id]));
+    assert_eq!(
+        (event.removed_bundles, event.removed_entry_ids),
+        (vec!["far.example".to_owned()], vec![made.id])
+    );
 }
 
 #[tokio::test]

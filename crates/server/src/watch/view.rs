@@ -51,7 +51,14 @@ struct Delta {
 impl View {
     pub(super) fn new(registry: Arc<Registry>, agent: SpiffeId) -> Self {
         let server = SpiffeId::server(registry.trust_domain());
-        Self { registry, agent, server, revision: 0, entries: HashMap::new(), bundles: HashMap::new() }
+        Self {
+            registry,
+            agent,
+            server,
+            revision: 0,
+            entries: HashMap::new(),
+            bundles: HashMap::new(),
+        }
     }
 
     /// The first events: nothing but a revision when the agent's cursor is good and nothing that concerns it happened
@@ -60,22 +67,34 @@ impl View {
         // Read before the sets: what is committed in between is told twice rather than never.
         self.revision = self.registry.revision();
         let known = request.cursor != 0 && request.epoch == self.registry.epoch();
-        let changes = if known { self.registry.changes_since(request.cursor) } else { None };
+        let changes = if known {
+            self.registry.changes_since(request.cursor)
+        } else {
+            None
+        };
         for entry in self.registry.authorized_entries(&self.agent) {
             self.entries.insert(Arc::clone(&entry.id), entry);
         }
         let untouched = changes.is_some_and(|changes| {
-            changes.iter().all(|change| change.revision > self.revision || matches!(self.effect(change), Effect::Nothing))
+            changes.iter().all(|change| {
+                change.revision > self.revision || matches!(self.effect(change), Effect::Nothing)
+            })
         });
         let bundles = self.wanted_bundles();
-        self.bundles = bundles.iter().map(|bundle| (bundle.trust_domain.clone(), Arc::clone(bundle))).collect();
+        self.bundles = bundles
+            .iter()
+            .map(|bundle| (bundle.trust_domain.clone(), Arc::clone(bundle)))
+            .collect();
         // The sets may hold something newer than that revision, of which the agent has not heard.
         let quiet = self.registry.revision() == self.revision;
         if untouched && quiet {
             return vec![self.event()];
         }
-        let all = Delta { changed: self.entries.values().cloned().collect(), removed: Vec::new() };
-        let mut events = self.events(all, &bundles, Vec::new());
+        let all = Delta {
+            changed: self.entries.values().cloned().collect(),
+            removed: Vec::new(),
+        };
+        let mut events = self.events(&all, &bundles, Vec::new());
         if let Some(first) = events.first_mut() {
             first.reset = true;
         }
@@ -90,7 +109,9 @@ impl View {
             None => Some(self.compare_all()),
             Some(changes) => self.follow(&changes),
         };
-        let Some(delta) = delta else { return Vec::new() };
+        let Some(delta) = delta else {
+            return Vec::new();
+        };
         let wanted = self.wanted_bundles();
         let (mut changed, mut removed) = (Vec::new(), Vec::new());
         let mut former = std::mem::take(&mut self.bundles);
@@ -102,11 +123,15 @@ impl View {
             self.bundles.insert(bundle.trust_domain.clone(), bundle);
         }
         removed.extend(former.into_keys().map(|name| name.as_str().to_owned()));
-        if delta.changed.is_empty() && delta.removed.is_empty() && changed.is_empty() && removed.is_empty() {
+        if delta.changed.is_empty()
+            && delta.removed.is_empty()
+            && changed.is_empty()
+            && removed.is_empty()
+        {
             return Vec::new();
         }
         removed.sort_unstable();
-        self.events(delta, &changed, removed)
+        self.events(&delta, &changed, removed)
     }
 
     /// Applies changes one by one while each is about one entry; compares all when that is not enough. `None` when nothing
@@ -166,24 +191,34 @@ impl View {
             Kind::Bundle => {
                 let own = change.key.as_ref() == self.registry.trust_domain().as_str();
                 let told = own || self.entries.values().any(|entry| names(entry, &change.key));
-                if told { Effect::Bundles } else { Effect::Nothing }
+                if told {
+                    Effect::Bundles
+                } else {
+                    Effect::Nothing
+                }
             }
             Kind::Agent if change.key.as_ref() == self.agent.as_str() => {
                 let selectors = |side: &Option<Object>| match side {
                     Some(Object::Agent(agent)) => Some(agent.selectors.clone()),
                     _ => None,
                 };
-                if selectors(&change.old) == selectors(&change.new) { Effect::Nothing } else { Effect::Unknown }
+                if selectors(&change.old) == selectors(&change.new) {
+                    Effect::Nothing
+                } else {
+                    Effect::Unknown
+                }
             }
             _ => Effect::Nothing,
         }
     }
 
     fn entry_effect(&self, change: &Change) -> Effect {
-        let sides = [&change.old, &change.new].into_iter().filter_map(|side| match side {
-            Some(Object::Entry(entry)) => Some(entry),
-            _ => None,
-        });
+        let sides = [&change.old, &change.new]
+            .into_iter()
+            .filter_map(|side| match side {
+                Some(Object::Entry(entry)) => Some(entry),
+                _ => None,
+            });
         let mut concerned = self.entries.contains_key(&change.key);
         for entry in sides {
             if entry.parent_id == self.server {
@@ -201,35 +236,70 @@ impl View {
                 concerned = true;
             }
         }
-        if concerned { Effect::Entry(Arc::clone(&change.key)) } else { Effect::Nothing }
+        if concerned {
+            Effect::Entry(Arc::clone(&change.key))
+        } else {
+            Effect::Nothing
+        }
     }
 
     fn has_children(&self, id: &SpiffeId) -> bool {
-        let below = EntryFilter { by_parent_id: Some(id.clone()), ..EntryFilter::default() };
-        let one = Page { size: 1, token: String::new() };
-        self.registry.entries(&below, &one).is_ok_and(|listing| !listing.items.is_empty())
+        let below = EntryFilter {
+            by_parent_id: Some(id.clone()),
+            ..EntryFilter::default()
+        };
+        let one = Page {
+            size: 1,
+            token: String::new(),
+        };
+        self.registry
+            .entries(&below, &one)
+            .is_ok_and(|listing| !listing.items.is_empty())
     }
 
     /// The own bundle, and those that the agent's entries federate with, as far as they are known.
     fn wanted_bundles(&self) -> Vec<Arc<Bundle>> {
-        let mut names: Vec<&TrustDomain> = self.entries.values().flat_map(|entry| &entry.federates_with).collect();
+        let mut names: Vec<&TrustDomain> = self
+            .entries
+            .values()
+            .flat_map(|entry| &entry.federates_with)
+            .collect();
         names.push(self.registry.trust_domain());
         names.sort_unstable();
         names.dedup();
-        names.into_iter().filter_map(|name| self.registry.bundle(name)).collect()
+        names
+            .into_iter()
+            .filter_map(|name| self.registry.bundle(name))
+            .collect()
     }
 
     fn event(&self) -> WatchEvent {
-        WatchEvent { revision: self.revision, epoch: self.registry.epoch().to_owned(), ..WatchEvent::default() }
+        WatchEvent {
+            revision: self.revision,
+            epoch: self.registry.epoch().to_owned(),
+            ..WatchEvent::default()
+        }
     }
 
     /// Cuts a difference into events of a bounded size. Bundles go first: an entry's federated bundles are there with it.
-    fn events(&self, delta: Delta, bundles: &[Arc<Bundle>], removed_bundles: Vec<String>) -> Vec<WatchEvent> {
+    fn events(
+        &self,
+        delta: &Delta,
+        bundles: &[Arc<Bundle>],
+        removed_bundles: Vec<String>,
+    ) -> Vec<WatchEvent> {
         let mask = agent_entry_mask();
         let mut event = self.event();
-        event.bundles = bundles.iter().map(|bundle| bundle_to_wire(bundle, None)).collect();
+        event.bundles = bundles
+            .iter()
+            .map(|bundle| bundle_to_wire(bundle, None))
+            .collect();
         event.removed_bundles = removed_bundles;
-        event.removed_entry_ids = delta.removed.iter().map(|id| id.as_ref().to_owned()).collect();
+        event.removed_entry_ids = delta
+            .removed
+            .iter()
+            .map(|id| id.as_ref().to_owned())
+            .collect();
         let (mut events, mut bytes) = (Vec::new(), 0);
         for entry in &delta.changed {
             let wire = entry_to_wire(entry, Some(&mask));
@@ -247,5 +317,8 @@ impl View {
 }
 
 fn names(entry: &Entry, trust_domain: &str) -> bool {
-    entry.federates_with.iter().any(|name| name.as_str() == trust_domain)
+    entry
+        .federates_with
+        .iter()
+        .any(|name| name.as_str() == trust_domain)
 }

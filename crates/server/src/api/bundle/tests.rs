@@ -2,8 +2,9 @@ use proto::spire::api::server::bundle::v1::batch_delete_federated_bundle_request
 use proto::spire::api::server::bundle::v1::bundle_client::BundleClient;
 use proto::spire::api::server::bundle::v1::{
     AppendBundleRequest, BatchCreateFederatedBundleRequest, BatchDeleteFederatedBundleRequest,
-    BatchSetFederatedBundleRequest, BatchUpdateFederatedBundleRequest, CountBundlesRequest, GetBundleRequest,
-    GetFederatedBundleRequest, ListFederatedBundlesRequest, PublishJwtAuthorityRequest, PublishWitAuthorityRequest,
+    BatchSetFederatedBundleRequest, BatchUpdateFederatedBundleRequest, CountBundlesRequest,
+    GetBundleRequest, GetFederatedBundleRequest, ListFederatedBundlesRequest,
+    PublishJwtAuthorityRequest, PublishWitAuthorityRequest,
 };
 use proto::spire::api::types::{self, BundleMask};
 use spiffe::key::{KeyPair, KeyType};
@@ -13,7 +14,11 @@ use tonic::transport::Channel;
 use crate::testing::{TestServer, entry};
 
 fn foreign(name: &str) -> types::Bundle {
-    types::Bundle { trust_domain: name.to_owned(), refresh_hint: 60, ..types::Bundle::default() }
+    types::Bundle {
+        trust_domain: name.to_owned(),
+        refresh_hint: 60,
+        ..types::Bundle::default()
+    }
 }
 
 fn jwt_key(key_id: &str) -> types::JwtKey {
@@ -28,8 +33,17 @@ fn jwt_key(key_id: &str) -> types::JwtKey {
 
 async fn set(client: &mut BundleClient<Channel>, names: &[&str]) {
     let bundle = names.iter().map(|name| foreign(name)).collect();
-    let request = BatchSetFederatedBundleRequest { bundle, output_mask: None };
-    for result in client.batch_set_federated_bundle(request).await.unwrap().into_inner().results {
+    let request = BatchSetFederatedBundleRequest {
+        bundle,
+        output_mask: None,
+    };
+    for result in client
+        .batch_set_federated_bundle(request)
+        .await
+        .unwrap()
+        .into_inner()
+        .results
+    {
         assert_eq!(result.status.unwrap().code, 0);
     }
 }
@@ -38,11 +52,30 @@ async fn set(client: &mut BundleClient<Channel>, names: &[&str]) {
 async fn gives_the_own_bundle_to_anybody_as_masked() {
     let server = TestServer::start().await;
     let mut client = BundleClient::new(server.remote(None).await);
-    let all = client.get_bundle(GetBundleRequest::default()).await.unwrap().into_inner();
-    assert_eq!((all.trust_domain.as_str(), all.x509_authorities.len(), all.jwt_authorities.len()), ("example.org", 1, 1));
-    let request = GetBundleRequest { output_mask: Some(BundleMask::default()) };
+    let all = client
+        .get_bundle(GetBundleRequest::default())
+        .await
+        .unwrap()
+        .into_inner();
+    assert_eq!(
+        (
+            all.trust_domain.as_str(),
+            all.x509_authorities.len(),
+            all.jwt_authorities.len()
+        ),
+        ("example.org", 1, 1)
+    );
+    let request = GetBundleRequest {
+        output_mask: Some(BundleMask::default()),
+    };
     let bare = client.get_bundle(request).await.unwrap().into_inner();
-    assert_eq!(bare, types::Bundle { trust_domain: "example.org".to_owned(), ..types::Bundle::default() });
+    assert_eq!(
+        bare,
+        types::Bundle {
+            trust_domain: "example.org".to_owned(),
+            ..types::Bundle::default()
+        }
+    );
 }
 
 #[tokio::test]
@@ -50,15 +83,35 @@ async fn refuses_writes_item_by_item() {
     let server = TestServer::start().await;
     let mut client = BundleClient::new(server.local().await);
     let broken = types::Bundle {
-        x509_authorities: vec![types::X509Certificate { asn1: vec![1], tainted: false }],
+        x509_authorities: vec![types::X509Certificate {
+            asn1: vec![1],
+            tainted: false,
+        }],
         ..foreign("far.example")
     };
-    let bundle = vec![foreign("BAD!"), foreign("example.org"), broken, foreign("far.example"), foreign("far.example")];
-    let request = BatchCreateFederatedBundleRequest { bundle, output_mask: None };
-    let results = client.batch_create_federated_bundle(request).await.unwrap().into_inner().results;
+    let bundle = vec![
+        foreign("BAD!"),
+        foreign("example.org"),
+        broken,
+        foreign("far.example"),
+        foreign("far.example"),
+    ];
+    let request = BatchCreateFederatedBundleRequest {
+        bundle,
+        output_mask: None,
+    };
+    let results = client
+        .batch_create_federated_bundle(request)
+        .await
+        .unwrap()
+        .into_inner()
+        .results;
     let expected = [
         (3, "trust domain argument is not valid: "),
-        (3, "creating a federated bundle for the server's own trust domain is not allowed"),
+        (
+            3,
+            "creating a federated bundle for the server's own trust domain is not allowed",
+        ),
         (3, "failed to convert bundle: "),
         (0, "OK"),
         (6, "bundle already exists"),
@@ -69,9 +122,21 @@ async fn refuses_writes_item_by_item() {
         assert!(status.message.starts_with(text), "{status:?} lacks {text}");
     }
     let bundle = vec![foreign("unknown.example"), foreign("example.org")];
-    let request = BatchUpdateFederatedBundleRequest { bundle, input_mask: None, output_mask: None };
-    let results = client.batch_update_federated_bundle(request).await.unwrap().into_inner().results;
-    let codes: Vec<_> = results.into_iter().map(|result| result.status.unwrap().code).collect();
+    let request = BatchUpdateFederatedBundleRequest {
+        bundle,
+        input_mask: None,
+        output_mask: None,
+    };
+    let results = client
+        .batch_update_federated_bundle(request)
+        .await
+        .unwrap()
+        .into_inner()
+        .results;
+    let codes: Vec<_> = results
+        .into_iter()
+        .map(|result| result.status.unwrap().code)
+        .collect();
     assert_eq!(codes, [5, 3]);
 }
 
@@ -87,26 +152,56 @@ async fn refuses_to_delete_a_bundle_that_entries_need() {
         trust_domains: names.iter().map(|name| (*name).to_owned()).collect(),
         mode,
     };
-    let refused = client.batch_delete_federated_bundle(delete(&["far.example"], 9)).await.unwrap_err();
+    let refused = client
+        .batch_delete_federated_bundle(delete(&["far.example"], 9))
+        .await
+        .unwrap_err();
     assert_eq!(refused.code(), Code::InvalidArgument);
     let names = ["BAD!", "example.org", "unknown.example", "far.example"];
     let request = delete(&names, Mode::Restrict as i32);
-    let results = client.batch_delete_federated_bundle(request).await.unwrap().into_inner().results;
-    let codes: Vec<_> = results.iter().map(|result| result.status.clone().unwrap().code).collect();
+    let results = client
+        .batch_delete_federated_bundle(request)
+        .await
+        .unwrap()
+        .into_inner()
+        .results;
+    let codes: Vec<_> = results
+        .iter()
+        .map(|result| result.status.clone().unwrap().code)
+        .collect();
     assert_eq!(codes, [3, 3, 5, 9]);
     let request = delete(&["far.example"], Mode::Dissociate as i32);
-    let results = client.batch_delete_federated_bundle(request).await.unwrap().into_inner().results;
+    let results = client
+        .batch_delete_federated_bundle(request)
+        .await
+        .unwrap()
+        .into_inner()
+        .results;
     assert_eq!(results[0].status.clone().unwrap().code, 0);
-    assert!(server.registry.entry(&made.id).unwrap().federates_with.is_empty());
+    assert!(
+        server
+            .registry
+            .entry(&made.id)
+            .unwrap()
+            .federates_with
+            .is_empty()
+    );
 }
 
 #[tokio::test]
 async fn refuses_the_own_bundle_where_a_federated_one_is_asked_for() {
     let server = TestServer::start().await;
     let mut client = BundleClient::new(server.local().await);
-    let get = |name: &str| GetFederatedBundleRequest { trust_domain: name.to_owned(), output_mask: None };
+    let get = |name: &str| GetFederatedBundleRequest {
+        trust_domain: name.to_owned(),
+        output_mask: None,
+    };
     for (name, code, text) in [
-        ("", Code::InvalidArgument, "trust domain argument is not valid: "),
+        (
+            "",
+            Code::InvalidArgument,
+            "trust domain argument is not valid: ",
+        ),
         (
             "example.org",
             Code::InvalidArgument,
@@ -118,11 +213,19 @@ async fn refuses_the_own_bundle_where_a_federated_one_is_asked_for() {
         assert_eq!(refused.code(), code, "{refused}");
         assert!(refused.message().starts_with(text), "{refused}");
     }
-    let refused = BundleClient::new(server.remote(None).await).get_federated_bundle(get("far.example")).await;
+    let refused = BundleClient::new(server.remote(None).await)
+        .get_federated_bundle(get("far.example"))
+        .await;
     assert_eq!(refused.unwrap_err().code(), Code::PermissionDenied);
     let node = server.agent().await;
-    let allowed = BundleClient::new(server.remote(Some(&node)).await).get_federated_bundle(get("far.example")).await;
-    assert_eq!(allowed.unwrap_err().code(), Code::NotFound, "agents may ask");
+    let allowed = BundleClient::new(server.remote(Some(&node)).await)
+        .get_federated_bundle(get("far.example"))
+        .await;
+    assert_eq!(
+        allowed.unwrap_err().code(),
+        Code::NotFound,
+        "agents may ask"
+    );
 }
 
 #[tokio::test]
@@ -130,10 +233,17 @@ async fn pages_through_federated_bundles_without_the_own() {
     let server = TestServer::start().await;
     let mut client = BundleClient::new(server.local().await);
     set(&mut client, &["c.example", "a.example", "zz.example"]).await;
-    let mut request = ListFederatedBundlesRequest { page_size: 2, ..ListFederatedBundlesRequest::default() };
+    let mut request = ListFederatedBundlesRequest {
+        page_size: 2,
+        ..ListFederatedBundlesRequest::default()
+    };
     let mut names = Vec::new();
     loop {
-        let page = client.list_federated_bundles(request.clone()).await.unwrap().into_inner();
+        let page = client
+            .list_federated_bundles(request.clone())
+            .await
+            .unwrap()
+            .into_inner();
         names.extend(page.bundles.into_iter().map(|bundle| bundle.trust_domain));
         if page.next_page_token.is_empty() {
             break;
@@ -141,20 +251,50 @@ async fn pages_through_federated_bundles_without_the_own() {
         request.page_token = page.next_page_token;
     }
     assert_eq!(names, ["a.example", "c.example", "zz.example"]);
-    assert_eq!(client.count_bundles(CountBundlesRequest {}).await.unwrap().into_inner().count, 4);
+    assert_eq!(
+        client
+            .count_bundles(CountBundlesRequest {})
+            .await
+            .unwrap()
+            .into_inner()
+            .count,
+        4
+    );
     request.page_token = "!".to_owned();
-    assert_eq!(client.list_federated_bundles(request).await.unwrap_err().code(), Code::InvalidArgument);
+    assert_eq!(
+        client
+            .list_federated_bundles(request)
+            .await
+            .unwrap_err()
+            .code(),
+        Code::InvalidArgument
+    );
 }
 
 #[tokio::test]
 async fn refuses_authorities_that_are_none() {
     let server = TestServer::start().await;
     let mut client = BundleClient::new(server.local().await);
-    let nameless = AppendBundleRequest { jwt_authorities: vec![jwt_key("")], ..AppendBundleRequest::default() };
-    let broken_key = types::JwtKey { public_key: vec![1, 2], ..jwt_key("k") };
-    let broken = AppendBundleRequest { jwt_authorities: vec![broken_key], ..AppendBundleRequest::default() };
-    let garbage = types::X509Certificate { asn1: vec![7; 40], tainted: false };
-    let certificate = AppendBundleRequest { x509_authorities: vec![garbage], ..AppendBundleRequest::default() };
+    let nameless = AppendBundleRequest {
+        jwt_authorities: vec![jwt_key("")],
+        ..AppendBundleRequest::default()
+    };
+    let broken_key = types::JwtKey {
+        public_key: vec![1, 2],
+        ..jwt_key("k")
+    };
+    let broken = AppendBundleRequest {
+        jwt_authorities: vec![broken_key],
+        ..AppendBundleRequest::default()
+    };
+    let garbage = types::X509Certificate {
+        asn1: vec![7; 40],
+        tainted: false,
+    };
+    let certificate = AppendBundleRequest {
+        x509_authorities: vec![garbage],
+        ..AppendBundleRequest::default()
+    };
     for (request, text) in [
         (AppendBundleRequest::default(), "no authorities to append"),
         (nameless, "failed to convert JWT authority: missing key ID"),
@@ -163,21 +303,58 @@ async fn refuses_authorities_that_are_none() {
     ] {
         let refused = client.append_bundle(request).await.unwrap_err();
         assert_eq!(refused.code(), Code::InvalidArgument);
-        assert!(refused.message().starts_with(text), "{refused} lacks {text}");
+        assert!(
+            refused.message().starts_with(text),
+            "{refused} lacks {text}"
+        );
     }
-    let good = AppendBundleRequest { jwt_authorities: vec![jwt_key("extra")], ..AppendBundleRequest::default() };
-    assert_eq!(client.append_bundle(good).await.unwrap().into_inner().jwt_authorities.len(), 2);
+    let good = AppendBundleRequest {
+        jwt_authorities: vec![jwt_key("extra")],
+        ..AppendBundleRequest::default()
+    };
+    assert_eq!(
+        client
+            .append_bundle(good)
+            .await
+            .unwrap()
+            .into_inner()
+            .jwt_authorities
+            .len(),
+        2
+    );
 }
 
 #[tokio::test]
 async fn takes_keys_from_downstream_servers_only() {
     let server = TestServer::start().await;
     let node = server.agent().await;
-    for channel in [server.local().await, server.remote(None).await, server.remote(Some(&node)).await] {
+    for channel in [
+        server.local().await,
+        server.remote(None).await,
+        server.remote(Some(&node)).await,
+    ] {
         let mut client = BundleClient::new(channel);
-        let request = PublishJwtAuthorityRequest { jwt_authority: Some(jwt_key("k")) };
-        assert_eq!(client.publish_jwt_authority(request).await.unwrap_err().code(), Code::PermissionDenied);
-        let request = PublishWitAuthorityRequest { wit_authority: None };
-        assert_eq!(client.publish_wit_authority(request).await.unwrap_err().code(), Code::PermissionDenied);
+        let request = PublishJwtAuthorityRequest {
+            jwt_authority: Some(jwt_key("k")),
+        };
+        assert_eq!(
+            client
+                .publish_jwt_authority(request)
+                .await
+                .unwrap_err()
+                .code(),
+            Code::PermissionDenied
+        );
+        let request = PublishWitAuthorityRequest {
+            wit_authority: None,
+        };
+        assert_eq!(
+            client
+                .publish_wit_authority(request)
+                .await
+                .unwrap_err()
+                .code(),
+            Code::PermissionDenied
+        );
     }
 }

@@ -32,7 +32,14 @@ impl From<count_entries_request::Filter> for Wire {
             by_hint,
             by_downstream,
         } = filter;
-        Self { by_spiffe_id, by_parent_id, by_selectors, by_federates_with, by_hint, by_downstream }
+        Self {
+            by_spiffe_id,
+            by_parent_id,
+            by_selectors,
+            by_federates_with,
+            by_hint,
+            by_downstream,
+        }
     }
 }
 
@@ -46,7 +53,14 @@ impl From<list_entries_request::Filter> for Wire {
             by_hint,
             by_downstream,
         } = filter;
-        Self { by_spiffe_id, by_parent_id, by_selectors, by_federates_with, by_hint, by_downstream }
+        Self {
+            by_spiffe_id,
+            by_parent_id,
+            by_selectors,
+            by_federates_with,
+            by_hint,
+            by_downstream,
+        }
     }
 }
 
@@ -69,18 +83,31 @@ impl Wire {
         if let Some(asked) = &self.by_selectors {
             let (selectors, how) = wire::selector_filter(asked, "malformed selectors filter")?;
             if selectors.is_empty() {
-                return Err(failed(Code::InvalidArgument, "malformed selectors filter", "empty selector set"));
+                return Err(failed(
+                    Code::InvalidArgument,
+                    "malformed selectors filter",
+                    "empty selector set",
+                ));
             }
             filter.by_selectors = Some((selectors, how));
         }
         if let Some(asked) = &self.by_federates_with {
-            let names = asked.trust_domains.iter().map(|name| TrustDomain::parse(name));
-            let names =
-                names.collect::<Result<Vec<_>, _>>().map_err(malformed("malformed federates with filter"))?;
+            let names = asked
+                .trust_domains
+                .iter()
+                .map(|name| TrustDomain::parse(name));
+            let names = names
+                .collect::<Result<Vec<_>, _>>()
+                .map_err(malformed("malformed federates with filter"))?;
             if names.is_empty() {
-                return Err(failed(Code::InvalidArgument, "malformed federates with filter", "empty trust domain set"));
+                return Err(failed(
+                    Code::InvalidArgument,
+                    "malformed federates with filter",
+                    "empty trust domain set",
+                ));
             }
-            let how = wire::set_match(asked.r#match).map_err(malformed("malformed federates with filter"))?;
+            let how = wire::set_match(asked.r#match)
+                .map_err(malformed("malformed federates with filter"))?;
             filter.by_federates_with = Some((names, how));
         }
         Ok(filter)

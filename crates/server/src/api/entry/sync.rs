@@ -8,7 +8,9 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use proto::convert::entry_to_wire;
-use proto::spire::api::server::entry::v1::{EntryRevision, SyncAuthorizedEntriesRequest, SyncAuthorizedEntriesResponse};
+use proto::spire::api::server::entry::v1::{
+    EntryRevision, SyncAuthorizedEntriesRequest, SyncAuthorizedEntriesResponse,
+};
 use proto::spire::api::types::EntryMask;
 use spiffe::entry::Entry;
 use tokio::sync::mpsc;
@@ -26,7 +28,8 @@ const PAGE: usize = 500;
 /// Pages made ahead of what the agent has read.
 const AHEAD: usize = 2;
 
-pub(super) type Answers = Pin<Box<dyn Stream<Item = Result<SyncAuthorizedEntriesResponse, Status>> + Send>>;
+pub(super) type Answers =
+    Pin<Box<dyn Stream<Item = Result<SyncAuthorizedEntriesResponse, Status>> + Send>>;
 
 pub(super) async fn answer(
     mut requests: Streaming<SyncAuthorizedEntriesRequest>,
@@ -34,22 +37,42 @@ pub(super) async fn answer(
     caller: Caller,
     authorizer: Arc<Authorizer>,
 ) -> Result<Answers, Status> {
-    let Some(first) = requests.message().await? else { return Ok(Box::pin(tokio_stream::empty())) };
+    let Some(first) = requests.message().await? else {
+        return Ok(Box::pin(tokio_stream::empty()));
+    };
     if !first.ids.is_empty() {
-        return Err(refused(Code::InvalidArgument, "specifying IDs on initial request is not supported"));
+        return Err(refused(
+            Code::InvalidArgument,
+            "specifying IDs on initial request is not supported",
+        ));
     }
     let mask = first.output_mask;
     if mask.is_some_and(|mask| !mask.revision_number) {
-        return Err(refused(Code::InvalidArgument, "revision number cannot be masked"));
+        return Err(refused(
+            Code::InvalidArgument,
+            "revision number cannot be masked",
+        ));
     }
     if entries.len() <= PAGE {
-        let entries = entries.iter().map(|entry| entry_to_wire(entry, mask.as_ref())).collect();
+        let entries = entries
+            .iter()
+            .map(|entry| entry_to_wire(entry, mask.as_ref()))
+            .collect();
         caller.audit(Ok(()), Fields::new);
-        let all = SyncAuthorizedEntriesResponse { entries, ..SyncAuthorizedEntriesResponse::default() };
+        let all = SyncAuthorizedEntriesResponse {
+            entries,
+            ..SyncAuthorizedEntriesResponse::default()
+        };
         return Ok(Box::pin(tokio_stream::once(Ok(all))));
     }
     let (answers, stream) = mpsc::channel(AHEAD);
-    let conversation = Conversation { entries, mask, caller, authorizer, answers };
+    let conversation = Conversation {
+        entries,
+        mask,
+        caller,
+        authorizer,
+        answers,
+    };
     tokio::spawn(conversation.run(requests));
     Ok(Box::pin(ReceiverStream::new(stream)))
 }
@@ -70,12 +93,19 @@ impl Conversation {
         let mut closing = self.caller.connection.closing();
         let talk = async {
             self.send_revisions().await?;
-            let by_id: HashMap<&str, &Arc<Entry>> =
-                self.entries.iter().map(|entry| (entry.id.as_ref(), entry)).collect();
+            let by_id: HashMap<&str, &Arc<Entry>> = self
+                .entries
+                .iter()
+                .map(|entry| (entry.id.as_ref(), entry))
+                .collect();
             // The end of the requests, or of the connection, is the normal end.
             while let Some(Ok(request)) = requests.next().await {
-                if let Err(denied) = self.caller.agent().and_then(|svid| self.authorizer.recheck_agent(svid)) {
-                    self.answers.send(Err(denied)).await.map_err(|_| Gone)?;
+                if let Err(denied) = self
+                    .caller
+                    .agent()
+                    .and_then(|svid| self.authorizer.recheck_agent(svid))
+                {
+                    self.answers.send(Err(denied)).await.map_err(|_gone| Gone)?;
                     return Err(Gone);
                 }
                 self.send_entries(request.ids, &by_id).await?;
@@ -102,14 +132,22 @@ impl Conversation {
                     created_at: entry.created_at,
                 })
                 .collect();
-            self.send(SyncAuthorizedEntriesResponse { entry_revisions, more: pages.peek().is_some(), entries: Vec::new() })
-                .await?;
+            self.send(SyncAuthorizedEntriesResponse {
+                entry_revisions,
+                more: pages.peek().is_some(),
+                entries: Vec::new(),
+            })
+            .await?;
         }
         Ok(())
     }
 
     /// Each request is answered in full, its last page without `more`, before the next is read.
-    async fn send_entries(&self, mut ids: Vec<String>, by_id: &HashMap<&str, &Arc<Entry>>) -> Result<(), Gone> {
+    async fn send_entries(
+        &self,
+        mut ids: Vec<String>,
+        by_id: &HashMap<&str, &Arc<Entry>>,
+    ) -> Result<(), Gone> {
         ids.sort_unstable();
         ids.dedup();
         let mut page = SyncAuthorizedEntriesResponse::default();
@@ -124,6 +162,6 @@ impl Conversation {
     }
 
     async fn send(&self, page: SyncAuthorizedEntriesResponse) -> Result<(), Gone> {
-        self.answers.send(Ok(page)).await.map_err(|_| Gone)
+        self.answers.send(Ok(page)).await.map_err(|_gone| Gone)
     }
 }

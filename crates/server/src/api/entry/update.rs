@@ -26,13 +26,19 @@ impl EntryService {
         let read: Vec<Result<(), Status>> = request
             .entries
             .iter()
-            .map(|wire| self.patch(wire, request.input_mask.as_ref()).map(|patch| good.push(patch)))
+            .map(|wire| {
+                self.patch(wire, request.input_mask.as_ref())
+                    .map(|patch| good.push(patch))
+            })
             .collect();
         let mut outcomes = self.write_patches(good).await?.into_iter();
         let results = read.into_iter().zip(&request.entries).map(|(read, wire)| {
             let outcome = read.and_then(|()| {
                 outcomes.next().unwrap_or_else(|| {
-                    Err(refused(Code::Internal, "failed to update entry: the datastore gave no outcome"))
+                    Err(refused(
+                        Code::Internal,
+                        "failed to update entry: the datastore gave no outcome",
+                    ))
                 })
             });
             caller.audit(outcome.as_ref().map(|_| ()), || audit_fields(wire));
@@ -41,7 +47,10 @@ impl EntryService {
                     status: Some(item_ok()),
                     entry: Some(entry_to_wire(&entry, mask)),
                 },
-                Err(refused) => batch_update_entry_response::Result { status: Some(item(&refused)), entry: None },
+                Err(refused) => batch_update_entry_response::Result {
+                    status: Some(item(&refused)),
+                    entry: None,
+                },
             }
         });
         Ok(results.collect())
@@ -69,7 +78,10 @@ impl EntryService {
         })
     }
 
-    async fn write_patches(&self, patches: Vec<EntryPatch>) -> Result<Vec<Result<Arc<Entry>, Status>>, Status> {
+    async fn write_patches(
+        &self,
+        patches: Vec<EntryPatch>,
+    ) -> Result<Vec<Result<Arc<Entry>, Status>>, Status> {
         if patches.is_empty() {
             return Ok(Vec::new());
         }

@@ -5,8 +5,8 @@ use proto::spire::api::server::bundle::v1::GetBundleRequest;
 use proto::spire::api::server::bundle::v1::bundle_client::BundleClient;
 use proto::spire::api::server::svid::v1::svid_client::SvidClient;
 use proto::spire::api::server::svid::v1::{
-    BatchNewX509svidRequest, MintJwtsvidRequest, MintWitsvidRequest, MintX509svidRequest, NewDownstreamX509caRequest,
-    NewJwtsvidRequest, NewX509svidParams,
+    BatchNewX509svidRequest, MintJwtsvidRequest, MintWitsvidRequest, MintX509svidRequest,
+    NewDownstreamX509caRequest, NewJwtsvidRequest, NewX509svidParams,
 };
 use proto::spire::api::types;
 use spiffe::bundle::Bundle;
@@ -19,7 +19,10 @@ use tonic::Code;
 use crate::testing::{NOW, OneBundle, TestServer, csr, entry, identity, wire_id};
 
 async fn bundle(server: &TestServer) -> Bundle {
-    let answer = BundleClient::new(server.local().await).get_bundle(GetBundleRequest::default()).await.unwrap();
+    let answer = BundleClient::new(server.local().await)
+        .get_bundle(GetBundleRequest::default())
+        .await
+        .unwrap();
     bundle_from_wire(answer.get_ref()).unwrap()
 }
 
@@ -28,7 +31,10 @@ fn key() -> KeyPair {
 }
 
 fn param(entry_id: &str, csr: Vec<u8>) -> NewX509svidParams {
-    NewX509svidParams { entry_id: entry_id.to_owned(), csr }
+    NewX509svidParams {
+        entry_id: entry_id.to_owned(),
+        csr,
+    }
 }
 
 #[tokio::test]
@@ -41,10 +47,23 @@ async fn issues_what_the_entry_says_whatever_the_csr_says() {
     let made = server.create(wanted).await;
     let mut client = SvidClient::new(server.remote(Some(&node)).await);
     let key = key();
-    let greedy =
-        build_csr(&key, &Subject::spire(), &["spiffe://example.org/admin"], &["evil.example".to_owned()]).unwrap();
-    let request = BatchNewX509svidRequest { params: vec![param(&made.id, greedy)] };
-    let result = client.batch_new_x509svid(request).await.unwrap().into_inner().results.remove(0);
+    let greedy = build_csr(
+        &key,
+        &Subject::spire(),
+        &["spiffe://example.org/admin"],
+        &["evil.example".to_owned()],
+    )
+    .unwrap();
+    let request = BatchNewX509svidRequest {
+        params: vec![param(&made.id, greedy)],
+    };
+    let result = client
+        .batch_new_x509svid(request)
+        .await
+        .unwrap()
+        .into_inner()
+        .results
+        .remove(0);
     let svid = result.svid.unwrap();
     let chain: Vec<&[u8]> = svid.cert_chain.iter().map(Vec::as_slice).collect();
     let trust = OneBundle(Arc::new(bundle(&server).await.x509_bundle()));
@@ -75,7 +94,12 @@ async fn refuses_each_bad_item_of_a_batch_and_issues_the_good() {
         param(&mine.id, csr(&key())),
     ];
     let mut client = SvidClient::new(server.remote(Some(&node)).await);
-    let results = client.batch_new_x509svid(BatchNewX509svidRequest { params }).await.unwrap().into_inner().results;
+    let results = client
+        .batch_new_x509svid(BatchNewX509svidRequest { params })
+        .await
+        .unwrap()
+        .into_inner()
+        .results;
     let expected = [
         (3, "missing entry ID"),
         (3, "missing CSR"),
@@ -99,12 +123,26 @@ async fn refuses_an_empty_batch_and_one_beyond_the_rate() {
     let server = TestServer::start_with(|config| config.rate_limits.signing = true).await;
     let node = server.agent().await;
     let mut client = SvidClient::new(server.remote(Some(&node)).await);
-    let refused = client.batch_new_x509svid(BatchNewX509svidRequest::default()).await.unwrap_err();
-    assert_eq!((refused.code(), refused.message()), (Code::InvalidArgument, "missing parameters"));
+    let refused = client
+        .batch_new_x509svid(BatchNewX509svidRequest::default())
+        .await
+        .unwrap_err();
+    assert_eq!(
+        (refused.code(), refused.message()),
+        (Code::InvalidArgument, "missing parameters")
+    );
     let params = vec![param("x", vec![0]); 501];
-    let refused = client.batch_new_x509svid(BatchNewX509svidRequest { params }).await.unwrap_err();
+    let refused = client
+        .batch_new_x509svid(BatchNewX509svidRequest { params })
+        .await
+        .unwrap_err();
     assert_eq!(refused.code(), Code::ResourceExhausted);
-    assert!(refused.message().contains("rate (501) exceeds burst size (500)"), "{refused}");
+    assert!(
+        refused
+            .message()
+            .contains("rate (501) exceeds burst size (500)"),
+        "{refused}"
+    );
 }
 
 #[tokio::test]
@@ -120,14 +158,27 @@ async fn refuses_jwts_for_others_and_for_nobody() {
     };
     for id in ["", "nosuch", &theirs.id] {
         let refused = client.new_jwtsvid(of(id, &["a"])).await.unwrap_err();
-        assert_eq!((refused.code(), refused.message()), (Code::NotFound, "entry not found or not authorized"));
+        assert_eq!(
+            (refused.code(), refused.message()),
+            (Code::NotFound, "entry not found or not authorized")
+        );
     }
     let refused = client.new_jwtsvid(of(&mine.id, &[])).await.unwrap_err();
-    assert_eq!((refused.code(), refused.message()), (Code::InvalidArgument, "at least one audience is required"));
-    let svid = client.new_jwtsvid(of(&mine.id, &["a", "b"])).await.unwrap().into_inner().svid.unwrap();
+    assert_eq!(
+        (refused.code(), refused.message()),
+        (Code::InvalidArgument, "at least one audience is required")
+    );
+    let svid = client
+        .new_jwtsvid(of(&mine.id, &["a", "b"]))
+        .await
+        .unwrap()
+        .into_inner()
+        .svid
+        .unwrap();
     assert_eq!((svid.issued_at, svid.expires_at), (NOW, NOW + 300));
     let keys = OneKeys(Arc::new(bundle(&server).await.jwt_bundle()));
-    let verified = spiffe::svid::jwt::verify_jwt_svid(&svid.token, "b", &keys, server.now()).unwrap();
+    let verified =
+        spiffe::svid::jwt::verify_jwt_svid(&svid.token, "b", &keys, server.now()).unwrap();
     assert_eq!(verified.id.as_str(), "spiffe://example.org/mine");
 }
 
@@ -135,7 +186,10 @@ async fn refuses_jwts_for_others_and_for_nobody() {
 struct OneKeys(Arc<spiffe::bundle::JwtBundle>);
 
 impl spiffe::svid::jwt::JwtBundleSource for OneKeys {
-    fn jwt_bundle(&self, _: &spiffe::trust_domain::TrustDomain) -> Option<Arc<spiffe::bundle::JwtBundle>> {
+    fn jwt_bundle(
+        &self,
+        _: &spiffe::trust_domain::TrustDomain,
+    ) -> Option<Arc<spiffe::bundle::JwtBundle>> {
         Some(Arc::clone(&self.0))
     }
 }
@@ -153,26 +207,59 @@ async fn refuses_to_mint_what_no_workload_may_have() {
         (Vec::new(), "missing CSR"),
         (vec![9, 9], "malformed CSR: "),
         (of(&[], &[]), "CSR URI SAN is required"),
-        (of(&["spiffe://example.org/a", "spiffe://example.org/b"], &[]), "only one URI SAN is expected"),
-        (of(&["https://example.org/a"], &[]), "CSR URI SAN is invalid: "),
-        (of(&["spiffe://other.org/a"], &[]), "CSR URI SAN is invalid: "),
-        (of(&["spiffe://example.org"], &[]), "CSR URI SAN is invalid: "),
-        (of(&["spiffe://example.org/spire/server"], &[]), "CSR URI SAN is invalid: "),
-        (of(&["spiffe://example.org/a"], &["*.*"]), "CSR DNS name is invalid: "),
+        (
+            of(&["spiffe://example.org/a", "spiffe://example.org/b"], &[]),
+            "only one URI SAN is expected",
+        ),
+        (
+            of(&["https://example.org/a"], &[]),
+            "CSR URI SAN is invalid: ",
+        ),
+        (
+            of(&["spiffe://other.org/a"], &[]),
+            "CSR URI SAN is invalid: ",
+        ),
+        (
+            of(&["spiffe://example.org"], &[]),
+            "CSR URI SAN is invalid: ",
+        ),
+        (
+            of(&["spiffe://example.org/spire/server"], &[]),
+            "CSR URI SAN is invalid: ",
+        ),
+        (
+            of(&["spiffe://example.org/a"], &["*.*"]),
+            "CSR DNS name is invalid: ",
+        ),
         (
             of(&["spiffe://example.org/a"], &["*.b.example", "a.b.example"]),
             "CSR DNS name contains a wildcard that covers another non-wildcard name: ",
         ),
     ];
     for (csr, text) in cases {
-        let refused = client.mint_x509svid(MintX509svidRequest { csr, ttl: 0 }).await.unwrap_err();
+        let refused = client
+            .mint_x509svid(MintX509svidRequest { csr, ttl: 0 })
+            .await
+            .unwrap_err();
         assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
-        assert!(refused.message().starts_with(text), "{refused} lacks {text}");
+        assert!(
+            refused.message().starts_with(text),
+            "{refused} lacks {text}"
+        );
     }
     let csr = of(&["spiffe://example.org/a"], &["b.example"]);
-    let minted = client.mint_x509svid(MintX509svidRequest { csr, ttl: 90 }).await.unwrap().into_inner().svid.unwrap();
+    let minted = client
+        .mint_x509svid(MintX509svidRequest { csr, ttl: 90 })
+        .await
+        .unwrap()
+        .into_inner()
+        .svid
+        .unwrap();
     let leaf = Certificate::from_der(&minted.cert_chain[0]).unwrap();
-    assert_eq!((leaf.dns_names(), minted.expires_at), (["b.example".to_owned()].as_slice(), NOW + 90));
+    assert_eq!(
+        (leaf.dns_names(), minted.expires_at),
+        (["b.example".to_owned()].as_slice(), NOW + 90)
+    );
 }
 
 #[tokio::test]
@@ -185,20 +272,45 @@ async fn refuses_minted_tokens_without_a_workload_or_audience_and_when_disabled(
         ttl: 0,
     };
     for (request, text) in [
-        (of(None, &["a"]), "invalid SPIFFE ID: request must specify SPIFFE ID"),
-        (of(Some(wire_id("/spire/agent/x")), &["a"]), "invalid SPIFFE ID: "),
-        (of(Some(wire_id("/a")), &[]), "at least one audience is required"),
+        (
+            of(None, &["a"]),
+            "invalid SPIFFE ID: request must specify SPIFFE ID",
+        ),
+        (
+            of(Some(wire_id("/spire/agent/x")), &["a"]),
+            "invalid SPIFFE ID: ",
+        ),
+        (
+            of(Some(wire_id("/a")), &[]),
+            "at least one audience is required",
+        ),
     ] {
         let refused = client.mint_jwtsvid(request).await.unwrap_err();
         assert_eq!(refused.code(), Code::InvalidArgument);
         assert!(refused.message().starts_with(text), "{refused}");
     }
-    client.mint_jwtsvid(of(Some(wire_id("/a")), &["x"])).await.unwrap();
-    assert_eq!(client.mint_witsvid(MintWitsvidRequest::default()).await.unwrap_err().code(), Code::Unimplemented);
+    client
+        .mint_jwtsvid(of(Some(wire_id("/a")), &["x"]))
+        .await
+        .unwrap();
+    assert_eq!(
+        client
+            .mint_witsvid(MintWitsvidRequest::default())
+            .await
+            .unwrap_err()
+            .code(),
+        Code::Unimplemented
+    );
     let without = TestServer::start_with(|config| config.issuance.jwt_svids = false).await;
     let mut client = SvidClient::new(without.local().await);
-    let refused = client.mint_jwtsvid(of(Some(wire_id("/a")), &["x"])).await.unwrap_err();
-    assert_eq!((refused.code(), refused.message()), (Code::Unimplemented, "JWT functionality is disabled"));
+    let refused = client
+        .mint_jwtsvid(of(Some(wire_id("/a")), &["x"]))
+        .await
+        .unwrap_err();
+    assert_eq!(
+        (refused.code(), refused.message()),
+        (Code::Unimplemented, "JWT functionality is disabled")
+    );
 }
 
 #[tokio::test]
@@ -207,25 +319,49 @@ async fn gives_a_ca_to_downstream_servers_only() {
     let node = server.agent().await;
     let mut below = entry(node.id.path(), "/below");
     below.downstream = true;
-    let (below, plain) = (server.create(below).await, server.entry(&node, "/plain").await);
+    let (below, plain) = (
+        server.create(below).await,
+        server.entry(&node, "/plain").await,
+    );
     let mut client = SvidClient::new(server.remote(Some(&node)).await);
     let mut identities = Vec::new();
     for made in [&below, &plain] {
         let key = key();
-        let request = BatchNewX509svidRequest { params: vec![param(&made.id, csr(&key))] };
-        let result = client.batch_new_x509svid(request).await.unwrap().into_inner().results.remove(0);
+        let request = BatchNewX509svidRequest {
+            params: vec![param(&made.id, csr(&key))],
+        };
+        let result = client
+            .batch_new_x509svid(request)
+            .await
+            .unwrap()
+            .into_inner()
+            .results
+            .remove(0);
         identities.push(identity(key, result.svid.unwrap()));
     }
-    let request = || NewDownstreamX509caRequest { csr: csr(&key()), preferred_ttl: 0 };
+    let request = || NewDownstreamX509caRequest {
+        csr: csr(&key()),
+        preferred_ttl: 0,
+    };
     for refused in [Some(&identities[1]), Some(&node), None] {
         let mut client = SvidClient::new(server.remote(refused).await);
         let refused = client.new_downstream_x509ca(request()).await.unwrap_err();
         assert_eq!(refused.code(), Code::PermissionDenied, "{refused}");
     }
     let mut client = SvidClient::new(server.remote(Some(&identities[0])).await);
-    let bad = NewDownstreamX509caRequest { csr: vec![1], preferred_ttl: 0 };
-    assert_eq!(client.new_downstream_x509ca(bad).await.unwrap_err().code(), Code::InvalidArgument);
-    let answer = client.new_downstream_x509ca(request()).await.unwrap().into_inner();
+    let bad = NewDownstreamX509caRequest {
+        csr: vec![1],
+        preferred_ttl: 0,
+    };
+    assert_eq!(
+        client.new_downstream_x509ca(bad).await.unwrap_err().code(),
+        Code::InvalidArgument
+    );
+    let answer = client
+        .new_downstream_x509ca(request())
+        .await
+        .unwrap()
+        .into_inner();
     let ca = Certificate::from_der(&answer.ca_cert_chain[0]).unwrap();
     assert!(ca.is_ca());
     assert_eq!(ca.uris(), ["spiffe://example.org"]);
