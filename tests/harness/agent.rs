@@ -179,9 +179,11 @@ impl Agent {
         Ok(())
     }
 
+    /// Waits until it has joined and says that it is healthy.
     pub fn wait_until_serving(&mut self) -> Result<()> {
         let socket = self.socket();
         let process = self.process.as_mut().context("the agent was not started")?;
+        let client = &self.client;
         let mut exit = None;
         let serving = wait::until("the agent to serve", START, || {
             exit = process.ended()?;
@@ -189,7 +191,10 @@ impl Agent {
                 return Ok(Some(()));
             }
             drop(UnixStream::connect(&socket)?);
-            Ok(Some(()))
+            let mut command = Command::new(client);
+            command.arg("healthcheck").arg("-socketPath").arg(&socket);
+            let health = process::run(&mut command, COMMAND)?;
+            health.ok().map(|_| Some(()))
         });
         if let Some(code) = exit {
             bail!("the agent ended with {code}:{}", process.tail());
