@@ -52,6 +52,9 @@ use crate::registry::Registry;
 use crate::tasks::Tasks;
 use crate::watch::WatchService;
 
+#[cfg(test)]
+mod tests;
+
 /// How long an agent that seems unknown may be news of another server on the same database.
 const FOLLOW_OTHERS_FOR: Duration = Duration::from_secs(2);
 

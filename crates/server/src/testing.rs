@@ -273,6 +273,29 @@ impl TestServer {
     }
 }
 
+/// A schema of its own on the PostgreSQL server of the environment, or none without one.
+pub(crate) async fn postgres(case: &str) -> Option<DatastoreConfig> {
+    let url = std::env::var("PLASTRON_TEST_POSTGRES_URL").ok()?;
+    let mark = if url.contains('?') { '&' } else { '?' };
+    let url = if url.contains("sslmode=") {
+        url
+    } else {
+        format!("{url}{mark}sslmode=disable")
+    };
+    let schema = format!("plastron_server_{case}");
+    let (client, connection) = tokio_postgres::connect(&url, tokio_postgres::NoTls)
+        .await
+        .unwrap();
+    let driver = tokio::spawn(connection);
+    let reset = format!("DROP SCHEMA IF EXISTS {schema} CASCADE; CREATE SCHEMA {schema}");
+    client.batch_execute(&reset).await.unwrap();
+    drop(client);
+    driver.await.unwrap().unwrap();
+    let url = format!("{url}&options=-csearch_path%3D{schema}");
+    let kind = DatastoreKind::Postgres(crate::datastore::PostgresConfig::new(url));
+    Some(DatastoreConfig { kind })
+}
+
 pub(crate) fn entry(parent: &str, path: &str) -> types::Entry {
     types::Entry {
         spiffe_id: Some(wire_id(path)),
