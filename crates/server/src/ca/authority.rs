@@ -15,6 +15,8 @@ use spiffe::clock::{from_unix, unix_seconds};
 use spiffe::key::{KeyType, Signer};
 use spiffe::rotation::{activate_at, prepare_at};
 use spiffe::trust_domain::TrustDomain;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 use tokio::sync::Mutex;
 
 use super::CaError;
@@ -262,8 +264,8 @@ impl<K: Kind> Authority<K> {
         }
         tracing::info!(
             slot = %record.slot,
-            issued_at = record.issued_at,
-            expiration = record.not_after,
+            issued_at = moment(record.issued_at),
+            expiration = moment(record.not_after),
             local_authority_id = record.authority_id,
             upstream_authority_id = record.upstream_authority_id,
             "{} prepared",
@@ -299,8 +301,8 @@ impl<K: Kind> Authority<K> {
         self.active.store(next.issuer.clone());
         tracing::info!(
             slot = %next.record.slot,
-            issued_at = next.record.issued_at,
-            expiration = next.record.not_after,
+            issued_at = moment(next.record.issued_at),
+            expiration = moment(next.record.not_after),
             local_authority_id = next.record.authority_id,
             "{} activated",
             K::WHAT
@@ -414,6 +416,13 @@ impl<K: Kind> Authority<K> {
 
 fn key_id<K: Kind>(slot: SlotName) -> String {
     format!("{}-{slot}", K::KEY_PREFIX)
+}
+
+/// Unix seconds as logs show them: RFC 3339.
+pub(super) fn moment(unix: i64) -> String {
+    let time = OffsetDateTime::from_unix_timestamp(unix).ok();
+    time.and_then(|time| time.format(&Rfc3339).ok())
+        .unwrap_or_else(|| unix.to_string())
 }
 
 fn lifetime(record: &Record) -> (SystemTime, SystemTime) {

@@ -5,11 +5,13 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
+use spiffe::clock::unix_seconds;
 use spiffe::key::KeyPair;
 use spiffe::rotation::half_life;
 use spiffe::tls::CertResolver;
 use spiffe::x509::Certificate;
 
+use super::authority::moment;
 use super::gate::IssuedX509;
 use super::grant::Grant;
 use super::{Ca, CaError};
@@ -112,7 +114,7 @@ impl Ca {
         self.server_svid.show(issued, &key)?;
         tracing::info!(
             serial,
-            expiration = spiffe::clock::unix_seconds(expires_at),
+            expiration = moment(unix_seconds(expires_at)),
             "server SVID renewed"
         );
         Ok(())

@@ -1,3 +1,4 @@
+use spiffe::key::SignatureScheme;
 use spiffe::trust_domain::TrustDomain;
 
 use super::*;
@@ -459,4 +460,32 @@ async fn writes_one_audit_line_for_each_outcome_and_no_secret_in_it() {
     );
     assert!(value(2, "serial_num").is_some());
     assert!(!format!("{lines:?}").contains(token.token.expose()));
+}
+
+#[tokio::test]
+#[ignore = "a measurement, for a release build: --ignored --nocapture"]
+async fn measures_what_the_gate_costs_beside_the_signature() {
+    const ROUNDS: u32 = 5_000;
+    let world = World::new().await;
+    let ca = world.server().await;
+    let (key, grant, audience) = (key(), Grant::entry(&entry()), ["a".to_owned()]);
+    let issuer = ca.x509_authority(ca.clock.now()).unwrap();
+    let local = issuer.key.local().unwrap();
+    let since = std::time::Instant::now();
+    for _ in 0..ROUNDS {
+        local
+            .sign_now(SignatureScheme::EcdsaSha256, &[7; 500])
+            .unwrap();
+    }
+    println!("signature {:?}", since.elapsed() / ROUNDS);
+    let since = std::time::Instant::now();
+    for _ in 0..ROUNDS {
+        ca.issue_x509(&grant, &key, &quiet()).await.unwrap();
+    }
+    println!("X509-SVID {:?}", since.elapsed() / ROUNDS);
+    let since = std::time::Instant::now();
+    for _ in 0..ROUNDS {
+        ca.issue_jwt(&grant, &audience, &quiet()).await.unwrap();
+    }
+    println!("JWT-SVID {:?}", since.elapsed() / ROUNDS);
 }
