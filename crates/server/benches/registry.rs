@@ -1,7 +1,8 @@
 //! What the registry and its store can do: entries created durably, listed, looked up, loaded; and what they weigh.
 //!
-//! `cargo bench -p plastron-server --bench registry -- [ENTRIES] [POSTGRES_URL]`. Without a URL it uses SQLite in a
-//! temporary directory (TMPDIR says where, and so on which disk).
+//! `cargo bench -p plastron-server --bench registry -- [ENTRIES] [POSTGRES_URL | DIRECTORY]`. Without the second it uses
+//! SQLite in a temporary directory (TMPDIR says where, and so on which disk). With 0 entries it only loads what is
+//! there, which shows the memory that a restarted server needs.
 
 #![expect(
     clippy::print_stdout,
@@ -9,6 +10,7 @@
     reason = "a program to be read and run by hand"
 )]
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
@@ -33,7 +35,10 @@ fn main() {
         .map_or(100_000, |text| text.parse().unwrap());
     let directory = tempfile::tempdir().unwrap();
     let kind = match arguments.next() {
-        Some(url) => DatastoreKind::Postgres(PostgresConfig::new(url)),
+        Some(url) if url.contains("://") => DatastoreKind::Postgres(PostgresConfig::new(url)),
+        Some(kept) => DatastoreKind::Sqlite {
+            path: PathBuf::from(kept).join("datastore.sqlite3"),
+        },
         None => DatastoreKind::Sqlite {
             path: directory.path().join("datastore.sqlite3"),
         },
@@ -43,32 +48,33 @@ fn main() {
         .build()
         .unwrap();
     println!("idle: {} MB", resident_mb());
-    runtime.block_on(async {
-        let (datastore, registry) = open(&kind).await;
-        let step = (entries / 10).max(BATCH * CALLERS);
-        let mut done = registry.entry_count(&EntryFilter::default());
-        while done < entries {
-            let began = Instant::now();
-            fill(&datastore, done, step).await;
-            done += step;
-            let rate = step as f64 / began.elapsed().as_secs_f64();
-            println!(
-                "created up to {done}: {rate:.0} entries/s, {} MB",
-                resident_mb()
-            );
-        }
-    });
+    if entries > 0 {
+        runtime.block_on(write(&kind, entries));
+    }
     let began = Instant::now();
     runtime.block_on(async {
         let (_datastore, registry) = open(&kind).await;
         let count = registry.entry_count(&EntryFilter::default());
-        println!(
-            "loaded {count} in {:.2} s, {} MB (beside what the writes left)",
-            began.elapsed().as_secs_f64(),
-            resident_mb()
-        );
+        let took = began.elapsed().as_secs_f64();
+        println!("loaded {count} in {took:.2} s, {} MB", resident_mb());
         reads(&registry, count);
     });
+}
+
+async fn write(kind: &DatastoreKind, entries: usize) {
+    let (datastore, registry) = open(kind).await;
+    let step = (entries / 10).max(BATCH * CALLERS);
+    let mut done = registry.entry_count(&EntryFilter::default());
+    while done < entries {
+        let began = Instant::now();
+        fill(&datastore, done, step).await;
+        done += step;
+        let rate = step as f64 / began.elapsed().as_secs_f64();
+        println!(
+            "created up to {done}: {rate:.0} entries/s, {} MB",
+            resident_mb()
+        );
+    }
 }
 
 async fn open(kind: &DatastoreKind) -> (Datastore, Arc<Registry>) {

@@ -13,6 +13,7 @@ mod state;
 #[cfg(test)]
 mod tests;
 
+use std::fmt;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use spiffe::bundle::Bundle;
@@ -38,13 +39,20 @@ pub(crate) use state::State;
 const SCAN_BUDGET: usize = 8_192;
 
 /// The state and who is told of its revisions. Reads take a shared lock for microseconds.
-#[derive(Debug)]
 pub struct Registry {
     state: RwLock<State>,
     revision: watch::Sender<u64>,
     trust_domain: TrustDomain,
     epoch: String,
     clock: Arc<dyn Clock>,
+}
+
+impl fmt::Debug for Registry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Registry")
+            .field("revision", &self.revision())
+            .finish_non_exhaustive()
+    }
 }
 
 impl Registry {

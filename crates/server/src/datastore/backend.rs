@@ -1,6 +1,7 @@
 //! The one place that tells the databases apart. A backend runs one transaction at a time, for the writer.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::codec::Decoder;
 use super::draft::Row;
@@ -8,6 +9,9 @@ use super::error::DatastoreError;
 use super::postgres::Postgres;
 use super::sqlite::Sqlite;
 use crate::registry::{Kind, State, Write};
+
+/// The longest time between two looks for other servers' commits.
+pub(super) const POLL: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]
 pub(super) enum Backend {
@@ -156,8 +160,9 @@ impl Backend {
     /// Returns when there may be others' commits to look for.
     pub(super) async fn woken(&mut self, known: u64) {
         match self {
-            // One process owns the file: what it did not do itself it finds at its next write.
-            Self::Sqlite(_) => std::future::pending().await,
+            // Nothing tells of another process's commits to the file: it is not meant to be shared, but a ban made by
+            // one server must not pass another by.
+            Self::Sqlite(_) => tokio::time::sleep(POLL).await,
             Self::Postgres(postgres) => postgres.woken(known).await,
         }
     }

@@ -17,7 +17,7 @@ use futures_util::{StreamExt as _, pin_mut};
 use tokio::time::{Instant, timeout};
 use tokio_postgres::Row as SqlRow;
 
-use super::backend::{Found, Loader, Meta, Missed};
+use super::backend::{Found, Loader, Meta, Missed, POLL};
 use super::codec::{encode, likeness_digest};
 use super::draft::Row;
 use super::error::DatastoreError;
@@ -29,8 +29,6 @@ use connect::Connector;
 use listen::Listener;
 use session::{Session, fault};
 
-/// The longest time between two looks for other servers' commits, should a notification be lost.
-const POLL: Duration = Duration::from_secs(1);
 /// The first and the longest pause after a failed connection.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(15));
 /// Serialises the migrations of servers that start at once. "plastron" in ASCII, read as a number.

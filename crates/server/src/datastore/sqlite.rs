@@ -161,6 +161,10 @@ impl Sqlite {
         let path = Arc::clone(&self.path);
         self.run(move |connection| {
             let fault = |error| fault(&path, &error);
+            // One cheap look outside any transaction: mostly there is nothing.
+            if read_revision(connection).map_err(fault)? == known {
+                return Ok(Missed::Nothing);
+            }
             let snapshot = connection.transaction().map_err(fault)?;
             let revision = read_revision(&snapshot).map_err(fault)?;
             missed(&snapshot, known, revision).map_err(fault)

@@ -13,6 +13,7 @@ use crate::registry::{EntryFilter, Kind, Page, Registry};
 on_every_database!(
     a_database_of_another_trust_domain_is_refused,
     a_writer_sees_what_another_committed_before,
+    a_server_that_only_reads_learns_of_others_commits,
     revisions_of_concurrent_servers_have_no_gaps,
     a_change_names_the_object_before_and_after,
     a_follower_equals_a_fresh_load,
@@ -41,6 +42,15 @@ async fn a_writer_sees_what_another_committed_before(subject: Subject) {
         .remove(0);
     assert_eq!(deleted, Ok(made));
     assert_eq!(second_registry.revision(), 2);
+}
+
+async fn a_server_that_only_reads_learns_of_others_commits(subject: Subject) {
+    let (first, _) = subject.open().await;
+    let (_second, second_registry) = subject.open().await;
+    let mut heard = second_registry.subscribe();
+    let made = create(&first, entry("/spire/agent/x", "/web", &["a:1"])).await;
+    heard.wait_for(|revision| *revision == 1).await.unwrap();
+    assert_eq!(second_registry.entry(&made.id), Some(made));
 }
 
 async fn revisions_of_concurrent_servers_have_no_gaps(subject: Subject) {
