@@ -4,7 +4,7 @@
 //! socket's path as `:authority`, which HTTP/2 libraries refuse: a filter makes it legal before anybody parses it.
 
 use std::convert::Infallible;
-use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, PermissionsExt as _};
+use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -82,11 +82,7 @@ impl Socket {
             .parent()
             .filter(|directory| !directory.as_os_str().is_empty())
         {
-            std::fs::DirBuilder::new()
-                .recursive(true)
-                .mode(0o755)
-                .create(directory)
-                .map_err(|error| unusable(&error))?;
+            make_directory(directory).map_err(|error| unusable(&error))?;
         }
         match std::fs::symlink_metadata(path) {
             Ok(file) if !file.file_type().is_socket() => {
@@ -158,17 +154,22 @@ impl Socket {
     }
 }
 
-/// One connection, from its first byte to its end.
-async fn connection(stream: UnixStream, service: impl Serve, slot: Slot, mut stop: Stop) {
-    // The kernel holds on to the peer's identity as it was at connect, so who it is can wait until it speaks.
-    let spoke = tokio::select! {
-        () = stop.stopped() => false,
-        () = slot.evicted() => false,
-        readable = tokio::time::timeout(FIRST_BYTES, stream.readable()) => matches!(readable, Ok(Ok(()))),
-    };
-    if !spoke {
-        return;
+/// Makes the directory with those above it, open to everybody whatever the process's umask is: a socket for everybody
+/// is of no use in a directory that few may enter. What is there already stays as it is.
+fn make_directory(directory: &Path) -> std::io::Result<()> {
+    let missing: Vec<&Path> = directory
+        .ancestors()
+        .take_while(|path| !path.as_os_str().is_empty() && !path.exists())
+        .collect();
+    for path in missing.into_iter().rev() {
+        std::fs::create_dir(path)?;
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755))?;
     }
+    Ok(())
+}
+
+/// One connection. Until its client speaks it costs little more than the socket.
+async fn connection(stream: UnixStream, service: impl Serve, slot: Slot, mut stop: Stop) {
     let peer = match Peer::from_unix_stream(&stream) {
         Ok(peer) => Arc::new(peer),
         Err(error) => {
@@ -176,10 +177,27 @@ async fn connection(stream: UnixStream, service: impl Serve, slot: Slot, mut sto
             return;
         }
     };
-    let slot = Arc::new(slot);
-    let evicted = Arc::clone(&slot);
+    let spoke = tokio::select! {
+        () = stop.stopped() => false,
+        () = slot.evicted() => false,
+        readable = tokio::time::timeout(FIRST_BYTES, stream.readable()) => matches!(readable, Ok(Ok(()))),
+    };
+    if spoke {
+        Box::pin(converse(stream, peer, service, Arc::new(slot), stop)).await;
+    }
+}
+
+/// A connection whose client has spoken, to its end.
+async fn converse(
+    stream: UnixStream,
+    peer: Arc<Peer>,
+    service: impl Serve,
+    slot: Arc<Slot>,
+    mut stop: Stop,
+) {
+    let own_slot = Arc::clone(&slot);
     let answer = hyper::service::service_fn(move |request| {
-        let (service, peer, busy) = (service.clone(), Arc::clone(&peer), slot.busy());
+        let (service, peer, busy) = (service.clone(), Arc::clone(&peer), own_slot.busy());
         async move {
             let response = service.serve(peer, request).await;
             Ok::<_, Infallible>(response.map(|body| connections::Busy::hold(busy, body)))
@@ -192,10 +210,11 @@ async fn connection(stream: UnixStream, service: impl Serve, slot: Slot, mut sto
         .initial_stream_window_size(WINDOW)
         .initial_connection_window_size(WINDOW)
         .max_send_buf_size(64 << 10);
-    let mut serving =
-        std::pin::pin!(http.serve_connection(TokioIo::new(AuthorityFilter::new(stream)), answer));
+    let stream = TokioIo::new(AuthorityFilter::new(stream));
+    let mut serving = std::pin::pin!(http.serve_connection(stream, answer));
     let mut leaving = false;
     loop {
+        let mut patience = slot.patience();
         tokio::select! {
             ended = serving.as_mut() => {
                 if let Err(error) = ended {
@@ -203,11 +222,16 @@ async fn connection(stream: UnixStream, service: impl Serve, slot: Slot, mut sto
                 }
                 return;
             }
-            () = stop.stopped(), if !leaving => {
-                leaving = true;
-                serving.as_mut().graceful_shutdown();
+            () = stop.stopped(), if !leaving => leaving = true,
+            () = slot.evicted() => return,
+            () = tokio::time::sleep(patience), if !leaving => {
+                // Whoever asked for something in the meantime may stay.
+                patience = slot.patience();
+                leaving = patience.is_zero();
             }
-            () = evicted.evicted() => return,
+        }
+        if leaving {
+            serving.as_mut().graceful_shutdown();
         }
     }
 }

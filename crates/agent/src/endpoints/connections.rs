@@ -10,13 +10,19 @@ use bytes::Bytes;
 use http_body_util::BodyExt as _;
 use hyper::body::{Body, Frame, SizeHint};
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 /// More connections than this are not kept, whatever the limit of open files is.
-const MOST: usize = 16_384;
+const MOST: usize = 4096;
 /// Open files that everything else needs.
 const RESERVED: u64 = 256;
 /// A connection holds its socket and its peer's pidfd.
 const FILES_EACH: u64 = 2;
+
+/// A client that has connected and said hello asks for something within this time.
+const NEVER_USED: Duration = Duration::from_secs(10);
+/// A client that is done for the moment may keep its connection for so long.
+const UNUSED: Duration = Duration::from_secs(300);
 
 /// All connections of one socket.
 #[derive(Debug, Clone)]
@@ -50,6 +56,9 @@ struct Use {
     requests: usize,
     /// The key under which the connection is among the idle ones.
     idle_since: Option<u64>,
+    ever_used: bool,
+    /// When the last request ended, or the connection began.
+    quiet_from: Option<Instant>,
 }
 
 impl Connections {
@@ -114,6 +123,16 @@ impl Slot {
         self.evict.notified().await;
     }
 
+    /// How long the connection may stay as it is; zero when its time is up.
+    pub(super) fn patience(&self) -> Duration {
+        let now = self.usage.lock().unwrap_or_else(PoisonError::into_inner);
+        let allowed = if now.ever_used { UNUSED } else { NEVER_USED };
+        match now.quiet_from {
+            Some(quiet_from) if now.requests == 0 => allowed.saturating_sub(quiet_from.elapsed()),
+            _ => UNUSED,
+        }
+    }
+
     /// Counts a request until the result is dropped.
     pub(super) fn busy(self: &Arc<Self>) -> Busy {
         self.change(|requests| requests + 1);
@@ -131,10 +150,12 @@ impl Slot {
                 let tick = table.tick;
                 table.idle.insert(tick, Arc::clone(&self.evict));
                 now.idle_since = Some(tick);
+                now.quiet_from = Some(Instant::now());
             }
             (1.., Some(since)) => {
                 self.shared.lock().idle.remove(&since);
                 now.idle_since = None;
+                now.ever_used = true;
             }
             _ => {}
         }
@@ -255,6 +276,23 @@ mod tests {
         assert!(connections.admit().is_none());
         drop(request);
         assert!(connections.admit().is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_that_asks_for_nothing_has_to_go() {
+        let connections = Connections::with_limit(2);
+        let slot = Arc::new(connections.admit().unwrap());
+        assert_eq!(slot.patience(), NEVER_USED);
+        tokio::time::advance(NEVER_USED).await;
+        assert_eq!(slot.patience(), Duration::ZERO);
+        let request = slot.busy();
+        tokio::time::advance(2 * UNUSED).await;
+        assert_eq!(slot.patience(), UNUSED);
+        drop(request);
+        tokio::time::advance(UNUSED - NEVER_USED).await;
+        assert_eq!(slot.patience(), NEVER_USED);
+        tokio::time::advance(NEVER_USED).await;
+        assert_eq!(slot.patience(), Duration::ZERO);
     }
 
     #[tokio::test]

@@ -126,18 +126,19 @@ pub(crate) fn rustls_error<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'
     })
 }
 
-/// The message with the causes below it: "transport error" alone says nothing.
+/// The message, with the innermost cause where it does not say that already: "transport error" alone says nothing.
 fn with_causes(status: &Status) -> String {
-    let mut text = status.message().to_owned();
+    let mut innermost = None;
     let mut cause = status.source();
     while let Some(error) = cause {
-        let next = error.to_string();
-        if !text.ends_with(&next) {
-            text = format!("{text}: {next}");
-        }
+        innermost = Some(error.to_string());
         cause = error.source();
     }
-    text
+    let message = status.message();
+    match innermost {
+        Some(cause) if !message.contains(&cause) => format!("{message}: {cause}"),
+        _ => message.to_owned(),
+    }
 }
 
 #[cfg(test)]
