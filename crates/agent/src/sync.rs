@@ -277,49 +277,6 @@ impl Sync {
             tracing::debug!(%error, "{what}, on the link before this one");
             return Ok(());
         }
-        self.status.send_modify(|status| {
-            status.connected =
-                !matches!(error, LinkError::Unavailable(_) | LinkError::NotTrusted(_));
-            status.last_error = Some(error.to_string());
-        });
-        match error {
-            LinkError::Banned => {
-                self.node.forget();
-                let fault = Fault::new(Code::AgentBanned, "this node was banned");
-                Err(fault.at(self.identity.id().to_string()).hint(format!(
-                    "ask the operators of {}",
-                    self.node.config.trust_domain
-                )))
-            }
-            LinkError::MustReattest(because) => {
-                if join::can_reattest(&self.identity) {
-                    self.reattest();
-                    return Ok(());
-                }
-                self.node.forget();
-                let fault = Fault::new(
-                    Code::AgentMustJoinAgain,
-                    "the server no longer knows this node, and its way of attestation works only once",
-                );
-                Err(fault.at(self.identity.id().to_string()).because(because).hint("on the server: plastron token create; then start the agent with the new token"))
-            }
-            // An outage is told once, not with every attempt.
-            error if repeated => {
-                tracing::debug!(%error, "{what}");
-                Ok(())
-            }
-            error => {
-                tracing::warn!(%error, "{what}");
-                Ok(())
-            }
-        }
-    }
-
-    fn synced(&mut self) {
-        let now = self.node.clock.now();
-        if self.status.borrow().last_error.is_some() {
-            tracing::info!("the server answers again");
-        }
         let text = error.to_string();
         let repeated = self.status.borrow().last_error.as_ref() == Some(&text);
         self.status.send_modify(|status| {
