@@ -100,6 +100,28 @@ impl Subject {
         }
     }
 
+    /// How many rows a table has.
+    pub(super) async fn count(&self, table: &str) -> i64 {
+        let query = format!("SELECT count(*) FROM {table}");
+        match &self.kind {
+            DatastoreKind::Sqlite { path } => {
+                let connection = rusqlite::Connection::open(path).unwrap();
+                connection.query_row(&query, [], |row| row.get(0)).unwrap()
+            }
+            DatastoreKind::Postgres(config) => {
+                let (client, connection) =
+                    tokio_postgres::connect(&config.url, tokio_postgres::NoTls)
+                        .await
+                        .unwrap();
+                let driver = tokio::spawn(connection);
+                let count = client.query_one(&query, &[]).await.unwrap().get(0);
+                drop(client);
+                driver.await.unwrap().unwrap();
+                count
+            }
+        }
+    }
+
     pub(super) async fn try_open(
         &self,
         trust_domain: &str,

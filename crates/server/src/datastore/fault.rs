@@ -60,3 +60,55 @@ impl From<DatastoreError> for Fault {
         Self::from(&error)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use spiffe::trust_domain::TrustDomain;
+
+    use super::*;
+
+    #[test]
+    fn each_fault_says_what_to_do_about_it() {
+        let at = "/data/db.sqlite3".to_owned();
+        let configured = TrustDomain::parse("a.org").unwrap();
+        for (error, code, part) in [
+            (
+                DatastoreError::Locked { at: at.clone() },
+                Code::DatabaseLocked,
+                "fuser /data/db.sqlite3",
+            ),
+            (
+                DatastoreError::Full { at },
+                Code::DiskFull,
+                "free some space",
+            ),
+            (
+                DatastoreError::WrongTrustDomain {
+                    stored: "b.org".to_owned(),
+                    configured,
+                },
+                Code::DatabaseOfAnotherTrustDomain,
+                "set trust_domain = \"b.org\"",
+            ),
+            (
+                DatastoreError::NewerSchema {
+                    stored: 7,
+                    supported: 1,
+                },
+                Code::DatabaseTooNew,
+                "its schema is 7, this version knows 1",
+            ),
+            (
+                DatastoreError::Unavailable {
+                    because: "h/db: refused".to_owned(),
+                },
+                Code::DatabaseUnreachable,
+                "because: h/db: refused",
+            ),
+        ] {
+            let fault = Fault::from(error);
+            assert_eq!(fault.code, code);
+            assert!(fault.to_string().contains(part), "{fault}");
+        }
+    }
+}

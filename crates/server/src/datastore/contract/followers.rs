@@ -7,6 +7,7 @@ use spiffe::entry::Entry;
 
 use super::agents::agent;
 use super::{NOW, Subject, content, create, entry, id, on_every_database, selectors, td};
+use crate::datastore::schema::{KEPT_REVISIONS, PRUNE_EVERY};
 use crate::datastore::{Datastore, DatastoreError, DeleteMode, EntryPatch, JoinToken};
 use crate::registry::{EntryFilter, Kind, Page, Registry};
 
@@ -18,6 +19,7 @@ on_every_database!(
     a_change_names_the_object_before_and_after,
     a_follower_equals_a_fresh_load,
     a_follower_far_behind_loads_everything,
+    old_changes_are_forgotten,
 );
 
 async fn a_database_of_another_trust_domain_is_refused(subject: Subject) {
@@ -305,4 +307,25 @@ async fn a_follower_far_behind_loads_everything(subject: Subject) {
         "who follows it must start over, too"
     );
     assert!(first_registry.changes_since(0).is_none());
+}
+
+async fn old_changes_are_forgotten(subject: Subject) {
+    let (datastore, registry) = subject.open().await;
+    for n in 0..3 {
+        create(
+            &datastore,
+            entry("/spire/agent/x", &format!("/{n}"), &["a:1"]),
+        )
+        .await;
+    }
+    let next = KEPT_REVISIONS + PRUNE_EVERY;
+    subject
+        .sql(&format!("UPDATE revision SET revision = {}", next - 2))
+        .await;
+    create(&datastore, entry("/spire/agent/x", "/kept", &["a:1"])).await;
+    assert_eq!(subject.count("changes").await, 4);
+    create(&datastore, entry("/spire/agent/x", "/last", &["a:1"])).await;
+    assert_eq!(registry.revision(), next);
+    assert_eq!(subject.count("changes").await, 2);
+    assert_eq!(subject.count("entries").await, 5);
 }

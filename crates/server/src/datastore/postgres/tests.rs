@@ -83,8 +83,29 @@ async fn an_unreachable_database_is_refused_without_its_password() {
         .await
         .unwrap_err();
     assert!(matches!(refused, DatastoreError::Unavailable { .. }));
-    assert!(refused.to_string().contains("127.0.0.1/db"), "{refused}");
+    let text = refused.to_string();
+    assert!(text.contains("127.0.0.1/db"), "{text}");
+    assert_eq!(text.matches("Connection refused").count(), 1, "{text}");
     assert!(!format!("{refused} {refused:?}").contains("hunter2"));
+}
+
+#[tokio::test]
+async fn a_database_that_does_not_exist_is_named() {
+    let Ok(url) = std::env::var("PLASTRON_TEST_POSTGRES_URL") else {
+        return;
+    };
+    let (server, _) = url.split('?').next().unwrap().rsplit_once('/').unwrap();
+    let refused = open(&format!("{server}/plastron_absent?sslmode=disable"))
+        .await
+        .unwrap_err()
+        .to_string();
+    assert_eq!(
+        refused
+            .matches("\"plastron_absent\" does not exist")
+            .count(),
+        1,
+        "{refused}"
+    );
 }
 
 async fn open(url: &str) -> Result<(), DatastoreError> {
