@@ -112,9 +112,10 @@ async fn what_was_acknowledged_is_in_the_files_of_a_killed_process() {
 
 /// Writes until it is killed, naming each entry once it is acknowledged. Run by the next test in a process of its own.
 #[tokio::test]
-#[ignore = "never ends"]
 async fn writer_to_be_killed() {
-    let path = std::env::var("PLASTRON_TEST_KILLED_DATABASE").unwrap();
+    let Ok(path) = std::env::var("PLASTRON_TEST_KILLED_DATABASE") else {
+        return;
+    };
     let config = DatastoreConfig {
         kind: DatastoreKind::Sqlite { path: path.into() },
     };
@@ -138,7 +139,6 @@ async fn what_was_acknowledged_survives_a_kill() {
         .args([
             "--exact",
             "datastore::tests::writer_to_be_killed",
-            "--ignored",
             "--nocapture",
         ])
         .env("PLASTRON_TEST_KILLED_DATABASE", subject.path().unwrap())

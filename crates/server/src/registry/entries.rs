@@ -196,11 +196,14 @@ impl EntryTable {
 
     pub(crate) fn reserve(&mut self, additional: usize) {
         self.slots.reserve(additional);
+        // Entries may share SPIFFE IDs: room for half of them grows once at most.
+        let half = additional / 2;
         let Self {
             slots,
             hasher,
             by_id,
             by_likeness,
+            by_spiffe_id,
             ..
         } = self;
         by_id.reserve(additional, |&slot| {
@@ -208,6 +211,9 @@ impl EntryTable {
         });
         by_likeness.reserve(additional, |&slot| {
             at(slots, slot).map_or(0, |s| likeness(hasher, &s.entry))
+        });
+        by_spiffe_id.reserve(half, |group| {
+            at(slots, group.first()).map_or(0, |s| hasher.hash_one(s.entry.spiffe_id.as_str()))
         });
     }
 
