@@ -6,6 +6,8 @@
 
 mod cli_compat;
 mod jwt;
+mod layering;
+mod plastron_alone;
 mod refusal;
 mod removal;
 mod restart;

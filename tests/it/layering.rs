@@ -1,0 +1,318 @@
+//! The one-way rule: which crate and which module may know which.
+//!
+//! Reads `cargo metadata` and the `crate::` paths of the sources. Tests and generated code are left out.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+
+/// What each crate of the workspace may depend on.
+const ARROWS: [(&str, &[&str]); 7] = [
+    ("plastron-spiffe", &[]),
+    ("plastron-proto", &["plastron-spiffe"]),
+    ("plastron-plugin", &["plastron-proto", "plastron-spiffe"]),
+    (
+        "plastron-server",
+        &["plastron-plugin", "plastron-proto", "plastron-spiffe"],
+    ),
+    (
+        "plastron-agent",
+        &["plastron-plugin", "plastron-proto", "plastron-spiffe"],
+    ),
+    (
+        "plastron",
+        &[
+            "plastron-agent",
+            "plastron-server",
+            "plastron-plugin",
+            "plastron-proto",
+            "plastron-spiffe",
+        ],
+    ),
+    ("plastron-tests", &["plastron-proto", "plastron-spiffe"]),
+];
+
+/// Pairs of files that are one idea: a trust domain has an ID and an ID a trust domain, and a request is a
+/// certificate's draft.
+const ONE_IDEA: [(&str, &str); 2] = [("id", "trust_domain"), ("csr", "x509")];
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+/// The sources below `dir` without tests and generated code, each with its path relative to `dir`.
+fn sources(dir: &Path) -> Result<Vec<(String, String)>> {
+    let mut found = Vec::new();
+    let mut pending = vec![dir.to_owned()];
+    while let Some(next) = pending.pop() {
+        for item in std::fs::read_dir(&next).with_context(|| next.display().to_string())? {
+            let path = item?.path();
+            let name = path.strip_prefix(dir)?.to_string_lossy().into_owned();
+            let left_out = ["tests", "testing", "gen", "generated"].iter().any(|part| {
+                name.split('/')
+                    .any(|piece| piece.trim_end_matches(".rs") == *part)
+            });
+            if left_out {
+                continue;
+            }
+            if path.is_dir() {
+                pending.push(path);
+            } else if name.ends_with(".rs") {
+                found.push((name, code(&std::fs::read_to_string(&path)?)));
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// The text without comments and without the tests at its end.
+fn code(text: &str) -> String {
+    let text = text.split("#[cfg(test)]\nmod ").next().unwrap_or_default();
+    text.lines()
+        .filter(|line| !line.trim_start().starts_with("//"))
+        .collect::<Vec<_>>()
+        .join("\n")
+}
+
+#[test]
+fn crates_depend_one_way() -> Result<()> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let output = Command::new(cargo)
+        .args([
+            "metadata",
+            "--no-deps",
+            "--offline",
+            "--format-version=1",
+            "--manifest-path",
+        ])
+        .arg(root().join("Cargo.toml"))
+        .output()?;
+    let metadata: Value = serde_json::from_slice(&output.stdout).context("cargo metadata")?;
+    let text =
+        |value: &Value, name: &str| value.get(name).and_then(Value::as_str).map(str::to_owned);
+    for package in metadata
+        .get("packages")
+        .and_then(Value::as_array)
+        .context("packages")?
+    {
+        let name = text(package, "name").context("a name")?;
+        let (_, allowed) = ARROWS
+            .iter()
+            .find(|(known, _)| *known == name)
+            .with_context(|| format!("{name} has no place"))?;
+        for dependency in package
+            .get("dependencies")
+            .and_then(Value::as_array)
+            .into_iter()
+            .flatten()
+        {
+            let ours = dependency.get("path").is_some();
+            let on = text(dependency, "name").context("a name")?;
+            let normal = text(dependency, "kind").is_none();
+            ensure!(
+                !ours || !normal || allowed.contains(&on.as_str()),
+                "{name} may not depend on {on}"
+            );
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn libraries_stay_in_their_layers() -> Result<()> {
+    let database = ["rusqlite", "tokio_postgres", "sqlx"];
+    for crate_name in ["spiffe", "proto", "plugin", "server", "agent"] {
+        let dir = root().join("crates").join(crate_name).join("src");
+        for (name, text) in sources(&dir)? {
+            let place = format!("{crate_name}/{name}");
+            let in_datastore = place.starts_with("server/datastore");
+            for library in database {
+                ensure!(
+                    in_datastore || !uses(&text, library),
+                    "{place} uses {library}; only the datastore may"
+                );
+            }
+            let wireless = crate_name == "spiffe"
+                || in_datastore
+                || place.starts_with("server/ca/")
+                || place == "server/ca.rs";
+            ensure!(!wireless || !uses(&text, "tonic"), "{place} uses tonic");
+            ensure!(
+                crate_name != "spiffe" || !uses(&text, "tokio"),
+                "{place} uses tokio"
+            );
+            for print in ["println!(", "print!(", "eprintln!(", "eprint!("] {
+                ensure!(!text.contains(print), "{place} prints; only the face may");
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Whether the text has a path that begins with the library.
+fn uses(text: &str, library: &str) -> bool {
+    text.match_indices(&format!("{library}::")).any(|(at, _)| {
+        let before = text.get(..at).and_then(|text| text.chars().next_back());
+        before.is_none_or(|letter| !letter.is_alphanumeric() && letter != '_' && letter != ':')
+    })
+}
+
+type Graph = BTreeMap<String, BTreeSet<String>>;
+
+/// Which top-level module names which.
+fn modules(dir: &Path) -> Result<Graph> {
+    let mut graph = Graph::new();
+    for (name, text) in sources(dir)? {
+        let top = name
+            .split('/')
+            .next()
+            .unwrap_or_default()
+            .trim_end_matches(".rs")
+            .to_owned();
+        if ["lib", "main", "fuzzing"].contains(&top.as_str()) {
+            continue;
+        }
+        let named = graph.entry(top.clone()).or_default();
+        for (at, path) in text.match_indices("crate::") {
+            let rest = text.get(at + path.len()..).unwrap_or_default();
+            named.extend(heads(rest).into_iter().filter(|head| *head != top));
+        }
+    }
+    let known: BTreeSet<String> = graph.keys().cloned().collect();
+    for named in graph.values_mut() {
+        named.retain(|module| known.contains(module));
+    }
+    Ok(graph)
+}
+
+/// The first names of `a::b`, or of each path in `{a::b, c}`.
+fn heads(path: &str) -> Vec<String> {
+    let word = |text: &str| {
+        text.trim_start()
+            .chars()
+            .take_while(|letter| letter.is_alphanumeric() || *letter == '_')
+            .collect::<String>()
+    };
+    let Some(list) = path.strip_prefix('{') else {
+        return vec![word(path)];
+    };
+    let mut depth = 0;
+    let mut names = vec![word(list)];
+    for (at, letter) in list.char_indices() {
+        match letter {
+            '{' => depth += 1,
+            '}' if depth == 0 => break,
+            '}' => depth -= 1,
+            ',' if depth == 0 => names.push(word(list.get(at + 1..).unwrap_or_default())),
+            _ => {}
+        }
+    }
+    names
+}
+
+/// Whether `from` leads to `to` in the graph.
+fn reaches(graph: &Graph, from: &str, to: &str) -> bool {
+    let mut seen = BTreeSet::new();
+    let mut pending = vec![from];
+    while let Some(module) = pending.pop() {
+        for next in graph.get(module).into_iter().flatten() {
+            if next == to {
+                return true;
+            }
+            if seen.insert(next.as_str()) {
+                pending.push(next);
+            }
+        }
+    }
+    false
+}
+
+#[test]
+fn modules_of_a_crate_have_no_cycles() -> Result<()> {
+    for crate_name in ["spiffe", "proto", "plugin", "server", "agent"] {
+        let mut graph = modules(&root().join("crates").join(crate_name).join("src"))?;
+        if crate_name == "spiffe" {
+            for (one, other) in ONE_IDEA {
+                graph.entry(one.to_owned()).or_default().remove(other);
+            }
+        }
+        let circular: Vec<&String> = graph
+            .keys()
+            .filter(|module| reaches(&graph, module, module))
+            .collect();
+        ensure!(
+            circular.is_empty(),
+            "{crate_name}: in a circle: {circular:?}"
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn lower_modules_do_not_know_upper_ones() -> Result<()> {
+    let server = modules(&root().join("crates/server/src"))?;
+    for (module, above) in [
+        (
+            "datastore",
+            [
+                "api",
+                "endpoints",
+                "ca",
+                "attest",
+                "authz",
+                "watch",
+                "server",
+            ]
+            .as_slice(),
+        ),
+        (
+            "registry",
+            &[
+                "api",
+                "endpoints",
+                "ca",
+                "attest",
+                "authz",
+                "watch",
+                "server",
+            ],
+        ),
+        (
+            "ca",
+            &[
+                "api",
+                "endpoints",
+                "attest",
+                "authz",
+                "watch",
+                "server",
+                "registry",
+            ],
+        ),
+        ("attest", &["api", "endpoints", "server"]),
+        ("api", &["endpoints", "server"]),
+        ("endpoints", &["datastore", "ca", "server"]),
+    ] {
+        check(&server, module, above)?;
+    }
+    let agent = modules(&root().join("crates/agent/src"))?;
+    check(
+        &agent,
+        "cache",
+        &["sync", "workload_api", "attestor", "endpoints", "join"],
+    )?;
+    check(&agent, "attestor", &["sync", "cache", "endpoints", "join"])
+}
+
+fn check(graph: &Graph, module: &str, above: &[&str]) -> Result<()> {
+    let named = graph
+        .get(module)
+        .with_context(|| format!("no module {module}"))?;
+    for upper in above {
+        ensure!(!named.contains(*upper), "{module} names {upper}");
+    }
+    Ok(())
+}

@@ -1,0 +1,6 @@
+//! What Plastron promises beyond SPIRE: runs only when both roles are Plastron's.
+
+mod kill;
+mod noise;
+mod offline;
+mod trouble;
