@@ -217,11 +217,14 @@ impl Authorizer {
     /// Is this agent still what it was when it was let in? For streams, before every push. Memory only.
     ///
     /// # Errors
-    /// PermissionDenied with details, as for a call.
-    pub(crate) fn recheck_agent(&self, svid: &PeerSvid) -> Result<(), Status> {
+    /// What to end the stream with.
+    pub(crate) fn recheck_agent(&self, svid: &PeerSvid) -> Result<(), StreamEnd> {
         self.check_agent(svid)
             .map(|_| ())
-            .map_err(Denial::into_bare_status)
+            .map_err(|denial| match denial.reason {
+                Some(Reason::AgentNotActive) => StreamEnd::Superseded,
+                _ => StreamEnd::Denied(denial.into_bare_status()),
+            })
     }
 
     fn check_agent(&self, svid: &PeerSvid) -> Result<Standing, Denial> {
@@ -256,6 +259,14 @@ impl Authorizer {
         );
         Err(Denial::agent(Reason::AgentNotActive, because))
     }
+}
+
+/// Why a stream of an agent ends.
+#[derive(Debug)]
+pub(crate) enum StreamEnd {
+    /// It goes on under a newer SVID, with which it connects again: nothing to blame it for.
+    Superseded,
+    Denied(Status),
 }
 
 enum Standing {

@@ -51,6 +51,7 @@ use crate::ratelimit::RateLimits;
 use crate::registry::Registry;
 use crate::tasks::Tasks;
 use crate::watch::WatchService;
+use crate::watch::hub::Hub;
 
 #[cfg(test)]
 mod tests;
@@ -145,6 +146,7 @@ struct World {
     registry: Arc<Registry>,
     ca: Arc<Ca>,
     api: Arc<Api>,
+    hub: Arc<Hub>,
 }
 
 impl World {
@@ -192,89 +194,103 @@ impl World {
             agent_id_as_selector: config.agent_id_as_selector,
         };
         let limits = Arc::new(RateLimits::new(config.rate_limits));
-        let api = Arc::new(make_api(
+        let hub = Arc::new(Hub::new(Arc::clone(&registry)));
+        let watch = WatchService {
+            registry: Arc::clone(&registry),
+            authorizer: Arc::clone(&authorizer),
+            clock: Arc::clone(&environment.clock),
+            hub: Arc::clone(&hub),
+        };
+        let ground = Ground {
             authorizer,
             attestation,
             limits,
-            Arc::clone(&ca),
-            &environment,
-        ));
+            ca: Arc::clone(&ca),
+        };
+        let api = Arc::new(ground.api(watch, &environment));
         Ok(Self {
             environment,
             datastore,
             registry,
             ca,
             api,
+            hub,
         })
     }
 }
 
-/// Gives each service what it needs and nothing else.
-fn make_api(
+/// What services are made of.
+struct Ground {
     authorizer: Arc<Authorizer>,
     attestation: Attestation,
     limits: Arc<RateLimits>,
     ca: Arc<Ca>,
-    environment: &Environment,
-) -> Api {
-    let registry = || Arc::clone(&authorizer.registry);
-    let datastore = || authorizer.datastore.clone();
-    let clock = || Arc::clone(&environment.clock);
-    let trust_domain = || authorizer.registry.trust_domain().clone();
-    Api {
-        bundle: BundleServer::new(BundleService {
-            trust_domain: trust_domain(),
-            registry: registry(),
-            datastore: datastore(),
-            limits: Arc::clone(&limits),
-        }),
-        debug: DebugServer::new(DebugService {
-            trust_domain: trust_domain(),
-            registry: registry(),
-            clock: clock(),
-            started: environment.clock.now(),
-            ca: Arc::clone(&ca),
-            last: Mutex::new(None),
-        }),
-        entry: EntryServer::new(EntryService {
-            trust_domain: trust_domain(),
-            registry: registry(),
-            datastore: datastore(),
-            authorizer: Arc::clone(&authorizer),
-        }),
-        health: HealthServer::new(HealthService {
-            trust_domain: trust_domain(),
-            registry: registry(),
-        }),
-        local_authority: LocalAuthorityServer::new(LocalAuthorityService {
-            ca: Arc::clone(&ca),
-        }),
-        logger: LoggerServer::new(LoggerService::new(environment.log.clone())),
-        svid: SvidServer::new(SvidService {
-            trust_domain: trust_domain(),
-            registry: registry(),
-            ca: Arc::clone(&ca),
-            limits: Arc::clone(&limits),
-        }),
-        trust_domain: TrustDomainServer::new(TrustDomainService {
-            registry: registry(),
-            datastore: datastore(),
-        }),
-        watch: WatchServer::new(WatchService {
-            registry: registry(),
-            authorizer: Arc::clone(&authorizer),
-            clock: clock(),
-        }),
-        agent: AgentServer::new(AgentService {
-            trust_domain: trust_domain(),
-            registry: registry(),
-            datastore: datastore(),
-            ca,
-            clock: clock(),
-            limits,
+}
+
+impl Ground {
+    /// Gives each service what it needs and nothing else.
+    fn api(self, watch: WatchService, environment: &Environment) -> Api {
+        let Self {
+            authorizer,
             attestation,
-        }),
-        authorizer,
+            limits,
+            ca,
+        } = self;
+        let registry = || Arc::clone(&authorizer.registry);
+        let datastore = || authorizer.datastore.clone();
+        let clock = || Arc::clone(&environment.clock);
+        let trust_domain = || authorizer.registry.trust_domain().clone();
+        Api {
+            bundle: BundleServer::new(BundleService {
+                trust_domain: trust_domain(),
+                registry: registry(),
+                datastore: datastore(),
+                limits: Arc::clone(&limits),
+            }),
+            debug: DebugServer::new(DebugService {
+                trust_domain: trust_domain(),
+                registry: registry(),
+                clock: clock(),
+                started: environment.clock.now(),
+                ca: Arc::clone(&ca),
+                last: Mutex::new(None),
+            }),
+            entry: EntryServer::new(EntryService {
+                trust_domain: trust_domain(),
+                registry: registry(),
+                datastore: datastore(),
+                authorizer: Arc::clone(&authorizer),
+            }),
+            health: HealthServer::new(HealthService {
+                trust_domain: trust_domain(),
+                registry: registry(),
+            }),
+            local_authority: LocalAuthorityServer::new(LocalAuthorityService {
+                ca: Arc::clone(&ca),
+            }),
+            logger: LoggerServer::new(LoggerService::new(environment.log.clone())),
+            svid: SvidServer::new(SvidService {
+                trust_domain: trust_domain(),
+                registry: registry(),
+                ca: Arc::clone(&ca),
+                limits: Arc::clone(&limits),
+            }),
+            trust_domain: TrustDomainServer::new(TrustDomainService {
+                registry: registry(),
+                datastore: datastore(),
+            }),
+            watch: WatchServer::new(watch),
+            agent: AgentServer::new(AgentService {
+                trust_domain: trust_domain(),
+                registry: registry(),
+                datastore: datastore(),
+                ca,
+                clock: clock(),
+                limits,
+                attestation,
+            }),
+            authorizer,
+        }
     }
 }
 
@@ -374,6 +390,7 @@ impl World {
 
     fn spawn_background(&self, tasks: &mut Tasks, agents: Option<PruningConfig>) {
         let (ca, mut shutdown) = (Arc::clone(&self.ca), tasks.shutdown());
+        tasks.spawn("watch", Arc::clone(&self.hub).run(tasks.shutdown()));
         tasks.spawn("authorities", async move {
             tokio::select! {
                 () = ca.run() => {}

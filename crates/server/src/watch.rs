@@ -18,13 +18,16 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use crate::audit::Fields;
-use crate::authz::Authorizer;
+use crate::authz::{Authorizer, StreamEnd};
 use crate::caller::{Caller, PeerSvid};
 use crate::registry::Registry;
+use hub::{Hub, Mailbox, News};
 use view::View;
 
+pub(crate) mod hub;
 #[cfg(test)]
 mod tests;
+mod told;
 mod view;
 
 /// Events made ahead of what the agent has read.
@@ -38,6 +41,7 @@ pub(crate) struct WatchService {
     pub(crate) registry: Arc<Registry>,
     pub(crate) authorizer: Arc<Authorizer>,
     pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) hub: Arc<Hub>,
 }
 
 #[tonic::async_trait]
@@ -56,6 +60,7 @@ impl WatchApi for WatchService {
             clock: Arc::clone(&self.clock),
             authorizer: Arc::clone(&self.authorizer),
             // Before the first look, so that no change falls between.
+            mailbox: self.hub.join(svid.id.clone()),
             revisions: self.registry.subscribe(),
             view: View::new(Arc::clone(&self.registry), svid.id.clone()),
             events,
@@ -63,9 +68,12 @@ impl WatchApi for WatchService {
         caller.audit(Ok(()), Fields::new);
         tokio::spawn(watcher.run(request.into_inner()));
         let authorizer = Arc::clone(&self.authorizer);
-        let checked = ReceiverStream::new(stream).map(move |event| {
-            authorizer.recheck_agent(&svid)?;
-            event
+        let checked = ReceiverStream::new(stream).scan((), move |(), event| {
+            std::future::ready(match authorizer.recheck_agent(&svid) {
+                Ok(()) => Some(event),
+                Err(StreamEnd::Denied(denied)) => Some(Err(denied)),
+                Err(StreamEnd::Superseded) => None,
+            })
         });
         Ok(Response::new(Box::pin(until_closing(
             checked,
@@ -89,6 +97,7 @@ struct Watcher {
     svid: PeerSvid,
     clock: Arc<dyn Clock>,
     authorizer: Arc<Authorizer>,
+    mailbox: Arc<Mailbox>,
     revisions: watch::Receiver<u64>,
     view: View,
     events: mpsc::Sender<Result<WatchEvent, Status>>,
@@ -99,7 +108,6 @@ struct Ended;
 
 impl Watcher {
     async fn run(mut self, request: WatchRequest) {
-        self.revisions.mark_unchanged();
         let first = self.view.start(&request);
         if self.push(first).await.is_err() {
             return;
@@ -109,20 +117,24 @@ impl Watcher {
             .not_after
             .duration_since(self.clock.now())
             .unwrap_or_default();
-        let expiry = Instant::now() + life;
+        let mut expiry = Instant::now() + life;
         loop {
-            tokio::select! {
-                changed = self.revisions.changed() => if changed.is_err() { return },
-                () = tokio::time::sleep_until(expiry) => {}
+            let news = tokio::select! {
+                news = self.mailbox.news() => news,
+                () = tokio::time::sleep_until(expiry) => News::default(),
                 () = self.events.closed() => return,
-            }
-            if let Err(denied) = self.authorizer.recheck_agent(&self.svid) {
-                // The agent learns why; if it does not read, the stream ends all the same.
-                drop(self.events.try_send(Err(denied)));
+            };
+            if let Err(end) = self.authorizer.recheck_agent(&self.svid) {
+                if let StreamEnd::Denied(denied) = end {
+                    // The agent learns why; if it does not read, the stream ends all the same.
+                    drop(self.events.try_send(Err(denied)));
+                }
                 return;
             }
+            // The clock says that it has not expired: look again soon.
+            expiry = expiry.max(Instant::now() + LONGEST_REST);
             let started = Instant::now();
-            let events = self.view.advance();
+            let events = self.view.advance(news);
             if events.is_empty() {
                 continue;
             }

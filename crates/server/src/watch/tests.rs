@@ -12,7 +12,7 @@ use spiffe::trust_domain::TrustDomain;
 use tonic::{Code, Status, Streaming};
 
 use crate::registry::AgentPatch;
-use crate::testing::{Identity, TestServer, entry, reason, wire_selector};
+use crate::testing::{Identity, TestServer, entry, reason, wire_id, wire_selector};
 
 struct Stream(Streaming<WatchEvent>);
 
@@ -327,4 +327,119 @@ async fn ends_when_the_server_stops() {
     let stopped = tokio::spawn(server.stop());
     assert!(matches!(stream.next().await, Ok(None)), "a clean end");
     stopped.await.unwrap();
+}
+
+#[tokio::test]
+async fn ends_without_blame_when_the_agent_goes_on_under_a_renewed_svid() {
+    let server = TestServer::start().await;
+    let node = server.agent().await;
+    let mut stream = watch(&server, &node, WatchRequest::default()).await;
+    stream.event().await;
+    let patch = AgentPatch {
+        serial: Some("77".to_owned()),
+        ..AgentPatch::default()
+    };
+    server
+        .datastore
+        .update_agent(&node.id, patch)
+        .await
+        .unwrap();
+    assert!(stream.next().await.unwrap().is_none());
+}
+
+/// Entries two levels below the node: `/mid` under the node, `/low` under `/mid`.
+async fn chain(server: &TestServer, node: &Identity) -> (types::Entry, types::Entry) {
+    let mid = server.entry(node, "/mid").await;
+    let low = server.create(entry("/mid", "/low")).await;
+    (mid, low)
+}
+
+#[tokio::test]
+async fn takes_back_what_hung_below_an_entry_that_goes() {
+    let server = TestServer::start().await;
+    let node = server.agent().await;
+    let (mid, low) = chain(&server, &node).await;
+    let mut stream = watch(&server, &node, WatchRequest::default()).await;
+    assert_eq!(stream.event().await.entries.len(), 2);
+    server
+        .datastore
+        .delete_entries(vec![mid.id.clone()])
+        .await
+        .unwrap();
+    let mut removed = stream.event().await.removed_entry_ids;
+    removed.sort();
+    let mut expected = vec![mid.id, low.id];
+    expected.sort();
+    assert_eq!(removed, expected);
+}
+
+#[tokio::test]
+async fn takes_back_a_whole_branch_that_goes_in_one_commit() {
+    let server = TestServer::start().await;
+    let node = server.agent().await;
+    let (mid, low) = chain(&server, &node).await;
+    let lower = server.create(entry("/low", "/lower")).await;
+    let mut stream = watch(&server, &node, WatchRequest::default()).await;
+    assert_eq!(stream.event().await.entries.len(), 3);
+    let all = vec![lower.id, low.id, mid.id];
+    server.datastore.delete_entries(all).await.unwrap();
+    let mut removed = 0;
+    while removed < 3 {
+        removed += stream.event().await.removed_entry_ids.len();
+    }
+    assert_eq!(removed, 3);
+}
+
+#[tokio::test]
+async fn follows_an_entry_to_another_node() {
+    let server = TestServer::start().await;
+    let (one, two) = (server.agent().await, server.agent().await);
+    let (mid, low) = chain(&server, &one).await;
+    let mut from = watch(&server, &one, WatchRequest::default()).await;
+    let mut to = watch(&server, &two, WatchRequest::default()).await;
+    assert_eq!(from.event().await.entries.len(), 2);
+    assert_eq!(to.event().await.entries.len(), 0);
+    let moved = types::Entry {
+        id: mid.id.clone(),
+        parent_id: Some(wire_id(two.id.path())),
+        ..types::Entry::default()
+    };
+    let request = BatchUpdateEntryRequest {
+        entries: vec![moved],
+        input_mask: Some(EntryMask {
+            parent_id: true,
+            ..EntryMask::default()
+        }),
+        output_mask: None,
+    };
+    EntryClient::new(server.local().await)
+        .batch_update_entry(request)
+        .await
+        .unwrap();
+    let (gone, come) = (from.event().await, to.event().await);
+    assert_eq!((gone.removed_entry_ids.len(), gone.entries.len()), (2, 0));
+    let mut ids = ids(&come);
+    ids.sort_unstable();
+    let mut expected = vec![mid.id.as_str(), low.id.as_str()];
+    expected.sort_unstable();
+    assert_eq!(ids, expected);
+}
+
+#[tokio::test]
+async fn tells_each_of_many_watchers_of_its_own() {
+    let server = TestServer::start().await;
+    let mut watchers = Vec::new();
+    for _ in 0..8 {
+        let node = server.agent().await;
+        let mut stream = watch(&server, &node, WatchRequest::default()).await;
+        stream.event().await;
+        watchers.push((node, stream));
+    }
+    let mut made = Vec::new();
+    for (node, _) in &watchers {
+        made.push(server.entry(node, "/web").await.id);
+    }
+    for ((_, stream), id) in watchers.iter_mut().zip(made) {
+        assert_eq!(ids(&stream.event().await), [id.as_str()]);
+    }
 }

@@ -11,6 +11,8 @@ use spiffe::entry::Entry;
 use spiffe::id::SpiffeId;
 use spiffe::trust_domain::TrustDomain;
 
+use super::hub::News;
+use super::told::Told;
 use crate::registry::{Change, EntryFilter, Kind, Object, Page, Registry};
 
 /// Entries in one event; as many as SPIRE has in a page.
@@ -26,19 +28,8 @@ pub(super) struct View {
     server: SpiffeId,
     /// Everything up to here has been told.
     revision: u64,
-    entries: HashMap<Arc<str>, Arc<Entry>>,
+    told: Told,
     bundles: HashMap<TrustDomain, Arc<Bundle>>,
-}
-
-/// What one change means for the agent.
-enum Effect {
-    Nothing,
-    /// This entry alone came, changed or went.
-    Entry(Arc<str>),
-    /// Bundles have changed.
-    Bundles,
-    /// Anything may have.
-    Unknown,
 }
 
 /// The difference to tell.
@@ -53,10 +44,10 @@ impl View {
         let server = SpiffeId::server(registry.trust_domain());
         Self {
             registry,
+            told: Told::nothing(agent.clone()),
             agent,
             server,
             revision: 0,
-            entries: HashMap::new(),
             bundles: HashMap::new(),
         }
     }
@@ -73,25 +64,20 @@ impl View {
             None
         };
         for entry in self.registry.authorized_entries(&self.agent) {
-            self.entries.insert(Arc::clone(&entry.id), entry);
+            self.told.insert(entry);
         }
-        let untouched = changes.is_some_and(|changes| {
-            changes.iter().all(|change| {
-                change.revision > self.revision || matches!(self.effect(change), Effect::Nothing)
-            })
-        });
+        let untouched =
+            changes.is_some_and(|changes| !changes.iter().any(|change| self.concerns(change)));
         let bundles = self.wanted_bundles();
-        self.bundles = bundles
-            .iter()
-            .map(|bundle| (bundle.trust_domain.clone(), Arc::clone(bundle)))
-            .collect();
+        let by_name = |bundle: &Arc<Bundle>| (bundle.trust_domain.clone(), Arc::clone(bundle));
+        self.bundles = bundles.iter().map(by_name).collect();
         // The sets may hold something newer than that revision, of which the agent has not heard.
         let quiet = self.registry.revision() == self.revision;
         if untouched && quiet {
             return vec![self.event()];
         }
         let all = Delta {
-            changed: self.entries.values().cloned().collect(),
+            changed: self.told.iter().cloned().collect(),
             removed: Vec::new(),
         };
         let mut events = self.events(&all, &bundles, Vec::new());
@@ -101,176 +87,126 @@ impl View {
         events
     }
 
-    /// The events since the last; none when nothing that concerns the agent happened.
-    pub(super) fn advance(&mut self) -> Vec<WatchEvent> {
-        let before = self.revision;
-        self.revision = self.registry.revision();
-        let delta = match self.registry.changes_since(before) {
-            None => Some(self.compare_all()),
-            Some(changes) => self.follow(&changes),
+    /// The events that the news amount to; none when they do not concern the agent after all.
+    pub(super) fn advance(&mut self, news: News) -> Vec<WatchEvent> {
+        self.revision = self.revision.max(news.revision);
+        let delta = if news.everything {
+            self.compare_all()
+        } else {
+            self.compare(news.entries)
         };
-        let Some(delta) = delta else {
-            return Vec::new();
-        };
-        let wanted = self.wanted_bundles();
-        let (mut changed, mut removed) = (Vec::new(), Vec::new());
-        let mut former = std::mem::take(&mut self.bundles);
-        for bundle in wanted {
-            let told = former.remove(&bundle.trust_domain);
-            if !told.is_some_and(|told| Arc::ptr_eq(&told, &bundle)) {
-                changed.push(Arc::clone(&bundle));
-            }
-            self.bundles.insert(bundle.trust_domain.clone(), bundle);
-        }
-        removed.extend(former.into_keys().map(|name| name.as_str().to_owned()));
-        if delta.changed.is_empty()
-            && delta.removed.is_empty()
-            && changed.is_empty()
-            && removed.is_empty()
-        {
+        let (changed, removed) = self.compare_bundles();
+        let nothing = delta.changed.is_empty() && delta.removed.is_empty();
+        if nothing && changed.is_empty() && removed.is_empty() {
             return Vec::new();
         }
-        removed.sort_unstable();
         self.events(&delta, &changed, removed)
     }
 
-    /// Applies changes one by one while each is about one entry; compares all when that is not enough. `None` when nothing
-    /// concerns the agent.
-    fn follow(&mut self, changes: &[Change]) -> Option<Delta> {
-        let (mut touched, mut any) = (Vec::new(), false);
-        for change in changes {
-            match self.effect(change) {
-                Effect::Nothing => continue,
-                Effect::Entry(id) => touched.push(id),
-                Effect::Bundles => {}
-                Effect::Unknown => return Some(self.compare_all()),
-            }
-            any = true;
-        }
-        if !any {
-            return None;
-        }
-        touched.sort_unstable();
-        touched.dedup();
+    /// Looks at some entries; at all when one of them stood between the agent and others.
+    fn compare(&mut self, mut ids: Vec<Arc<str>>) -> Delta {
+        ids.sort_unstable();
+        ids.dedup();
         let mut delta = Delta::default();
-        for id in touched {
-            match self.registry.authorized_entry(&self.agent, &id) {
-                Some(entry) => {
-                    let told = self.entries.insert(id, Arc::clone(&entry));
-                    if !told.is_some_and(|told| Arc::ptr_eq(&told, &entry)) {
-                        delta.changed.push(entry);
-                    }
-                }
-                None => {
-                    if self.entries.remove(&id).is_some() {
-                        delta.removed.push(id);
-                    }
-                }
+        for id in ids {
+            let now = self.registry.authorized_entry(&self.agent, &id);
+            let told = match &now {
+                Some(entry) => self.told.insert(Arc::clone(entry)),
+                None => self.told.remove(&id),
+            };
+            let moved = |told: &Arc<Entry>| {
+                now.as_ref()
+                    .is_none_or(|now| now.spiffe_id != told.spiffe_id)
+            };
+            if told
+                .as_ref()
+                .is_some_and(|told| moved(told) && self.told.has_below(&told.spiffe_id))
+            {
+                delta.merge(self.compare_all());
+            }
+            match (now, told) {
+                (Some(now), Some(told)) if Arc::ptr_eq(&told, &now) => {}
+                (Some(now), _) => delta.changed.push(now),
+                (None, Some(_)) => delta.removed.push(id),
+                (None, None) => {}
             }
         }
-        Some(delta)
+        delta
     }
 
     fn compare_all(&mut self) -> Delta {
-        let mut former = std::mem::take(&mut self.entries);
+        let mut former = self.told.take();
         let mut delta = Delta::default();
         for entry in self.registry.authorized_entries(&self.agent) {
             let told = former.remove(&entry.id);
             if !told.is_some_and(|told| Arc::ptr_eq(&told, &entry)) {
                 delta.changed.push(Arc::clone(&entry));
             }
-            self.entries.insert(Arc::clone(&entry.id), entry);
+            self.told.insert(entry);
         }
         delta.removed.extend(former.into_keys());
         delta
     }
 
-    fn effect(&self, change: &Change) -> Effect {
+    /// Bundles that are new or other than told, and the names of those that are no longer the agent's.
+    fn compare_bundles(&mut self) -> (Vec<Arc<Bundle>>, Vec<String>) {
+        let mut changed = Vec::new();
+        let mut former = std::mem::take(&mut self.bundles);
+        for bundle in self.wanted_bundles() {
+            let told = former.remove(&bundle.trust_domain);
+            if !told.is_some_and(|told| Arc::ptr_eq(&told, &bundle)) {
+                changed.push(Arc::clone(&bundle));
+            }
+            self.bundles.insert(bundle.trust_domain.clone(), bundle);
+        }
+        let mut removed: Vec<_> = former
+            .into_keys()
+            .map(|name| name.as_str().to_owned())
+            .collect();
+        removed.sort_unstable();
+        (changed, removed)
+    }
+
+    /// Whether a change may matter to the agent. Asked once, when a stream continues at a cursor.
+    fn concerns(&self, change: &Change) -> bool {
+        let entry = |side: &Option<Object>| match side {
+            Some(Object::Entry(entry)) => Some(Arc::clone(entry)),
+            _ => None,
+        };
         match change.kind {
-            Kind::Entry => self.entry_effect(change),
-            Kind::Bundle => {
-                let own = change.key.as_ref() == self.registry.trust_domain().as_str();
-                let told = own || self.entries.values().any(|entry| names(entry, &change.key));
-                if told {
-                    Effect::Bundles
-                } else {
-                    Effect::Nothing
-                }
-            }
-            Kind::Agent if change.key.as_ref() == self.agent.as_str() => {
-                let selectors = |side: &Option<Object>| match side {
-                    Some(Object::Agent(agent)) => Some(agent.selectors.clone()),
-                    _ => None,
-                };
-                if selectors(&change.old) == selectors(&change.new) {
-                    Effect::Nothing
-                } else {
-                    Effect::Unknown
-                }
-            }
-            _ => Effect::Nothing,
+            Kind::Bundle => true,
+            Kind::Agent => change.key.as_ref() == self.agent.as_str(),
+            Kind::Entry if self.told.contains(&change.key) => true,
+            Kind::Entry => [entry(&change.old), entry(&change.new)]
+                .into_iter()
+                .flatten()
+                .any(|entry| {
+                    // What hung below it may have gone with it.
+                    has_children(&self.registry, &entry.spiffe_id)
+                        || self.told.has_below(&entry.spiffe_id)
+                        || self.is_alias_of_agent(&entry)
+                        || self.registry.authorizes(&self.agent, &entry)
+                }),
+            _ => false,
         }
     }
 
-    fn entry_effect(&self, change: &Change) -> Effect {
-        let sides = [&change.old, &change.new]
-            .into_iter()
-            .filter_map(|side| match side {
-                Some(Object::Entry(entry)) => Some(entry),
-                _ => None,
-            });
-        let mut concerned = self.entries.contains_key(&change.key);
-        for entry in sides {
-            if entry.parent_id == self.server {
-                // A node alias: whoever has its selectors also has what hangs below it.
-                let ours = self.registry.agent(&self.agent);
-                if ours.is_some_and(|agent| entry.selectors.is_subset_of(&agent.selectors)) {
-                    return Effect::Unknown;
-                }
-                continue;
-            }
-            if concerned || self.registry.authorizes(&self.agent, entry) {
-                if self.has_children(&entry.spiffe_id) {
-                    return Effect::Unknown;
-                }
-                concerned = true;
-            }
-        }
-        if concerned {
-            Effect::Entry(Arc::clone(&change.key))
-        } else {
-            Effect::Nothing
-        }
-    }
-
-    fn has_children(&self, id: &SpiffeId) -> bool {
-        let below = EntryFilter {
-            by_parent_id: Some(id.clone()),
-            ..EntryFilter::default()
-        };
-        let one = Page {
-            size: 1,
-            token: String::new(),
-        };
-        self.registry
-            .entries(&below, &one)
-            .is_ok_and(|listing| !listing.items.is_empty())
+    fn is_alias_of_agent(&self, entry: &Entry) -> bool {
+        let agent = self.registry.agent(&self.agent);
+        entry.parent_id == self.server
+            && agent.is_some_and(|agent| entry.selectors.is_subset_of(&agent.selectors))
     }
 
     /// The own bundle, and those that the agent's entries federate with, as far as they are known.
     fn wanted_bundles(&self) -> Vec<Arc<Bundle>> {
-        let mut names: Vec<&TrustDomain> = self
-            .entries
-            .values()
-            .flat_map(|entry| &entry.federates_with)
-            .collect();
+        let mut names: Vec<&TrustDomain> = self.told.federated().collect();
         names.push(self.registry.trust_domain());
         names.sort_unstable();
         names.dedup();
-        names
+        let bundles = names
             .into_iter()
-            .filter_map(|name| self.registry.bundle(name))
-            .collect()
+            .filter_map(|name| self.registry.bundle(name));
+        bundles.collect()
     }
 
     fn event(&self) -> WatchEvent {
@@ -316,9 +252,24 @@ impl View {
     }
 }
 
-fn names(entry: &Entry, trust_domain: &str) -> bool {
-    entry
-        .federates_with
-        .iter()
-        .any(|name| name.as_str() == trust_domain)
+impl Delta {
+    fn merge(&mut self, other: Self) {
+        self.changed.extend(other.changed);
+        self.removed.extend(other.removed);
+    }
+}
+
+/// Whether any entry hangs below this ID.
+pub(super) fn has_children(registry: &Registry, id: &SpiffeId) -> bool {
+    let below = EntryFilter {
+        by_parent_id: Some(id.clone()),
+        ..EntryFilter::default()
+    };
+    let one = Page {
+        size: 1,
+        token: String::new(),
+    };
+    registry
+        .entries(&below, &one)
+        .is_ok_and(|listing| !listing.items.is_empty())
 }

@@ -19,7 +19,7 @@ use tokio_stream::{Stream, StreamExt};
 use tonic::{Code, Status, Streaming};
 
 use crate::audit::Fields;
-use crate::authz::Authorizer;
+use crate::authz::{Authorizer, StreamEnd};
 use crate::caller::Caller;
 use crate::status::refused;
 
@@ -100,12 +100,11 @@ impl Conversation {
                 .collect();
             // The end of the requests, or of the connection, is the normal end.
             while let Some(Ok(request)) = requests.next().await {
-                if let Err(denied) = self
-                    .caller
-                    .agent()
-                    .and_then(|svid| self.authorizer.recheck_agent(svid))
-                {
-                    self.answers.send(Err(denied)).await.map_err(|_gone| Gone)?;
+                let standing = self.caller.agent().map_err(StreamEnd::Denied);
+                if let Err(end) = standing.and_then(|svid| self.authorizer.recheck_agent(svid)) {
+                    if let StreamEnd::Denied(denied) = end {
+                        self.answers.send(Err(denied)).await.map_err(|_gone| Gone)?;
+                    }
                     return Err(Gone);
                 }
                 self.send_entries(request.ids, &by_id).await?;
