@@ -279,24 +279,12 @@ impl<K: Kind> Authority<K> {
         Ok(state)
     }
 
-    /// Moves next to current; the current one becomes old.
+    /// Moves next to current; the current one becomes old. What signs has changed before the first await, so that a
+    /// caller who goes away in the middle leaves nothing half done.
     async fn rotate(&self, slots: &mut Slots<K::Issuer>) {
         let Some(mut next) = slots.next.take() else {
             return;
         };
-        let before = slots.current.take();
-        let mut changes = Vec::with_capacity(2);
-        if let Some(old) = &before {
-            changes.push((old.record.authority_id.clone(), Status::Old));
-        }
-        changes.push((next.record.authority_id.clone(), Status::Active));
-        let named: Vec<_> = changes
-            .iter()
-            .map(|(id, status)| (id.as_str(), *status))
-            .collect();
-        if let Err(error) = self.ground.journal.set_status(K::SERIES, &named).await {
-            tracing::error!(%error, "the CA journal does not know yet which {} is active", K::WHAT);
-        }
         next.record.status = Status::Active;
         self.active.store(next.issuer.clone());
         tracing::info!(
@@ -307,6 +295,9 @@ impl<K: Kind> Authority<K> {
             "{} activated",
             K::WHAT
         );
+        let active_id = next.record.authority_id.clone();
+        let before = slots.current.replace(next);
+        let old_id = before.as_ref().map(|held| held.record.authority_id.clone());
         slots.next = before.map(|held| Held {
             record: Record {
                 status: Status::Old,
@@ -314,7 +305,12 @@ impl<K: Kind> Authority<K> {
             },
             issuer: None,
         });
-        slots.current = Some(next);
+        self.show(slots);
+        let mut changes = vec![(active_id.as_str(), Status::Active)];
+        changes.extend(old_id.as_deref().map(|id| (id, Status::Old)));
+        if let Err(error) = self.ground.journal.set_status(K::SERIES, &changes).await {
+            tracing::error!(%error, "the CA journal does not know yet which {} is active", K::WHAT);
+        }
     }
 
     async fn load(&self, slots: &mut Slots<K::Issuer>, now: SystemTime) -> Result<(), CaError> {

@@ -215,8 +215,12 @@ impl Journal {
         let before = state.entries.clone();
         let list = state.entries.list_mut(series);
         list.push(record);
-        let excess = list.len().saturating_sub(MOST_RECORDS);
-        list.drain(..excess);
+        // The one that signs stays, however often another was prepared since.
+        while list.len() > MOST_RECORDS {
+            let oldest = list.iter().position(|one| one.status != Status::Active);
+            list.remove(oldest.unwrap_or(0));
+        }
+        state.unsaved = true;
         if let Err(error) = self.store(&state.entries).await {
             state.entries = before;
             return Err(error);

@@ -173,3 +173,42 @@ async fn the_servers_own_svid_leaves_a_tainted_authority_at_once() {
     ca.tick_server_svid(world.clock.now()).await.unwrap();
     assert_ne!(ca.server_svid().unwrap().serial, shown);
 }
+
+#[tokio::test]
+async fn a_caller_who_goes_away_leaves_nothing_half_done() {
+    for kind in KINDS {
+        let world = World::new().await;
+        let ca = world.server().await;
+        let next = ca.prepare(kind).await.unwrap().authority_id;
+        // Polled once, then dropped, as a cancelled call is.
+        tokio::select! {
+            biased;
+            _ = ca.activate(kind, &next) => panic!("it did not wait for the journal"),
+            () = std::future::ready(()) => {}
+        }
+        assert_eq!(active_of(&ca, kind), next);
+        tokio::select! {
+            biased;
+            _ = ca.prepare(kind) => panic!("it did not wait for anything"),
+            () = std::future::ready(()) => {}
+        }
+        ca.tick(world.clock.now()).await.unwrap();
+        assert_eq!(active_of(&ca, kind), next);
+        drop(ca);
+        assert_eq!(active_of(&world.server().await, kind), next);
+    }
+}
+
+#[tokio::test]
+async fn however_often_another_is_prepared_the_active_one_survives_a_restart() {
+    for kind in KINDS {
+        let world = World::new().await;
+        let ca = world.server().await;
+        let active = active_of(&ca, kind);
+        for _ in 0..12 {
+            ca.prepare(kind).await.unwrap();
+        }
+        drop(ca);
+        assert_eq!(active_of(&world.server().await, kind), active);
+    }
+}
