@@ -174,13 +174,15 @@ impl Hub {
                 .for_each(|mailbox| mailbox.leave(&Word::Bundles)),
             Kind::Agent => {
                 let same = selectors(change.old.as_ref()) == selectors(change.new.as_ref());
-                for mailbox in everybody {
-                    if mailbox.agent.as_str() == change.key.as_ref() {
-                        mailbox.leave(&Word::Standing);
-                        if !same {
-                            mailbox.leave(&Word::Everything);
-                        }
-                    }
+                let word = if same {
+                    Word::Standing
+                } else {
+                    Word::Everything
+                };
+                let concerned =
+                    |mailbox: &&Arc<Mailbox>| mailbox.agent.as_str() == change.key.as_ref();
+                for mailbox in everybody.iter().filter(concerned) {
+                    mailbox.leave(&word);
                 }
             }
             Kind::Entry => {

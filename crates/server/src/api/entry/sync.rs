@@ -100,13 +100,7 @@ impl Conversation {
                 .collect();
             // The end of the requests, or of the connection, is the normal end.
             while let Some(Ok(request)) = requests.next().await {
-                let standing = self.caller.agent().map_err(StreamEnd::Denied);
-                if let Err(end) = standing.and_then(|svid| self.authorizer.recheck_agent(svid)) {
-                    if let StreamEnd::Denied(denied) = end {
-                        self.answers.send(Err(denied)).await.map_err(|_gone| Gone)?;
-                    }
-                    return Err(Gone);
-                }
+                self.recheck().await?;
                 self.send_entries(request.ids, &by_id).await?;
             }
             Ok::<(), Gone>(())
@@ -118,6 +112,18 @@ impl Conversation {
         if ended.is_ok() {
             self.caller.audit(Ok(()), Fields::new);
         }
+    }
+
+    /// Goes on only with an agent that is still one.
+    async fn recheck(&self) -> Result<(), Gone> {
+        let standing = self.caller.agent().map_err(StreamEnd::Denied);
+        let Err(end) = standing.and_then(|svid| self.authorizer.recheck_agent(svid)) else {
+            return Ok(());
+        };
+        if let StreamEnd::Denied(denied) = end {
+            self.answers.send(Err(denied)).await.map_err(|_gone| Gone)?;
+        }
+        Err(Gone)
     }
 
     async fn send_revisions(&self) -> Result<(), Gone> {
