@@ -109,6 +109,11 @@ impl Sqlite {
                     loader.accept(kind, number, key, body)?;
                 }
             }
+            drop(snapshot);
+            // All was read once and won't be read again: reads are answered from our own memory.
+            connection
+                .execute_batch("PRAGMA shrink_memory")
+                .map_err(fault)?;
             loader.state.starts_at(revision);
             Ok(loader)
         })
@@ -219,7 +224,7 @@ fn prepare(path: &Path, wanted: &Meta) -> Result<(Connection, Meta), DatastoreEr
     connection
         .execute_batch(
             "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON; \
-             PRAGMA wal_autocheckpoint = 4000; PRAGMA cache_size = -16384; PRAGMA temp_store = MEMORY;",
+             PRAGMA wal_autocheckpoint = 4000; PRAGMA cache_size = -8192; PRAGMA temp_store = MEMORY;",
         )
         .map_err(fault)?;
     let meta = migrate(&mut connection, path, wanted, &fault)?;
