@@ -219,6 +219,7 @@ impl Cache {
                 svid.not_after,
                 unit_interval(&*self.random),
             );
+            let renew_at = renew_at.max(not_sooner(svid.not_after, now));
             inner.svids.put(svid, renew_at);
             if outdated {
                 inner.svids.mark_stale(&id);
@@ -360,6 +361,12 @@ impl Cache {
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Certificates begin some seconds before they are issued: of one that lives as short as that, half is over when it
+/// comes. At least two fifths of what is left is used, or it would be renewed without end.
+pub(crate) fn not_sooner(not_after: SystemTime, now: SystemTime) -> SystemTime {
+    now + not_after.duration_since(now).unwrap_or(Duration::ZERO).mul_f64(0.4)
 }
 
 #[cfg(test)]

@@ -464,3 +464,19 @@ fn a_snapshot_can_be_taken_up_again() {
     assert_eq!(stream.borrow().x509_svids(), taken_up.borrow().x509_svids());
     assert!(next.cache.take_wanted(10).is_empty());
 }
+
+#[test]
+fn an_svid_that_lives_a_few_seconds_is_not_renewed_without_end() {
+    let f = fixture();
+    f.entries(&[entry("a", "/a", &["unix:uid:1"])]);
+    let _stream = f.cache.subscribe(&selectors(&["unix:uid:1"]));
+    let wanted = f.cache.take_wanted(1);
+    let mut short = f.svid(&wanted[0]);
+    // Ten seconds of backdating and four of life.
+    short.not_before = at(0) - Duration::from_secs(10);
+    short.not_after = at(4);
+    f.cache.put_svids(vec![short]);
+    assert_eq!(f.cache.next_due(), Some(at(0) + Duration::from_millis(1600)));
+    f.cache.tick();
+    assert!(f.cache.take_wanted(1).is_empty());
+}

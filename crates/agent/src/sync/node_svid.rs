@@ -8,6 +8,7 @@ use tokio::time::Instant;
 
 use super::{Following, Outcome, Sync};
 use crate::backoff::Backoff;
+use crate::cache::not_sooner;
 use crate::dial;
 use crate::join;
 use crate::link::{Link, LinkError};
@@ -20,6 +21,8 @@ pub(super) struct Renewal {
     hurry: bool,
     backoff: Backoff,
     not_before: Option<Instant>,
+    /// A fresh SVID is used for a while, however short it lives.
+    not_sooner: Option<SystemTime>,
 }
 
 /// Why there is no new SVID.
@@ -38,6 +41,7 @@ impl Renewal {
             hurry: false,
             backoff,
             not_before: None,
+            not_sooner: None,
         }
     }
 
@@ -48,12 +52,13 @@ impl Renewal {
 
     /// When the SVID is to be renewed; nothing while that is under way.
     pub(super) fn due(&self, identity: &NodeIdentity) -> Option<SystemTime> {
-        (!self.busy).then(|| {
-            if self.hurry {
-                identity.svid.facts.not_before
-            } else {
-                identity.renew_at()
-            }
+        let due = if self.hurry {
+            identity.svid.facts.not_before
+        } else {
+            identity.renew_at()
+        };
+        (!self.busy).then(|| due.max(self.not_sooner.unwrap_or(due)))
+    }
         })
     }
 
@@ -110,6 +115,8 @@ impl Sync {
                 tracing::info!(id = %identity.id(), "the node's SVID was renewed");
                 self.renewal.backoff.reset();
                 (self.renewal.not_before, self.renewal.hurry) = (None, false);
+                let now = self.node.clock.now();
+                self.renewal.not_sooner = Some(not_sooner(identity.svid.facts.not_after, now));
                 self.use_identity(identity)
             }
             Err(error) => {
