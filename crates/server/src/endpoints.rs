@@ -94,7 +94,8 @@ where
             return;
         }
         () = tokio::time::sleep(jittered(MAX_CONNECTION_AGE, random.as_ref())) => false,
-        () = line.closed() => false,
+        // It makes room for another and has no calls: gone at once.
+        () = line.closed() => return,
         () = shutdown.requested() => true,
     };
     line.close();

@@ -119,7 +119,8 @@ impl AdminSocket {
             match accepted {
                 Ok((stream, _)) => {
                     let serving = serving.clone();
-                    if !connections.spawn(|line| serve(stream, line, serving)) {
+                    let serve = |line| serve(stream, line, serving);
+                    if !connections.spawn(serve).await {
                         tracing::warn!(
                             most = MAX_CONNECTIONS,
                             "refusing a connection on the admin socket: too many"

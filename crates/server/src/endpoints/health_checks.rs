@@ -74,7 +74,7 @@ impl HealthChecks {
             match accepted {
                 Ok((stream, _)) => {
                     let (health, paths) = (Arc::clone(&health), Arc::clone(&self.paths));
-                    connections.spawn(|_| serve(stream, health, paths));
+                    connections.spawn(|_| serve(stream, health, paths)).await;
                 }
                 Err(error) => pause_after_failed_accept(&error, &mut shutdown).await,
             }

@@ -10,6 +10,9 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+/// Connections beyond the cap that have been ended and are not gone yet.
+const LEAVING: usize = 64;
+
 /// One accepted connection as its endpoint sees it.
 #[derive(Debug)]
 pub(super) struct Line {
@@ -88,9 +91,8 @@ impl Lines {
         }
     }
 
-    /// Runs what `serve` makes of a new line. At the cap an idle line is closed for it; when none is idle, or twice the cap is
-    /// still on its way out, returns false.
-    pub(super) fn spawn<F>(&mut self, serve: impl FnOnce(Arc<Line>) -> F) -> bool
+    /// Runs what `serve` makes of a new line. At the cap an idle line is ended for it; returns false when none is idle.
+    pub(super) async fn spawn<F>(&mut self, serve: impl FnOnce(Arc<Line>) -> F) -> bool
     where
         F: Future<Output = ()> + Send + 'static,
     {
@@ -99,10 +101,14 @@ impl Lines {
             self.lines
                 .retain(|line| !line.ended.load(Ordering::Relaxed));
         }
-        if self.running.len() >= self.most
-            && (self.running.len() >= self.most.saturating_mul(2) || !self.make_room())
-        {
-            return false;
+        if self.running.len() >= self.most {
+            if !self.make_room() {
+                return false;
+            }
+            // It ends at once, yet those that did not get their turn to must not pile up.
+            while self.running.len() >= self.most.saturating_add(LEAVING) {
+                self.running.join_next().await;
+            }
         }
         let line = Line::new();
         self.lines.push_back(Arc::clone(&line));
@@ -161,10 +167,11 @@ mod tests {
         let (told, mut events) = tokio::sync::mpsc::unbounded_channel();
         for name in 1..=3 {
             let told = told.clone();
-            assert!(lines.spawn(|line| async move {
+            let serve = |line: Arc<Line>| async move {
                 line.closed().await;
                 told.send(name).unwrap();
-            }));
+            };
+            assert!(lines.spawn(serve).await);
         }
         assert_eq!(events.recv().await, Some(1));
     }
@@ -172,13 +179,14 @@ mod tests {
     #[tokio::test]
     async fn refuses_a_line_when_all_are_busy() {
         let mut lines = Lines::at_most(1);
-        assert!(lines.spawn(|line| {
+        let serve = |line: Arc<Line>| {
             let busy = line.busy();
             async move {
                 std::future::pending::<()>().await;
                 drop(busy);
             }
-        }));
-        assert!(!lines.spawn(|_| std::future::ready(())));
+        };
+        assert!(lines.spawn(serve).await);
+        assert!(!lines.spawn(|_| std::future::ready(())).await);
     }
 }

@@ -98,7 +98,8 @@ impl TcpEndpoint {
                         handshakes: Arc::clone(&handshakes),
                     };
                     let serving = serving.clone();
-                    if !connections.spawn(|line| serve(stream, address, door, line, serving)) {
+                    let serve = |line| serve(stream, address, door, line, serving);
+                    if !connections.spawn(serve).await {
                         tracing::warn!(most, %address, "refusing a connection: too many");
                     }
                 }

@@ -247,7 +247,11 @@ async fn goes_on_serving_beside_garbage_and_silence() {
 async fn lets_nobody_be_kept_out_of_the_admin_socket_by_silent_connections() {
     let server = TestServer::start().await;
     let mut silent = Vec::new();
-    for _ in 0..1_030 {
+    for _ in 0..4_000 {
+        // The server hangs up on the oldest; what this process may open is bounded too.
+        if silent.len() > 1_500 {
+            silent.drain(..500);
+        }
         silent.push(UnixStream::connect(&server.socket).await.unwrap());
     }
     AgentClient::new(server.local().await)
