@@ -366,7 +366,10 @@ impl Cache {
 /// Certificates begin some seconds before they are issued: of one that lives as short as that, half is over when it
 /// comes. At least two fifths of what is left is used, or it would be renewed without end.
 pub(crate) fn not_sooner(not_after: SystemTime, now: SystemTime) -> SystemTime {
-    now + not_after.duration_since(now).unwrap_or(Duration::ZERO).mul_f64(0.4)
+    now + not_after
+        .duration_since(now)
+        .unwrap_or(Duration::ZERO)
+        .mul_f64(0.4)
 }
 
 #[cfg(test)]

@@ -476,7 +476,10 @@ fn an_svid_that_lives_a_few_seconds_is_not_renewed_without_end() {
     short.not_before = at(0) - Duration::from_secs(10);
     short.not_after = at(4);
     f.cache.put_svids(vec![short]);
-    assert_eq!(f.cache.next_due(), Some(at(0) + Duration::from_millis(1600)));
+    assert_eq!(
+        f.cache.next_due(),
+        Some(at(0) + Duration::from_millis(1600))
+    );
     f.cache.tick();
     assert!(f.cache.take_wanted(1).is_empty());
 }

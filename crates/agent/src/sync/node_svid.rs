@@ -59,8 +59,6 @@ impl Renewal {
         };
         (!self.busy).then(|| due.max(self.not_sooner.unwrap_or(due)))
     }
-        })
-    }
 
     pub(super) fn pause_left(&self) -> Duration {
         self.not_before.map_or(Duration::ZERO, |when| {
