@@ -108,6 +108,11 @@ pub(super) fn read(root: &Section, flags: &Overrides) -> Option<ServerSection> {
     let pruning = pruning(&server, &mut notices);
     max_staleness(&server, &mut notices);
     let issuance = issuance(&server, &mut notices);
+    let agent_id_as_selector = experimental
+        .boolean("agent_spiffe_id_as_selector")
+        .unwrap_or(false);
+    let require_pq_kem = experimental.boolean("require_pq_kem").unwrap_or(false);
+    // All has been read, so that what is missing now is not the only fault reported.
     let trust_domain = trust_domain?;
     Some(ServerSection {
         issuance: issuance(trust_domain.clone()),
@@ -120,10 +125,8 @@ pub(super) fn read(root: &Section, flags: &Overrides) -> Option<ServerSection> {
         log: log?,
         rate_limits,
         pruning,
-        agent_id_as_selector: experimental
-            .boolean("agent_spiffe_id_as_selector")
-            .unwrap_or(false),
-        require_pq_kem: experimental.boolean("require_pq_kem").unwrap_or(false),
+        agent_id_as_selector,
+        require_pq_kem,
         notices,
     })
 }

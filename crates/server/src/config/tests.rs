@@ -442,3 +442,18 @@ fn takes_the_health_listener_only_when_it_is_enabled() {
         "listener_enable",
     );
 }
+
+#[test]
+fn reports_what_is_missing_without_calling_good_keys_unknown() {
+    let full = include_str!("../../../../conf/server/server_full.conf");
+    let text = full
+        .replace("trust_domain = \"example.org\"", "")
+        .replace("data_dir = ", "bind_adress = ");
+    let found = faults(parse(&text, &Overrides::default()));
+    let codes: Vec<Code> = found.iter().map(|(code, _)| *code).collect();
+    assert_eq!(
+        codes,
+        [Code::MissingKey, Code::MissingKey, Code::UnknownKey],
+        "{found:?}"
+    );
+}
