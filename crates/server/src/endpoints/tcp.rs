@@ -12,7 +12,6 @@ use plugin::fault::{Code, Fault};
 use rustls::ServerConfig;
 use spiffe::tls::peer_svid;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 
 use super::lines::{Line, Lines};
@@ -21,8 +20,7 @@ use crate::caller::{Peer, PeerSvid};
 
 /// Whatever the limit of open files would allow.
 const MAX_CONNECTIONS: usize = 65_536;
-/// Handshakes cost a signature each and anybody may start one.
-const MAX_HANDSHAKES: usize = 512;
+/// A peer that takes longer keeps its place from nobody: at the cap the oldest handshakes go first.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The bound endpoint.
@@ -83,7 +81,6 @@ impl TcpEndpoint {
     pub(crate) async fn run(self, tls: Arc<ServerConfig>, room: usize, serving: Serving) {
         let most = room.min(MAX_CONNECTIONS);
         let mut connections = Lines::at_most(most);
-        let handshakes = Arc::new(Semaphore::new(MAX_HANDSHAKES));
         let acceptor = TlsAcceptor::from(tls);
         let mut shutdown = serving.shutdown.clone();
         loop {
@@ -93,12 +90,9 @@ impl TcpEndpoint {
             };
             match accepted {
                 Ok((stream, address)) => {
-                    let door = Door {
-                        acceptor: acceptor.clone(),
-                        handshakes: Arc::clone(&handshakes),
-                    };
+                    let acceptor = acceptor.clone();
                     let serving = serving.clone();
-                    let serve = |line| serve(stream, address, door, line, serving);
+                    let serve = |line| serve(stream, address, acceptor, line, serving);
                     if !connections.spawn(serve).await {
                         tracing::warn!(most, %address, "refusing a connection: too many");
                     }
@@ -111,27 +105,16 @@ impl TcpEndpoint {
     }
 }
 
-/// Where TLS handshakes are made, a bounded number at once.
-struct Door {
-    acceptor: TlsAcceptor,
-    handshakes: Arc<Semaphore>,
-}
-
 async fn serve(
     stream: TcpStream,
     address: SocketAddr,
-    door: Door,
+    acceptor: TlsAcceptor,
     line: Arc<Line>,
     serving: Serving,
 ) {
     drop(stream.set_nodelay(true));
     let mut shutdown = serving.shutdown.clone();
-    let handshake = async {
-        let turn = door.handshakes.acquire().await;
-        let accepted = tokio::time::timeout(HANDSHAKE_TIMEOUT, door.acceptor.accept(stream)).await;
-        drop(turn);
-        accepted
-    };
+    let handshake = tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream));
     let accepted = tokio::select! {
         () = shutdown.requested() => return,
         () = line.closed() => return,

@@ -226,9 +226,13 @@ async fn goes_on_serving_beside_garbage_and_silence() {
     local.write_all(b"GET / HTTP/1.0\r\n\r\n").await.unwrap();
     local.read_to_end(&mut closed).await.ok();
     let mut silent = Vec::new();
-    for _ in 0..200 {
-        silent.push(TcpStream::connect(&server.address).await.unwrap());
+    for _ in 0..700 {
+        let mut stream = TcpStream::connect(&server.address).await.unwrap();
+        // The beginning of a hello that never ends.
+        stream.write_all(&[0x16, 3, 1]).await.unwrap();
+        silent.push(stream);
     }
+    let started = tokio::time::Instant::now();
     for _ in 0..1_200 {
         let stream = UnixStream::connect(&server.socket).await.unwrap();
         drop(stream);
@@ -241,6 +245,10 @@ async fn goes_on_serving_beside_garbage_and_silence() {
         .list_agents(ListAgentsRequest::default())
         .await
         .unwrap();
+    assert!(
+        started.elapsed() < Duration::from_secs(5),
+        "nobody waits for the silent"
+    );
 }
 
 #[tokio::test]
