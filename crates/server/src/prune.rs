@@ -87,3 +87,63 @@ impl Pruning {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{TestServer, entry};
+
+    fn pruning(server: &TestServer) -> Pruning {
+        Pruning {
+            datastore: server.datastore.clone(),
+            clock: Arc::new(server.clock.clone()),
+            random: Arc::new(spiffe::random::SystemRandom),
+        }
+    }
+
+    #[tokio::test]
+    async fn takes_expired_entries_and_tokens_and_leaves_the_rest() {
+        let server = TestServer::start().await;
+        let mut brief = entry("/spire/agent/x", "/brief");
+        brief.expires_at = crate::testing::NOW + 60;
+        let (brief, lasting) = (
+            server.create(brief).await,
+            server.create(entry("/spire/agent/x", "/lasting")).await,
+        );
+        let token = server.token().await;
+        pruning(&server).prune_entries().await;
+        assert!(server.registry.entry(&brief.id).is_some(), "not yet");
+        server.advance(601);
+        pruning(&server).prune_entries().await;
+        assert!(server.registry.entry(&brief.id).is_none());
+        assert!(server.registry.entry(&lasting.id).is_some());
+        let refused = server.attest(&token).await.map(|node| node.id).unwrap_err();
+        assert!(refused.message().contains("does not exist"), "{refused}");
+    }
+
+    #[tokio::test]
+    async fn leaves_nodes_that_cannot_come_back_and_banned_ones() {
+        let server = TestServer::start().await;
+        let (node, banned) = (server.agent().await, server.agent().await);
+        server.datastore.ban_agent(&banned.id).await.unwrap();
+        server.advance(7_200);
+        let expired_for = Duration::from_secs(60);
+        let careful = PruningConfig {
+            expired_for,
+            tofu_nodes: false,
+        };
+        pruning(&server).prune_agents(careful).await;
+        assert!(server.registry.agent(&node.id).is_some());
+        pruning(&server)
+            .prune_agents(PruningConfig {
+                expired_for,
+                tofu_nodes: true,
+            })
+            .await;
+        assert!(server.registry.agent(&node.id).is_none());
+        assert!(
+            server.registry.agent(&banned.id).is_some(),
+            "a ban is not forgotten"
+        );
+    }
+}
