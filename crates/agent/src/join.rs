@@ -84,18 +84,38 @@ async fn attempt(
     started: std::time::SystemTime,
 ) -> Attempt {
     let config = &node.config;
-    let trust = match node.stored_bundle() {
-        Some(bundle) => Trust::Bundle(bundle),
-        None => match bootstrap::trust(config, number, started).await {
-            Ok(trust) => trust,
-            Err(BootstrapError::Permanent(fault)) => return Attempt::Never(fault),
-            Err(BootstrapError::Transient(fault)) => return Attempt::Later(fault),
-        },
+    let stored = node.stored_bundle();
+    let trust = match &stored {
+        Some(bundle) => Ok(Trust::Bundle(bundle.clone())),
+        None => bootstrap::trust(config, number, started).await,
     };
-    match attest(node, payload, &trust).await {
+    let mut trust = match trust {
+        Ok(trust) => trust,
+        Err(error) => return without_bundle(error),
+    };
+    let mut outcome = attest(node, payload, &trust).await;
+    // The server may have been made anew since the bundle was stored: then what the operator names now counts. Being
+    // told to believe anybody does not.
+    if let Err(Failure::Link(LinkError::NotTrusted(_))) = &outcome
+        && let Some(stored) = stored
+        && let Ok(Trust::Bundle(named)) = bootstrap::trust(config, number, started).await
+        && named.x509_authorities != stored.x509_authorities
+    {
+        tracing::warn!("the server does not fit the stored bundle; trying the configured one");
+        trust = Trust::Bundle(named);
+        outcome = attest(node, payload, &trust).await;
+    }
+    match outcome {
         Ok(joined) => Attempt::Done(joined),
         Err(Failure::Fault(fault)) => Attempt::Never(fault),
         Err(Failure::Link(error)) => explain(config, &trust, error).await,
+    }
+}
+
+fn without_bundle(error: BootstrapError) -> Attempt {
+    match error {
+        BootstrapError::Permanent(fault) => Attempt::Never(fault),
+        BootstrapError::Transient(fault) => Attempt::Later(fault),
     }
 }
 

@@ -140,6 +140,7 @@ impl Bound {
             random: Arc::clone(&self.random),
             standard: Standard::new().await,
             options: options(&node.config),
+            searched: std::sync::Mutex::default(),
         });
         let mut tasks: JoinSet<Result<(), Fault>> = JoinSet::new();
         serve(
@@ -340,3 +341,6 @@ fn flatten(ended: Result<Result<(), Fault>, tokio::task::JoinError>) -> Result<(
         Err(Fault::new(Code::Internal, "a part of the agent broke").because(error))
     })
 }
+
+#[cfg(test)]
+mod tests;

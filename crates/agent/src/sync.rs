@@ -248,7 +248,10 @@ impl Sync {
     fn take(&mut self, done: Done) -> Result<(), Fault> {
         let current = done.generation == self.generation;
         match done.what {
-            Outcome::Status(Ok(())) | Outcome::Stored(Ok(())) => Ok(()),
+            // Servers of before SPIRE 1.14.3 have no use for the agent's version.
+            Outcome::Status(Ok(()) | Err(LinkError::Unimplemented)) | Outcome::Stored(Ok(())) => {
+                Ok(())
+            }
             Outcome::Status(Err(error)) => {
                 self.failed(current, "agent version not told to the server", &error)
             }

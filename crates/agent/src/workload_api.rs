@@ -57,6 +57,8 @@ pub(crate) struct Context {
     pub(crate) random: Arc<dyn Random>,
     pub(crate) standard: Standard,
     pub(crate) options: Options,
+    /// When the entries were last searched for one that nearly matches: a caller may not make that the agent's work.
+    pub(crate) searched: std::sync::Mutex<Option<tokio::time::Instant>>,
 }
 
 /// What of the configuration the service needs.

@@ -279,3 +279,31 @@ async fn a_server_that_never_answers_ends_patience() {
     .unwrap_err();
     assert_eq!(fault.code, Code::JoinServerUnreachable);
 }
+
+#[tokio::test]
+async fn a_configured_bundle_replaces_the_stored_one_of_a_server_made_anew() {
+    let old = FakeServer::start("example.org").await;
+    let directory = tempfile::tempdir().unwrap();
+    let bundle_of = |server: &FakeServer| Some(server.state.lock().unwrap().bundle.to_pem());
+    let wish = Wish {
+        bundle: bundle_of(&old),
+        ..Wish::default()
+    };
+    let joined = node(old.port, directory.path(), &wish);
+    join(&joined, Arc::new(SystemRandom)).await.unwrap();
+    joined.forget();
+    let new = FakeServer::start("example.org").await;
+    let insecure = node(new.port, directory.path(), &Wish::default());
+    let fault = join(&insecure, Arc::new(SystemRandom)).await.unwrap_err();
+    assert_eq!(
+        fault.code,
+        Code::ServerNotTrusted,
+        "a stored bundle is not given up for nothing"
+    );
+    let wish = Wish {
+        bundle: bundle_of(&new),
+        ..Wish::default()
+    };
+    let again = node(new.port, directory.path(), &wish);
+    join(&again, Arc::new(SystemRandom)).await.unwrap();
+}

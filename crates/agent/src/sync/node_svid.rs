@@ -52,12 +52,14 @@ impl Renewal {
 
     /// When the SVID is to be renewed; nothing while that is under way.
     pub(super) fn due(&self, identity: &NodeIdentity) -> Option<SystemTime> {
-        let due = if self.hurry {
-            identity.svid.facts.not_before
-        } else {
-            identity.renew_at()
-        };
-        (!self.busy).then(|| due.max(self.not_sooner.unwrap_or(due)))
+        if self.busy {
+            return None;
+        }
+        if self.hurry {
+            return Some(identity.svid.facts.not_before);
+        }
+        let due = identity.renew_at();
+        Some(due.max(self.not_sooner.unwrap_or(due)))
     }
 
     pub(super) fn pause_left(&self) -> Duration {

@@ -1,7 +1,12 @@
 //! "No identity issued": a short answer for the workload, the reasons for the operator's log.
 
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use spiffe::entry::Entry;
 use spiffe::random::alphanumeric;
 use spiffe::selector::SelectorSet;
+use tokio::time::Instant;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
@@ -10,6 +15,7 @@ use super::{Caller, Context};
 /// The reason in `google.rpc.ErrorInfo`, for clients that read details instead of texts.
 const REASON: &str = "NO_IDENTITY_ISSUED";
 const DOMAIN: &str = "plastron";
+const SEARCH_PAUSE: Duration = Duration::from_millis(200);
 
 impl Context {
     /// The caller matches no entry. Clients match on the text's beginning, and the workload learns nothing about others'
@@ -17,7 +23,7 @@ impl Context {
     pub(super) fn no_identity(&self, caller: &Caller) -> Status {
         let request = format!("r-{}", alphanumeric(&*self.random, 8));
         let counts = self.cache.counts();
-        let nearest = self.cache.nearest(&caller.selectors);
+        let nearest = self.nearest(caller);
         tracing::warn!(
             code = "PLA-2101",
             %request,
@@ -45,6 +51,17 @@ impl Context {
             ),
             details,
         )
+    }
+
+    /// The entry that nearly matches, searched for a few times a second at most.
+    fn nearest(&self, caller: &Caller) -> Option<(Arc<Entry>, usize)> {
+        let mut searched = self.searched.lock().unwrap_or_else(PoisonError::into_inner);
+        if searched.is_some_and(|when| when.elapsed() < SEARCH_PAUSE) {
+            return None;
+        }
+        *searched = Some(Instant::now());
+        drop(searched);
+        self.cache.nearest(&caller.selectors)
     }
 
     /// There are entries, but the server has not issued their SVIDs.

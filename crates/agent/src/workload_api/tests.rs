@@ -103,6 +103,7 @@ async fn start(wish: Wish) -> Fixture {
             cache_hit_timeout: Duration::from_secs(5),
             log_selectors: Vec::new(),
         },
+        searched: std::sync::Mutex::default(),
     });
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("public/api.sock");

@@ -1,0 +1,242 @@
+//! The whole agent: bound, joined, asked over its socket, stopped and started again.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use plugin::config::Document;
+use proto::spire::api::types::permission_denied_details::Reason;
+use proto::workload::spiffe_workload_api_client::SpiffeWorkloadApiClient;
+use proto::workload::{JwtsvidRequest, X509svidRequest, X509svidResponse};
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+use tonic::{Request, Status, Streaming};
+
+use super::*;
+use crate::testing::entry;
+use crate::testing::fake_server::{FakeServer, denied};
+
+const LONG: Duration = Duration::from_secs(20);
+
+struct Running {
+    socket: PathBuf,
+    stop: oneshot::Sender<()>,
+    ended: JoinHandle<Result<(), Fault>>,
+}
+
+fn config(port: u16, directory: &Path, more: &str) -> Config {
+    let text = format!(
+        "agent {{\n trust_domain = \"example.org\"\n server_address = \"127.0.0.1\"\n server_port = {port}\n \
+         data_dir = \"{dir}/data\"\n socket_path = \"{dir}/public/api.sock\"\n admin_socket_path = \"{dir}/admin/admin.sock\"\n \
+         insecure_bootstrap = true\n join_token = \"good\"\n }}\n\
+         plugins {{\n NodeAttestor \"join_token\" {{ plugin_data {{}} }}\n KeyManager \"disk\" {{ plugin_data {{ directory = \"{dir}/data\" }} }}\n \
+         WorkloadAttestor \"unix\" {{ plugin_data {{}} }}\n }}\n{more}",
+        dir = directory.display()
+    );
+    let document = Document::parse("agent.conf", &text, None).unwrap();
+    Config::from_document(&document, &Overrides::default())
+        .unwrap_or_else(|faults| panic!("{faults}"))
+}
+
+fn start(config: Config) -> Running {
+    let bound = Agent::bind(config).unwrap();
+    let socket = bound.socket().unwrap().to_owned();
+    let (stop, stopped) = oneshot::channel();
+    let ended = tokio::spawn(bound.run(async move {
+        stopped.await.ok();
+    }));
+    Running {
+        socket,
+        stop,
+        ended,
+    }
+}
+
+impl Running {
+    async fn stream(&self) -> Result<Streaming<X509svidResponse>, Status> {
+        let channel = proto::channel::connect_uds(&self.socket).await.unwrap();
+        let mut client = SpiffeWorkloadApiClient::new(channel);
+        Ok(client
+            .fetch_x509svid(with_header(X509svidRequest {}))
+            .await?
+            .into_inner())
+    }
+
+    async fn ids(&self) -> Vec<String> {
+        let mut stream = self.stream().await.unwrap();
+        let update = tokio::time::timeout(LONG, stream.message()).await.unwrap();
+        let svids = update.unwrap().unwrap().svids;
+        svids.into_iter().map(|svid| svid.spiffe_id).collect()
+    }
+
+    async fn stop(self) {
+        self.stop.send(()).unwrap();
+        tokio::time::timeout(LONG, self.ended)
+            .await
+            .expect("stops in time")
+            .unwrap()
+            .unwrap();
+        assert!(!self.socket.exists());
+    }
+}
+
+fn with_header<T>(message: T) -> Request<T> {
+    let mut request = Request::new(message);
+    request
+        .metadata_mut()
+        .insert("workload.spiffe.io", "true".parse().unwrap());
+    request
+}
+
+async fn server() -> FakeServer {
+    let server = FakeServer::start("example.org").await;
+    let made = entry(
+        "a",
+        "/web",
+        &[&format!("unix:uid:{}", nix::unistd::getuid())],
+    );
+    server.change(|state| {
+        state.watch = true;
+        state.entries.insert("a".into(), made);
+    });
+    server
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restart_without_a_server_serves_what_is_still_valid() {
+    let directory = tempfile::tempdir().unwrap();
+    let server = server().await;
+    let first = start(config(server.port, directory.path(), ""));
+    assert_eq!(first.ids().await, ["spiffe://example.org/web"]);
+    first.stop().await;
+    // A port where nobody listens.
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port();
+    let second = start(config(nobody, directory.path(), ""));
+    assert_eq!(second.ids().await, ["spiffe://example.org/web"]);
+    let channel = proto::channel::connect_uds(&second.socket).await.unwrap();
+    let request = JwtsvidRequest {
+        audience: vec!["x".into()],
+        spiffe_id: String::new(),
+    };
+    let status = SpiffeWorkloadApiClient::new(channel)
+        .fetch_jwtsvid(with_header(request))
+        .await
+        .unwrap_err();
+    assert_eq!(status.code(), tonic::Code::Unavailable);
+    second.stop().await;
+    assert_eq!(server.calls("AttestAgent"), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_open_stream_does_not_hold_up_the_stop() {
+    let directory = tempfile::tempdir().unwrap();
+    let server = server().await;
+    let running = start(config(server.port, directory.path(), ""));
+    let mut stream = running.stream().await.unwrap();
+    assert!(stream.message().await.unwrap().is_some());
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_ban_ends_the_agent_and_leaves_no_identity_behind() {
+    let directory = tempfile::tempdir().unwrap();
+    let server = server().await;
+    let running = start(config(server.port, directory.path(), ""));
+    running.ids().await;
+    server.change(|state| state.verdict = Some(denied(Reason::AgentBanned)));
+    let channel = proto::channel::connect_uds(&running.socket).await.unwrap();
+    let request = JwtsvidRequest {
+        audience: vec!["x".into()],
+        spiffe_id: String::new(),
+    };
+    let mut client = SpiffeWorkloadApiClient::new(channel);
+    client
+        .fetch_jwtsvid(with_header(request))
+        .await
+        .unwrap_err();
+    let fault = tokio::time::timeout(LONG, running.ended)
+        .await
+        .expect("in time")
+        .unwrap()
+        .unwrap_err();
+    assert_eq!(fault.code, Code::AgentBanned);
+    let kept: Vec<_> = std::fs::read_dir(directory.path().join("data"))
+        .unwrap()
+        .map(|file| file.unwrap().file_name().into_string().unwrap())
+        .collect();
+    assert!(
+        !kept.contains(&"plastron-last-good.json".to_owned()),
+        "{kept:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_token_that_is_refused_ends_the_agent_at_once() {
+    let directory = tempfile::tempdir().unwrap();
+    let server = server().await;
+    server.change(|state| state.tokens.clear());
+    let running = start(config(server.port, directory.path(), ""));
+    let fault = tokio::time::timeout(Duration::from_secs(3), running.ended)
+        .await
+        .expect("at once")
+        .unwrap()
+        .unwrap_err();
+    assert_eq!(fault.code, Code::JoinTokenRefused);
+    assert!(!running.socket.exists());
+}
+
+#[tokio::test]
+async fn what_cannot_be_bound_is_told_before_anything_is_asked_of_the_server() {
+    let directory = tempfile::tempdir().unwrap();
+    let holder = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let health = format!(
+        "health_checks {{\n listener_enabled = true\n bind_address = \"127.0.0.1\"\n bind_port = {}\n }}",
+        holder.local_addr().unwrap().port()
+    );
+    let taken = config(1, directory.path(), &health);
+    assert_eq!(Agent::bind(taken).unwrap_err().code, Code::AddressInUse);
+    let first = Agent::bind(config(1, directory.path(), "")).unwrap();
+    let second = config(1, directory.path(), "");
+    assert_eq!(Agent::bind(second).unwrap_err().code, Code::SocketInUse);
+    drop(first);
+    std::fs::write(directory.path().join("data/agent-data.json"), "{").unwrap();
+    let damaged = config(1, directory.path(), "");
+    assert_eq!(
+        Agent::bind(damaged).unwrap_err().code,
+        Code::AgentDataInvalid
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn probes_say_when_the_agent_serves() {
+    let directory = tempfile::tempdir().unwrap();
+    let port = std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port();
+    let health = format!(
+        "health_checks {{\n listener_enabled = true\n bind_address = \"127.0.0.1\"\n bind_port = {port}\n }}"
+    );
+    let server = server().await;
+    let running = start(config(server.port, directory.path(), &health));
+    running.ids().await;
+    let status = async |path: &str| {
+        reqwest::Client::builder()
+            .build()
+            .unwrap()
+            .get(format!("http://127.0.0.1:{port}{path}"))
+            .send()
+            .await
+            .unwrap()
+            .status()
+            .as_u16()
+    };
+    assert_eq!(status("/live").await, 200);
+    assert_eq!(status("/ready").await, 200);
+    assert_eq!(status("/other").await, 404);
+    running.stop().await;
+}
