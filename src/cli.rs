@@ -5,11 +5,15 @@ mod agent;
 mod args;
 mod context;
 mod daemon;
+mod debug;
 mod duration;
 mod error;
+mod examples;
 mod go_flags;
 mod healthcheck;
+mod house;
 mod ids;
+mod logger;
 mod moment;
 mod native;
 mod output;
@@ -23,17 +27,23 @@ mod tool;
 
 use std::process::ExitCode;
 
+use args::Args;
 use context::{Context, Face};
 use error::CliError;
-use spec::{Command, Program};
+use output::Output;
+use plugin::fault::{Code, Fault};
+use spec::{Command, Endpoint, Program};
 
 /// Every command of both programs.
 fn commands() -> Vec<Command> {
     let mut commands = server::commands();
     commands.extend(agent::commands());
     commands.extend(tool::commands());
+    commands.extend(logger::commands());
     commands.push(healthcheck::server_command());
     commands.push(healthcheck::agent_command());
+    commands.push(debug::server_command());
+    commands.push(debug::agent_command());
     commands
 }
 
@@ -68,7 +78,7 @@ fn run_shim(program: Program, argv: &[String]) -> u8 {
                 code
             }
         }
-        shim::Call::Run(command, context, args) => match execute(command, context, args) {
+        shim::Call::Run(command, context, args) => match execute(command, &context, args) {
             Ok(()) => 0,
             Err(error) => shim::fail(command, &error),
         },
@@ -77,47 +87,71 @@ fn run_shim(program: Program, argv: &[String]) -> u8 {
 
 fn run_native(argv: &[String]) -> u8 {
     let commands = commands();
-    let matches = match native::command_line(&commands).try_get_matches_from(argv) {
+    let line = native::command_line(&commands);
+    let matches = match line.clone().try_get_matches_from(argv) {
         Ok(matches) => matches,
-        Err(error) => {
-            let code = if error.use_stderr() { 2 } else { 0 };
-            return if error.print().is_ok() { code } else { 1 };
-        }
+        Err(error) => return native::stopped(&error, argv, &line),
     };
     let Some((command, own)) = native::find(&commands, &matches) else {
-        output::say("error: no such command; see `plastron --help`");
+        output::say(&house::usage("no such command", "").to_string());
         return 2;
     };
     let args = native::read(command, own);
-    let prepared = native::format(&args).and_then(|format| {
-        let socket = socket::resolve(command.endpoint, &args, &environment)?;
-        Ok(Context::new(
-            Face::Native,
-            command.program,
-            command.endpoint,
-            format,
-            socket,
-        ))
-    });
-    match prepared.and_then(|context| execute(command, context, args)) {
+    let format = native::format(&args);
+    let outcome = socket::resolve(command.endpoint, &args, Face::Native, &environment)
+        .map(|socket| Context::new(Face::Native, command, format, socket))
+        .and_then(|context| execute(command, &context, args));
+    match outcome {
         Ok(()) => 0,
         Err(error) => {
-            if !matches!(error, CliError::Silent) {
-                output::say(&error.house(command.program));
+            let (text, code) = house::told(&error, command, format);
+            if let Some(text) = text {
+                output::say(&text);
             }
-            error.exit_code()
+            code
         }
     }
 }
 
 /// Runs one command to its end on a runtime of its own and prints what it has to say.
-fn execute(command: &Command, context: Context, args: args::Args) -> Result<(), CliError> {
-    let (face, format) = (context.face, context.format);
+fn execute(command: &Command, context: &Context, args: Args) -> Result<(), CliError> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .map_err(|error| CliError::failed(format!("cannot start the runtime: {error}")))?;
-    let result = runtime.block_on((command.run)(context, args));
+    let result = if context.face == Face::Native && command.endpoint != Endpoint::None {
+        runtime.block_on(client(command, context, args))
+    } else {
+        runtime.block_on((command.run)(context.clone(), args))
+    };
     runtime.shutdown_background();
-    output::print(result?, face, format)
+    match result {
+        Ok(output) => output::print(output, context.face, context.format),
+        Err(error) => Err(context.explained(error)),
+    }
+}
+
+/// A native command that asks a daemon: it ends with Ctrl-C, and when its time is over. Commands that have a time
+/// limit of SPIRE's, such as `api fetch`, keep it themselves.
+async fn client(command: &Command, context: &Context, args: Args) -> Result<Output, CliError> {
+    let own = command.flags.iter().any(|flag| flag.spire == "timeout");
+    let limit = args.duration("timeout");
+    let running = (command.run)(context.clone(), args);
+    let over = async move {
+        if own || limit.is_zero() {
+            std::future::pending::<()>().await;
+        }
+        tokio::time::sleep(limit).await;
+    };
+    tokio::select! {
+        outcome = running => outcome,
+        () = over => Err(Fault::new(Code::TimedOut, format!("no answer within {}", duration::go_text(limit)))
+            .at(&context.socket.path)
+            .hint("a longer time is given with --timeout")
+            .into()),
+        heard = tokio::signal::ctrl_c() => match heard {
+            Ok(()) => Err(CliError::Interrupted),
+            Err(error) => Err(CliError::failed(format!("cannot listen for Ctrl-C: {error}"))),
+        },
+    }
 }

@@ -5,11 +5,14 @@ use std::io::Read;
 use std::sync::Arc;
 
 use plugin::fault::{Code, Fault};
+use proto::channel::ChannelError;
 use spiffe::clock::{Clock, SystemClock};
+use tonic::Status;
 use tonic::transport::Channel;
 
 use super::error::CliError;
-use super::spec::{Endpoint, Program};
+use super::socket::Socket;
+use super::spec::{Command, Endpoint, Program};
 
 /// Input read from files and from standard input ends here.
 const MAX_INPUT: u64 = 16 * 1024 * 1024;
@@ -37,59 +40,96 @@ pub(crate) struct Context {
     pub(crate) program: Program,
     pub(crate) endpoint: Endpoint,
     pub(crate) format: Format,
-    pub(crate) socket: String,
+    pub(crate) socket: Socket,
     pub(crate) clock: Arc<dyn Clock>,
 }
 
 impl Context {
-    pub(crate) fn new(
-        face: Face,
-        program: Program,
-        endpoint: Endpoint,
-        format: Format,
-        socket: String,
-    ) -> Self {
+    pub(crate) fn new(face: Face, command: &Command, format: Format, socket: Socket) -> Self {
         Self {
             face,
-            program,
-            endpoint,
+            program: command.program,
+            endpoint: command.endpoint,
             format,
             socket,
             clock: Arc::new(SystemClock),
         }
     }
 
-    /// Connects to the command's socket.
-    pub(crate) async fn channel(&self) -> Result<Channel, CliError> {
-        if let Err(error) = std::os::unix::net::UnixStream::connect(&self.socket) {
-            return Err(self.unreachable(&error));
-        }
-        proto::channel::connect_uds(&self.socket)
-            .await
-            .map_err(|error| CliError::failed(error.to_string()))
+    /// Whether the reply itself is printed as data.
+    pub(crate) fn prints_data(&self) -> bool {
+        matches!(self.format, Format::Json | Format::Yaml)
     }
 
-    fn unreachable(&self, error: &std::io::Error) -> CliError {
-        let reason = error_text(error);
+    /// Connects to the command's socket. On a shim the call itself finds out that nobody answers, so that its words
+    /// stand before the reason, as with SPIRE.
+    pub(crate) async fn channel(&self) -> Result<Channel, CliError> {
         if self.face == Face::Shim {
-            return CliError::failed(format!(
-                "rpc error: code = Unavailable desc = connection error: desc = \"transport: Error while dialing: dial unix //{}: connect: {reason}\"",
-                self.socket
-            ));
+            return Ok(proto::channel::lazy_uds(&self.socket.path));
         }
+        proto::channel::connect_uds(&self.socket.path)
+            .await
+            .map_err(|error| self.unreachable(&error))
+    }
+
+    fn unreachable(&self, error: &ChannelError) -> CliError {
+        let (cause, kind) = match error {
+            ChannelError::Connect { cause, kind, .. } => (cause.clone(), *kind),
+            ChannelError::Address { .. } => (error.to_string(), None),
+        };
         let (code, who, start) = match self.endpoint {
             Endpoint::ServerAdmin => (Code::ServerUnreachable, "server", "plastron server run"),
             Endpoint::Workload | Endpoint::AgentAdmin | Endpoint::None => {
                 (Code::AgentUnreachable, "agent", "plastron agent run")
             }
         };
-        Fault::new(code, format!("no {who} answers on this host"))
-            .at(&self.socket)
-            .because(reason)
+        let fault = if kind == Some(std::io::ErrorKind::PermissionDenied) {
+            Fault::new(
+                Code::PermissionDenied,
+                format!("this user may not use the {who}'s socket"),
+            )
             .hint(format!(
-                "start it with `{start}`, or name its socket with --socket-path"
+                "run the command as the {who}'s user or in its group: ls -l {}",
+                self.socket.path
             ))
+        } else {
+            let hint = match self.program {
+                Program::Plastron => {
+                    "start one for trying things with `plastron dev` in another terminal".to_owned()
+                }
+                _ => format!("start it with `{start}`, or name its socket with --socket-path"),
+            };
+            Fault::new(code, format!("no {who} answers on this host")).hint(hint)
+        };
+        fault
+            .at(format!("{} (from {})", self.socket.path, self.socket.from))
+            .because(plain(&cause))
             .into()
+    }
+
+    /// A refused connection in SPIRE's words, the socket's path in them; other errors as they are.
+    pub(crate) fn explained(&self, error: CliError) -> CliError {
+        match error {
+            CliError::Status { context, status } if self.face == Face::Shim => {
+                let status = match dial_error(&status) {
+                    Some(reason) => {
+                        let slashes = if self.endpoint == Endpoint::Workload {
+                            ""
+                        } else {
+                            "//"
+                        };
+                        Box::new(Status::unavailable(format!(
+                            "connection error: desc = \"transport: Error while dialing: dial unix {slashes}{}: connect: {}\"",
+                            self.socket.path,
+                            error_text(reason)
+                        )))
+                    }
+                    None => status,
+                };
+                CliError::Status { context, status }
+            }
+            other => other,
+        }
     }
 
     /// Reads a file, or standard input for `-`; bounded.
@@ -104,7 +144,7 @@ impl Context {
             std::fs::File::open(path)
                 .and_then(|file| file.take(MAX_INPUT + 1).read_to_end(&mut bytes))
         };
-        read.map_err(|error| CliError::failed(format!("open {path}: {}", error_text(&error))))?;
+        read.map_err(|error| CliError::file(Code::FileUnreadable, "open", path, &error))?;
         if bytes.len() as u64 > MAX_INPUT {
             return Err(CliError::usage(format!(
                 "{path} is larger than {} MiB",
@@ -115,9 +155,30 @@ impl Context {
     }
 }
 
+/// The error of a connection that was never made.
+fn dial_error(status: &Status) -> Option<&std::io::Error> {
+    let mut source = std::error::Error::source(status);
+    while let Some(error) = source {
+        if let Some(reason) = error.downcast_ref::<std::io::Error>() {
+            return matches!(
+                reason.kind(),
+                std::io::ErrorKind::NotFound
+                    | std::io::ErrorKind::ConnectionRefused
+                    | std::io::ErrorKind::PermissionDenied
+            )
+            .then_some(reason);
+        }
+        source = error.source();
+    }
+    None
+}
+
 /// An I/O error in the words of the operating system, in lower case and without Rust's error number.
 pub(crate) fn error_text(error: &std::io::Error) -> String {
-    let text = error.to_string();
+    plain(&error.to_string())
+}
+
+fn plain(text: &str) -> String {
     let text = text.split(" (os error").next().unwrap_or_default();
     let mut chars = text.chars();
     chars

@@ -52,8 +52,20 @@ pub(super) const TRUST_DOMAIN: Flag = flag(
     "The trust domain, such as example.org",
 );
 
-/// The configuration file that `-config` names, variables replaced when asked.
-pub(super) fn document(args: &Args) -> Result<Document, Faults> {
+/// The configuration: the file that `-config` names, variables replaced when asked; or, natively and without a file,
+/// what `from_flags` makes of the flags.
+pub(super) fn document(
+    context: &Context,
+    args: &Args,
+    from_flags: impl FnOnce() -> Option<String>,
+) -> Result<Document, Faults> {
+    let file = Path::new(args.text("config"));
+    if context.face == Face::Native && !args.given("config") && !file.exists() {
+        return match from_flags() {
+            Some(text) => Document::parse("the command line", &text, None),
+            None => Err(no_file(context.program, file).into()),
+        };
+    }
     let environment = |name: &str| std::env::var(name).ok();
     Document::load(
         Path::new(args.text("config")),
@@ -63,6 +75,36 @@ pub(super) fn document(args: &Args) -> Result<Document, Faults> {
             None
         },
     )
+}
+
+fn no_file(program: Program, file: &Path) -> Fault {
+    let bare = match program {
+        Program::Server => "--trust-domain example.org --data-dir DIR",
+        Program::Agent | Program::Plastron => {
+            "--trust-domain example.org --data-dir DIR --server-address HOST --trust-bundle FILE --join-token TOKEN"
+        }
+    };
+    Fault::new(Code::ConfigUnreadable, "there is no configuration file")
+        .at(file.display().to_string())
+        .because("no such file, and the flags do not say enough to do without")
+        .hint(format!(
+            "name one with --config, or run `plastron {} run {bare}`",
+            program.word()
+        ))
+}
+
+/// SPIRE's line for a missing file, said on the shim in place of the fault.
+pub(super) fn missing_on_shim(context: &Context, args: &Args) -> Option<CliError> {
+    let file = Path::new(args.text("config"));
+    if context.face == Face::Native || file.exists() {
+        return None;
+    }
+    let absolute = std::path::absolute(file).unwrap_or_else(|_no_directory| file.to_owned());
+    output::say(&format!(
+        "could not find config file {}: please use the -config flag",
+        absolute.display()
+    ));
+    Some(CliError::Silent)
 }
 
 pub(super) fn path(args: &Args, flag: &str) -> Option<PathBuf> {
@@ -98,6 +140,10 @@ pub(super) fn refuse(faults: &Faults) -> CliError {
 pub(super) fn verdict(context: &Context, outcome: Result<(), Faults>) -> Result<Output, CliError> {
     let name = context.program.word();
     match outcome {
+        Ok(()) if context.face == Face::Native => Ok(Output {
+            replies: vec![serde_json::json!({"valid": true})],
+            ..Output::text(format!("the configuration of the {name} is valid"))
+        }),
         Ok(()) => Ok(Output::text(format!(
             "SPIRE {name} configuration file is valid."
         ))),

@@ -38,6 +38,25 @@ pub(crate) fn parse(text: &str) -> Option<Duration> {
     Some(Duration::from_nanos(nanos))
 }
 
+/// What Go says of a text that is no duration.
+pub(crate) fn go_fault(text: &str) -> String {
+    let unsigned = text.strip_prefix(['+', '-']).unwrap_or(text);
+    let tail = unsigned.trim_start_matches(|c: char| c.is_ascii_digit() || c == '.');
+    let unit = tail
+        .split(|c: char| c.is_ascii_digit() || c == '.')
+        .next()
+        .unwrap_or_default();
+    if unsigned.len() == tail.len() {
+        format!("time: invalid duration {text:?}")
+    } else if unit.is_empty() {
+        format!("time: missing unit in duration {text:?}")
+    } else if parse(&format!("1{unit}")).is_none() {
+        format!("time: unknown unit {unit:?} in duration {text:?}")
+    } else {
+        format!("time: invalid duration {text:?}")
+    }
+}
+
 /// `number` (digits with at most one point) times `scale`, in nanoseconds, cut down to whole ones.
 fn scaled(number: &str, scale: u128) -> Option<u128> {
     let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
@@ -98,7 +117,7 @@ pub(crate) fn go_text(duration: Duration) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{go_text, parse, parse_seconds};
+    use super::{go_fault, go_text, parse, parse_seconds};
     use std::time::Duration;
 
     #[test]
@@ -139,6 +158,18 @@ mod tests {
             "1 h",
         ] {
             assert_eq!(parse(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn faults_are_worded_as_go_words_them() {
+        for (text, fault) in [
+            ("foo", r#"time: invalid duration "foo""#),
+            ("", r#"time: invalid duration """#),
+            ("5", r#"time: missing unit in duration "5""#),
+            ("5x", r#"time: unknown unit "x" in duration "5x""#),
+        ] {
+            assert_eq!(go_fault(text), fault);
         }
     }
 

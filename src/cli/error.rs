@@ -1,11 +1,11 @@
-//! Why a command failed, and how that is said: SPIRE's line on the shims, the house form natively.
+//! Why a command failed. The shims print `Display`, which is SPIRE's line; natively `house.rs` says it in the house form.
 
 use std::fmt;
 
 use plugin::fault::{Code, Fault, Faults};
 use tonic::Status;
 
-use super::spec::Program;
+use super::context::error_text;
 
 /// A failed command.
 #[derive(Debug)]
@@ -17,16 +17,44 @@ pub(crate) enum CliError {
         context: String,
         status: Box<Status>,
     },
+    /// Items of a batch failed.
+    Batch(Box<Batch>),
+    /// A file of the user's; `action` is what SPIRE's CLI says was tried.
+    File {
+        code: Code,
+        action: String,
+        path: String,
+        because: String,
+    },
     /// A fault that has a code.
     Fault(Box<Fault>),
     /// Everything wrong with a configuration.
     Faults(Box<Faults>),
     /// Said already; only the exit code is left.
     Silent,
+    /// Ctrl-C.
+    Interrupted,
     /// Anything else, in the words that SPIRE's CLI uses.
     Failed(String),
-    /// Checked and found wanting (an unhealthy daemon): exit code 7 natively.
+    /// Checked and found wanting, such as an unhealthy daemon or a token that is not valid.
     Check(String),
+}
+
+/// The failed items of a batch.
+#[derive(Debug, Default)]
+pub(crate) struct Batch {
+    /// SPIRE's line.
+    pub(crate) text: String,
+    pub(crate) items: Vec<FailedItem>,
+}
+
+/// One item that the server refused.
+#[derive(Debug)]
+pub(crate) struct FailedItem {
+    /// The object: an entry's SPIFFE ID, an ID, a trust domain.
+    pub(crate) object: String,
+    pub(crate) code: tonic::Code,
+    pub(crate) message: String,
 }
 
 impl CliError {
@@ -45,39 +73,35 @@ impl CliError {
         }
     }
 
-    /// The native exit code (user-experience: 0 ok, 1 internal, 2 usage, 3 not found, 4 denied, 5 conflict,
-    /// 6 unreachable, 7 check failed, 8 timeout).
-    pub(crate) fn exit_code(&self) -> u8 {
-        match self {
-            Self::Usage(_) => 2,
-            Self::Status { status, .. } => status_exit_code(status.code()),
-            Self::Fault(fault) => fault.exit_code(),
-            Self::Faults(faults) => faults.exit_code(),
-            Self::Failed(_) | Self::Silent => 1,
-            Self::Check(_) => 7,
+    pub(crate) fn file(
+        code: Code,
+        action: impl Into<String>,
+        path: impl fmt::Display,
+        error: &std::io::Error,
+    ) -> Self {
+        Self::File {
+            code,
+            action: action.into(),
+            path: path.to_string(),
+            because: error_text(error),
         }
     }
 
-    /// The house form: `error[PLA-nnnn]: what` and its `at:`, `because:` and `hint:` lines.
-    pub(crate) fn house(&self, program: Program) -> String {
+    /// The same with words of SPIRE's CLI before it; only what is printed as text has room for them.
+    pub(crate) fn within(self, words: &str) -> Self {
         match self {
-            Self::Fault(fault) => fault.to_string(),
-            Self::Faults(faults) => faults.to_string(),
-            Self::Silent => String::new(),
-            Self::Usage(text) | Self::Failed(text) | Self::Check(text) => format!("error: {text}"),
-            Self::Status { context, status } => {
-                let what = if context.is_empty() {
-                    status.message().to_owned()
-                } else {
-                    format!("{context}: {}", status.message())
-                };
-                match status_code(status.code()) {
-                    Some(code) => Fault::new(code, what).to_string(),
-                    None => Fault::new(Code::Internal, what)
-                        .hint(format!("see the log of the {}", program.word()))
-                        .to_string(),
-                }
-            }
+            Self::File {
+                code,
+                action,
+                path,
+                because,
+            } => Self::File {
+                code,
+                action: format!("{words}: {action}"),
+                path,
+                because,
+            },
+            other => other,
         }
     }
 }
@@ -93,9 +117,16 @@ impl fmt::Display for CliError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Usage(text) | Self::Failed(text) | Self::Check(text) => f.write_str(text),
+            Self::Batch(batch) => f.write_str(&batch.text),
+            Self::File {
+                action,
+                path,
+                because,
+                ..
+            } => write!(f, "{action} {path}: {because}"),
             Self::Fault(fault) => write!(f, "{fault}"),
             Self::Faults(faults) => write!(f, "{faults}"),
-            Self::Silent => Ok(()),
+            Self::Silent | Self::Interrupted => Ok(()),
             Self::Status { context, status } => {
                 if !context.is_empty() {
                     write!(f, "{context}: ")?;
@@ -108,31 +139,5 @@ impl fmt::Display for CliError {
                 )
             }
         }
-    }
-}
-
-fn status_exit_code(code: tonic::Code) -> u8 {
-    use tonic::Code as C;
-    match code {
-        C::InvalidArgument | C::OutOfRange => 2,
-        C::NotFound => 3,
-        C::PermissionDenied | C::Unauthenticated => 4,
-        C::AlreadyExists | C::FailedPrecondition | C::Aborted => 5,
-        C::Unavailable => 6,
-        C::DeadlineExceeded => 8,
-        _ => 1,
-    }
-}
-
-fn status_code(code: tonic::Code) -> Option<Code> {
-    use tonic::Code as C;
-    match code {
-        C::NotFound => Some(Code::NotFound),
-        C::PermissionDenied | C::Unauthenticated => Some(Code::PermissionDenied),
-        C::AlreadyExists | C::FailedPrecondition => Some(Code::AlreadyExists),
-        C::DeadlineExceeded => Some(Code::TimedOut),
-        C::Unavailable => Some(Code::ServerUnreachable),
-        C::InvalidArgument => Some(Code::InvalidArgument),
-        _ => None,
     }
 }

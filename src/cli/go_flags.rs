@@ -9,6 +9,20 @@ use super::spec::{Command, Flag, Kind, shared_flags};
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Stop(pub(crate) String);
 
+/// Whether help is asked for, wherever it stands before `--` (SPIRE: such a call ends with exit code 0).
+pub(crate) fn wants_help(argv: &[String]) -> bool {
+    argv.iter()
+        .take_while(|word| *word != "--")
+        .any(|word| matches!(word.as_str(), "-h" | "-help" | "--help"))
+}
+
+/// The usage text of a command.
+pub(crate) fn help(command: &Command) -> String {
+    let shared = shared_flags(command);
+    let flags: Vec<&Flag> = command.flags.iter().chain(&shared).collect();
+    usage(command, &flags)
+}
+
 /// Parses the arguments after the command's words.
 pub(crate) fn parse(command: &Command, argv: &[String]) -> Result<Args, Stop> {
     let shared = shared_flags(command);
@@ -34,9 +48,6 @@ pub(crate) fn parse(command: &Command, argv: &[String]) -> Result<Args, Stop> {
             .split_once('=')
             .map_or((body, None), |(name, value)| (name, Some(value)));
         let Some(flag) = flags.iter().find(|flag| flag.spire == name) else {
-            if matches!(name, "h" | "help") {
-                return Err(Stop(usage(command, &flags)));
-            }
             return Err(stop(
                 command,
                 &flags,
@@ -66,7 +77,22 @@ pub(crate) fn parse(command: &Command, argv: &[String]) -> Result<Args, Stop> {
 fn store(args: &mut Args, flag: &Flag, value: &str) -> Result<(), String> {
     let invalid = |why: &str| format!("invalid value {value:?} for flag -{}: {why}", flag.spire);
     match flag.kind {
-        Kind::Text | Kind::Word | Kind::Rest => args.set(flag.spire, value.to_owned()),
+        Kind::Text | Kind::Word | Kind::Words | Kind::Rest => {
+            args.set(flag.spire, value.to_owned());
+        }
+        Kind::Format => {
+            if !matches!(value, "pretty" | "json") {
+                let why = format!("bad formatter flag: unknown format option: {value:?}");
+                return Err(invalid(&why));
+            }
+            args.set(flag.spire, value.to_owned());
+        }
+        Kind::Timeout => {
+            if duration::parse(value).is_none() {
+                return Err(invalid(&duration::go_fault(value)));
+            }
+            args.set(flag.spire, value.to_owned());
+        }
         Kind::Switch => {
             let on = go_bool(value).ok_or_else(|| {
                 format!(
@@ -113,13 +139,19 @@ fn stop(command: &Command, flags: &[&Flag], message: &str) -> Stop {
 fn usage(command: &Command, flags: &[&Flag]) -> String {
     let mut sorted = flags.to_vec();
     sorted.sort_by_key(|flag| flag.spire);
-    let mut text = format!("Usage of {}:\n", command.path.join(" "));
+    // SPIRE: the usage of the agent's `api` commands leaves that word out.
+    let words = match command.path {
+        ["api", rest @ ..] => rest,
+        words => words,
+    };
+    let mut text = format!("Usage of {}:\n", words.join(" "));
     for flag in sorted {
         let value = match flag.kind {
             Kind::Switch => "",
             Kind::Integer | Kind::Seconds => " int",
-            Kind::Text | Kind::Word | Kind::Rest => " string",
-            Kind::Duration | Kind::List | Kind::CommaList => " value",
+            Kind::Text | Kind::Word | Kind::Words | Kind::Rest => " string",
+            Kind::Duration => " duration",
+            Kind::Timeout | Kind::Format | Kind::List | Kind::CommaList => " value",
         };
         text.push_str(&format!("  -{}{value}\n    \t{}", flag.spire, flag.help));
         match flag.kind {

@@ -1,5 +1,6 @@
 //! `healthcheck` of both daemons, over gRPC health on their sockets.
 
+use serde_json::json;
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
@@ -40,7 +41,7 @@ pub(crate) fn agent_command() -> Command {
 async fn run(context: Context, args: Args) -> Result<Output, CliError> {
     let who = context.program.word();
     let verbose = args.switch("verbose");
-    if verbose {
+    if verbose && !context.prints_data() {
         output::write_out(&format!("Checking {who} health...\n"))?;
     }
     match check(&context).await {
@@ -50,18 +51,22 @@ async fn run(context: Context, args: Args) -> Result<Output, CliError> {
             } else {
                 "Agent"
             };
-            Ok(Output::text(format!("{name} is healthy.")))
+            Ok(Output {
+                replies: vec![json!({"healthy": true})],
+                ..Output::text(format!("{name} is healthy."))
+            })
         }
         Ok(status) => Err(unhealthy(
             &context,
             &format!("{who} returned status \"{}\"", status.as_str_name()),
         )),
         Err(error) => {
-            if verbose {
-                output::say(&format!("Failed to check health: {error}"));
-            }
+            let error = context.explained(error);
             if context.face == Face::Native {
                 return Err(error);
+            }
+            if verbose {
+                output::say(&format!("Failed to check health: {error}"));
             }
             Err(unhealthy(&context, "unable to determine health"))
         }

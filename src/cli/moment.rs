@@ -40,15 +40,79 @@ pub(crate) fn is_expires_before(text: &str) -> bool {
         && OffsetDateTime::parse(moment, LAYOUT).is_ok()
 }
 
+/// What Go says of a text that does not have that layout: the first part that does not fit.
+pub(crate) fn expires_before_fault(text: &str) -> String {
+    const PARTS: [(&str, usize); 15] = [
+        ("2006", 4),
+        ("-", 1),
+        ("01", 2),
+        ("-", 1),
+        ("02", 2),
+        (" ", 1),
+        ("15", 2),
+        (":", 1),
+        ("04", 2),
+        (":", 1),
+        ("05", 2),
+        (" ", 1),
+        ("-0700", 5),
+        (" ", 1),
+        ("-07", 3),
+    ];
+    let mut rest = text;
+    for (part, length) in PARTS {
+        let fits = rest.split_at_checked(length).filter(|(head, _)| {
+            head.bytes()
+                .zip(part.bytes())
+                .all(|(byte, model)| match model {
+                    b'0'..=b'9' => byte.is_ascii_digit(),
+                    b'-' if length > 1 => matches!(byte, b'+' | b'-'),
+                    other => byte == other,
+                })
+        });
+        match fits {
+            Some((_, tail)) => rest = tail,
+            None => {
+                return format!(
+                    "parsing time {text:?} as {LAYOUT_TEXT:?}: cannot parse {rest:?} as {part:?}"
+                );
+            }
+        }
+    }
+    if rest.is_empty() {
+        format!("parsing time {text:?}: out of range")
+    } else {
+        format!("parsing time {text:?}: extra text: {rest:?}")
+    }
+}
+
+const LAYOUT_TEXT: &str = "2006-01-02 15:04:05 -0700 -07";
+
 #[cfg(test)]
 mod tests {
-    use super::{go_text, is_expires_before, rfc3339};
+    use super::{expires_before_fault, go_text, is_expires_before, rfc3339};
 
     #[test]
     fn writes_go_and_rfc3339() {
         assert_eq!(go_text(0), "1970-01-01 00:00:00 +0000 UTC");
         assert_eq!(rfc3339(1_700_000_000), "2023-11-14T22:13:20Z");
         assert_eq!(go_text(i64::MAX), i64::MAX.to_string());
+    }
+
+    #[test]
+    fn a_wrong_date_is_told_as_go_tells_it() {
+        for (text, end) in [
+            ("x", r#"cannot parse "x" as "2006""#),
+            ("2025-01-02", r#"cannot parse "" as " ""#),
+            (
+                "2025-01-02 15:04:05 -0700 x",
+                r#"cannot parse "x" as "-07""#,
+            ),
+            ("2025-01-02 15:04:05 -0700 -07x", r#"extra text: "x""#),
+        ] {
+            let fault = expires_before_fault(text);
+            assert!(fault.ends_with(end), "{fault}");
+        }
     }
 
     #[test]

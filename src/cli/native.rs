@@ -3,19 +3,20 @@
 
 use clap::builder::NonEmptyStringValueParser;
 use clap::{Arg, ArgAction, ArgMatches, Command as ClapCommand};
+use plugin::fault::Fault;
 
 use super::args::Args;
 use super::context::Format;
 use super::duration;
-use super::error::CliError;
-use super::spec::{Command, Flag, Kind, Program, Surface, shared_flags};
+use super::spec::{Command, Flag, Kind, Program, Surface, native_flags};
+use super::{examples, house, output};
 
 /// The whole native command line.
 pub(crate) fn command_line(commands: &[Command]) -> ClapCommand {
     let mut root = ClapCommand::new("plastron")
         .version(env!("CARGO_PKG_VERSION"))
         .about("SPIFFE identity for workloads: server, agent and tools in one program")
-        .after_help("First SVID: `plastron dev`, then `plastron run --id web -- CMD`. A code is explained by `plastron help PLA-nnnn`.")
+        .after_help(examples::OVERVIEW)
         .subcommand_required(true)
         .arg_required_else_help(true)
         .disable_help_subcommand(true)
@@ -82,18 +83,22 @@ fn group_about(group: &str) -> &'static str {
 
 fn leaf_command(name: &'static str, command: &Command) -> ClapCommand {
     let mut leaf = ClapCommand::new(name).about(command.about);
-    for flag in command.flags.iter().chain(&shared_flags(command)) {
+    for flag in &native_flags(command) {
         if !flag.native.is_empty() {
             leaf = leaf.arg(argument(flag));
         }
     }
-    leaf
+    match examples::of(&command.words()) {
+        "" => leaf,
+        text => leaf.after_help(text),
+    }
 }
 
 fn argument(flag: &Flag) -> Arg {
     let mut arg = Arg::new(flag.spire).help(flag.help);
     match flag.kind {
         Kind::Word => return arg.value_name(flag.native),
+        Kind::Words => return arg.value_name(flag.native).num_args(0..),
         Kind::Rest => {
             return arg
                 .value_name(flag.native)
@@ -122,7 +127,14 @@ fn argument(flag: &Flag) -> Arg {
             .action(ArgAction::Set)
             .value_name("DURATION")
             .value_parser(seconds),
-        Kind::Duration => arg
+        Kind::Format => arg
+            .action(ArgAction::Set)
+            .short('o')
+            .value_name("FORMAT")
+            .value_parser(["table", "json", "yaml"])
+            .hide_possible_values(true)
+            .help("Output format: table, json or yaml"),
+        Kind::Duration | Kind::Timeout => arg
             .action(ArgAction::Set)
             .value_name("DURATION")
             .value_parser(go_duration),
@@ -130,14 +142,8 @@ fn argument(flag: &Flag) -> Arg {
             .action(ArgAction::Append)
             .value_name("TEXT")
             .value_parser(NonEmptyStringValueParser::new()),
-        Kind::Word | Kind::Rest => arg,
+        Kind::Word | Kind::Words | Kind::Rest => arg,
     };
-    if flag.spire == "output" {
-        arg = arg
-            .short('o')
-            .value_parser(["table", "json", "yaml", "pretty"])
-            .value_name("FORMAT");
-    }
     if !flag.default.is_empty() {
         arg = arg.default_value(flag.default);
     }
@@ -186,7 +192,7 @@ pub(crate) fn find<'c, 'm>(
 /// The flag values of a command.
 pub(crate) fn read(command: &Command, matches: &ArgMatches) -> Args {
     let mut args = Args::default();
-    for flag in command.flags.iter().chain(&shared_flags(command)) {
+    for flag in &native_flags(command) {
         if flag.native.is_empty() {
             continue;
         }
@@ -215,7 +221,9 @@ pub(crate) fn read(command: &Command, matches: &ArgMatches) -> Args {
         for value in values {
             match (given, flag.kind) {
                 (false, _) => args.set_default(flag.spire, &value),
-                (true, Kind::List | Kind::CommaList | Kind::Rest) => args.push(flag.spire, value),
+                (true, Kind::List | Kind::CommaList | Kind::Words | Kind::Rest) => {
+                    args.push(flag.spire, value);
+                }
                 (true, _) => args.set(flag.spire, value),
             }
         }
@@ -224,18 +232,138 @@ pub(crate) fn read(command: &Command, matches: &ArgMatches) -> Args {
 }
 
 /// The native output format; a table unless asked otherwise.
-pub(crate) fn format(args: &Args) -> Result<Format, CliError> {
+pub(crate) fn format(args: &Args) -> Format {
     match args.text("output") {
-        "" | "table" | "pretty" => Ok(Format::Table),
-        "json" => Ok(Format::Json),
-        "yaml" => Ok(Format::Yaml),
-        other => Err(CliError::usage(format!(
-            "unknown output format {other:?}: expected table, json or yaml"
-        ))),
+        "json" => Format::Json,
+        "yaml" => Format::Yaml,
+        _ => Format::Table,
     }
+}
+
+/// Ends a command line that clap could not read, or that asked for help or the version: prints, and gives the exit
+/// code.
+pub(crate) fn stopped(error: &clap::Error, argv: &[String], line: &ClapCommand) -> u8 {
+    use clap::error::ErrorKind;
+    let text = error.to_string();
+    match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
+            u8::from(output::write_out(&text).is_err())
+        }
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            output::say(text.trim_end());
+            2
+        }
+        _ => {
+            let fault = usage_fault(&text, &named(line, argv));
+            output::say(&fault.to_string());
+            fault.exit_code()
+        }
+    }
+}
+
+/// The words of the command line, as far as they name a command.
+fn named(line: &ClapCommand, argv: &[String]) -> String {
+    let mut words = Vec::new();
+    let mut current = line;
+    for word in argv.iter().skip(1) {
+        match current.find_subcommand(word) {
+            Some(below) => {
+                words.push(word.as_str());
+                current = below;
+            }
+            None => break,
+        }
+    }
+    words.join(" ")
+}
+
+/// clap's message in the house form: its first paragraph, and its tip.
+fn usage_fault(text: &str, words: &str) -> Fault {
+    let first = text.split("\n\n").next().unwrap_or_default();
+    let what: Vec<&str> = first.lines().map(str::trim).collect();
+    let what = what.join(" ");
+    let mut fault = house::usage(what.strip_prefix("error: ").unwrap_or(&what), words);
+    let tip = text
+        .lines()
+        .find_map(|line| line.trim().strip_prefix("tip: "));
+    if let Some(tip) = tip {
+        let hint = fault.hint.unwrap_or_default();
+        fault.hint = Some(format!("{tip}; {hint}"));
+    }
+    fault
 }
 
 /// Whether the native command line shows this command; every command is on it.
 pub(crate) const fn shown_on_shim(command: &Command) -> bool {
     matches!(command.surface, Surface::Both)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{command_line, find, format, read, stopped};
+    use crate::cli::commands;
+    use crate::cli::context::Format;
+
+    fn words(line: &str) -> Vec<String> {
+        line.split_whitespace().map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn the_whole_command_line_is_sound() {
+        command_line(&commands()).debug_assert();
+    }
+
+    #[test]
+    fn native_flags_are_read_under_spires_names() {
+        let commands = commands();
+        let line = "plastron server entry create --spiffe-id web --selector a:b --selector c:d --x509-svid-ttl 1h30m --admin -o yaml";
+        let matches = command_line(&commands)
+            .try_get_matches_from(words(line))
+            .unwrap();
+        let (command, own) = find(&commands, &matches).unwrap();
+        let args = read(command, own);
+        assert_eq!(command.path, ["entry", "create"]);
+        assert_eq!(args.text("spiffeID"), "web");
+        assert_eq!(args.list("selector"), ["a:b", "c:d"]);
+        assert_eq!(args.integer("x509SVIDTTL"), 5400);
+        assert!(args.switch("admin") && args.given("admin"));
+        assert_eq!(format(&args), Format::Yaml);
+        assert_eq!(args.text("timeout"), "30s");
+    }
+
+    #[test]
+    fn wrong_command_lines_end_with_the_usage_code() {
+        let commands = commands();
+        for line in [
+            "plastron",
+            "plastron serve",
+            "plastron server",
+            "plastron server entry",
+            "plastron server entry create --spiffeID x",
+            "plastron server entry create --x509-svid-ttl soon",
+            "plastron server entry show -o xml",
+            "plastron server entry show -output json",
+            "plastron agent api fetch jwt --timeout forever",
+            "plastron run --id web",
+        ] {
+            let tree = command_line(&commands);
+            let argv = words(line);
+            let error = tree.clone().try_get_matches_from(&argv).unwrap_err();
+            assert_eq!(stopped(&error, &argv, &tree), 2, "{line}");
+        }
+    }
+
+    #[test]
+    fn a_misspelt_flag_is_told_in_the_house_form_with_what_is_close() {
+        let tree = command_line(&commands());
+        let argv = words("plastron server entry create --selectr a:b");
+        let error = tree.clone().try_get_matches_from(&argv).unwrap_err();
+        let text = super::usage_fault(&error.to_string(), &super::named(&tree, &argv)).to_string();
+        assert!(
+            text.starts_with("error[PLA-1008]: unexpected argument '--selectr' found"),
+            "{text}"
+        );
+        assert!(text.contains("'--selector'"), "{text}");
+        assert!(text.contains("plastron help server entry create"), "{text}");
+    }
 }

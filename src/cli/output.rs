@@ -8,7 +8,7 @@ use prost_reflect::{DescriptorPool, DynamicMessage, SerializeOptions};
 use serde_json::Value;
 
 use super::context::{Face, Format};
-use super::error::CliError;
+use super::error::{Batch, CliError};
 
 /// A table: headings and rows of the same width.
 #[derive(Debug, Default)]
@@ -29,7 +29,9 @@ pub(crate) struct Output {
     pub(crate) notes: Vec<String>,
     /// Some items of a batch failed: printed as an error after the text. (SPIRE: exit code 1 with pretty output, 0
     /// with JSON, where the caller reads the statuses; natively always an error.)
-    pub(crate) partial_failure: Option<String>,
+    pub(crate) partial_failure: Option<Batch>,
+    /// The text is printed as it is, without a line feed at its end.
+    pub(crate) unterminated: bool,
 }
 
 impl Output {
@@ -53,7 +55,7 @@ impl Output {
 }
 
 /// Protobuf's JSON with the field names of the .proto files, absent fields with their zero value, nulls removed
-/// (SPIRE: `-output json`). Object keys come out sorted.
+/// (SPIRE: `-output json`). Object keys come out sorted, whole numbers without a point.
 pub(crate) fn proto_json(name: &str, message: &impl Message) -> Result<Value, CliError> {
     let broken = |error: &dyn std::fmt::Display| {
         CliError::failed(format!("cannot write {name} as JSON: {error}"))
@@ -71,21 +73,28 @@ pub(crate) fn proto_json(name: &str, message: &impl Message) -> Result<Value, Cl
     let value = dynamic
         .serialize_with_options(serde_json::value::Serializer, &options)
         .map_err(|error| broken(&error))?;
-    Ok(without_nulls(value))
+    Ok(as_go_writes(value))
 }
 
-fn without_nulls(value: Value) -> Value {
+fn as_go_writes(value: Value) -> Value {
     match value {
         Value::Object(fields) => Value::Object(
             fields
                 .into_iter()
                 .filter(|(_, value)| !value.is_null())
-                .map(|(key, value)| (key, without_nulls(value)))
+                .map(|(key, value)| (key, as_go_writes(value)))
                 .collect(),
         ),
-        Value::Array(items) => Value::Array(items.into_iter().map(without_nulls).collect()),
+        Value::Array(items) => Value::Array(items.into_iter().map(as_go_writes).collect()),
+        Value::Number(number) => Value::Number(whole(&number).unwrap_or(number)),
         other => other,
     }
+}
+
+/// The integer that a floating-point number stands for; claims come as such numbers.
+fn whole(number: &serde_json::Number) -> Option<serde_json::Number> {
+    let text = number.is_f64().then(|| number.to_string())?;
+    text.strip_suffix(".0")?.parse::<i64>().ok().map(Into::into)
 }
 
 /// Prints the output and returns the error that its failed items amount to.
@@ -99,7 +108,9 @@ pub(crate) fn print(output: Output, face: Face, format: Format) -> Result<(), Cl
             .map_or_else(|| output.text.clone(), table_text),
         Format::Pretty => output.text,
     };
-    if !data.is_empty() && !data.ends_with('\n') {
+    let ended = data.is_empty() || data.ends_with('\n');
+    let left_open = output.unterminated && format == Format::Pretty;
+    if !ended && !left_open {
         data.push('\n');
     }
     write_out(&data)?;
@@ -110,7 +121,7 @@ pub(crate) fn print(output: Output, face: Face, format: Format) -> Result<(), Cl
     }
     match output.partial_failure {
         Some(_) if face == Face::Shim && format == Format::Json => Ok(()),
-        Some(failure) => Err(CliError::failed(failure)),
+        Some(failure) => Err(CliError::Batch(Box::new(failure))),
         None => Ok(()),
     }
 }
@@ -210,7 +221,7 @@ fn yaml_child(value: &Value, indent: usize, text: &mut String) {
 
 #[cfg(test)]
 mod tests {
-    use super::{Table, json_text, table_text, without_nulls, yaml_text};
+    use super::{Table, as_go_writes, json_text, table_text, yaml_text};
     use serde_json::json;
 
     #[test]
@@ -222,9 +233,15 @@ mod tests {
     #[test]
     fn nulls_are_left_out_at_every_depth() {
         assert_eq!(
-            without_nulls(json!({"a": null, "b": [{"c": null}]})),
+            as_go_writes(json!({"a": null, "b": [{"c": null}]})),
             json!({"b": [{}]})
         );
+    }
+
+    #[test]
+    fn whole_numbers_have_no_point() {
+        let claims = as_go_writes(json!({"exp": 1_763_790_000.0, "x": 1.5, "n": -3.0}));
+        assert_eq!(claims.to_string(), r#"{"exp":1763790000,"n":-3,"x":1.5}"#);
     }
 
     #[test]

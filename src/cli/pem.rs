@@ -4,7 +4,8 @@ use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-use super::context::error_text;
+use plugin::fault::Code;
+
 use super::error::CliError;
 
 /// One PEM block of a DER document.
@@ -23,7 +24,7 @@ pub(crate) fn certificates<'d>(ders: impl IntoIterator<Item = &'d [u8]>) -> Stri
 /// Writes a file whole or not at all: a temporary file beside it is renamed over it. `secret`: mode 0600, else 0644.
 pub(crate) fn write_file(path: &Path, text: &str, secret: bool) -> Result<(), CliError> {
     let failed = |error: &std::io::Error| {
-        CliError::failed(format!("open {}: {}", path.display(), error_text(error)))
+        CliError::file(Code::FileUnwritable, "open", path.display(), error)
     };
     let mut temporary = path.as_os_str().to_owned();
     temporary.push(format!(".{}.tmp", std::process::id()));

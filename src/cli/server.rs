@@ -14,6 +14,7 @@ mod entry_delete;
 mod entry_show;
 mod entry_update;
 mod jwt_mint;
+mod localauthority;
 mod node;
 mod run;
 mod token_generate;
@@ -22,7 +23,7 @@ mod x509_mint;
 use super::spec::Command;
 
 pub(super) fn commands() -> Vec<Command> {
-    vec![
+    let mut commands = vec![
         agent_ban::ban_command(),
         agent_list::count_command(),
         agent_ban::evict_command(),
@@ -44,5 +45,7 @@ pub(super) fn commands() -> Vec<Command> {
         run::validate_command(),
         token_generate::command(),
         x509_mint::command(),
-    ]
+    ];
+    commands.extend(localauthority::commands());
+    commands
 }

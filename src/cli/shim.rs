@@ -31,16 +31,12 @@ pub(crate) fn read<'c>(
         .iter()
         .filter(|command| command.program == program && native::shown_on_shim(command))
         .collect();
-    match argv.first().map(String::as_str) {
-        Some("-version" | "--version" | "-v") => {
-            return Call::Stop {
-                out: format!("{}\n", version()),
-                err: String::new(),
-                code: 0,
-            };
-        }
-        Some("-h" | "-help" | "--help") => return help(program, &ours, &[], 0),
-        _ => {}
+    if let Some("-version" | "--version" | "-v") = argv.first().map(String::as_str) {
+        return Call::Stop {
+            out: format!("{}\n", version()),
+            err: String::new(),
+            code: 0,
+        };
     }
     let words = argv
         .iter()
@@ -60,15 +56,22 @@ pub(crate) fn read<'c>(
     }
     let group: Vec<&str> = argv.iter().take(words).map(String::as_str).collect();
     let known = !group.is_empty() && ours.iter().any(|command| command.path.starts_with(&group));
-    help(
-        program,
-        &ours,
-        if known { &group } else { &[] },
-        if known { 1 } else { 127 },
-    )
+    let code = match (go_flags::wants_help(argv), known) {
+        (true, _) => 0,
+        (false, true) => 1,
+        (false, false) => 127,
+    };
+    help(program, &ours, if known { &group } else { &[] }, code)
 }
 
 fn leaf<'c>(command: &'c Command, argv: &[String], env: socket::Env<'_>) -> Call<'c> {
+    if go_flags::wants_help(argv) {
+        return Call::Stop {
+            out: String::new(),
+            err: format!("{}flag: help requested", go_flags::help(command)),
+            code: 0,
+        };
+    }
     let args = match go_flags::parse(command, argv) {
         Ok(args) => args,
         Err(Stop(text)) => {
@@ -80,23 +83,13 @@ fn leaf<'c>(command: &'c Command, argv: &[String], env: socket::Env<'_>) -> Call
         }
     };
     let format = match args.text("output") {
-        "" | "pretty" => Format::Pretty,
         "json" => Format::Json,
-        other => {
-            let err = format!(
-                "invalid value {other:?} for flag -output: unknown format option: {other:?}\n"
-            );
-            return Call::Stop {
-                out: String::new(),
-                err,
-                code: 1,
-            };
-        }
+        _ => Format::Pretty,
     };
-    match socket::resolve(command.endpoint, &args, env) {
-        Ok(path) => Call::Run(
+    match socket::resolve(command.endpoint, &args, Face::Shim, env) {
+        Ok(socket) => Call::Run(
             command,
-            Context::new(Face::Shim, command.program, command.endpoint, format, path),
+            Context::new(Face::Shim, command, format, socket),
             args,
         ),
         Err(error) => Call::Stop {

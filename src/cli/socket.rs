@@ -1,7 +1,10 @@
 //! Which socket a command talks to: flag > `-instance` through a template > environment > default, as SPIRE resolves
 //! it; natively `SPIFFE_ENDPOINT_SOCKET` counts for the Workload API too (SPIFFE_Workload_Endpoint §4).
 
+use plugin::fault::{Code, Fault};
+
 use super::args::Args;
+use super::context::Face;
 use super::error::CliError;
 use super::spec::Endpoint;
 
@@ -10,11 +13,29 @@ pub(crate) const SERVER_ADMIN: &str = "/tmp/spire-server/private/api.sock";
 pub(crate) const WORKLOAD: &str = "/tmp/spire-agent/public/api.sock";
 pub(crate) const AGENT_ADMIN: &str = "/tmp/spire-agent/private/admin.sock";
 
+const FLAG: &str = "--socket-path";
+const DEFAULT: &str = "the default";
+/// SPIFFE_Workload_Endpoint §4.
+const STANDARD: &str = "SPIFFE_ENDPOINT_SOCKET";
+
 /// Reads an environment variable; a parameter so that tests need no process environment.
 pub(crate) type Env<'a> = &'a dyn Fn(&str) -> Option<String>;
 
-/// The path of the socket for `endpoint`.
-pub(crate) fn resolve(endpoint: Endpoint, args: &Args, env: Env<'_>) -> Result<String, CliError> {
+/// A socket, and who named it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Socket {
+    pub(crate) path: String,
+    /// The flag or variable, or `the default`.
+    pub(crate) from: &'static str,
+}
+
+/// The socket for `endpoint`.
+pub(crate) fn resolve(
+    endpoint: Endpoint,
+    args: &Args,
+    face: Face,
+    env: Env<'_>,
+) -> Result<Socket, CliError> {
     let (default, template, variable) = match endpoint {
         Endpoint::ServerAdmin => (
             SERVER_ADMIN,
@@ -26,28 +47,60 @@ pub(crate) fn resolve(endpoint: Endpoint, args: &Args, env: Env<'_>) -> Result<S
             "SPIRE_AGENT_PUBLIC_SOCKET_TEMPLATE",
             "SPIRE_AGENT_PUBLIC_SOCKET",
         ),
-        Endpoint::AgentAdmin => return Ok(strip_scheme(args.text("socketPath")).to_owned()),
-        Endpoint::None => return Ok(String::new()),
+        Endpoint::AgentAdmin => {
+            return Ok(Socket {
+                path: strip_scheme(args.text("socketPath")).to_owned(),
+                from: if args.given("socketPath") {
+                    FLAG
+                } else {
+                    DEFAULT
+                },
+            });
+        }
+        Endpoint::None => return Ok(Socket::default()),
     };
     let flag = args.text("socketPath");
     if args.given("socketPath") && flag != default {
-        return Ok(strip_scheme(flag).to_owned());
+        return address(flag, FLAG, face);
     }
     if let Some(instance) = args.optional("instance") {
         return from_template(template, instance, env);
     }
     if let Some(path) = env(variable).filter(|path| !path.is_empty()) {
-        return Ok(strip_scheme(&path).to_owned());
+        return address(&path, variable, face);
     }
     if endpoint == Endpoint::Workload
-        && let Some(address) = env("SPIFFE_ENDPOINT_SOCKET").filter(|address| !address.is_empty())
+        && face == Face::Native
+        && let Some(path) = env(STANDARD).filter(|path| !path.is_empty())
     {
-        return Ok(strip_scheme(&address).to_owned());
+        return address(&path, STANDARD, face);
     }
-    Ok(flag.to_owned())
+    Ok(Socket {
+        path: flag.to_owned(),
+        from: DEFAULT,
+    })
 }
 
-fn from_template(template: &str, instance: &str, env: Env<'_>) -> Result<String, CliError> {
+/// Natively an address that names no Unix socket is a fault; SPIRE takes any text for a path.
+fn address(text: &str, from: &'static str, face: Face) -> Result<Socket, CliError> {
+    let path = strip_scheme(text);
+    if face == Face::Native && (path.contains("://") || path.starts_with("tcp:") || path.is_empty())
+    {
+        return Err(Fault::new(
+            Code::BadSocketAddress,
+            format!("{text:?} is not the address of a Unix socket"),
+        )
+        .at(from)
+        .hint("write it unix:///path/to/the.sock, or as a plain path")
+        .into());
+    }
+    Ok(Socket {
+        path: path.to_owned(),
+        from,
+    })
+}
+
+fn from_template(template: &'static str, instance: &str, env: Env<'_>) -> Result<Socket, CliError> {
     let Some(text) = env(template).filter(|text| !text.is_empty()) else {
         return Err(CliError::usage(format!(
             "-instance needs the environment variable {template}, which is not set"
@@ -58,7 +111,10 @@ fn from_template(template: &str, instance: &str, env: Env<'_>) -> Result<String,
             "environment variable {template} is {text:?}: it has no %i to put the instance in"
         )));
     }
-    Ok(strip_scheme(&text.replace("%i", instance)).to_owned())
+    Ok(Socket {
+        path: strip_scheme(&text.replace("%i", instance)).to_owned(),
+        from: template,
+    })
 }
 
 /// `unix:///a`, `unix:/a` and `/a` all name `/a`.
@@ -73,6 +129,7 @@ fn strip_scheme(address: &str) -> &str {
 mod tests {
     use super::resolve;
     use crate::cli::args::Args;
+    use crate::cli::context::Face;
     use crate::cli::spec::Endpoint;
 
     fn args(flags: &[(&'static str, &str)]) -> Args {
@@ -90,7 +147,9 @@ mod tests {
                 .find(|(key, _)| *key == name)
                 .map(|(_, value)| (*value).to_owned())
         };
-        resolve(Endpoint::ServerAdmin, &args(flags), &lookup).map_err(|error| error.to_string())
+        resolve(Endpoint::ServerAdmin, &args(flags), Face::Shim, &lookup)
+            .map(|socket| socket.path)
+            .map_err(|error| error.to_string())
     }
 
     #[test]
@@ -123,16 +182,31 @@ mod tests {
         );
     }
 
-    #[test]
-    fn the_spiffe_variable_names_the_workload_socket() {
-        let lookup = |name: &str| {
-            (name == "SPIFFE_ENDPOINT_SOCKET").then(|| "unix:///run/w.sock".to_owned())
-        };
+    fn workload(face: Face, variable: &str) -> Result<super::Socket, String> {
+        let lookup = |name: &str| (name == "SPIFFE_ENDPOINT_SOCKET").then(|| variable.to_owned());
         let mut args = Args::default();
         args.set_default("socketPath", super::WORKLOAD);
+        resolve(Endpoint::Workload, &args, face, &lookup).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn the_spiffe_variable_names_the_workload_socket_natively() {
+        let socket = workload(Face::Native, "unix:///run/w.sock").unwrap();
         assert_eq!(
-            resolve(Endpoint::Workload, &args, &lookup).unwrap(),
-            "/run/w.sock"
+            (socket.path.as_str(), socket.from),
+            ("/run/w.sock", "SPIFFE_ENDPOINT_SOCKET")
         );
+        assert_eq!(
+            workload(Face::Shim, "unix:///run/w.sock").unwrap().path,
+            super::WORKLOAD
+        );
+    }
+
+    #[test]
+    fn an_address_that_is_no_unix_socket_is_refused_natively() {
+        for address in ["tcp://127.0.0.1:8000", "http://a", "unix:"] {
+            let fault = workload(Face::Native, address).unwrap_err();
+            assert!(fault.contains("PLA-1009"), "{address}: {fault}");
+        }
     }
 }

@@ -22,18 +22,24 @@ pub(crate) enum Kind {
     Seconds,
     /// A Go duration (`1h30m`); the native face takes bare seconds too.
     Duration,
+    /// A duration whose faults SPIRE words differently: how long to wait.
+    Timeout,
+    /// The format of the output.
+    Format,
     /// May be given several times.
     List,
     /// Comma-separated values, may also be given several times.
     CommaList,
     /// A word without dashes; native only.
     Word,
+    /// Any number of them; native only.
+    Words,
     /// Everything that follows, unread; native only.
     Rest,
 }
 
 /// One flag under its two names.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Flag {
     /// SPIRE's name, without dashes: `spiffeID`. Also the key in [`Args`].
     pub(crate) spire: &'static str,
@@ -131,6 +137,65 @@ pub(crate) struct Command {
     pub(crate) run: fn(Context, Args) -> Running,
 }
 
+/// How long the native commands wait for a server or an agent. (SPIRE: most commands wait for ever.)
+const TIMEOUT: Flag = flag(
+    "timeout",
+    "timeout",
+    Kind::Timeout,
+    "How long to wait for the answer",
+)
+.or("30s");
+
+const FORMAT: Flag = flag(
+    "output",
+    "output",
+    Kind::Format,
+    "Output format: pretty or json",
+);
+
+/// All flags of the native command: its own, the shared ones, and what SPIRE's command lacks.
+pub(crate) fn native_flags(command: &Command) -> Vec<Flag> {
+    let mut flags: Vec<Flag> = command.flags.to_vec();
+    flags.extend(shared_flags(command));
+    if command.endpoint != Endpoint::None
+        && !command.is_watch()
+        && flags.iter().all(|flag| flag.spire != "timeout")
+    {
+        flags.push(TIMEOUT);
+    }
+    if !command.formats && command.speaks_data() {
+        flags.push(FORMAT);
+    }
+    flags
+}
+
+impl Command {
+    /// Whether it runs until it is interrupted.
+    pub(crate) fn is_watch(&self) -> bool {
+        self.path == ["api", "watch"]
+    }
+
+    /// Whether its output is data that has formats, natively; the others run something or print a text for a tool.
+    fn speaks_data(&self) -> bool {
+        matches!(
+            self.path,
+            ["healthcheck" | "validate" | "help"] | ["api", "watch"]
+        )
+    }
+
+    /// Its words as they are typed natively, without the program's name.
+    pub(crate) fn words(&self) -> Vec<&'static str> {
+        let program = match self.program {
+            Program::Plastron => None,
+            program => Some(program.word()),
+        };
+        program
+            .into_iter()
+            .chain(self.path.iter().copied())
+            .collect()
+    }
+}
+
 /// The flags that follow from the command's endpoint and from its having formats.
 pub(crate) fn shared_flags(command: &Command) -> Vec<Flag> {
     let mut flags = Vec::new();
@@ -181,12 +246,7 @@ pub(crate) fn shared_flags(command: &Command) -> Vec<Flag> {
         Endpoint::None => {}
     }
     if command.formats {
-        flags.push(flag(
-            "output",
-            "output",
-            Kind::Text,
-            "Output format: pretty or json (native: table, json or yaml)",
-        ));
+        flags.push(FORMAT);
     }
     flags
 }

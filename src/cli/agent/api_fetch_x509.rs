@@ -7,11 +7,11 @@ use proto::workload::{X509svidRequest, X509svidResponse};
 
 use super::workload::{TIMEOUT, Update, client, in_time, read, request, text};
 use crate::cli::args::Args;
-use crate::cli::context::{Context, Format};
+use crate::cli::context::{Context, Face};
 use crate::cli::error::CliError;
 use crate::cli::output::{self, Output};
-use crate::cli::pem;
 use crate::cli::spec::{Command, Endpoint, Flag, Kind, Program, Surface, flag};
+use crate::cli::{house, pem};
 
 const FLAGS: &[Flag] = &[
     TIMEOUT,
@@ -52,23 +52,17 @@ async fn run(context: Context, args: Args) -> Result<Output, CliError> {
     let start = context.clock.now();
     let response = fetch(&context, &args).await?;
     let after = since(&context, start);
-    let output = Output::default().reply("X509SVIDResponse", &response)?;
-    if matches!(context.format, Format::Json | Format::Yaml) {
-        return Ok(output);
+    if context.prints_data() {
+        return Output::default().reply("X509SVIDResponse", &response);
     }
     let update = read(&context, &response)?;
-    let mut shown = if args.switch("silent") {
-        String::new()
-    } else {
-        text(&update, after)
-    };
-    if let Some(directory) = args.optional("write") {
-        shown.push_str(&write(&update, Path::new(directory))?);
+    if !args.switch("silent") {
+        output::write_out(&text(&update, after))?;
     }
-    Ok(Output {
-        text: shown,
-        ..output
-    })
+    if let Some(directory) = args.optional("write") {
+        write(&update, Path::new(directory))?;
+    }
+    Ok(Output::default())
 }
 
 async fn fetch(context: &Context, args: &Args) -> Result<X509svidResponse, CliError> {
@@ -95,8 +89,10 @@ fn since(context: &Context, start: SystemTime) -> Duration {
 }
 
 /// Writes the files of an update and says which; keys are for their owner alone.
-fn write(update: &Update, directory: &Path) -> Result<String, CliError> {
-    let mut said = String::new();
+fn write(update: &Update, directory: &Path) -> Result<(), CliError> {
+    let say = |what: String, path: &Path| {
+        output::write_out(&format!("Writing {what} to file {}.\n", path.display()))
+    };
     for (i, identity) in update.identities.iter().enumerate() {
         let (svid, key, bundle) = (
             directory.join(format!("svid.{i}.pem")),
@@ -106,25 +102,20 @@ fn write(update: &Update, directory: &Path) -> Result<String, CliError> {
         let certificates = |list: &[spiffe::Certificate]| {
             pem::certificates(list.iter().map(|certificate| certificate.der()))
         };
-        said.push_str(&format!("Writing SVID #{i} to file {}.\n", svid.display()));
+        say(format!("SVID #{i}"), &svid)?;
         pem::write_file(&svid, &certificates(&identity.chain), false)?;
-        said.push_str(&format!("Writing key #{i} to file {}.\n", key.display()));
+        say(format!("key #{i}"), &key)?;
         pem::write_file(&key, &pem::block("PRIVATE KEY", &identity.key_der), true)?;
-        said.push_str(&format!(
-            "Writing bundle #{i} to file {}.\n",
-            bundle.display()
-        ));
+        say(format!("bundle #{i}"), &bundle)?;
         pem::write_file(&bundle, &certificates(&identity.bundle), false)?;
         for (j, (domain, federated)) in update.federated.iter().enumerate() {
             let path = directory.join(format!("federated_bundle.{i}.{j}.pem"));
-            said.push_str(&format!(
-                "Writing federated bundle #{j} for trust domain {domain} to file {}.\n",
-                path.display()
-            ));
+            let what = format!("federated bundle #{j} for trust domain {domain}");
+            say(what, &path)?;
             pem::write_file(&path, &certificates(federated), false)?;
         }
     }
-    Ok(said)
+    Ok(())
 }
 
 /// Watches until Ctrl-C. A broken stream is dialled again with a growing pause, as SDKs do; a call that can never
@@ -144,18 +135,18 @@ async fn watch(context: Context, _args: Args) -> Result<Output, CliError> {
             {
                 return Err(error);
             }
-            output::say(&error.to_string());
+            let error = context.explained(error);
+            if context.face == Face::Native {
+                let (text, _) = house::told(&error, &watch_command(), context.format);
+                output::say(&text.unwrap_or_default());
+            } else {
+                output::say(&error.to_string());
+            }
             tokio::time::sleep(pause).await;
             pause = (pause + Duration::from_secs(1)).min(Duration::from_secs(30));
         }
     };
-    tokio::select! {
-        ended = watching => ended,
-        interrupted = tokio::signal::ctrl_c() => {
-            interrupted.map_err(|error| CliError::failed(format!("cannot listen for Ctrl-C: {error}")))?;
-            Ok(Output::default())
-        }
-    }
+    watching.await
 }
 
 async fn follow(context: &Context, pause: &mut Duration) -> Result<(), CliError> {
@@ -173,7 +164,12 @@ async fn follow(context: &Context, pause: &mut Duration) -> Result<(), CliError>
     {
         *pause = Duration::from_secs(1);
         let update = read(context, &response)?;
-        output::write_out(&text(&update, since(context, last)))?;
+        if context.prints_data() {
+            let reply = Output::default().reply("X509SVIDResponse", &response)?;
+            output::print(reply, context.face, context.format)?;
+        } else {
+            output::write_out(&text(&update, since(context, last)))?;
+        }
         last = context.clock.now();
     }
     Ok(())

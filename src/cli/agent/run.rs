@@ -1,9 +1,11 @@
 //! `agent run` and `agent validate`.
 
+use std::path::Path;
+
 use agent::{Agent, Config, Overrides};
 
 use crate::cli::args::Args;
-use crate::cli::context::Context;
+use crate::cli::context::{Context, Face};
 use crate::cli::daemon::{
     self, DATA_DIR, EXPAND_ENV, LOG_FILE, LOG_FORMAT, LOG_LEVEL, LOG_SOURCE, LogSettings,
     TRUST_DOMAIN,
@@ -11,6 +13,9 @@ use crate::cli::daemon::{
 use crate::cli::error::CliError;
 use crate::cli::output::Output;
 use crate::cli::spec::{Command, Endpoint, Flag, Kind, Program, Surface, flag};
+
+/// The port of a server that was started without a file.
+const SERVER_PORT: u16 = 8081;
 
 const FLAGS: &[Flag] = &[
     flag("config", "config", Kind::Text, "The configuration file").or("conf/agent/agent.conf"),
@@ -100,7 +105,11 @@ pub(crate) fn validate_command() -> Command {
     }
 }
 
-fn overrides(args: &Args) -> Result<Overrides, CliError> {
+fn overrides(context: &Context, args: &Args) -> Result<Overrides, CliError> {
+    let without_file = context.face == Face::Native
+        && !args.given("config")
+        && !Path::new(args.text("config")).exists();
+    let server_port = daemon::port(args, "serverPort")?.or(without_file.then_some(SERVER_PORT));
     Ok(Overrides {
         data_dir: daemon::path(args, "dataDir"),
         join_token: daemon::text(args, "joinToken"),
@@ -110,7 +119,7 @@ fn overrides(args: &Args) -> Result<Overrides, CliError> {
         log_level: daemon::text(args, "logLevel"),
         log_source_location: daemon::switch(args, "logSourceLocation"),
         server_address: daemon::text(args, "serverAddress"),
-        server_port: daemon::port(args, "serverPort")?,
+        server_port,
         socket_path: daemon::path(args, "socketPath"),
         trust_bundle_path: daemon::path(args, "trustBundle"),
         trust_bundle_url: daemon::text(args, "trustBundleUrl"),
@@ -122,16 +131,34 @@ fn overrides(args: &Args) -> Result<Overrides, CliError> {
 }
 
 fn validate(context: &Context, args: &Args) -> Result<Output, CliError> {
-    let overrides = overrides(args)?;
-    let outcome = daemon::document(args)
+    let overrides = overrides(context, args)?;
+    let outcome = daemon::document(context, args, || from_flags(args))
         .and_then(|document| Config::from_document(&document, &overrides).map(drop));
     daemon::verdict(context, outcome)
 }
 
-async fn run(_context: Context, args: Args) -> Result<Output, CliError> {
+/// The configuration of an agent that has no file: its keys lie in the data directory.
+fn from_flags(args: &Args) -> Option<String> {
+    args.optional("trustDomain")?;
+    args.optional("serverAddress")?;
+    let data = Path::new(args.optional("dataDir")?);
+    Some(format!(
+        r#"agent {{}}
+plugins {{
+  NodeAttestor "join_token" {{ plugin_data {{}} }}
+  KeyManager "disk" {{ plugin_data {{ directory = {data:?} }} }}
+  WorkloadAttestor "unix" {{ plugin_data {{ discover_workload_path = true }} }}
+}}"#
+    ))
+}
+
+async fn run(context: Context, args: Args) -> Result<Output, CliError> {
     daemon::tighten_umask();
-    let overrides = overrides(&args)?;
-    let config = daemon::document(&args)
+    if let Some(said) = daemon::missing_on_shim(&context, &args) {
+        return Err(said);
+    }
+    let overrides = overrides(&context, &args)?;
+    let config = daemon::document(&context, &args, || from_flags(&args))
         .and_then(|document| Config::from_document(&document, &overrides))
         .map_err(|faults| daemon::refuse(&faults))?;
     let log = daemon::start_log(&LogSettings {

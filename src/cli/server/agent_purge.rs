@@ -8,11 +8,12 @@ use proto::spire::api::server::agent::v1::{DeleteAgentRequest, list_agents_reque
 use proto::spire::api::types::AgentMask;
 use serde_json::json;
 use spiffe::clock::unix_seconds;
+use tonic::Status;
 
 use super::agent_list::pages;
 use crate::cli::args::Args;
 use crate::cli::context::Context;
-use crate::cli::error::CliError;
+use crate::cli::error::{Batch, CliError, FailedItem};
 use crate::cli::ids;
 use crate::cli::output::{Output, Table};
 use crate::cli::spec::{Command, Endpoint, Flag, Kind, Program, Surface, flag};
@@ -50,7 +51,7 @@ pub(crate) fn command() -> Command {
 struct Expired {
     id: String,
     /// `None`: a dry run.
-    deleted: Option<Result<(), String>>,
+    deleted: Option<Result<(), Box<Status>>>,
 }
 
 async fn run(context: Context, args: Args) -> Result<Output, CliError> {
@@ -83,11 +84,7 @@ async fn run(context: Context, args: Args) -> Result<Output, CliError> {
             let outcome = client
                 .delete_agent(DeleteAgentRequest { id: agent.id })
                 .await;
-            Some(
-                outcome
-                    .map(drop)
-                    .map_err(|status| CliError::status("", status).to_string()),
-            )
+            Some(outcome.map(drop).map_err(Box::new))
         };
         expired.push(Expired { id, deleted });
     }
@@ -102,7 +99,7 @@ fn outcome(expired: &[Expired], dry_run: bool) -> Output {
         let (state, error) = match &node.deleted {
             None => ("would be purged", None),
             Some(Ok(())) => ("purged", None),
-            Some(Err(error)) => ("not purged", Some(error.clone())),
+            Some(Err(status)) => ("not purged", Some(spire_text(status))),
         };
         rows.push(vec![
             node.id.clone(),
@@ -147,9 +144,17 @@ fn outcome(expired: &[Expired], dry_run: bool) -> Output {
             );
         }
     }
-    let failed = expired
+    let items: Vec<FailedItem> = expired
         .iter()
-        .any(|node| matches!(node.deleted, Some(Err(_))));
+        .filter_map(|node| match &node.deleted {
+            Some(Err(status)) => Some(FailedItem {
+                object: node.id.clone(),
+                code: status.code(),
+                message: status.message().to_owned(),
+            }),
+            _ => None,
+        })
+        .collect();
     Output {
         replies: vec![json!({ "expired_agents": list })],
         text,
@@ -157,9 +162,16 @@ fn outcome(expired: &[Expired], dry_run: bool) -> Output {
             headings: vec!["SPIFFE ID", "STATE", "ERROR"],
             rows,
         }),
-        notes: Vec::new(),
-        partial_failure: failed.then(|| "failed to purge one or more agents".to_owned()),
+        partial_failure: (!items.is_empty()).then(|| Batch {
+            text: "failed to purge one or more agents".to_owned(),
+            items,
+        }),
+        ..Output::default()
     }
+}
+
+fn spire_text(status: &Status) -> String {
+    CliError::status("", status.clone()).to_string()
 }
 
 fn section<'n>(text: &mut String, heading: &str, nodes: impl Iterator<Item = &'n Expired>) {
@@ -170,8 +182,8 @@ fn section<'n>(text: &mut String, heading: &str, nodes: impl Iterator<Item = &'n
     text.push_str(&format!("{heading}\n"));
     for node in nodes {
         text.push_str(&format!("SPIFFE ID         : {}\n", node.id));
-        if let Some(Err(error)) = &node.deleted {
-            text.push_str(&format!("Error             : {error}\n"));
+        if let Some(Err(status)) = &node.deleted {
+            text.push_str(&format!("Error             : {}\n", spire_text(status)));
         }
     }
 }

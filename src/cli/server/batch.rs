@@ -1,9 +1,10 @@
 //! Batch replies: which items were done, and how the failed ones are told.
 
-use proto::spire::api::types::Status;
+use proto::spire::api::types::{Entry, Status};
 
-use crate::cli::context::{Context, Format};
-use crate::cli::output;
+use crate::cli::context::{Context, Face};
+use crate::cli::error::{Batch, FailedItem};
+use crate::cli::{ids, output};
 
 /// The items of a reply by outcome, in their order.
 pub(super) struct Split<'r, T> {
@@ -21,34 +22,77 @@ pub(super) fn split<T>(results: &[T], status: impl Fn(&T) -> Option<&Status>) ->
     Split { done, failed }
 }
 
-/// The name of a gRPC code as Go prints it.
-pub(super) fn code_name(status: Option<&Status>) -> String {
-    status.map_or_else(
+/// What became of one failed item: the object's name, SPIRE's paragraph about it, and why.
+pub(super) struct Refused<'r> {
+    pub(super) object: String,
+    pub(super) paragraph: String,
+    pub(super) status: Option<&'r Status>,
+}
+
+/// The paragraph that SPIRE writes about a failed item, what it concerns being the last part.
+pub(super) fn paragraph(opening: &str, status: Option<&Status>, about: &str) -> String {
+    let code = status.map_or_else(
         || "Unknown".to_owned(),
         |status| match status.code {
             0 => "OK".to_owned(),
             code => format!("{:?}", tonic::Code::from_i32(code)),
         },
-    )
+    );
+    let message = status.map_or("", |status| status.message.as_str());
+    format!("{opening} (code: {code}, msg: {message:?}){about}")
 }
 
-/// Writes one paragraph for each failed item to standard error, unless the reply itself is printed as data.
-pub(super) fn report_failures<'r, T>(
-    context: &Context,
-    verb: &str,
-    failed: &[&'r T],
-    describe: impl Fn(&'r T) -> (Option<&'r Status>, String),
-) {
-    if matches!(context.format, Format::Json | Format::Yaml) {
-        return;
+/// The failure that the failed items amount to; `None` when none failed. A shim says its paragraphs at once, unless
+/// the reply itself is printed as data.
+pub(super) fn failure(context: &Context, text: &str, failed: Vec<Refused<'_>>) -> Option<Batch> {
+    if failed.is_empty() {
+        return None;
     }
-    for result in failed {
-        let (status, text) = describe(result);
-        let message = status.map_or("", |status| status.message.as_str());
-        output::say(&format!(
-            "Failed to {verb} the following entry (code: {}, msg: {message:?}):\n{}",
-            code_name(status),
-            text.strip_suffix('\n').unwrap_or(&text)
-        ));
+    if context.face == Face::Shim && !context.prints_data() {
+        for item in &failed {
+            output::say(&item.paragraph);
+        }
+    }
+    let items = failed
+        .into_iter()
+        .map(|item| FailedItem {
+            object: item.object,
+            code: item.status.map_or(tonic::Code::Unknown, |status| {
+                tonic::Code::from_i32(status.code)
+            }),
+            message: item
+                .status
+                .map_or_else(String::new, |status| status.message.clone()),
+        })
+        .collect();
+    Some(Batch {
+        text: text.to_owned(),
+        items,
+    })
+}
+
+/// A failed item of `entry create` and `entry update`, where SPIRE shows the whole entry.
+pub(super) fn refused_entry<'r>(
+    verb: &str,
+    status: Option<&'r Status>,
+    entry: Option<&Entry>,
+) -> Refused<'r> {
+    let shown = entry.map(super::entry::text).unwrap_or_default();
+    let about = format!(":\n{}", shown.strip_suffix('\n').unwrap_or(&shown));
+    Refused {
+        object: entry.map_or_else(String::new, |entry| {
+            let id = ids::text(entry.spiffe_id.as_ref());
+            if entry.id.is_empty() {
+                id
+            } else {
+                format!("{id} (entry {})", entry.id)
+            }
+        }),
+        paragraph: paragraph(
+            &format!("Failed to {verb} the following entry"),
+            status,
+            &about,
+        ),
+        status,
     }
 }

@@ -54,18 +54,63 @@ pub(super) fn read(wire: &WireBundle) -> Result<Bundle, CliError> {
         .map_err(|error| CliError::failed(format!("the server's bundle cannot be read: {error}")))
 }
 
-/// JSON with an indent of four, as SPIRE prints bundles.
+/// JSON with an indent of four, as SPIRE prints bundles, the members in the order of the document.
 fn indented(json: &[u8]) -> Result<String, CliError> {
-    use serde::Serialize;
-    let value: serde_json::Value = serde_json::from_slice(json)
+    let text = std::str::from_utf8(json)
         .map_err(|error| CliError::failed(format!("cannot write the bundle: {error}")))?;
-    let mut out = Vec::new();
-    let formatter = serde_json::ser::PrettyFormatter::with_indent(b"    ");
-    let mut writer = serde_json::Serializer::with_formatter(&mut out, formatter);
-    value
-        .serialize(&mut writer)
-        .map_err(|error| CliError::failed(format!("cannot write the bundle: {error}")))?;
-    out.push(b'\n');
-    String::from_utf8(out)
-        .map_err(|error| CliError::failed(format!("cannot write the bundle: {error}")))
+    let mut out = String::with_capacity(text.len() * 2);
+    let (mut depth, mut quoted, mut escaped) = (0_usize, false, false);
+    let mut chars = text.chars().peekable();
+    let line = |out: &mut String, depth: usize| {
+        out.push('\n');
+        out.push_str(&"    ".repeat(depth));
+    };
+    while let Some(next) = chars.next() {
+        if quoted {
+            out.push(next);
+            quoted = escaped || next != '"';
+            escaped = !escaped && next == '\\';
+            continue;
+        }
+        match next {
+            '{' | '[' => {
+                out.push(next);
+                if let Some(close) = chars.next_if(|after| matches!(after, '}' | ']')) {
+                    out.push(close);
+                } else {
+                    depth += 1;
+                    line(&mut out, depth);
+                }
+            }
+            '}' | ']' => {
+                depth = depth.saturating_sub(1);
+                line(&mut out, depth);
+                out.push(next);
+            }
+            ',' => {
+                out.push(next);
+                line(&mut out, depth);
+            }
+            ':' => out.push_str(": "),
+            blank if blank.is_ascii_whitespace() => {}
+            other => {
+                quoted = other == '"';
+                out.push(other);
+            }
+        }
+    }
+    out.push('\n');
+    Ok(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::indented;
+
+    #[test]
+    fn members_keep_their_order_and_texts_stay_as_they_are() {
+        let text = indented(br#"{"b":[{"y":"a,b:\\\"{"}],"a":[],"n":1}"#).unwrap();
+        let expected = "{\n    \"b\": [\n        {\n            \"y\": \"a,b:\\\\\\\"{\"\n        }\n    ],\n    \"a\": [],\n    \"n\": 1\n}\n";
+        assert_eq!(text, expected);
+    }
 }

@@ -5,6 +5,7 @@ use proto::spire::api::server::bundle::v1::bundle_client::BundleClient;
 use proto::spire::api::server::bundle::v1::{
     BatchDeleteFederatedBundleRequest, BatchSetFederatedBundleRequest,
 };
+use proto::spire::api::types::Status;
 use spiffe::TrustDomain;
 use spiffe::bundle::Bundle;
 
@@ -12,7 +13,7 @@ use super::batch::succeeded;
 use super::bundle::{BundleFormat, FORMAT, ID, format};
 use crate::cli::args::Args;
 use crate::cli::context::Context;
-use crate::cli::error::CliError;
+use crate::cli::error::{Batch, CliError, FailedItem};
 use crate::cli::output::Output;
 use crate::cli::spec::{Command, Endpoint, Flag, Kind, Program, Surface, flag};
 
@@ -63,13 +64,21 @@ async fn set(context: Context, args: Args) -> Result<Output, CliError> {
     let domain = TrustDomain::parse(id).map_err(|error| CliError::usage(error.to_string()))?;
     let data = context
         .read_input(args.optional("path").unwrap_or("-"))
-        .map_err(|error| CliError::usage(format!("unable to load bundle data: {error}")))?;
+        .map_err(|error| error.within("unable to load bundle data"))?;
     let bundle = match format {
         BundleFormat::Spiffe => Bundle::from_spiffe_json(domain, &data).map_err(|error| {
             CliError::usage(format!("unable to parse to spiffe bundle: {error}"))
         })?,
-        BundleFormat::Pem => Bundle::from_pem(domain, &String::from_utf8_lossy(&data))
-            .map_err(|error| CliError::usage(format!("unable to parse bundle data: {error}")))?,
+        BundleFormat::Pem => {
+            let text = String::from_utf8_lossy(&data);
+            if !text.contains("-----BEGIN ") {
+                return Err(CliError::usage(
+                    "unable to parse bundle data: no PEM blocks",
+                ));
+            }
+            Bundle::from_pem(domain, &text)
+                .map_err(|error| CliError::usage(format!("unable to parse bundle data: {error}")))?
+        }
     };
     let request = BatchSetFederatedBundleRequest {
         bundle: vec![proto::convert::bundle_to_wire(&bundle, None)],
@@ -91,12 +100,27 @@ async fn set(context: Context, args: Args) -> Result<Output, CliError> {
     if succeeded(status) {
         output.text = "bundle set.".to_owned();
     } else {
-        output.partial_failure = Some(format!(
+        let text = format!(
             "failed to set federated bundle: {}",
             status.map_or("", |status| &status.message)
-        ));
+        );
+        output.partial_failure = failed(&text, id, status);
     }
     Ok(output)
+}
+
+/// These batches have one item, and SPIRE says it all in one line.
+fn failed(text: &str, id: &str, status: Option<&Status>) -> Option<Batch> {
+    Some(Batch {
+        text: text.to_owned(),
+        items: vec![FailedItem {
+            object: id.to_owned(),
+            code: status.map_or(tonic::Code::Unknown, |status| {
+                tonic::Code::from_i32(status.code)
+            }),
+            message: status.map_or_else(String::new, |status| status.message.clone()),
+        }],
+    })
 }
 
 async fn delete(context: Context, args: Args) -> Result<Output, CliError> {
@@ -127,11 +151,12 @@ async fn delete(context: Context, args: Args) -> Result<Output, CliError> {
     if succeeded(status) {
         output.text = "bundle deleted.".to_owned();
     } else {
-        output.partial_failure = Some(format!(
+        let text = format!(
             "failed to delete federated bundle {:?}: {}",
             result.map_or(id, |result| &result.trust_domain),
             status.map_or("", |status| &status.message)
-        ));
+        );
+        output.partial_failure = failed(&text, id, status);
     }
     Ok(output)
 }

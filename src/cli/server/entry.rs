@@ -97,7 +97,7 @@ pub(super) const MATCH_FEDERATES_WITH: Flag = flag(
     "matchFederatesWithOn",
     "match-federates-with-on",
     Kind::Text,
-    "How -federatesWith is matched: exact, any, superset or subset",
+    "How the federated trust domains are matched: exact, any, superset or subset",
 )
 .or("superset");
 

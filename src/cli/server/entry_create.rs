@@ -69,7 +69,7 @@ async fn run(context: Context, args: Args) -> Result<Output, CliError> {
         .map(|path| {
             context
                 .read_input(path)
-                .and_then(|json| entry_data::parse(&json))
+                .and_then(|json| entry_data::parse(&json, context.face))
         })
         .transpose()?;
     if parsed.is_none() && context.face == Face::Shim {
@@ -181,19 +181,23 @@ fn outcome(context: &Context, reply: &BatchCreateEntryResponse) -> Result<Output
     let split = batch::split(&reply.results, |result| result.status.as_ref());
     let created = |result: &&batch_create_entry_response::Result| result.entry.clone();
     let made: Vec<Entry> = split.done.iter().filter_map(created).collect();
-    batch::report_failures(context, "create", &split.failed, |result| {
-        (
-            result.status.as_ref(),
-            result.entry.as_ref().map(text).unwrap_or_default(),
-        )
-    });
+    let refused = split
+        .failed
+        .iter()
+        .map(|result| batch::refused_entry("create", result.status.as_ref(), result.entry.as_ref()))
+        .collect();
     let mut output = Output::text(made.iter().map(text).collect::<String>())
         .reply("spire.api.server.entry.v1.BatchCreateEntryResponse", reply)?;
     output.table = Some(table(&made));
-    if !split.failed.is_empty() {
-        output.partial_failure = Some("failed to create one or more entries".to_owned());
-    } else if let Some(entry) = made.first() {
-        output = output.note(format!("created; a matching process on the node can fetch {} now: plastron agent api fetch x509", ids::text(entry.spiffe_id.as_ref())));
+    output.partial_failure =
+        batch::failure(context, "failed to create one or more entries", refused);
+    if output.partial_failure.is_none()
+        && let Some(entry) = made.first()
+    {
+        output = output.note(format!(
+            "created; a matching process on the node can fetch {} now: plastron agent api fetch x509",
+            ids::text(entry.spiffe_id.as_ref())
+        ));
     }
     Ok(output)
 }

@@ -4,18 +4,17 @@
 use proto::spire::api::types::{Entry, Selector, entry::AdditionalAttributes};
 use serde::Deserialize;
 
+use crate::cli::context::Face;
 use crate::cli::error::CliError;
 use crate::cli::ids;
 
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
 struct File {
     #[serde(default)]
     entries: Vec<Item>,
 }
 
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
 struct Item {
     #[serde(default)]
     selectors: Vec<Pair>,
@@ -51,7 +50,6 @@ struct Item {
 }
 
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
 struct Pair {
     #[serde(rename = "type")]
     kind: String,
@@ -59,7 +57,6 @@ struct Pair {
 }
 
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
 struct Attributes {
     #[serde(default)]
     disable_x509_svid_prefetch: bool,
@@ -67,11 +64,75 @@ struct Attributes {
     jwt_svid_include_jti: bool,
 }
 
-/// Reads the entries of a file.
-pub(super) fn parse(json: &[u8]) -> Result<Vec<Entry>, CliError> {
-    let file: File = serde_json::from_slice(json)
-        .map_err(|error| CliError::usage(format!("the entry file is not valid: {error}")))?;
+/// The members of the file, of an entry and of what lies in it.
+const MEMBERS: [&str; 19] = [
+    "entries",
+    "selectors",
+    "parent_id",
+    "spiffe_id",
+    "x509_svid_ttl",
+    "jwt_svid_ttl",
+    "federates_with",
+    "entry_id",
+    "admin",
+    "downstream",
+    "entryExpiry",
+    "dns_names",
+    "revision_number",
+    "store_svid",
+    "hint",
+    "created_at",
+    "additional_attributes",
+    "disable_x509_svid_prefetch",
+    "jwt_svid_include_jti",
+];
+
+/// Reads the entries of a file. A member that does not exist is refused natively; SPIRE passes over it.
+pub(super) fn parse(json: &[u8], face: Face) -> Result<Vec<Entry>, CliError> {
+    let wrong = |error: serde_json::Error| CliError::usage(fault(json, &error, face));
+    if face == Face::Native {
+        let value: serde_json::Value = serde_json::from_slice(json).map_err(wrong)?;
+        if let Some(name) = unknown_member(&value) {
+            return Err(CliError::usage(format!(
+                "the entry file has a member {name:?}, which an entry does not have"
+            )));
+        }
+    }
+    let file: File = serde_json::from_slice(json).map_err(wrong)?;
     file.entries.into_iter().map(entry).collect()
+}
+
+fn unknown_member(value: &serde_json::Value) -> Option<&str> {
+    match value {
+        serde_json::Value::Object(fields) => fields.iter().find_map(|(name, value)| {
+            let known =
+                MEMBERS.contains(&name.as_str()) || matches!(name.as_str(), "type" | "value");
+            if known {
+                unknown_member(value)
+            } else {
+                Some(name.as_str())
+            }
+        }),
+        serde_json::Value::Array(items) => items.iter().find_map(unknown_member),
+        _ => None,
+    }
+}
+
+/// What is wrong with the JSON; on the shim in Go's words for the two common faults.
+fn fault(json: &[u8], error: &serde_json::Error, face: Face) -> String {
+    if face == Face::Shim && error.is_eof() {
+        return "unexpected end of JSON input".to_owned();
+    }
+    let first = json.trim_ascii_start().first().copied();
+    match first {
+        Some(byte) if face == Face::Shim && !b"{[\"-0123456789tfn".contains(&byte) => {
+            format!(
+                "invalid character {:?} looking for beginning of value",
+                char::from(byte)
+            )
+        }
+        _ => format!("the entry file is not valid: {error}"),
+    }
 }
 
 fn entry(item: Item) -> Result<Entry, CliError> {
@@ -111,12 +172,13 @@ fn entry(item: Item) -> Result<Entry, CliError> {
 #[cfg(test)]
 mod tests {
     use super::parse;
+    use crate::cli::context::Face;
 
     #[test]
     fn reads_the_fields_of_an_entry() {
         let json = br#"{"entries":[{"selectors":[{"type":"unix","value":"uid:1"}],"spiffe_id":"spiffe://a/w",
             "parent_id":"spiffe://a/p","x509_svid_ttl":60,"entryExpiry":5,"additional_attributes":{"jwt_svid_include_jti":true}}]}"#;
-        let entries = parse(json).unwrap();
+        let entries = parse(json, Face::Native).unwrap();
         assert_eq!(entries[0].x509_svid_ttl, 60);
         assert_eq!(entries[0].expires_at, 5);
         assert!(
@@ -136,7 +198,18 @@ mod tests {
             r#"{"entries":[{"spiffeID":"x"}]}"#,
             r#"{"entries":[{"spiffe_id":"nope","parent_id":"spiffe://a/p"}]}"#,
         ] {
-            parse(json.as_bytes()).unwrap_err();
+            parse(json.as_bytes(), Face::Native).unwrap_err();
+        }
+    }
+
+    #[test]
+    fn faults_of_the_json_are_worded_as_spire_words_them_on_the_shim() {
+        for (json, fault) in [
+            ("", "unexpected end of JSON input"),
+            ("x", "invalid character 'x' looking for beginning of value"),
+        ] {
+            let error = parse(json.as_bytes(), Face::Shim).unwrap_err();
+            assert_eq!(error.to_string(), fault);
         }
     }
 }

@@ -7,9 +7,9 @@ use serde::Deserialize;
 use super::batch;
 use super::entry::ENTRY_ID;
 use crate::cli::args::Args;
-use crate::cli::context::{Context, Face, Format};
+use crate::cli::context::{Context, Face};
 use crate::cli::error::CliError;
-use crate::cli::output::{self, Output};
+use crate::cli::output::Output;
 use crate::cli::spec::{Command, Endpoint, Flag, Kind, Program, Surface, flag};
 
 const FLAGS: &[Flag] = &[
@@ -70,36 +70,34 @@ fn outcome(context: &Context, reply: &BatchDeleteEntryResponse) -> Result<Output
     if !split.done.is_empty() && context.face == Face::Shim {
         text.push_str("\n\n");
     }
-    if !matches!(context.format, Format::Json | Format::Yaml) {
-        for result in &split.failed {
-            let message = result
-                .status
-                .as_ref()
-                .map_or("", |status| status.message.as_str());
-            output::say(&format!(
-                "Failed to delete entry with ID {} (code: {}, msg: {message:?})",
-                result.id,
-                batch::code_name(result.status.as_ref())
-            ));
-        }
-    }
+    let refused = split
+        .failed
+        .iter()
+        .map(|result| batch::Refused {
+            object: result.id.clone(),
+            paragraph: batch::paragraph(
+                &format!("Failed to delete entry with ID {}", result.id),
+                result.status.as_ref(),
+                "",
+            ),
+            status: result.status.as_ref(),
+        })
+        .collect();
     let (done, failed) = (split.done.len(), split.failed.len());
     let mut output =
         Output::default().reply("spire.api.server.entry.v1.BatchDeleteEntryResponse", reply)?;
-    if failed == 0 {
-        text.push_str(&format!("Deleted {done} entries successfully"));
-    } else {
-        if context.face == Face::Shim {
-            text.push_str("\n\n");
-        }
-        text.push_str(&match done {
-            0 => format!("Failed to delete {failed} entries"),
-            _ => format!(
-                "Deleted {done} entries successfully, but failed to delete {failed} entries"
-            ),
-        });
-        output.partial_failure = Some("failed to delete one or more entries".to_owned());
+    output.partial_failure =
+        batch::failure(context, "failed to delete one or more entries", refused);
+    if failed > 0 && context.face == Face::Shim {
+        text.push_str("\n\n");
     }
+    let deleted = format!("Deleted {done} entries successfully");
+    text.push_str(&match (done, failed) {
+        (_, 0) => deleted,
+        (0, _) => format!("Failed to delete {failed} entries"),
+        _ => format!("{deleted}, but failed to delete {failed} entries"),
+    });
+    output.unterminated = true;
     output.text = text;
     Ok(output)
 }

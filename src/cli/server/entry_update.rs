@@ -54,7 +54,7 @@ pub(crate) fn command() -> Command {
 
 async fn run(context: Context, args: Args) -> Result<Output, CliError> {
     let parsed = match args.optional("data") {
-        Some(path) => Some(entry_data::parse(&context.read_input(path)?)?),
+        Some(path) => Some(entry_data::parse(&context.read_input(path)?, context.face)?),
         None => {
             check(&args)?;
             None
@@ -149,17 +149,15 @@ fn outcome(context: &Context, reply: &BatchUpdateEntryResponse) -> Result<Output
         .iter()
         .filter_map(|result| result.entry.clone())
         .collect();
-    batch::report_failures(context, "update", &split.failed, |result| {
-        (
-            result.status.as_ref(),
-            result.entry.as_ref().map(text).unwrap_or_default(),
-        )
-    });
+    let refused = split
+        .failed
+        .iter()
+        .map(|result| batch::refused_entry("update", result.status.as_ref(), result.entry.as_ref()))
+        .collect();
     let mut output = Output::text(made.iter().map(text).collect::<String>())
         .reply("spire.api.server.entry.v1.BatchUpdateEntryResponse", reply)?;
     output.table = Some(table(&made));
-    if !split.failed.is_empty() {
-        output.partial_failure = Some("failed to update one or more entries".to_owned());
-    }
+    output.partial_failure =
+        batch::failure(context, "failed to update one or more entries", refused);
     Ok(output)
 }

@@ -5,9 +5,8 @@ use std::path::Path;
 use proto::spire::api::server::svid::v1::MintJwtsvidRequest;
 use proto::spire::api::server::svid::v1::svid_client::SvidClient;
 use serde_json::json;
-use spiffe::clock::unix_seconds;
 
-use super::x509_mint::ttl_seconds;
+use super::x509_mint::{is_capped, ttl_seconds};
 use crate::cli::args::Args;
 use crate::cli::context::Context;
 use crate::cli::error::CliError;
@@ -80,11 +79,7 @@ async fn run(context: Context, args: Args) -> Result<Output, CliError> {
         .as_ref()
         .filter(|svid| !svid.token.is_empty())
         .ok_or_else(|| CliError::failed("server response missing token"))?;
-    if svid
-        .expires_at
-        .saturating_sub(unix_seconds(context.clock.now()))
-        < i64::from(ttl) - 1
-    {
+    if is_capped(&context, svid.expires_at, &args) {
         output::say(&format!(
             "JWT-SVID lifetime was capped shorter than specified ttl; expires {:?}",
             moment::rfc3339(svid.expires_at)
@@ -93,7 +88,7 @@ async fn run(context: Context, args: Args) -> Result<Output, CliError> {
     match args.optional("write") {
         Some(path) => {
             pem::write_file(Path::new(path), &svid.token, true)
-                .map_err(|error| CliError::failed(format!("unable to write token: {error}")))?;
+                .map_err(|error| error.within("unable to write token"))?;
             Ok(Output {
                 replies: vec![json!({ "token": path })],
                 ..Output::text(format!("JWT-SVID written to {path}"))

@@ -58,7 +58,8 @@ pub(super) fn filter(args: &Args) -> Result<Filter, CliError> {
     let before = args.text("expiresBefore");
     if !before.is_empty() && !moment::is_expires_before(before) {
         return Err(CliError::usage(format!(
-            "date is not valid: {before:?} is not of the form \"2006-01-02 15:04:05 -0700 -07\""
+            "date is not valid: {}",
+            moment::expires_before_fault(before)
         )));
     }
     Ok(Filter {

@@ -1,5 +1,6 @@
 //! `server run` and `server validate`.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use server::config::Overrides;
@@ -82,15 +83,34 @@ fn overrides(args: &Args) -> Result<Overrides, CliError> {
 
 fn validate(context: &Context, args: &Args) -> Result<Output, CliError> {
     let overrides = overrides(args)?;
-    let outcome = daemon::document(args)
+    let outcome = daemon::document(context, args, || from_flags(args))
         .and_then(|document| Config::from_document(&document, &overrides).map(drop));
     daemon::verdict(context, outcome)
 }
 
-async fn run(_context: Context, args: Args) -> Result<Output, CliError> {
+/// The configuration of a server that has no file: everything it keeps lies in the data directory.
+fn from_flags(args: &Args) -> Option<String> {
+    args.optional("trustDomain")?;
+    let data = Path::new(args.optional("dataDir")?);
+    Some(format!(
+        r#"server {{}}
+plugins {{
+  DataStore "sql" {{ plugin_data {{ database_type = "sqlite3" connection_string = {store:?} }} }}
+  KeyManager "disk" {{ plugin_data {{ keys_path = {keys:?} }} }}
+  NodeAttestor "join_token" {{ plugin_data {{}} }}
+}}"#,
+        store = data.join("datastore.sqlite3"),
+        keys = data.join("keys.json"),
+    ))
+}
+
+async fn run(context: Context, args: Args) -> Result<Output, CliError> {
     daemon::tighten_umask();
+    if let Some(said) = daemon::missing_on_shim(&context, &args) {
+        return Err(said);
+    }
     let overrides = overrides(&args)?;
-    let config = daemon::document(&args)
+    let config = daemon::document(&context, &args, || from_flags(&args))
         .and_then(|document| Config::from_document(&document, &overrides))
         .map_err(|faults| daemon::refuse(&faults))?;
     let log = daemon::start_log(&LogSettings {

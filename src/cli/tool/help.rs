@@ -1,20 +1,27 @@
-//! `help`: a code explained, or the list of codes; nothing is looked up outside the program.
+//! `help`: a command, or a code, explained; nothing is looked up outside the program.
 
-use plugin::fault::{Code, Fault};
+use plugin::fault::Code;
+use serde_json::json;
 
 use crate::cli::args::Args;
 use crate::cli::context::Context;
 use crate::cli::error::CliError;
 use crate::cli::output::{Output, Table};
 use crate::cli::spec::{Command, Endpoint, Flag, Kind, Program, Surface, flag};
+use crate::cli::{commands, house, native};
 
-const FLAGS: &[Flag] = &[flag("code", "CODE", Kind::Word, "The code")];
+const FLAGS: &[Flag] = &[flag(
+    "topic",
+    "TOPIC",
+    Kind::Words,
+    "The words of a command, a code such as PLA-1203, or `codes` for all of them",
+)];
 
 pub(crate) fn command() -> Command {
     Command {
         program: Program::Plastron,
         path: &["help"],
-        about: "Explain an error code, such as PLA-1203; without one, list them",
+        about: "Explain a command or an error code",
         flags: FLAGS,
         endpoint: Endpoint::None,
         formats: false,
@@ -24,24 +31,70 @@ pub(crate) fn command() -> Command {
 }
 
 fn run(_context: &Context, args: &Args) -> Result<Output, CliError> {
-    let Some(word) = args.optional("code") else {
-        let rows = Code::ALL
-            .iter()
-            .map(|code| vec![code.as_str().to_owned(), code.title().to_owned()])
-            .collect();
+    let words = args.list("topic");
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    if words == ["codes"] {
+        return Ok(codes());
+    }
+    if let [word] = words.as_slice()
+        && let Some(code) = Code::parse(word)
+    {
+        let text = format!("{code}: {}\n\n{}\n", code.title(), wrapped(code.help()));
         return Ok(Output {
-            table: Some(Table {
-                headings: vec!["CODE", "MEANING"],
-                rows,
-            }),
-            ..Output::default()
+            replies: vec![row(code)],
+            ..Output::text(text)
         });
-    };
-    match Code::parse(word) {
-        Some(code) => Ok(Output::text(format!("{code}: {}\n\n{}\n", code.title(), wrapped(code.help())))),
-        None => Err(Fault::new(Code::Usage, format!("{word:?} is not an error code"))
-            .hint("`plastron help` lists them; a command is explained by `plastron COMMAND --help`")
-            .into()),
+    }
+    let mut line = native::command_line(&commands());
+    line.build();
+    let mut found = &mut line;
+    for word in &words {
+        match found.find_subcommand_mut(word) {
+            Some(below) => found = below,
+            None => {
+                let topic = words.join(" ");
+                return Err(house::usage(
+                    &format!("{topic:?} is neither a command nor an error code"),
+                    "",
+                )
+                .hint("`plastron help` lists the commands, `plastron help codes` the codes")
+                .into());
+            }
+        }
+    }
+    let text = found.render_long_help().to_string();
+    Ok(Output {
+        replies: vec![json!({ "help": text })],
+        ..Output::text(text)
+    })
+}
+
+fn row(code: Code) -> serde_json::Value {
+    json!({
+        "code": code.as_str(),
+        "meaning": code.title(),
+        "exit_code": code.exit_code(),
+        "help": code.help(),
+    })
+}
+
+fn codes() -> Output {
+    Output {
+        replies: vec![Code::ALL.iter().copied().map(row).collect()],
+        table: Some(Table {
+            headings: vec!["CODE", "EXIT", "MEANING"],
+            rows: Code::ALL
+                .iter()
+                .map(|code| {
+                    vec![
+                        code.as_str().to_owned(),
+                        code.exit_code().to_string(),
+                        code.title().to_owned(),
+                    ]
+                })
+                .collect(),
+        }),
+        ..Output::default()
     }
 }
 
@@ -59,4 +112,63 @@ fn wrapped(text: &str) -> String {
         }
     }
     lines.join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{codes, run};
+    use crate::cli::args::Args;
+    use crate::cli::commands;
+    use crate::cli::context::{Context, Face, Format};
+    use crate::cli::output::Output;
+    use crate::cli::socket::Socket;
+    use plugin::fault::Code;
+
+    fn help(words: &[&str]) -> Result<Output, String> {
+        let mut args = Args::default();
+        words
+            .iter()
+            .for_each(|word| args.push("topic", (*word).to_owned()));
+        let context = Context::new(
+            Face::Native,
+            &super::command(),
+            Format::Table,
+            Socket::default(),
+        );
+        run(&context, &args).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn every_code_is_explained_and_listed() {
+        let listed = codes().table.unwrap().rows;
+        for code in Code::ALL {
+            assert!(help(&[code.as_str()]).unwrap().text.contains(code.title()));
+            assert!(listed.iter().any(|row| row[0] == code.as_str()));
+        }
+    }
+
+    #[test]
+    fn every_command_is_explained() {
+        for command in commands() {
+            let text = help(&command.words()).unwrap().text;
+            assert!(
+                text.contains("Usage: plastron "),
+                "{:?}: {text}",
+                command.words()
+            );
+        }
+        assert!(help(&[]).unwrap().text.contains("Usage: plastron"));
+    }
+
+    #[test]
+    fn what_is_no_topic_is_refused() {
+        for words in [
+            &["PLA-9999"][..],
+            &["server", "entry", "make"],
+            &["codes", "x"],
+            &["12"],
+        ] {
+            assert!(help(words).unwrap_err().contains("PLA-1008"), "{words:?}");
+        }
+    }
 }

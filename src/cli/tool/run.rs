@@ -16,10 +16,11 @@ use tonic::transport::Channel;
 
 use super::sockets::Place;
 use crate::cli::args::Args;
-use crate::cli::context::{Context, error_text};
+use crate::cli::context::{Context, Face, error_text};
 use crate::cli::error::CliError;
 use crate::cli::output::{self, Output};
 use crate::cli::server::entry_create::only_node;
+use crate::cli::socket::Socket;
 use crate::cli::spec::{Command, Endpoint, Flag, Kind, Program, Surface, flag};
 use crate::cli::{duration, ids, selectors, socket};
 
@@ -151,21 +152,27 @@ async fn run(context: Context, args: Args) -> Result<Output, CliError> {
 }
 
 /// The server's and the agent's socket: flags, then the development instance, then the defaults.
-fn sockets(args: &Args) -> Result<(String, String), CliError> {
+fn sockets(args: &Args) -> Result<(Socket, String), CliError> {
     let place = Place::new(args.optional("dir"));
     let live = place.is_live();
     let env = |name: &str| std::env::var(name).ok();
     let pick =
-        |flag: &str, endpoint: Endpoint, dev: PathBuf, default: &str| -> Result<String, CliError> {
+        |flag: &str, endpoint: Endpoint, dev: PathBuf, default: &str| -> Result<Socket, CliError> {
             if let Some(path) = args.optional(flag) {
-                return Ok(path.to_owned());
+                return Ok(Socket {
+                    path: path.to_owned(),
+                    from: "the command line",
+                });
             }
             if live {
-                return Ok(dev.display().to_string());
+                return Ok(Socket {
+                    path: dev.display().to_string(),
+                    from: "the development instance",
+                });
             }
             let mut args = Args::default();
             args.set_default("socketPath", default);
-            socket::resolve(endpoint, &args, &env)
+            socket::resolve(endpoint, &args, Face::Native, &env)
         };
     Ok((
         pick(
@@ -179,7 +186,8 @@ fn sockets(args: &Args) -> Result<(String, String), CliError> {
             Endpoint::Workload,
             place.workload_socket(),
             socket::WORKLOAD,
-        )?,
+        )?
+        .path,
     ))
 }
 

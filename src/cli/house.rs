@@ -1,0 +1,364 @@
+//! What failed, said natively: the house form with a code, and the exit code that follows from it (0 done, 1 internal,
+//! 2 usage, 3 not found, 4 denied, 5 conflict, 6 unreachable, 7 check failed, 8 timeout, 130 interrupted).
+
+use plugin::fault::{Code, Fault, Faults};
+use serde_json::{Value, json};
+use tonic::Code as Status;
+
+use super::context::Format;
+use super::error::{Batch, CliError};
+use super::spec::{Command, Endpoint, Program, native_flags};
+
+/// SIGINT: 128 + 2, as shells count.
+const INTERRUPTED: u8 = 130;
+
+/// Everything that went wrong, as text or in the format that was asked for; and the exit code.
+pub(crate) fn told(error: &CliError, command: &Command, format: Format) -> (Option<String>, u8) {
+    let faults = match error {
+        CliError::Interrupted => return (None, INTERRUPTED),
+        CliError::Silent => return (None, 1),
+        CliError::Faults(faults) => (**faults).clone(),
+        CliError::Batch(batch) => of_batch(batch, command),
+        other => Faults::from(fault(other, command)),
+    };
+    let text = match format {
+        Format::Json | Format::Yaml => json_text(&faults),
+        Format::Pretty | Format::Table => faults.to_string(),
+    };
+    (Some(text), faults.exit_code().max(1))
+}
+
+/// `{"errors": [{"code", "what", …}]}`; YAML reads it too.
+fn json_text(faults: &Faults) -> String {
+    let errors: Vec<Value> = faults
+        .iter()
+        .map(|fault| {
+            let mut object = serde_json::Map::new();
+            object.insert("code".to_owned(), json!(fault.code.as_str()));
+            object.insert("what".to_owned(), json!(fault.what));
+            for (key, value) in [
+                ("at", &fault.at),
+                ("because", &fault.because),
+                ("hint", &fault.hint),
+            ] {
+                if let Some(value) = value {
+                    object.insert(key.to_owned(), json!(value));
+                }
+            }
+            Value::Object(object)
+        })
+        .collect();
+    json!({ "errors": errors }).to_string()
+}
+
+fn fault(error: &CliError, command: &Command) -> Fault {
+    match error {
+        CliError::Fault(fault) => (**fault).clone(),
+        CliError::Status { context, status } => {
+            let code = code(status.code(), status.message(), command);
+            let fault = match context.as_str() {
+                "" => Fault::new(code, sentence(status.code(), status.message())),
+                context => {
+                    Fault::new(code, context).because(sentence(status.code(), status.message()))
+                }
+            };
+            hinted(fault, command)
+        }
+        CliError::File {
+            code,
+            path,
+            because,
+            ..
+        } => {
+            let what = match code {
+                Code::FileUnwritable => "the file cannot be written",
+                _ => "the file cannot be read",
+            };
+            Fault::new(*code, what).at(path).because(because)
+        }
+        CliError::Check(text) => Fault::new(
+            match command.path {
+                ["api", "validate", "jwt"] => Code::InvalidJwtSvid,
+                _ => Code::CheckFailed,
+            },
+            text,
+        ),
+        CliError::Usage(text) => usage(&natively(text, command), &command.words().join(" ")),
+        other => Fault::new(Code::Internal, other.to_string()),
+    }
+}
+
+/// The text with SPIRE's names of flags replaced by ours: `-entryID` and `entryID` by `--entry-id`.
+fn natively(text: &str, command: &Command) -> String {
+    let flags = native_flags(command);
+    let name = |word: &str| {
+        let bare = word.trim_start_matches('-');
+        flags
+            .iter()
+            .find(|flag| {
+                flag.spire == bare
+                    && !flag.native.is_empty()
+                    && (word.starts_with('-') || bare.contains(char::is_uppercase))
+            })
+            .map(|flag| format!("--{}", flag.native))
+    };
+    text.split_inclusive(|c: char| !c.is_alphanumeric() && c != '-')
+        .map(|piece| {
+            let word = piece.trim_end_matches(|c: char| !c.is_alphanumeric() && c != '-');
+            let tail = piece.get(word.len()..).unwrap_or_default();
+            name(word).map_or_else(|| piece.to_owned(), |native| format!("{native}{tail}"))
+        })
+        .collect()
+}
+
+/// A command line that cannot be understood.
+pub(crate) fn usage(what: &str, words: &str) -> Fault {
+    Fault::new(Code::Usage, what).hint(match words {
+        "" => "`plastron help` lists the commands".to_owned(),
+        words => format!("`plastron help {words}` shows what the command takes"),
+    })
+}
+
+fn of_batch(batch: &Batch, command: &Command) -> Faults {
+    let faults: Vec<Fault> = batch
+        .items
+        .iter()
+        .map(|item| {
+            let code = code(item.code, &item.message, command);
+            hinted(
+                Fault::new(code, sentence(item.code, &item.message)).at(&item.object),
+                command,
+            )
+        })
+        .collect();
+    if faults.is_empty() {
+        return Fault::new(Code::Internal, &batch.text).into();
+    }
+    Faults(faults)
+}
+
+/// The peer's words; a status without any has its code's.
+fn sentence(code: Status, message: &str) -> String {
+    if message.is_empty() {
+        code.description().to_owned()
+    } else {
+        message.to_owned()
+    }
+}
+
+/// The code for a refusal of the peer; what kind of object it is about follows from the command.
+fn code(status: Status, message: &str, command: &Command) -> Code {
+    let object = match command.program {
+        Program::Server => command.path.first().copied().unwrap_or_default(),
+        Program::Agent | Program::Plastron => "",
+    };
+    if message.contains("find federated bundle") {
+        return Code::UnknownFederatedTrustDomain;
+    }
+    match status {
+        Status::NotFound => match object {
+            "entry" => Code::EntryNotFound,
+            "agent" => Code::AgentNotFound,
+            "bundle" => Code::BundleNotFound,
+            _ => Code::NotFound,
+        },
+        Status::PermissionDenied if message.starts_with("no identity issued") => {
+            Code::NoIdentityIssued
+        }
+        Status::PermissionDenied | Status::Unauthenticated => Code::PermissionDenied,
+        Status::AlreadyExists if message.contains("similar entry") => Code::SimilarEntry,
+        Status::AlreadyExists if object == "entry" => Code::EntryIdTaken,
+        _ if message.contains("cannot delete bundle; federated with") => Code::BundleInUse,
+        Status::AlreadyExists | Status::FailedPrecondition | Status::Aborted => Code::AlreadyExists,
+        Status::DeadlineExceeded => Code::TimedOut,
+        Status::Unavailable => match command.endpoint {
+            Endpoint::Workload => Code::AgentNotReady,
+            _ => Code::ConnectionLost,
+        },
+        Status::ResourceExhausted => Code::TooManyRequests,
+        Status::Unimplemented => Code::NotOfferedByPeer,
+        Status::InvalidArgument | Status::OutOfRange => match object {
+            "entry" => Code::InvalidEntry,
+            _ => Code::InvalidArgument,
+        },
+        _ => Code::Internal,
+    }
+}
+
+/// Adds what to do about it, where there is something to type.
+fn hinted(fault: Fault, command: &Command) -> Fault {
+    let hint = match fault.code {
+        Code::EntryNotFound => "`plastron server entry show` lists the entries".to_owned(),
+        Code::SimilarEntry => {
+            "`plastron server entry show` finds it, `plastron server entry update` changes it"
+                .to_owned()
+        }
+        Code::AgentNotFound => "`plastron server agent list` lists the nodes".to_owned(),
+        Code::BundleNotFound => "`plastron server bundle list` lists the bundles".to_owned(),
+        Code::BundleInUse => {
+            "choose with --mode: dissociate keeps the entries, delete removes them".to_owned()
+        }
+        Code::UnknownFederatedTrustDomain => {
+            "`plastron server bundle set --id TRUST-DOMAIN --path FILE` brings its bundle in"
+                .to_owned()
+        }
+        Code::NoIdentityIssued => format!(
+            "register this process: plastron server entry create --spiffe-id NAME --selector unix:uid:{}",
+            nix::unistd::getuid()
+        ),
+        Code::AgentNotReady => "`plastron agent healthcheck` tells when it is".to_owned(),
+        Code::TimedOut => "a longer time is given with --timeout".to_owned(),
+        Code::Internal => format!("see the log of the {}", command.program.word()),
+        _ => return fault,
+    };
+    fault.hint(hint)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{code, told};
+    use crate::cli::context::Format;
+    use crate::cli::error::{Batch, CliError, FailedItem};
+    use crate::cli::spec::Command;
+    use plugin::fault::Code;
+    use tonic::{Code as Status, Status as Reply};
+
+    fn command(words: &[&str]) -> Command {
+        crate::cli::commands()
+            .into_iter()
+            .find(|command| command.words() == words)
+            .unwrap()
+    }
+
+    #[test]
+    fn a_refusal_has_the_code_of_the_object_that_the_command_is_about() {
+        let entry = command(&["server", "entry", "show"]);
+        let agent = command(&["server", "agent", "show"]);
+        let fetch = command(&["agent", "api", "fetch", "x509"]);
+        let logger = command(&["server", "logger", "get"]);
+        for (command, status, message, expected) in [
+            (
+                &entry,
+                Status::NotFound,
+                "entry not found",
+                Code::EntryNotFound,
+            ),
+            (
+                &agent,
+                Status::NotFound,
+                "agent not found",
+                Code::AgentNotFound,
+            ),
+            (&logger, Status::NotFound, "", Code::NotFound),
+            (
+                &entry,
+                Status::AlreadyExists,
+                "similar entry already exists",
+                Code::SimilarEntry,
+            ),
+            (
+                &entry,
+                Status::AlreadyExists,
+                "an entry with ID \"a\" already exists",
+                Code::EntryIdTaken,
+            ),
+            (
+                &entry,
+                Status::Internal,
+                "unable to find federated bundle \"a\"",
+                Code::UnknownFederatedTrustDomain,
+            ),
+            (&entry, Status::InvalidArgument, "bad", Code::InvalidEntry),
+            (
+                &agent,
+                Status::InvalidArgument,
+                "bad",
+                Code::InvalidArgument,
+            ),
+            (&agent, Status::PermissionDenied, "", Code::PermissionDenied),
+            (
+                &fetch,
+                Status::PermissionDenied,
+                "no identity issued",
+                Code::NoIdentityIssued,
+            ),
+            (&fetch, Status::Unavailable, "", Code::AgentNotReady),
+            (&entry, Status::Unavailable, "", Code::ConnectionLost),
+            (&entry, Status::DeadlineExceeded, "", Code::TimedOut),
+            (&entry, Status::ResourceExhausted, "", Code::TooManyRequests),
+            (&entry, Status::Unimplemented, "", Code::NotOfferedByPeer),
+            (&entry, Status::DataLoss, "", Code::Internal),
+        ] {
+            assert_eq!(
+                code(status, message, command),
+                expected,
+                "{status:?} {message}"
+            );
+        }
+    }
+
+    #[test]
+    fn each_failed_item_of_a_batch_is_a_fault_of_its_own() {
+        let item = |code, object: &str| FailedItem {
+            object: object.to_owned(),
+            code,
+            message: String::new(),
+        };
+        let error = CliError::Batch(Box::new(Batch {
+            text: "failed".to_owned(),
+            items: vec![item(Status::NotFound, "e-1"), item(Status::Internal, "e-2")],
+        }));
+        let (text, exit) = told(
+            &error,
+            &command(&["server", "entry", "delete"]),
+            Format::Table,
+        );
+        let text = text.unwrap();
+        assert!(
+            text.contains("error[PLA-2005]") && text.contains("at: e-2"),
+            "{text}"
+        );
+        assert_eq!(exit, 3);
+    }
+
+    #[test]
+    fn an_error_is_json_when_json_was_asked_for() {
+        let error = CliError::status("", Reply::not_found("agent not found"));
+        let (text, exit) = told(&error, &command(&["server", "agent", "show"]), Format::Json);
+        let value: serde_json::Value = serde_json::from_str(&text.unwrap()).unwrap();
+        assert_eq!(value["errors"][0]["code"], "PLA-2009");
+        assert_eq!(exit, 3);
+    }
+
+    #[test]
+    fn flags_have_their_native_names_in_messages() {
+        let show = command(&["server", "entry", "show"]);
+        for (text, native) in [
+            (
+                "the -entryID flag can't be combined",
+                "the --entry-id flag can't be combined",
+            ),
+            (
+                "spiffeID must be specified",
+                "--spiffe-id must be specified",
+            ),
+            (
+                "a selector is required (-selector)",
+                "a selector is required (--selector)",
+            ),
+            ("an entry ID is required", "an entry ID is required"),
+        ] {
+            assert_eq!(super::natively(text, &show), native);
+        }
+    }
+
+    #[test]
+    fn an_interrupted_command_says_nothing() {
+        let told = told(
+            &CliError::Interrupted,
+            &command(&["agent", "api", "watch"]),
+            Format::Table,
+        );
+        assert_eq!(told, (None, 130));
+    }
+}
