@@ -4,9 +4,13 @@ use std::marker::PhantomData;
 
 use bytes::BufMut as _;
 use tonic::Status;
-use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
+use tonic::codec::{BufferSettings, Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 
 use crate::cache::update::Encoded;
+
+/// Each open stream keeps its buffers: a thousand streams are common, long messages are not.
+const BUFFER: usize = 1024;
+const YIELD_AT: usize = 32 << 10;
 
 /// Requests of type `M`, answers as bytes.
 #[derive(Debug)]
@@ -46,6 +50,10 @@ impl Encoder for Copy {
         out.put_slice(item.bytes());
         Ok(())
     }
+
+    fn buffer_settings(&self) -> BufferSettings {
+        BufferSettings::new(BUFFER, YIELD_AT)
+    }
 }
 
 /// Decodes a request.
@@ -60,5 +68,9 @@ impl<M: prost::Message + Default> Decoder for Parse<M> {
         M::decode(input)
             .map(Some)
             .map_err(|error| Status::invalid_argument(format!("malformed request: {error}")))
+    }
+
+    fn buffer_settings(&self) -> BufferSettings {
+        BufferSettings::new(BUFFER, YIELD_AT)
     }
 }
