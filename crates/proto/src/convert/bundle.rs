@@ -1,5 +1,7 @@
 //! Trust bundles.
 
+use std::collections::HashSet;
+
 use spiffe::{Bundle, Certificate, JwtAuthority, PublicKey, TrustDomain, X509Authority};
 
 use super::ConvertError;
@@ -72,12 +74,22 @@ pub fn bundle_from_wire(bundle: &types::Bundle) -> Result<Bundle, ConvertError> 
     })
 }
 
-/// A bundle as a caller of the server's API gives it: authorities are tainted by other calls, never by this.
+/// A bundle as a caller of the server's API gives it: authorities are tainted by other calls, never by this, and no
+/// key ID names two keys, since readers of the bundle would refuse it or each believe another one.
 ///
 /// # Errors
-/// When there is none, the trust domain is malformed or an authority cannot be read.
+/// When there is none, the trust domain is malformed, an authority cannot be read or a key ID comes twice.
 pub fn bundle_from_caller(bundle: Option<&types::Bundle>) -> Result<Bundle, ConvertError> {
     let mut bundle = bundle_from_wire(bundle.ok_or(ConvertError::MissingBundle)?)?;
+    let mut key_ids = HashSet::new();
+    for authority in bundle.jwt_authorities.iter().chain(&bundle.wit_authorities) {
+        if !key_ids.insert(authority.key_id.as_str()) {
+            return Err(ConvertError::Authority(format!(
+                "key ID {:?} names two keys",
+                authority.key_id
+            )));
+        }
+    }
     for authority in &mut bundle.x509_authorities {
         authority.tainted = false;
     }

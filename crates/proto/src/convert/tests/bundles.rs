@@ -149,6 +149,21 @@ async fn a_caller_cannot_taint() {
 }
 
 #[tokio::test]
+async fn a_caller_cannot_give_two_keys_one_key_id() {
+    let whole = bundle_to_wire(&bundle().await, None);
+    let mut doubled = whole.clone();
+    doubled.jwt_authorities[1].key_id = doubled.jwt_authorities[0].key_id.clone();
+    let refused = refusal(bundle_from_caller(Some(&doubled)));
+    assert!(refused.ends_with("names two keys"), "{refused}");
+    // What a server tells is taken as it comes.
+    bundle_from_wire(&doubled).unwrap();
+    let mut doubled = whole;
+    doubled.wit_authorities[0].key_id = doubled.jwt_authorities[0].key_id.clone();
+    let refused = refusal(bundle_from_caller(Some(&doubled)));
+    assert!(refused.ends_with("names two keys"), "{refused}");
+}
+
+#[tokio::test]
 async fn refuses_broken_bundles_in_the_words_of_spire() {
     let whole = bundle_to_wire(&bundle().await, None);
     assert_eq!(refusal(bundle_from_caller(None)), "no bundle provided");
