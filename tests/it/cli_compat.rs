@@ -71,17 +71,25 @@ fn transcript(line: &str, ran: &Ran) -> String {
         text.push('\n');
     }
     if let Some(complaint) = ran.stderr.lines().find(|line| !line.trim().is_empty()) {
-        // What a library says about a name is its own.
-        let complaint = normal(complaint);
-        let upto = complaint
-            .find("idna error")
-            .map_or(complaint.len(), |at| at + "idna error".len());
-        text.push_str(&format!(
-            "! {}\n",
-            complaint.get(..upto).unwrap_or(&complaint)
-        ));
+        text.push_str(&format!("! {}\n", without_library(&normal(complaint))));
     }
     text
+}
+
+/// What the libraries of one language say about a name, a date or a number is their own; up to there it is SPIRE's.
+const LIBRARIES: [&str; 4] = [
+    "idna error",
+    "date is not valid",
+    "for flag -timeout",
+    "for flag -output",
+];
+
+fn without_library(complaint: &str) -> &str {
+    let end = LIBRARIES
+        .iter()
+        .find_map(|marker| Some(complaint.find(marker)? + marker.len()));
+    end.and_then(|end| complaint.get(..end))
+        .unwrap_or(complaint)
 }
 
 /// Whether the output is the same and the complaint the same, or one that says more.

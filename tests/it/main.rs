@@ -7,6 +7,7 @@
 mod cli_compat;
 mod jwt;
 mod layering;
+mod native_cli;
 mod plastron_alone;
 mod refusal;
 mod removal;

@@ -1,5 +1,6 @@
 //! What Plastron promises beyond SPIRE: runs only when both roles are Plastron's.
 
+mod dev;
 mod kill;
 mod noise;
 mod offline;

@@ -200,7 +200,7 @@ fn full_disk_refuses_writes_and_recovers() -> Result<()> {
     let refused = refused.context("three hundred writes fitted on a full disk")?;
     let text = format!("{refused:#}");
     ensure!(
-        text.contains("disk") || text.contains("full"),
+        text.contains("disk") || text.contains("space"),
         "the refusal does not name the disk: {text}"
     );
     let count = server

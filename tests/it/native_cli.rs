@@ -1,0 +1,428 @@
+//! The native command line: exit codes, the house form of errors, daemons without a file, what it generates.
+
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use harness::process::{self, Ran};
+use harness::server::temporary_directory;
+use harness::subject::plastron;
+use harness::{Process, wait};
+use serde_json::Value;
+
+const LIMIT: Duration = Duration::from_secs(20);
+
+/// Runs `plastron` in a directory where no configuration lies, without variables that name sockets.
+fn run_in(dir: &Path, args: &[&str]) -> Result<Ran> {
+    let mut command = Command::new(plastron()?);
+    command.args(args).current_dir(dir);
+    for name in [
+        "SPIFFE_ENDPOINT_SOCKET",
+        "SPIRE_SERVER_PRIVATE_SOCKET",
+        "SPIRE_AGENT_PUBLIC_SOCKET",
+    ] {
+        command.env_remove(name);
+    }
+    process::run(&mut command, LIMIT)
+}
+
+fn run(args: &[&str]) -> Result<Ran> {
+    run_in(temporary_directory("cli")?.path(), args)
+}
+
+#[test]
+fn each_fault_has_its_code_and_its_exit_code() -> Result<()> {
+    let cases: [(&[&str], i32, &str); 14] = [
+        (
+            &["server", "entry", "show", "--socket-path", "nobody.sock"],
+            6,
+            "PLA-1002",
+        ),
+        (
+            &[
+                "agent",
+                "api",
+                "fetch",
+                "x509",
+                "--socket-path",
+                "nobody.sock",
+            ],
+            6,
+            "PLA-1001",
+        ),
+        (
+            &["agent", "healthcheck", "--socket-path", "nobody.sock"],
+            6,
+            "PLA-1001",
+        ),
+        (
+            &[
+                "agent",
+                "api",
+                "watch",
+                "--socket-path",
+                "tcp://127.0.0.1:1",
+            ],
+            2,
+            "PLA-1009",
+        ),
+        (
+            &["server", "entry", "create", "--selectr", "a:b"],
+            2,
+            "PLA-1008",
+        ),
+        (&["server", "entry", "crate"], 2, "PLA-1008"),
+        (
+            &["server", "entry", "create", "--spiffe-id", "web"],
+            2,
+            "PLA-1008",
+        ),
+        (
+            &[
+                "server",
+                "entry",
+                "create",
+                "--spiffe-id",
+                "web",
+                "--selector",
+                "a",
+            ],
+            2,
+            "PLA-2002",
+        ),
+        (
+            &["server", "entry", "create", "--data", "nothing.json"],
+            2,
+            "PLA-1010",
+        ),
+        (
+            &["server", "agent", "show", "--spiffe-id", "nothing"],
+            2,
+            "PLA-2001",
+        ),
+        (&["agent", "api", "fetch", "jwt"], 2, "PLA-2105"),
+        (&["server", "run"], 2, "PLA-1201"),
+        (
+            &["agent", "run", "--trust-domain", "example.org"],
+            2,
+            "PLA-1201",
+        ),
+        (
+            &["run", "--id", "web", "--dir", "nowhere", "--", "true"],
+            6,
+            "PLA-1002",
+        ),
+    ];
+    for (args, code, fault) in cases {
+        let ran = run(args)?;
+        let told = ran.stderr.starts_with(&format!("error[{fault}]: "))
+            && ran.stderr.contains(&format!("see: plastron help {fault}"));
+        ensure!(
+            ran.code == code && told && ran.stdout.is_empty(),
+            "{args:?}: {ran:?}"
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn an_error_is_json_when_json_is_asked_for() -> Result<()> {
+    let ran = run(&[
+        "server",
+        "entry",
+        "show",
+        "--socket-path",
+        "nobody.sock",
+        "-o",
+        "json",
+    ])?;
+    let value: Value = serde_json::from_str(&ran.stderr).with_context(|| format!("{ran:?}"))?;
+    let error = value.pointer("/errors/0").context("no error")?;
+    ensure!(
+        error.get("code").is_some_and(|code| code == "PLA-1002"),
+        "{value}"
+    );
+    ensure!(ran.code == 6, "{ran:?}");
+    Ok(())
+}
+
+#[test]
+fn every_code_is_explained() -> Result<()> {
+    let codes = run(&["help", "codes", "-o", "json"])?.json()?;
+    let codes = codes.as_array().context("no list")?;
+    ensure!(codes.len() > 40, "{} codes", codes.len());
+    for code in codes {
+        let name = code
+            .get("code")
+            .and_then(Value::as_str)
+            .context("no code")?;
+        let text = run(&["help", name])?.ok()?;
+        ensure!(
+            text.starts_with(&format!("{name}: ")) && text.lines().count() > 2,
+            "{text}"
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn help_shows_a_command_with_examples() -> Result<()> {
+    let text = run(&["help", "server", "entry", "create"])?.ok()?;
+    for part in [
+        "Usage: plastron server entry create",
+        "--x509-svid-ttl",
+        "plastron server entry create --spiffe-id web",
+    ] {
+        ensure!(text.contains(part), "no {part:?} in {text}");
+    }
+    Ok(())
+}
+
+#[test]
+fn completions_and_manual_pages_know_the_commands() -> Result<()> {
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let script = run(&["completions", shell])?.ok()?;
+        ensure!(script.contains("localauthority"), "{shell}: {script}");
+    }
+    let home = temporary_directory("man")?;
+    run_in(home.path(), &["man", "pages"])?.ok()?;
+    let page = home.path().join("pages/plastron-server-entry-create.1");
+    let page = std::fs::read_to_string(&page).with_context(|| page.display().to_string())?;
+    ensure!(page.contains("selector"), "{page}");
+    Ok(())
+}
+
+/// Somebody who takes connections and never answers.
+fn silent(dir: &Path) -> Result<(UnixListener, String)> {
+    let path = dir.join("silent.sock");
+    let listener = UnixListener::bind(&path)?;
+    Ok((listener, path.display().to_string()))
+}
+
+#[test]
+fn a_silent_server_is_given_up_in_time() -> Result<()> {
+    let home = temporary_directory("silent")?;
+    let (listener, socket) = silent(home.path())?;
+    let ran = run(&[
+        "server",
+        "entry",
+        "show",
+        "--timeout",
+        "300ms",
+        "--socket-path",
+        &socket,
+    ])?;
+    ensure!(
+        ran.code == 8 && ran.stderr.starts_with("error[PLA-1003]"),
+        "{ran:?}"
+    );
+    drop(listener);
+    Ok(())
+}
+
+#[test]
+fn an_interrupted_command_says_nothing_and_ends_with_130() -> Result<()> {
+    let home = temporary_directory("silent")?;
+    let (listener, socket) = silent(home.path())?;
+    let mut command = Command::new(plastron()?);
+    command.args(["server", "entry", "show", "--socket-path", &socket]);
+    let mut asking = Process::start(&mut command, &home.path().join("log"))?;
+    let connection = listener.accept()?;
+    asking.signal(libc::SIGINT)?;
+    let code = asking.wait(LIMIT)?;
+    ensure!(
+        code == 130 && asking.log().is_empty(),
+        "{code}: {}",
+        asking.log()
+    );
+    drop(connection);
+    Ok(())
+}
+
+/// A server that was started with flags alone.
+struct Bare {
+    _server: Process,
+    home: tempfile::TempDir,
+    socket: String,
+    port: String,
+}
+
+impl Bare {
+    fn start() -> Result<Self> {
+        let home = temporary_directory("bare")?;
+        let socket = home.path().join("server.sock").display().to_string();
+        let mut command = Command::new(plastron()?);
+        command
+            .args([
+                "server",
+                "run",
+                "--trust-domain",
+                "example.org",
+                "--bind-address",
+                "127.0.0.1",
+            ])
+            .args(["--server-port", "0", "--socket-path", &socket, "--data-dir"])
+            .arg(home.path().join("server"))
+            .current_dir(home.path());
+        let server = Process::start(&mut command, &home.path().join("server.log"))?;
+        let port = wait::until("the server", LIMIT, || {
+            let log = server.log();
+            let line = log.lines().find(|line| line.contains("serving agents"));
+            Ok(line.and_then(|line| {
+                let port = line.rsplit_once("127.0.0.1:")?.1;
+                Some(port.chars().take_while(char::is_ascii_digit).collect())
+            }))
+        })?;
+        let bare = Self {
+            _server: server,
+            home,
+            socket,
+            port,
+        };
+        wait::until("the admin socket", LIMIT, || {
+            Ok(bare.admin(&["healthcheck"])?.succeeded().then_some(()))
+        })?;
+        Ok(bare)
+    }
+
+    fn admin(&self, args: &[&str]) -> Result<Ran> {
+        let mut words = vec!["server"];
+        words.extend(args);
+        words.extend(["--socket-path", &self.socket]);
+        run_in(self.home.path(), &words)
+    }
+}
+
+#[test]
+fn a_node_joins_a_server_and_both_have_no_file() -> Result<()> {
+    let server = Bare::start()?;
+    let home = server.home.path();
+    std::fs::write(
+        home.join("bundle.pem"),
+        server.admin(&["bundle", "show"])?.ok()?,
+    )?;
+    let token = server.admin(&["token", "generate", "-o", "json"])?.json()?;
+    let token = token
+        .get("value")
+        .and_then(Value::as_str)
+        .context("no token")?;
+    let socket = home.join("agent.sock").display().to_string();
+    let mut command = Command::new(plastron()?);
+    command
+        .args([
+            "agent",
+            "run",
+            "--trust-domain",
+            "example.org",
+            "--data-dir",
+            "agent",
+        ])
+        .args([
+            "--server-address",
+            "127.0.0.1",
+            "--server-port",
+            &server.port,
+        ])
+        .args([
+            "--trust-bundle",
+            "bundle.pem",
+            "--join-token",
+            token,
+            "--socket-path",
+            &socket,
+        ])
+        .current_dir(home);
+    let agent = Process::start(&mut command, &home.join("agent.log"))?;
+    wait::until("the agent", LIMIT, || {
+        let health = run_in(home, &["agent", "healthcheck", "--socket-path", &socket])?;
+        Ok(health.succeeded().then_some(()))
+    })
+    .with_context(|| agent.tail())?;
+    let user = format!("unix:uid:{}", harness::world::own_user());
+    server
+        .admin(&["entry", "create", "--spiffe-id", "web", "--selector", &user])?
+        .ok()?;
+    let fetched = wait::until("the SVID", LIMIT, || {
+        let ran = run_in(
+            home,
+            &["agent", "api", "fetch", "x509", "--socket-path", &socket],
+        )?;
+        Ok(ran.succeeded().then_some(ran.stdout))
+    })?;
+    ensure!(fetched.contains("spiffe://example.org/web"), "{fetched}");
+    Ok(())
+}
+
+#[test]
+fn refusals_of_a_server_have_the_code_of_their_object() -> Result<()> {
+    let server = Bare::start()?;
+    let entry = [
+        "entry",
+        "create",
+        "--parent-id",
+        "node",
+        "--spiffe-id",
+        "web",
+        "--selector",
+        "unix:uid:1",
+    ];
+    server.admin(&entry)?.ok()?;
+    let cases: [(&[&str], i32, &str); 7] = [
+        (&entry, 5, "PLA-2006"),
+        (&["entry", "show", "--entry-id", "nothing"], 3, "PLA-2005"),
+        (&["entry", "delete", "--entry-id", "nothing"], 3, "PLA-2005"),
+        (
+            &[
+                "agent",
+                "show",
+                "--spiffe-id",
+                "spiffe://example.org/spire/agent/x",
+            ],
+            3,
+            "PLA-2009",
+        ),
+        (&["bundle", "list", "--id", "other.example"], 3, "PLA-2010"),
+        (
+            &["entry", "create", "--spiffe-id", "web", "--selector", "a:b"],
+            2,
+            "PLA-1008",
+        ),
+        (
+            &["localauthority", "x509", "taint", "--authority-id", "x"],
+            2,
+            "PLA-1007",
+        ),
+    ];
+    for (args, code, fault) in cases {
+        let ran = server.admin(args)?;
+        ensure!(
+            ran.code == code && ran.stderr.starts_with(&format!("error[{fault}]: ")),
+            "{args:?}: {ran:?}"
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn every_list_has_three_formats() -> Result<()> {
+    let server = Bare::start()?;
+    for words in [
+        &["entry", "show"][..],
+        &["agent", "list"],
+        &["bundle", "list"],
+        &["localauthority", "jwt", "show"],
+        &["logger", "get"],
+        &["debug", "getinfo"],
+    ] {
+        for format in ["table", "json", "yaml"] {
+            let mut args = words.to_vec();
+            args.extend(["-o", format]);
+            let text = server.admin(&args)?.ok()?;
+            let json = serde_json::from_str::<Value>(&text).is_ok_and(|value| value.is_object());
+            ensure!(json == (format == "json"), "{args:?}: {text}");
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,77 @@
+//! `plastron dev` and `plastron run`: from nothing to an SVID, and back to nothing.
+
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use harness::server::temporary_directory;
+use harness::subject::plastron;
+use harness::{Process, process, wait};
+
+/// It then says what to try in another terminal.
+fn until_ready(dev: &Process) -> Result<()> {
+    wait::until("plastron dev", Duration::from_secs(5), || {
+        Ok(dev.log().contains("plastron run").then_some(()))
+    })
+}
+
+#[test]
+fn first_svid_within_five_seconds_and_nothing_left_behind() -> Result<()> {
+    let home = temporary_directory("dev")?;
+    let dir = home.path().join("instance");
+    let program = plastron()?;
+    let from = Instant::now();
+    let mut command = Command::new(&program);
+    command.args(["dev", "--dir"]).arg(&dir);
+    let mut dev = Process::start(&mut command, &home.path().join("dev.log"))?;
+    until_ready(&dev)?;
+    let mut command = Command::new(&program);
+    command
+        .args(["run", "--id", "web", "--dir"])
+        .arg(&dir)
+        .arg("--");
+    command
+        .arg(&program)
+        .args(["agent", "api", "fetch", "x509"]);
+    let ran = process::run(&mut command, Duration::from_secs(10))?;
+    let took = from.elapsed();
+    ensure!(
+        ran.succeeded() && ran.stdout.contains("spiffe://dev.local/web"),
+        "{ran:?}"
+    );
+    ensure!(
+        took < Duration::from_secs(5),
+        "the first SVID took {took:?}"
+    );
+
+    dev.signal(libc::SIGINT)?;
+    let code = dev.wait(Duration::from_secs(10))?;
+    ensure!(code == 0 || code == 130, "exit code {code}: {}", dev.log());
+    ensure!(
+        !dir.exists(),
+        "left behind: {:?}",
+        std::fs::read_dir(&dir)?.collect::<Vec<_>>()
+    );
+    Ok(())
+}
+
+#[test]
+fn run_becomes_its_command() -> Result<()> {
+    let home = temporary_directory("dev")?;
+    let dir = home.path().join("instance");
+    let mut command = Command::new(plastron()?);
+    command.args(["dev", "--dir"]).arg(&dir);
+    let dev = Process::start(&mut command, &home.path().join("dev.log"))?;
+    until_ready(&dev)?;
+    let mut command = Command::new(plastron()?);
+    command
+        .args(["run", "--id", "web", "--dir"])
+        .arg(&dir)
+        .args(["--", "sh", "-c", "echo $SPIFFE_ENDPOINT_SOCKET; exit 42"]);
+    let ran = process::run(&mut command, Duration::from_secs(10))?;
+    ensure!(ran.code == 42, "{ran:?}");
+    let endpoint = format!("unix://{}", dir.join("workload.sock").display());
+    ensure!(ran.stdout.trim() == endpoint, "{ran:?}");
+    drop(dev);
+    Ok(())
+}
