@@ -320,6 +320,16 @@ impl Sync {
         }
     }
 
+    /// The server answered a call: whatever failed before, it is there.
+    fn answered(&self) {
+        if !self.status.borrow().connected {
+            self.status.send_modify(|status| {
+                status.connected = true;
+                status.last_error = None;
+            });
+        }
+    }
+
     fn synced(&mut self) {
         let now = self.node.clock.now();
         if self.status.borrow().last_error.is_some() {

@@ -181,8 +181,8 @@ impl Context {
         self.until_ready().await?;
         let selectors = self.attest(&peer).await?;
         if let Some(method) = method
-            && !is_this_process(&peer)
             && !self.limiter.allows(method, &selectors)
+            && !is_this_process(&peer)
         {
             return Err(Status::unavailable("rate limit exceeded; try again later"));
         }

@@ -128,7 +128,10 @@ impl Sync {
             }
         }
         match outcome {
-            Ok(_) => Ok(()),
+            Ok(_) => {
+                self.answered();
+                Ok(())
+            }
             Err(error) => self.failed(current, "JWT-SVID not issued", &error),
         }
     }

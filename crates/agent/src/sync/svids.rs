@@ -90,6 +90,7 @@ impl Sync {
                 );
                 self.svids.limit = LARGEST_BATCH.min(self.svids.limit * 2);
                 self.svids.backoff.reset();
+                self.answered();
                 self.cache.failed(&batch.refused, REFUSED_PAUSE);
                 self.cache.put_svids(batch.issued);
                 Ok(())

@@ -466,3 +466,20 @@ async fn what_a_tainted_authority_signed_is_issued_again() {
         .await;
     assert_eq!(after.identities.len(), 1);
 }
+
+#[tokio::test]
+async fn one_failed_call_does_not_make_the_server_gone_for_ever() {
+    let mut f = start(|server| {
+        server.change(|state| state.watch = true);
+        add(server, &entry("a", "/a", &["unix:uid:1"]));
+    })
+    .await;
+    f.status(|status| status.connected).await;
+    let made = entry("a", "/a", &["unix:uid:1"]);
+    f.server.fault("NewJWTSVID", Status::unavailable("busy"));
+    f.token(&made, "x").await.unwrap_err();
+    f.status(|status| !status.connected).await;
+    f.token(&made, "x").await.unwrap();
+    f.status(|status| status.connected && status.last_error.is_none())
+        .await;
+}
