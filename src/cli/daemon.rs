@@ -52,20 +52,59 @@ pub(super) const TRUST_DOMAIN: Flag = flag(
     "The trust domain, such as example.org",
 );
 
-/// The configuration: the file that `-config` names, variables replaced when asked; or, natively and without a file,
-/// what `from_flags` makes of the flags.
-pub(super) fn document(
+/// Whether the flags alone are to say everything: natively, when no file is named and none is at the usual place.
+pub(super) fn is_without_file(context: &Context, args: &Args) -> bool {
+    context.face == Face::Native
+        && !args.given("config")
+        && !Path::new(args.text("config")).exists()
+}
+
+/// The configuration as `read` takes it from the file that `-config` names; or, without a file, from what
+/// `from_flags` makes of the flags.
+pub(super) fn configuration<C>(
     context: &Context,
     args: &Args,
-    from_flags: impl FnOnce() -> Option<String>,
-) -> Result<Document, Faults> {
-    let file = Path::new(args.text("config"));
-    if context.face == Face::Native && !args.given("config") && !file.exists() {
-        return match from_flags() {
-            Some(text) => Document::parse("the command line", &text, None),
-            None => Err(no_file(context.program, file).into()),
-        };
+    from_flags: fn(&Args) -> Option<String>,
+    read: impl FnOnce(&Document) -> Result<C, Faults>,
+) -> Result<C, Faults> {
+    if !is_without_file(context, args) {
+        return document(args).and_then(|document| read(&document));
     }
+    match from_flags(args) {
+        Some(text) => Document::parse("the command line", &text, None)
+            .and_then(|document| read(&document))
+            .map_err(of_flags),
+        None => Err(no_file(context.program, Path::new(args.text("config"))).into()),
+    }
+}
+
+/// Faults of a configuration that nobody wrote: they lie in the flags.
+fn of_flags(faults: Faults) -> Faults {
+    let renamed = |text: String| {
+        [
+            ("trust_bundle_path", "--trust-bundle"),
+            ("trust_bundle_url", "--trust-bundle-url"),
+            ("trust_bundle_spiffe_workload_api, ", ""),
+            ("trust_bundle_spiffe_workload_api", "a configuration file"),
+            ("insecure_bootstrap", "--insecure-bootstrap"),
+        ]
+        .into_iter()
+        .fold(text, |text, (key, flag)| text.replace(key, flag))
+    };
+    let faults: Vec<Fault> = faults
+        .into_iter()
+        .map(|mut fault| {
+            fault.at = None;
+            fault.excerpt = None;
+            fault.hint = fault.hint.map(renamed);
+            fault
+        })
+        .collect();
+    faults.into()
+}
+
+/// The file, variables replaced when asked.
+fn document(args: &Args) -> Result<Document, Faults> {
     let environment = |name: &str| std::env::var(name).ok();
     Document::load(
         Path::new(args.text("config")),

@@ -12,6 +12,12 @@ use super::context::error_text;
 pub(crate) enum CliError {
     /// Wrong use of the command; nothing was sent.
     Usage(String),
+    /// A value that cannot be, of a kind that has a code of its own; `text` is SPIRE's line.
+    Wrong {
+        code: Code,
+        value: String,
+        text: String,
+    },
     /// The peer refused or failed; `context` is what SPIRE's CLI writes before the status, may be empty.
     Status {
         context: String,
@@ -60,6 +66,14 @@ pub(crate) struct FailedItem {
 impl CliError {
     pub(crate) fn usage(text: impl Into<String>) -> Self {
         Self::Usage(text.into())
+    }
+
+    pub(crate) fn wrong(code: Code, value: impl Into<String>, text: impl Into<String>) -> Self {
+        Self::Wrong {
+            code,
+            value: value.into(),
+            text: text.into(),
+        }
     }
 
     pub(crate) fn failed(text: impl Into<String>) -> Self {
@@ -116,7 +130,10 @@ impl From<Fault> for CliError {
 impl fmt::Display for CliError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Usage(text) | Self::Failed(text) | Self::Check(text) => f.write_str(text),
+            Self::Usage(text)
+            | Self::Wrong { text, .. }
+            | Self::Failed(text)
+            | Self::Check(text) => f.write_str(text),
             Self::Batch(batch) => f.write_str(&batch.text),
             Self::File {
                 action,

@@ -39,7 +39,7 @@ A SPIFFE ID can be short: web is spiffe://TRUST-DOMAIN/web. Without --parent-id 
 attested node, if there is exactly one.
 
   plastron server entry create --spiffe-id web --selector unix:uid:1000
-  plastron server entry create --spiffe-id shop/api --selector unix:path:/usr/bin/api --x509-svid-ttl 30m
+  plastron server entry create --spiffe-id shop/api --selector unix:user:api --x509-svid-ttl 30m
   plastron server entry create --data entries.json",
         ["server", "entry", "show"] => "\
   plastron server entry show --spiffe-id web

@@ -84,7 +84,22 @@ fn fault(error: &CliError, command: &Command) -> Fault {
             text,
         ),
         CliError::Usage(text) => usage(&natively(text, command), &command.words().join(" ")),
+        CliError::Wrong { code, value, text } => wrong(*code, value, &natively(text, command)),
         other => Fault::new(Code::Internal, other.to_string()),
+    }
+}
+
+/// A value that cannot be what it should be.
+fn wrong(code: Code, value: &str, text: &str) -> Fault {
+    match code {
+        Code::InvalidSpiffeId => Fault::new(code, format!("{value:?} is not a SPIFFE ID"))
+            .because(text)
+            .hint("write spiffe://TRUST-DOMAIN/PATH; entries and mint take the path alone too, such as web"),
+        Code::InvalidSelector => Fault::new(code, format!("{value:?} is not a selector"))
+            .because(text)
+            .hint("write TYPE:VALUE, such as unix:uid:1000"),
+        _ if value.is_empty() => Fault::new(code, text),
+        _ => Fault::new(code, text).at(value),
     }
 }
 

@@ -1,6 +1,7 @@
 //! SPIFFE IDs between the words of the command line and the wire; natively a short form (`web`) is completed with the
 //! server's trust domain.
 
+use plugin::fault::Code;
 use proto::spire::api::server::bundle::v1::GetBundleRequest;
 use proto::spire::api::server::bundle::v1::bundle_client::BundleClient;
 use proto::spire::api::types::{BundleMask, Spiffeid};
@@ -29,7 +30,7 @@ pub(crate) fn text(id: Option<&Spiffeid>) -> String {
 pub(crate) fn parse(text: &str) -> Result<Spiffeid, CliError> {
     SpiffeId::parse(text)
         .map(|id| to_wire(&id))
-        .map_err(|error| CliError::usage(error.to_string()))
+        .map_err(|error| CliError::wrong(Code::InvalidSpiffeId, text, error.to_string()))
 }
 
 /// Parses a full SPIFFE ID or, natively, a short one.
@@ -43,9 +44,9 @@ pub(crate) async fn expand(
     }
     let domain = trust_domain(channel).await?;
     let path = format!("/{}", text.strip_prefix('/').unwrap_or(text));
-    SpiffeId::from_path(&domain, &path).map(|id| to_wire(&id)).map_err(|error| {
-        CliError::usage(format!("{text:?} is not a SPIFFE ID ({error}); a short one is a path, such as \"web\" for spiffe://{domain}/web"))
-    })
+    SpiffeId::from_path(&domain, &path)
+        .map(|id| to_wire(&id))
+        .map_err(|error| CliError::wrong(Code::InvalidSpiffeId, text, error.to_string()))
 }
 
 /// The trust domain of the server on the channel.

@@ -114,6 +114,7 @@ fn argument(flag: &Flag) -> Arg {
             .action(ArgAction::Set)
             .num_args(0..=1)
             .require_equals(true)
+            .value_name("true|false")
             .default_missing_value("true")
             .value_parser(["true", "false"])
             .hide_possible_values(true),

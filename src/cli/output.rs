@@ -102,10 +102,13 @@ pub(crate) fn print(output: Output, face: Face, format: Format) -> Result<(), Cl
     let mut data = match format {
         Format::Json => json_text(&output.replies),
         Format::Yaml => yaml_text(&output.replies),
-        Format::Table => output
-            .table
-            .as_ref()
-            .map_or_else(|| output.text.clone(), table_text),
+        Format::Table => match &output.table {
+            Some(table) if table.rows.is_empty() && output.partial_failure.is_some() => {
+                String::new()
+            }
+            Some(table) => table_text(table),
+            None => output.text.clone(),
+        },
         Format::Pretty => output.text,
     };
     let ended = data.is_empty() || data.ends_with('\n');

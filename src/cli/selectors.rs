@@ -1,5 +1,6 @@
 //! Selectors and the ways of matching them, from the words of the command line.
 
+use plugin::fault::Code;
 use proto::spire::api::types::{
     FederatesWithMatch, Selector, SelectorMatch, federates_with_match, selector_match,
 };
@@ -29,9 +30,11 @@ pub(crate) fn parse(text: &str) -> Result<Selector, CliError> {
             r#type: kind.to_owned(),
             value: value.to_owned(),
         }),
-        None => Err(CliError::usage(format!(
-            "selector \"{text}\" must be formatted as type:value"
-        ))),
+        None => Err(CliError::wrong(
+            Code::InvalidSelector,
+            text,
+            format!("selector \"{text}\" must be formatted as type:value"),
+        )),
     }
 }
 

@@ -340,7 +340,7 @@ fn a_node_joins_a_server_and_both_have_no_file() -> Result<()> {
         Ok(health.succeeded().then_some(()))
     })
     .with_context(|| agent.tail())?;
-    let user = format!("unix:uid:{}", harness::world::own_user());
+    let user = harness::world::own_user();
     server
         .admin(&["entry", "create", "--spiffe-id", "web", "--selector", &user])?
         .ok()?;

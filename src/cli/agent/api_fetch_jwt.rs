@@ -1,5 +1,6 @@
 //! `api fetch jwt` and `api validate jwt`: JWT-SVIDs as the calling process would get and check them.
 
+use plugin::fault::Code;
 use proto::workload::{JwtBundlesRequest, JwtsvidRequest, ValidateJwtsvidRequest};
 
 use super::workload::{TIMEOUT, client, in_time, request};
@@ -67,7 +68,11 @@ async fn fetch(context: Context, args: Args) -> Result<Output, CliError> {
         .filter(|name| !name.is_empty())
         .collect();
     if audience.is_empty() {
-        return Err(CliError::usage("audience must be specified"));
+        return Err(CliError::wrong(
+            Code::NoAudience,
+            "",
+            "audience must be specified",
+        ));
     }
     let mut client = client(&context).await?;
     let bundles = in_time(&args, async {
@@ -114,7 +119,11 @@ async fn fetch(context: Context, args: Args) -> Result<Output, CliError> {
 async fn validate(context: Context, args: Args) -> Result<Output, CliError> {
     let (audience, svid) = (args.text("audience"), args.text("svid"));
     if audience.is_empty() {
-        return Err(CliError::usage("audience must be specified"));
+        return Err(CliError::wrong(
+            Code::NoAudience,
+            "",
+            "audience must be specified",
+        ));
     }
     if svid.is_empty() {
         return Err(CliError::usage("svid must be specified"));

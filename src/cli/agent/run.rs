@@ -5,7 +5,7 @@ use std::path::Path;
 use agent::{Agent, Config, Overrides};
 
 use crate::cli::args::Args;
-use crate::cli::context::{Context, Face};
+use crate::cli::context::Context;
 use crate::cli::daemon::{
     self, DATA_DIR, EXPAND_ENV, LOG_FILE, LOG_FORMAT, LOG_LEVEL, LOG_SOURCE, LogSettings,
     TRUST_DOMAIN,
@@ -106,10 +106,8 @@ pub(crate) fn validate_command() -> Command {
 }
 
 fn overrides(context: &Context, args: &Args) -> Result<Overrides, CliError> {
-    let without_file = context.face == Face::Native
-        && !args.given("config")
-        && !Path::new(args.text("config")).exists();
-    let server_port = daemon::port(args, "serverPort")?.or(without_file.then_some(SERVER_PORT));
+    let usual = daemon::is_without_file(context, args).then_some(SERVER_PORT);
+    let server_port = daemon::port(args, "serverPort")?.or(usual);
     Ok(Overrides {
         data_dir: daemon::path(args, "dataDir"),
         join_token: daemon::text(args, "joinToken"),
@@ -132,8 +130,9 @@ fn overrides(context: &Context, args: &Args) -> Result<Overrides, CliError> {
 
 fn validate(context: &Context, args: &Args) -> Result<Output, CliError> {
     let overrides = overrides(context, args)?;
-    let outcome = daemon::document(context, args, || from_flags(args))
-        .and_then(|document| Config::from_document(&document, &overrides).map(drop));
+    let outcome = daemon::configuration(context, args, from_flags, |document| {
+        Config::from_document(document, &overrides).map(drop)
+    });
     daemon::verdict(context, outcome)
 }
 
@@ -158,9 +157,10 @@ async fn run(context: Context, args: Args) -> Result<Output, CliError> {
         return Err(said);
     }
     let overrides = overrides(&context, &args)?;
-    let config = daemon::document(&context, &args, || from_flags(&args))
-        .and_then(|document| Config::from_document(&document, &overrides))
-        .map_err(|faults| daemon::refuse(&faults))?;
+    let config = daemon::configuration(&context, &args, from_flags, |document| {
+        Config::from_document(document, &overrides)
+    })
+    .map_err(|faults| daemon::refuse(&faults))?;
     let log = daemon::start_log(&LogSettings {
         level: &config.log.level,
         json: config.log.json,

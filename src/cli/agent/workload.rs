@@ -17,7 +17,7 @@ use crate::cli::{duration, moment};
 pub(super) const TIMEOUT: Flag = flag(
     "timeout",
     "timeout",
-    Kind::Duration,
+    Kind::Timeout,
     "How long to wait for an answer",
 )
 .or("5s");

@@ -19,7 +19,7 @@ fn command() -> Command {
         about: "",
         flags: FLAGS,
         endpoint: Endpoint::None,
-        formats: false,
+        formats: true,
         surface: Surface::Both,
         run: |_context, _args| Box::pin(async { Ok(Output::default()) }),
     }
@@ -97,7 +97,10 @@ fn faults_are_worded_as_go_words_them() {
     );
     assert_eq!(refusal(&["-spiffeID"]), "flag needs an argument: -spiffeID");
     assert_eq!(refusal(&["---x"]), "bad flag syntax: ---x");
-    assert_eq!(refusal(&["-h"]), "Usage of entry create:");
+    assert_eq!(
+        refusal(&["-output", "yaml"]),
+        "invalid value \"yaml\" for flag -output: bad formatter flag: unknown format option: \"yaml\""
+    );
 }
 
 #[test]

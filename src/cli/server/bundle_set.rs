@@ -1,5 +1,6 @@
 //! `bundle set` and `bundle delete`: the bundles of other trust domains.
 
+use plugin::fault::Code;
 use proto::spire::api::server::bundle::v1::batch_delete_federated_bundle_request::Mode;
 use proto::spire::api::server::bundle::v1::bundle_client::BundleClient;
 use proto::spire::api::server::bundle::v1::{
@@ -67,17 +68,28 @@ async fn set(context: Context, args: Args) -> Result<Output, CliError> {
         .map_err(|error| error.within("unable to load bundle data"))?;
     let bundle = match format {
         BundleFormat::Spiffe => Bundle::from_spiffe_json(domain, &data).map_err(|error| {
-            CliError::usage(format!("unable to parse to spiffe bundle: {error}"))
+            CliError::wrong(
+                Code::InvalidBundle,
+                "",
+                format!("unable to parse to spiffe bundle: {error}"),
+            )
         })?,
         BundleFormat::Pem => {
             let text = String::from_utf8_lossy(&data);
             if !text.contains("-----BEGIN ") {
-                return Err(CliError::usage(
+                return Err(CliError::wrong(
+                    Code::InvalidBundle,
+                    "",
                     "unable to parse bundle data: no PEM blocks",
                 ));
             }
-            Bundle::from_pem(domain, &text)
-                .map_err(|error| CliError::usage(format!("unable to parse bundle data: {error}")))?
+            Bundle::from_pem(domain, &text).map_err(|error| {
+                CliError::wrong(
+                    Code::InvalidBundle,
+                    "",
+                    format!("unable to parse bundle data: {error}"),
+                )
+            })?
         }
     };
     let request = BatchSetFederatedBundleRequest {

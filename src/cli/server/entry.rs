@@ -1,5 +1,6 @@
 //! What the entry commands share: the flags of an entry, reading one from them, and showing one.
 
+use plugin::fault::Code;
 use proto::spire::api::types::{Entry, entry::AdditionalAttributes};
 
 use crate::cli::args::Args;
@@ -105,9 +106,11 @@ pub(super) const MATCH_FEDERATES_WITH: Flag = flag(
 pub(super) fn from_args(args: &Args) -> Result<Entry, CliError> {
     for (name, kind) in [("x509SVIDTTL", "x509"), ("jwtSVIDTTL", "JWT")] {
         if args.integer(name) < 0 {
-            return Err(CliError::usage(format!(
-                "a positive {kind}-SVID TTL is required"
-            )));
+            return Err(CliError::wrong(
+                Code::InvalidTtl,
+                "",
+                format!("a positive {kind}-SVID TTL is required"),
+            ));
         }
     }
     let attributes = (args.switch("disableX509SVIDPrefetch") || args.switch("jwtSVIDIncludeJTI"))

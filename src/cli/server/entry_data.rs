@@ -90,6 +90,11 @@ const MEMBERS: [&str; 19] = [
 /// Reads the entries of a file. A member that does not exist is refused natively; SPIRE passes over it.
 pub(super) fn parse(json: &[u8], face: Face) -> Result<Vec<Entry>, CliError> {
     let wrong = |error: serde_json::Error| CliError::usage(fault(json, &error, face));
+    if json.trim_ascii_start().starts_with(b"[") {
+        return Err(CliError::usage(
+            "the entry file is not valid: it is a list, not an object with the member \"entries\"",
+        ));
+    }
     if face == Face::Native {
         let value: serde_json::Value = serde_json::from_slice(json).map_err(wrong)?;
         if let Some(name) = unknown_member(&value) {

@@ -94,6 +94,7 @@ fn outcome(context: &Context, reply: &BatchDeleteEntryResponse) -> Result<Output
     let deleted = format!("Deleted {done} entries successfully");
     text.push_str(&match (done, failed) {
         (_, 0) => deleted,
+        _ if context.face == Face::Native => String::new(),
         (0, _) => format!("Failed to delete {failed} entries"),
         _ => format!("{deleted}, but failed to delete {failed} entries"),
     });

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use plugin::fault::Code;
 use proto::spire::api::server::svid::v1::MintJwtsvidRequest;
 use proto::spire::api::server::svid::v1::svid_client::SvidClient;
 use serde_json::json;
@@ -60,7 +61,11 @@ async fn run(context: Context, args: Args) -> Result<Output, CliError> {
     }
     let audience = args.list("audience");
     if audience.is_empty() {
-        return Err(CliError::usage("at least one audience must be specified"));
+        return Err(CliError::wrong(
+            Code::NoAudience,
+            "",
+            "at least one audience must be specified",
+        ));
     }
     let ttl = ttl_seconds(&args)?;
     let channel = context.channel().await?;

@@ -83,8 +83,9 @@ fn overrides(args: &Args) -> Result<Overrides, CliError> {
 
 fn validate(context: &Context, args: &Args) -> Result<Output, CliError> {
     let overrides = overrides(args)?;
-    let outcome = daemon::document(context, args, || from_flags(args))
-        .and_then(|document| Config::from_document(&document, &overrides).map(drop));
+    let outcome = daemon::configuration(context, args, from_flags, |document| {
+        Config::from_document(document, &overrides).map(drop)
+    });
     daemon::verdict(context, outcome)
 }
 
@@ -110,9 +111,10 @@ async fn run(context: Context, args: Args) -> Result<Output, CliError> {
         return Err(said);
     }
     let overrides = overrides(&args)?;
-    let config = daemon::document(&context, &args, || from_flags(&args))
-        .and_then(|document| Config::from_document(&document, &overrides))
-        .map_err(|faults| daemon::refuse(&faults))?;
+    let config = daemon::configuration(&context, &args, from_flags, |document| {
+        Config::from_document(document, &overrides)
+    })
+    .map_err(|faults| daemon::refuse(&faults))?;
     let log = daemon::start_log(&LogSettings {
         level: &config.log.level,
         json: config.log.json,

@@ -2,6 +2,7 @@
 //! live in memory, and nothing listens beyond this machine.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use agent::Agent;
 use plugin::config::Document;
@@ -75,12 +76,20 @@ async fn run(_context: Context, args: Args) -> Result<Output, CliError> {
         file: None,
         source_location: false,
     })?;
-    let interrupted = daemon::until_signalled(log)?;
+    let interrupted = daemon::until_signalled(log.clone())?;
     let place = Place::new(args.optional("dir"));
     place.claim()?;
     let claimed = Claimed(place);
     let (stop, stopped) = watch::channel(());
-    let server = Box::pin(Server::bind(server_config(&claimed.0, &domain)?)).await?;
+    let environment = server::Environment {
+        log: Some(Arc::new(log)),
+        ..server::Environment::default()
+    };
+    let server = Box::pin(Server::bind_in(
+        server_config(&claimed.0, &domain)?,
+        environment,
+    ))
+    .await?;
     let port = server.tcp_addr.port();
     let server = tokio::spawn(Box::pin(server.run(when_dropped(stopped))));
     let (leave, left) = watch::channel(());

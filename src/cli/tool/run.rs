@@ -155,6 +155,19 @@ async fn run(context: Context, args: Args) -> Result<Output, CliError> {
 fn sockets(args: &Args) -> Result<(Socket, String), CliError> {
     let place = Place::new(args.optional("dir"));
     let live = place.is_live();
+    if let Some(dir) = args.optional("dir")
+        && !live
+    {
+        return Err(Fault::new(
+            Code::ServerUnreachable,
+            "no development instance of this user runs here",
+        )
+        .at(dir)
+        .hint(format!(
+            "start it in another terminal: plastron dev --dir {dir}"
+        ))
+        .into());
+    }
     let env = |name: &str| std::env::var(name).ok();
     let pick =
         |flag: &str, endpoint: Endpoint, dev: PathBuf, default: &str| -> Result<Socket, CliError> {

@@ -139,6 +139,12 @@ mod tests {
         Place::new(Some(directory.to_str().unwrap()))
     }
 
+    fn private() -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o700)).unwrap();
+        dir
+    }
+
     #[test]
     fn refuses_a_directory_that_others_can_enter() {
         let dir = tempfile::tempdir().unwrap();
@@ -148,7 +154,7 @@ mod tests {
 
     #[test]
     fn refuses_to_clear_away_what_is_not_its_own() {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = private();
         std::fs::write(dir.path().join("thesis.tex"), "x").unwrap();
         place(dir.path()).claim().unwrap_err();
         assert!(dir.path().join("thesis.tex").exists());
@@ -156,7 +162,7 @@ mod tests {
 
     #[test]
     fn clears_a_left_over_and_makes_it_private() {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = private();
         std::fs::write(dir.path().join("server.sock"), "").unwrap();
         let place = place(dir.path());
         place.claim().unwrap();
