@@ -18,6 +18,7 @@ mod health;
 mod prune;
 mod ratelimit;
 mod server;
+mod source;
 mod status;
 mod tasks;
 #[cfg(test)]

@@ -120,7 +120,7 @@ impl AdminSocket {
                 Ok((stream, _)) => {
                     let serving = serving.clone();
                     let serve = |line| serve(stream, line, serving);
-                    if !connections.spawn(serve).await {
+                    if !connections.spawn(None, serve).await {
                         tracing::warn!(
                             most = MAX_CONNECTIONS,
                             "refusing a connection on the admin socket: too many"

@@ -74,7 +74,9 @@ impl HealthChecks {
             match accepted {
                 Ok((stream, _)) => {
                     let (health, paths) = (Arc::clone(&health), Arc::clone(&self.paths));
-                    connections.spawn(|_| serve(stream, health, paths)).await;
+                    connections
+                        .spawn(None, |_| serve(stream, health, paths))
+                        .await;
                 }
                 Err(error) => pause_after_failed_accept(&error, &mut shutdown).await,
             }

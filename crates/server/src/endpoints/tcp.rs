@@ -17,9 +17,14 @@ use tokio_rustls::TlsAcceptor;
 use super::lines::{Line, Lines};
 use super::{Serving, pause_after_failed_accept, serve_connection};
 use crate::caller::{Peer, PeerSvid};
+use crate::source::Source;
 
 /// Whatever the limit of open files would allow.
 const MAX_CONNECTIONS: usize = 65_536;
+/// One source address may hold this part of the connections for peers that have not shown an SVID, and no more than the second
+/// number: all agents may come through one load balancer, yet each unfinished handshake costs up to 64 KiB.
+const STRANGERS_PART: usize = 8;
+const MAX_STRANGERS: usize = 2_048;
 /// A peer that takes longer keeps its place from nobody: at the cap the oldest handshakes go first.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -80,7 +85,8 @@ impl TcpEndpoint {
     /// Accepts until the server stops, then waits for the connections to end.
     pub(crate) async fn run(self, tls: Arc<ServerConfig>, room: usize, serving: Serving) {
         let most = room.min(MAX_CONNECTIONS);
-        let mut connections = Lines::at_most(most);
+        let share = (most / STRANGERS_PART).clamp(1, MAX_STRANGERS);
+        let mut connections = Lines::at_most(most).with_share(share);
         let acceptor = TlsAcceptor::from(tls);
         let mut shutdown = serving.shutdown.clone();
         loop {
@@ -93,7 +99,10 @@ impl TcpEndpoint {
                     let acceptor = acceptor.clone();
                     let serving = serving.clone();
                     let serve = |line| serve(stream, address, acceptor, line, serving);
-                    if !connections.spawn(serve).await {
+                    if !connections
+                        .spawn(Some(Source::of(address.ip())), serve)
+                        .await
+                    {
                         tracing::warn!(most, %address, "refusing a connection: too many");
                     }
                 }
@@ -153,6 +162,9 @@ async fn serve(
     {
         tracing::warn!(%address, id = %svid.id, "closing a connection: the client is of another trust domain and no administrator");
         return;
+    }
+    if svid.is_some() {
+        line.known();
     }
     serve_connection(stream, Peer::Remote { address, svid }, line, serving).await;
 }
