@@ -22,12 +22,14 @@ use tonic_health::pb::health_server::HealthServer;
 
 use crate::authz::{Authorizer, is_local_service, row};
 use crate::caller::Connection;
+use intake::Intake;
 
 pub(crate) mod agent;
 pub(crate) mod bundle;
 pub(crate) mod debug;
 pub(crate) mod entry;
 pub(crate) mod health;
+mod intake;
 pub(crate) mod localauthority;
 pub(crate) mod logger;
 pub(crate) mod svid;
@@ -60,7 +62,7 @@ impl Api {
     pub(crate) async fn call(
         &self,
         connection: &Arc<Connection>,
-        mut request: Request<Incoming>,
+        request: Request<Incoming>,
     ) -> Response<Body> {
         let path = request.uri().path();
         let Some((method, allowed)) = row(path) else {
@@ -76,12 +78,20 @@ impl Api {
             Err(refused) => return refused.into_http(),
         };
         tracing::debug!(method, authority = caller.authority.name(), "call");
+        let largest = intake::largest_message(&caller);
+        let mut request = request.map(|body| Intake::of_call(method, body));
         request.extensions_mut().insert(caller);
         let answered = match service {
             "spire.api.server.svid.v1.SVID" => self.svid.clone().call(request).await,
             "spire.api.server.entry.v1.Entry" => self.entry.clone().call(request).await,
-            "spire.api.server.bundle.v1.Bundle" => self.bundle.clone().call(request).await,
-            "spire.api.server.agent.v1.Agent" => self.agent.clone().call(request).await,
+            "spire.api.server.bundle.v1.Bundle" => {
+                let mut bundle = self.bundle.clone().max_decoding_message_size(largest);
+                bundle.call(request).await
+            }
+            "spire.api.server.agent.v1.Agent" => {
+                let mut agent = self.agent.clone().max_decoding_message_size(largest);
+                agent.call(request).await
+            }
             "plastron.server.v1.Watch" => self.watch.clone().call(request).await,
             "spire.api.server.trustdomain.v1.TrustDomain" => {
                 self.trust_domain.clone().call(request).await

@@ -40,12 +40,30 @@ pub(crate) const GRACEFUL_STOP: Duration = Duration::from_secs(10);
 /// Finds peers that vanished without a word, on whose streams nothing is ever sent.
 const PING_EVERY: Duration = Duration::from_secs(120);
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
-/// Calls at once on one connection.
-const MAX_STREAMS: u32 = 1_000;
-const MAX_HEADERS: u32 = 64 << 10;
-/// Four times the largest message that is accepted on one stream may be in flight on a connection.
-const STREAM_WINDOW: u32 = 1 << 20;
-const CONNECTION_WINDOW: u32 = 4 << 20;
+/// What one connection may make this server hold.
+struct Bounds {
+    /// Calls at once.
+    streams: u32,
+    headers: u32,
+    /// Bytes that may arrive unread, of a call and of all together.
+    stream_window: u32,
+    connection_window: u32,
+}
+
+/// Of those who showed an SVID or may open the admin socket.
+const KNOWN: Bounds = Bounds {
+    streams: 1_000,
+    headers: 64 << 10,
+    stream_window: 1 << 20,
+    connection_window: 4 << 20,
+};
+/// Of anybody else: an agent that attests needs one call at a time.
+const STRANGER: Bounds = Bounds {
+    streams: 16,
+    headers: 16 << 10,
+    stream_window: 64 << 10,
+    connection_window: 128 << 10,
+};
 
 /// What every accept loop needs.
 #[derive(Debug, Clone)]
@@ -66,6 +84,11 @@ where
         mut shutdown,
     } = serving;
     let connection = Arc::new(Connection::new(peer, line.closing()));
+    let bounds = if connection.is_local() || connection.svid().is_some() {
+        KNOWN
+    } else {
+        STRANGER
+    };
     let calls = Arc::clone(&line);
     let service = service_fn(move |request| {
         let (api, connection, busy) = (Arc::clone(&api), Arc::clone(&connection), calls.busy());
@@ -78,10 +101,10 @@ where
     let mut serving = pin!(
         http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
-            .max_concurrent_streams(MAX_STREAMS)
-            .max_header_list_size(MAX_HEADERS)
-            .initial_stream_window_size(STREAM_WINDOW)
-            .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_concurrent_streams(bounds.streams)
+            .max_header_list_size(bounds.headers)
+            .initial_stream_window_size(bounds.stream_window)
+            .initial_connection_window_size(bounds.connection_window)
             .keep_alive_interval(PING_EVERY)
             .keep_alive_timeout(PING_TIMEOUT)
             .serve_connection(TokioIo::new(stream), service)

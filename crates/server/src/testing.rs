@@ -26,7 +26,10 @@ use spiffe::svid::x509::BundleSource;
 use spiffe::tls::{CertResolver, Expected, KeyExchange, SpiffeServerVerifier, client_config};
 use spiffe::trust_domain::TrustDomain;
 use spiffe::x509::Subject;
+use tokio::net::TcpStream;
 use tokio::sync::oneshot;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 use tonic::Status;
 use tonic::transport::Channel;
 
@@ -187,6 +190,21 @@ impl TestServer {
         &self,
         identity: Option<&Identity>,
     ) -> Result<Channel, proto::channel::ChannelError> {
+        let config = self.client_config(identity).await;
+        proto::channel::connect_tls(&self.address, config).await
+    }
+
+    /// A bare TLS connection that has agreed on HTTP/2.
+    pub(crate) async fn tls(&self, identity: Option<&Identity>) -> TlsStream<TcpStream> {
+        let config = self.client_config(identity).await;
+        let stream = TcpStream::connect(&self.address).await.unwrap();
+        TlsConnector::from(Arc::new(config))
+            .connect("localhost".try_into().unwrap(), stream)
+            .await
+            .unwrap()
+    }
+
+    async fn client_config(&self, identity: Option<&Identity>) -> rustls::ClientConfig {
         let bundle = BundleClient::new(self.local().await)
             .get_bundle(GetBundleRequest::default())
             .await
@@ -204,9 +222,7 @@ impl TestServer {
             Arc::new(resolver)
         });
         let clock = Arc::new(self.clock.clone());
-        let config =
-            client_config(Arc::new(servers), resolver, clock, KeyExchange::default()).unwrap();
-        proto::channel::connect_tls(&self.address, config).await
+        client_config(Arc::new(servers), resolver, clock, KeyExchange::default()).unwrap()
     }
 
     pub(crate) async fn token(&self) -> String {

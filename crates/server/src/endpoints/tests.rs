@@ -3,8 +3,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use plugin::fault::Code;
-use proto::spire::api::server::agent::v1::ListAgentsRequest;
 use proto::spire::api::server::agent::v1::agent_client::AgentClient;
+use proto::spire::api::server::agent::v1::{ListAgentsRequest, PostStatusRequest};
 use proto::spire::api::server::bundle::v1::GetBundleRequest;
 use proto::spire::api::server::bundle::v1::bundle_client::BundleClient;
 use proto::spire::api::server::debug::v1::GetInfoRequest;
@@ -266,6 +266,81 @@ async fn lets_nobody_be_kept_out_of_the_admin_socket_by_silent_connections() {
         .list_agents(ListAgentsRequest::default())
         .await
         .unwrap();
+}
+
+/// The settings that the server announces to the peer of a connection.
+async fn settings(
+    stream: &mut (impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin),
+) -> std::collections::HashMap<u16, u32> {
+    stream
+        .write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0")
+        .await
+        .unwrap();
+    let mut header = [0; 9];
+    stream.read_exact(&mut header).await.unwrap();
+    assert_eq!(header[3], 4, "the first frame is SETTINGS");
+    let mut body = vec![0; usize::from(header[2])];
+    stream.read_exact(&mut body).await.unwrap();
+    body.chunks(6)
+        .map(|pair| {
+            let value = [pair[2], pair[3], pair[4], pair[5]];
+            (
+                u16::from_be_bytes([pair[0], pair[1]]),
+                u32::from_be_bytes(value),
+            )
+        })
+        .collect()
+}
+
+#[tokio::test]
+async fn gives_strangers_little_to_hold() {
+    let server = TestServer::start().await;
+    let node = server.agent().await;
+    let mut strangers = server.tls(None).await;
+    let mut agents = server.tls(Some(&node)).await;
+    let mut local = UnixStream::connect(&server.socket).await.unwrap();
+    let stranger = settings(&mut strangers).await;
+    const STREAMS: u16 = 3;
+    const WINDOW: u16 = 4;
+    const HEADERS: u16 = 6;
+    assert_eq!(stranger[&STREAMS], 16);
+    assert_eq!(stranger[&WINDOW], 64 << 10);
+    assert_eq!(stranger[&HEADERS], 16 << 10);
+    for known in [settings(&mut agents).await, settings(&mut local).await] {
+        assert_eq!((known[&STREAMS], known[&HEADERS]), (1_000, 64 << 10));
+    }
+}
+
+#[tokio::test]
+async fn takes_no_large_message_from_strangers() {
+    let server = TestServer::start().await;
+    let node = server.agent().await;
+    let large = crate::testing::attestation(&"x".repeat(70_000), Vec::new());
+    for identity in [None, Some(&node)] {
+        let mut client = AgentClient::new(server.remote(identity).await);
+        let refused = client
+            .attest_agent(tokio_stream::once(large.clone()))
+            .await
+            .map(|_| ())
+            .unwrap_err();
+        assert!(refused.message().contains("too large"), "{refused}");
+    }
+    let fits = crate::testing::attestation(&"x".repeat(30_000), Vec::new());
+    let refused = AgentClient::new(server.remote(None).await)
+        .attest_agent(tokio_stream::once(fits))
+        .await
+        .map(|_| ())
+        .unwrap_err();
+    assert!(!refused.message().contains("too large"), "{refused}");
+    let status = PostStatusRequest {
+        agent_version: "x".repeat(300_000),
+        ..PostStatusRequest::default()
+    };
+    let refused = AgentClient::new(server.remote(Some(&node)).await)
+        .post_status(status)
+        .await
+        .unwrap_err();
+    assert_eq!(refused.code(), Grpc::InvalidArgument, "read, then refused");
 }
 
 async fn probe(address: &str, request: &str) -> String {
