@@ -1,11 +1,10 @@
-//! Token buckets per client address for the calls that cost the server a signature or a write.
+//! Token buckets per client address (IPv6: per /64) for the calls that cost the server a signature or a write.
 //!
 //! A call waits for its tokens; it is refused only when it asks for more than the bucket can ever hold, or when the queue
 //! before it is longer than anybody would wait. Callers on the admin socket are never limited. The map of buckets is
 //! bounded: idle ones leave after two generations, and past the cap strangers share one bucket.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -14,6 +13,7 @@ use tonic::{Code, Status};
 
 use crate::caller::Connection;
 use crate::config::RateLimitConfig;
+use crate::source::Source;
 use crate::status;
 
 /// SPIRE: limits.AttestLimitPerIP and its siblings, per second; the burst is the same number.
@@ -60,7 +60,7 @@ impl RateLimits {
     }
 }
 
-/// Token buckets by address, all of one rate.
+/// Token buckets by source, all of one rate.
 #[derive(Debug)]
 pub(crate) struct Limiter {
     rate: Option<u32>,
@@ -70,8 +70,8 @@ pub(crate) struct Limiter {
 #[derive(Debug)]
 struct Buckets {
     since: Instant,
-    current: HashMap<IpAddr, Bucket>,
-    previous: HashMap<IpAddr, Bucket>,
+    current: HashMap<Source, Bucket>,
+    previous: HashMap<Source, Bucket>,
     overflow: Bucket,
 }
 
@@ -130,9 +130,10 @@ impl Limiter {
                 ),
             ));
         };
-        let wait = self.reserve(address.to_canonical(), rate, count);
+        let source = Source::of(address);
+        let wait = self.reserve(source, rate, count);
         if wait > LONGEST_WAIT {
-            self.give_back(address.to_canonical(), count);
+            self.give_back(source, count);
             return Err(status::failed(
                 Code::ResourceExhausted,
                 &format!("rejecting request due to {what} rate limiting"),
@@ -145,7 +146,7 @@ impl Limiter {
         if wait > Duration::ZERO {
             let mut reservation = Reservation {
                 limiter: self,
-                address: address.to_canonical(),
+                source,
                 count,
                 kept: false,
             };
@@ -155,11 +156,11 @@ impl Limiter {
         Ok(())
     }
 
-    fn reserve(&self, address: IpAddr, rate: u32, count: u32) -> Duration {
+    fn reserve(&self, source: Source, rate: u32, count: u32) -> Duration {
         let now = Instant::now();
         let mut buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
         buckets.turn(now);
-        let bucket = buckets.bucket(address, rate, now);
+        let bucket = buckets.bucket(source, rate, now);
         let refilled =
             bucket.tokens + now.duration_since(bucket.at).as_secs_f64() * f64::from(rate);
         bucket.tokens = refilled.min(f64::from(rate)) - f64::from(count);
@@ -171,9 +172,9 @@ impl Limiter {
         }
     }
 
-    fn give_back(&self, address: IpAddr, count: u32) {
+    fn give_back(&self, source: Source, count: u32) {
         let mut buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(bucket) = buckets.current.get_mut(&address) {
+        if let Some(bucket) = buckets.current.get_mut(&source) {
             bucket.tokens += f64::from(count);
         }
     }
@@ -192,13 +193,13 @@ impl Buckets {
         self.since = now;
     }
 
-    fn bucket(&mut self, address: IpAddr, rate: u32, now: Instant) -> &mut Bucket {
-        if !self.current.contains_key(&address) && self.current.len() >= MAX_BUCKETS {
+    fn bucket(&mut self, source: Source, rate: u32, now: Instant) -> &mut Bucket {
+        if !self.current.contains_key(&source) && self.current.len() >= MAX_BUCKETS {
             return &mut self.overflow;
         }
         let previous = &mut self.previous;
-        self.current.entry(address).or_insert_with(|| {
-            previous.remove(&address).unwrap_or(Bucket {
+        self.current.entry(source).or_insert_with(|| {
+            previous.remove(&source).unwrap_or(Bucket {
                 tokens: f64::from(rate),
                 at: now,
             })
@@ -209,7 +210,7 @@ impl Buckets {
 /// Hands the tokens back when the caller went away before its turn came.
 struct Reservation<'a> {
     limiter: &'a Limiter,
-    address: IpAddr,
+    source: Source,
     count: u32,
     kept: bool,
 }
@@ -217,7 +218,7 @@ struct Reservation<'a> {
 impl Drop for Reservation<'_> {
     fn drop(&mut self) {
         if !self.kept {
-            self.limiter.give_back(self.address, self.count);
+            self.limiter.give_back(self.source, self.count);
         }
     }
 }
@@ -262,7 +263,7 @@ mod tests {
     async fn refuses_to_queue_beyond_the_longest_wait() {
         let limiter = Limiter::per_second(1);
         for _ in 0..=LONGEST_WAIT.as_secs() {
-            limiter.reserve("192.0.2.7".parse().unwrap(), 1, 1);
+            limiter.reserve(Source::of("192.0.2.7".parse().unwrap()), 1, 1);
         }
         let refused = limiter
             .take(&remote(), 1, "attest agent")
@@ -291,6 +292,17 @@ mod tests {
         for _ in 0..100 {
             limiter.take(&local, 10_000, "x").await.unwrap();
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn gives_a_network_of_ipv6_one_bucket() {
+        let (limiter, start) = (Limiter::per_second(1), Instant::now());
+        for host in 1..=5 {
+            let address = format!("[2001:db8::{host}]:1").parse().unwrap();
+            let peer = Connection::remote_for_tests(address, None);
+            limiter.take(&peer, 1, "attest agent").await.unwrap();
+        }
+        assert!(start.elapsed() >= Duration::from_millis(3_999));
     }
 
     #[tokio::test(start_paused = true)]
