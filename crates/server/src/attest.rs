@@ -136,8 +136,17 @@ impl Attestation {
         self.datastore
             .put_agent(agent)
             .await
-            .map(|_| ())
             .map_err(|error| failed(Code::Internal, "failed to create attested agent", error))
+            .and_then(|written| {
+                if written.banned {
+                    Err(refused(
+                        Code::PermissionDenied,
+                        "failed to attest: agent is banned",
+                    ))
+                } else {
+                    Ok(())
+                }
+            })
     }
 }
 

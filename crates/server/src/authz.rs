@@ -51,7 +51,7 @@ impl Authorizer {
     /// # Errors
     /// PermissionDenied, with details when an agent's credentials are what is wrong.
     pub(crate) async fn authorize(
-        &self,
+        self: &Arc<Self>,
         method: &'static str,
         allowed: Allowed,
         connection: &Arc<Connection>,
@@ -66,6 +66,7 @@ impl Authorizer {
                 connection: Arc::clone(connection),
                 authority,
                 audit: Arc::new(audit),
+                authorizer: Arc::clone(self),
             }),
             Err(refused) => {
                 audit.failure(code_name(refused.code()), refused.message(), &Fields::new());
@@ -225,6 +226,41 @@ impl Authorizer {
                 Some(Reason::AgentNotActive) => StreamEnd::Superseded,
                 _ => StreamEnd::Denied(denial.into_bare_status()),
             })
+    }
+
+    /// Is the caller of a call that waited still what it was let in as? Memory only.
+    ///
+    /// # Errors
+    /// PermissionDenied; Unavailable for an agent that has renewed its SVID meanwhile, since it did nothing wrong.
+    pub(crate) fn recheck(
+        &self,
+        authority: &Authority,
+        connection: &Connection,
+    ) -> Result<(), Status> {
+        let by_entry = |class: Allowed| {
+            connection
+                .svid()
+                .is_some_and(|svid| self.by_entry(class, svid).is_some())
+        };
+        let stands = match authority {
+            Authority::Anybody | Authority::Local => true,
+            Authority::Admin { .. } => by_entry(Allowed::ADMIN),
+            Authority::Downstream(_) => by_entry(Allowed::DOWNSTREAM),
+            Authority::Agent(svid) => {
+                return self.recheck_agent(svid).map_err(|end| match end {
+                    StreamEnd::Denied(denied) => denied,
+                    StreamEnd::Superseded => status::refused(
+                        Code::Unavailable,
+                        "the agent's SVID was renewed while the call waited; try again",
+                    ),
+                });
+            }
+        };
+        if stands {
+            Ok(())
+        } else {
+            Err(Denial::because("the caller is no longer entitled").into_bare_status())
+        }
     }
 
     fn check_agent(&self, svid: &PeerSvid) -> Result<Standing, Denial> {

@@ -13,6 +13,7 @@ use tokio::sync::watch;
 use tonic::{Code, Request, Status};
 
 use crate::audit::{Audit, Fields};
+use crate::authz::Authorizer;
 use crate::status;
 
 /// What the transport proved about a peer.
@@ -124,6 +125,7 @@ pub(crate) struct Caller {
     pub(crate) connection: Arc<Connection>,
     pub(crate) authority: Authority,
     pub(crate) audit: Arc<Audit>,
+    pub(crate) authorizer: Arc<Authorizer>,
 }
 
 impl Caller {
@@ -152,6 +154,15 @@ impl Caller {
                 "caller ID missing from request context",
             )),
         }
+    }
+
+    /// Whether the caller still is what it was let in as. To be asked after each wait: a ban, an eviction or a deleted
+    /// entry counts for calls that are under way, too.
+    ///
+    /// # Errors
+    /// As at the call's beginning; Unavailable when the agent has renewed its SVID meanwhile.
+    pub(crate) fn still_entitled(&self) -> Result<(), Status> {
+        self.authorizer.recheck(&self.authority, &self.connection)
     }
 
     /// Writes the audit line of a call or item that ended in `status`, when auditing is on.

@@ -184,6 +184,7 @@ impl AgentApi for AgentService {
             .x509_signing
             .take(&caller.connection, 1, "renew agent")
             .await?;
+        caller.still_entitled()?;
         let svid = self.renew(&caller, request.into_inner()).await?;
         Ok(Response::new(rpc::RenewAgentResponse { svid: Some(svid) }))
     }
@@ -211,6 +212,7 @@ impl AgentApi for AgentService {
             .post_status
             .take(&caller.connection, 1, "post status")
             .await?;
+        caller.still_entitled()?;
         let id = &caller.agent()?.id;
         let version = request.into_inner().agent_version;
         if version.len() > MAX_VERSION {

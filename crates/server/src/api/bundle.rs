@@ -99,6 +99,7 @@ impl BundleApi for BundleService {
             .publish_key
             .take(&caller.connection, 1, "key publishing")
             .await?;
+        caller.still_entitled()?;
         let authority = request
             .into_inner()
             .jwt_authority

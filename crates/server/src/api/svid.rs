@@ -91,11 +91,13 @@ impl SvidApi for SvidService {
             .x509_signing
             .take(&caller.connection, params.len(), "certificate signing")
             .await?;
+        caller.still_entitled()?;
         let agent = caller.agent()?;
         let mut results = Vec::with_capacity(params.len());
         for (done, param) in params.iter().enumerate() {
             if done % BATCH_STRIDE == BATCH_STRIDE - 1 {
                 tokio::task::yield_now().await;
+                caller.still_entitled()?;
             }
             results.push(match self.new_x509(&caller, &agent.id, param).await {
                 Ok(svid) => batch_new_x509svid_response::Result {
@@ -120,6 +122,7 @@ impl SvidApi for SvidService {
             .jwt_signing
             .take(&caller.connection, 1, "JWT signing request")
             .await?;
+        caller.still_entitled()?;
         self.jwt_enabled()?;
         let request = request.into_inner();
         let entry = self
@@ -164,6 +167,7 @@ impl SvidApi for SvidService {
             .x509_signing
             .take(&caller.connection, 1, "downstream CA signing")
             .await?;
+        caller.still_entitled()?;
         let Authority::Downstream(entry) = &caller.authority else {
             return Err(refused(
                 Code::Internal,

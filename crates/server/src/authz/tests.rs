@@ -13,7 +13,7 @@ use crate::registry::Agent;
 const NOW: i64 = 1_800_000_000;
 
 struct World {
-    authorizer: Authorizer,
+    authorizer: Arc<Authorizer>,
     clock: ManualClock,
     _directory: tempfile::TempDir,
 }
@@ -47,7 +47,7 @@ async fn world() -> World {
         follow_for: Duration::ZERO,
     };
     World {
-        authorizer,
+        authorizer: Arc::new(authorizer),
         clock,
         _directory: directory,
     }
@@ -207,6 +207,79 @@ async fn denies_a_banned_agent_even_on_an_open_connection() {
         .recheck_agent(&svid(node, "1"))
         .unwrap_err();
     assert!(matches!(end, StreamEnd::Denied(status) if reason(&status) == Reason::AgentBanned));
+}
+
+#[tokio::test]
+async fn a_call_that_waited_is_denied_when_its_agent_was_banned_meanwhile() {
+    let world = world().await;
+    let node = id("/spire/agent/join_token/x");
+    let store = &world.authorizer.datastore;
+    store.put_agent(agent(node.clone(), "1", "")).await.unwrap();
+    let caller = world
+        .ask(SIGN, remote(Some(svid(node.clone(), "1"))))
+        .await
+        .unwrap();
+    caller.still_entitled().unwrap();
+    store.ban_agent(&node).await.unwrap();
+    assert_eq!(
+        reason(&caller.still_entitled().unwrap_err()),
+        Reason::AgentBanned
+    );
+}
+
+#[tokio::test]
+async fn a_call_that_waited_while_its_agent_renewed_is_told_to_come_back() {
+    let world = world().await;
+    let node = id("/spire/agent/join_token/x");
+    let store = &world.authorizer.datastore;
+    store
+        .put_agent(agent(node.clone(), "1", "2"))
+        .await
+        .unwrap();
+    let caller = world
+        .ask(SIGN, remote(Some(svid(node.clone(), "1"))))
+        .await
+        .unwrap();
+    store.promote_agent_serial(&node, "2").await.unwrap();
+    assert_eq!(
+        caller.still_entitled().unwrap_err().code(),
+        Code::Unavailable
+    );
+}
+
+#[tokio::test]
+async fn a_call_that_waited_is_denied_when_its_downstream_entry_was_deleted_meanwhile() {
+    let world = world().await;
+    let store = &world.authorizer.datastore;
+    let below = entry("/below", |entry| entry.downstream = true);
+    let made = store.create_entries(vec![below]).await.unwrap().remove(0);
+    let made = made.unwrap().entry;
+    let caller = world
+        .ask(DOWNSTREAM_CA, remote(Some(svid(id("/below"), "7"))))
+        .await
+        .unwrap();
+    caller.still_entitled().unwrap();
+    store
+        .delete_entries(vec![made.id.as_ref().to_owned()])
+        .await
+        .unwrap();
+    assert_eq!(
+        caller.still_entitled().unwrap_err().code(),
+        Code::PermissionDenied
+    );
+}
+
+#[tokio::test]
+async fn an_attestation_in_flight_does_not_lift_a_ban() {
+    let world = world().await;
+    let node = id("/spire/agent/join_token/x");
+    let store = &world.authorizer.datastore;
+    store.put_agent(agent(node.clone(), "1", "")).await.unwrap();
+    store.ban_agent(&node).await.unwrap();
+    let written = store.put_agent(agent(node.clone(), "2", "")).await.unwrap();
+    assert!(written.banned);
+    let refused = world.refusal(SIGN, remote(Some(svid(node, "2")))).await;
+    assert_eq!(reason(&refused), Reason::AgentBanned);
 }
 
 #[tokio::test]

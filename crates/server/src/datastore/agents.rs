@@ -27,15 +27,23 @@ pub enum AgentWriteError {
 }
 
 impl Datastore {
-    /// Writes an agent that has attested, anew or again. Attesting again does not lift a ban: see the registry first.
+    /// Writes an agent that has attested, anew or again. Attesting again does not lift a ban, not even one that came after
+    /// the caller looked: the agent then stays banned and without a valid SVID.
     ///
     /// # Errors
     /// When the store could not write.
     pub async fn put_agent(&self, agent: Agent) -> Result<Arc<Agent>, DatastoreError> {
         let agent = Arc::new(agent);
         self.submit(1, move |draft| {
+            let mut agent = Arc::clone(&agent);
+            if draft.agent(&agent.id).is_some_and(|known| known.banned) {
+                let banned = Arc::make_mut(&mut agent);
+                banned.banned = true;
+                banned.serial.clear();
+                banned.new_serial.clear();
+            }
             draft.put(Object::Agent(Arc::clone(&agent)));
-            Arc::clone(&agent)
+            agent
         })
         .await
     }
