@@ -24,8 +24,8 @@ pub(super) struct Line {
     calls: AtomicUsize,
     ended: AtomicBool,
     close: watch::Sender<bool>,
-    /// Whose share it counts in, until the peer is known.
-    share: Option<Arc<AtomicUsize>>,
+    /// Where it counts until the peer is known.
+    counted: Vec<Arc<AtomicUsize>>,
     stranger: AtomicBool,
 }
 
@@ -34,25 +34,25 @@ pub(super) struct Line {
 pub(super) struct Busy(Arc<Line>);
 
 impl Line {
-    fn new(share: Option<Arc<AtomicUsize>>) -> Arc<Self> {
-        if let Some(share) = &share {
-            share.fetch_add(1, Ordering::Relaxed);
+    fn new(counted: Vec<Arc<AtomicUsize>>) -> Arc<Self> {
+        for count in &counted {
+            count.fetch_add(1, Ordering::Relaxed);
         }
         Arc::new(Self {
             calls: AtomicUsize::new(0),
             ended: AtomicBool::new(false),
             close: watch::Sender::new(false),
-            stranger: AtomicBool::new(share.is_some()),
-            share,
+            stranger: AtomicBool::new(!counted.is_empty()),
+            counted,
         })
     }
 
-    /// The peer has shown who it is: it no longer counts in the share of its source.
+    /// The peer has shown who it is: it no longer counts as a stranger.
     pub(super) fn known(&self) {
-        if self.stranger.swap(false, Ordering::Relaxed)
-            && let Some(share) = &self.share
-        {
-            share.fetch_sub(1, Ordering::Relaxed);
+        if self.stranger.swap(false, Ordering::Relaxed) {
+            for count in &self.counted {
+                count.fetch_sub(1, Ordering::Relaxed);
+            }
         }
     }
 
@@ -112,8 +112,10 @@ pub(super) struct Lines {
     known: VecDeque<Arc<Line>>,
     /// In the order they came; those that became known since move over when they are met.
     strangers: VecDeque<Arc<Line>>,
+    strangers_count: Arc<AtomicUsize>,
     sources: HashMap<Source, Held>,
     most: usize,
+    most_strangers: usize,
     share: usize,
 }
 
@@ -130,15 +132,21 @@ impl Lines {
             running: JoinSet::new(),
             known: VecDeque::new(),
             strangers: VecDeque::new(),
+            strangers_count: Arc::default(),
             sources: HashMap::new(),
             most,
+            most_strangers: most,
             share: most,
         }
     }
 
-    /// Lets one source hold at most `share` lines of strangers.
-    pub(super) fn with_share(self, share: usize) -> Self {
-        Self { share, ..self }
+    /// Lets strangers hold at most `most` lines, and those of one source `share` of them.
+    pub(super) fn with_strangers(self, most: usize, share: usize) -> Self {
+        Self {
+            most_strangers: most,
+            share,
+            ..self
+        }
     }
 
     /// Runs what `serve` makes of a new line. At the cap another line is ended for it; returns false when all are known peers'
@@ -153,7 +161,10 @@ impl Lines {
     {
         while self.running.try_join_next().is_some() {}
         self.forget();
-        let count = source.map(|source| self.make_room_in_share(source));
+        let counted = match source {
+            Some(source) => self.admit_stranger(source),
+            None => Vec::new(),
+        };
         if self.running.len() >= self.most {
             if !self.make_room() {
                 return false;
@@ -163,7 +174,7 @@ impl Lines {
                 self.running.join_next().await;
             }
         }
-        let line = Line::new(count);
+        let line = Line::new(counted);
         match source {
             Some(source) => {
                 self.strangers.push_back(Arc::clone(&line));
@@ -196,8 +207,8 @@ impl Lines {
         }
     }
 
-    /// Ends the longest-held line of a source that has all it may have. Returns its count.
-    fn make_room_in_share(&mut self, source: Source) -> Arc<AtomicUsize> {
+    /// Ends a line of the source when that has all it may have, or else of any stranger when they have. Returns where to count.
+    fn admit_stranger(&mut self, source: Source) -> Vec<Arc<AtomicUsize>> {
         let share = self.share;
         let held = self.sources.entry(source).or_default();
         if held.lines.len() > share.saturating_mul(2) {
@@ -207,7 +218,12 @@ impl Lines {
         if held.count.load(Ordering::Relaxed) >= share {
             end_one(&mut held.lines, drop);
         }
-        Arc::clone(&held.count)
+        let counted = vec![Arc::clone(&held.count), Arc::clone(&self.strangers_count)];
+        if self.strangers_count.load(Ordering::Relaxed) >= self.most_strangers {
+            let known = &mut self.known;
+            end_one(&mut self.strangers, |line| known.push_back(line));
+        }
+        counted
     }
 
     /// Asks a line to end: a stranger's, or else one of a known peer that is idle.
@@ -362,7 +378,7 @@ mod tests {
 
     #[tokio::test]
     async fn lets_a_source_crowd_out_only_itself() {
-        let mut lines = Lines::at_most(100).with_share(2);
+        let mut lines = Lines::at_most(100).with_strangers(100, 2);
         let (told, mut events) = events();
         assert!(lines.spawn(source("192.0.2.1"), named(0, &told)).await);
         // A network of IPv6 is one source.
@@ -377,8 +393,22 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn lets_strangers_together_hold_no_more_than_their_part() {
+        let mut lines = Lines::at_most(100).with_strangers(3, 2);
+        let (told, mut events) = events();
+        for name in 1..=5 {
+            let address = format!("192.0.2.{name}");
+            assert!(lines.spawn(source(&address), named(name, &told)).await);
+        }
+        assert_eq!(events.recv().await, Some(1));
+        assert_eq!(events.recv().await, Some(2));
+        tokio::task::yield_now().await;
+        events.try_recv().unwrap_err();
+    }
+
+    #[tokio::test]
     async fn counts_no_known_peer_in_the_share_of_its_source() {
-        let mut lines = Lines::at_most(100).with_share(2);
+        let mut lines = Lines::at_most(100).with_strangers(100, 2);
         let (told, mut events) = events();
         for name in 1..=50 {
             let serve = |line: Arc<Line>| {
@@ -393,7 +423,7 @@ mod tests {
 
     #[tokio::test]
     async fn remembers_no_more_lines_than_there_are() {
-        let mut lines = Lines::at_most(100).with_share(10);
+        let mut lines = Lines::at_most(100).with_strangers(100, 10);
         for host in 0..2_000_u32 {
             let address = std::net::IpAddr::from(host.to_be_bytes());
             let serve = |_| std::future::ready(());

@@ -21,10 +21,10 @@ use crate::source::Source;
 
 /// Whatever the limit of open files would allow.
 const MAX_CONNECTIONS: usize = 65_536;
-/// One source address may hold this part of the connections for peers that have not shown an SVID, and no more than the second
-/// number: all agents may come through one load balancer, yet each unfinished handshake costs up to 64 KiB.
-const STRANGERS_PART: usize = 8;
-const MAX_STRANGERS: usize = 2_048;
+/// Connections of peers that have not shown an SVID: each unfinished handshake may cost 64 KiB.
+const MAX_STRANGERS: usize = 8_192;
+/// Of which one source address may hold this part; not a small one, since all agents may come through one load balancer.
+const SOURCES_PART: usize = 4;
 /// A peer that takes longer keeps its place from nobody: at the cap the oldest handshakes go first.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -85,8 +85,9 @@ impl TcpEndpoint {
     /// Accepts until the server stops, then waits for the connections to end.
     pub(crate) async fn run(self, tls: Arc<ServerConfig>, room: usize, serving: Serving) {
         let most = room.min(MAX_CONNECTIONS);
-        let share = (most / STRANGERS_PART).clamp(1, MAX_STRANGERS);
-        let mut connections = Lines::at_most(most).with_share(share);
+        let strangers = (most / 2).clamp(1, MAX_STRANGERS);
+        let share = (strangers / SOURCES_PART).max(1);
+        let mut connections = Lines::at_most(most).with_strangers(strangers, share);
         let acceptor = TlsAcceptor::from(tls);
         let mut shutdown = serving.shutdown.clone();
         loop {
