@@ -132,18 +132,28 @@ fn no_file(program: Program, file: &Path) -> Fault {
         ))
 }
 
-/// SPIRE's line for a missing file, said on the shim in place of the fault.
-pub(super) fn missing_on_shim(context: &Context, args: &Args) -> Option<CliError> {
+/// SPIRE's line for a missing file, in place of the fault on the shim.
+fn missing_on_shim(context: &Context, args: &Args) -> Option<String> {
     let file = Path::new(args.text("config"));
     if context.face == Face::Native || file.exists() {
         return None;
     }
     let absolute = std::path::absolute(file).unwrap_or_else(|_no_directory| file.to_owned());
-    output::say(&format!(
+    Some(format!(
         "could not find config file {}: please use the -config flag",
         absolute.display()
-    ));
-    Some(CliError::Silent)
+    ))
+}
+
+/// Refuses to start, on the shim, without a file.
+pub(super) fn need_file(context: &Context, args: &Args) -> Result<(), CliError> {
+    match missing_on_shim(context, args) {
+        Some(line) => {
+            output::say(&line);
+            Err(CliError::Silent)
+        }
+        None => Ok(()),
+    }
 }
 
 pub(super) fn path(args: &Args, flag: &str) -> Option<PathBuf> {
@@ -176,7 +186,11 @@ pub(super) fn refuse(faults: &Faults) -> CliError {
 }
 
 /// The outcome of `validate`.
-pub(super) fn verdict(context: &Context, outcome: Result<(), Faults>) -> Result<Output, CliError> {
+pub(super) fn verdict(
+    context: &Context,
+    args: &Args,
+    outcome: Result<(), Faults>,
+) -> Result<Output, CliError> {
     let name = context.program.word();
     match outcome {
         Ok(()) if context.face == Face::Native => Ok(Output {
@@ -187,8 +201,9 @@ pub(super) fn verdict(context: &Context, outcome: Result<(), Faults>) -> Result<
             "SPIRE {name} configuration file is valid."
         ))),
         Err(faults) if context.face == Face::Shim => {
+            let why = missing_on_shim(context, args).unwrap_or_else(|| faults.to_string());
             output::say(&format!(
-                "SPIRE {name} configuration file is invalid: {faults}"
+                "SPIRE {name} configuration file is invalid: {why}"
             ));
             Err(CliError::Silent)
         }

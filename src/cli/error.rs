@@ -115,6 +115,11 @@ impl CliError {
                 path,
                 because,
             },
+            Self::Wrong { code, value, text } => Self::Wrong {
+                code,
+                value,
+                text: format!("{words}: {text}"),
+            },
             other => other,
         }
     }

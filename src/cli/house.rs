@@ -96,7 +96,6 @@ fn wrong(code: Code, value: &str, text: &str) -> Fault {
             .because(text)
             .hint("write spiffe://TRUST-DOMAIN/PATH; entries and mint take the path alone too, such as web"),
         Code::InvalidSelector => Fault::new(code, format!("{value:?} is not a selector"))
-            .because(text)
             .hint("write TYPE:VALUE, such as unix:uid:1000"),
         _ if value.is_empty() => Fault::new(code, text),
         _ => Fault::new(code, text).at(value),

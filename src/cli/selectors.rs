@@ -42,10 +42,12 @@ pub(crate) fn parse_all(texts: &[String]) -> Result<Vec<Selector>, CliError> {
     texts.iter().map(|text| parse(text)).collect()
 }
 
-/// The selector filter of a list or a count; `None` without `-selector`. `unknown` words a bad match mode.
+/// The selector filter of a list or a count; `None` without `-selector`. `unknown` words a bad match mode, `parsing`
+/// is what SPIRE says before a bad selector.
 pub(crate) fn filter(
     args: &Args,
     unknown: fn(&str) -> String,
+    parsing: fn(&str) -> String,
 ) -> Result<Option<SelectorMatch>, CliError> {
     use selector_match::MatchBehavior as M;
     let texts = args.list("selector");
@@ -60,7 +62,10 @@ pub(crate) fn filter(
         other => return Err(CliError::usage(unknown(other))),
     };
     Ok(Some(SelectorMatch {
-        selectors: parse_all(&texts)?,
+        selectors: texts
+            .iter()
+            .map(|text| parse(text).map_err(|error| error.within(&parsing(text))))
+            .collect::<Result<_, _>>()?,
         r#match: behavior.into(),
     }))
 }

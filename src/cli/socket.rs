@@ -103,13 +103,11 @@ fn address(text: &str, from: &'static str, face: Face) -> Result<Socket, CliErro
 fn from_template(template: &'static str, instance: &str, env: Env<'_>) -> Result<Socket, CliError> {
     let Some(text) = env(template).filter(|text| !text.is_empty()) else {
         return Err(CliError::usage(format!(
-            "-instance needs the environment variable {template}, which is not set"
+            "you must define {template} to use the instance flag"
         )));
     };
     if !text.contains("%i") {
-        return Err(CliError::usage(format!(
-            "environment variable {template} is {text:?}: it has no %i to put the instance in"
-        )));
+        return Err(CliError::usage(format!("failed to find %i in {template}")));
     }
     Ok(Socket {
         path: strip_scheme(&text.replace("%i", instance)).to_owned(),

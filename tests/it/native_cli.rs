@@ -32,96 +32,48 @@ fn run(args: &[&str]) -> Result<Ran> {
     run_in(temporary_directory("cli")?.path(), args)
 }
 
+/// A command line, its exit code and its code.
+type Fault = (&'static str, i32, &'static str);
+
+const FAULTS: [Fault; 14] = [
+    ("server entry show --socket-path nobody.sock", 6, "PLA-1002"),
+    (
+        "agent api fetch x509 --socket-path nobody.sock",
+        6,
+        "PLA-1001",
+    ),
+    ("agent healthcheck --socket-path nobody.sock", 6, "PLA-1001"),
+    (
+        "agent api watch --socket-path tcp://127.0.0.1:1",
+        2,
+        "PLA-1009",
+    ),
+    ("server entry create --selectr a:b", 2, "PLA-1008"),
+    ("server entry crate", 2, "PLA-1008"),
+    ("server entry create --spiffe-id web", 2, "PLA-1008"),
+    (
+        "server entry create --spiffe-id web --selector a",
+        2,
+        "PLA-2002",
+    ),
+    ("server entry create --data nothing.json", 2, "PLA-1010"),
+    ("server agent show --spiffe-id nothing", 2, "PLA-2001"),
+    ("agent api fetch jwt", 2, "PLA-2105"),
+    ("server run", 2, "PLA-1201"),
+    ("agent run --trust-domain example.org", 2, "PLA-1201"),
+    ("run --id web --dir nowhere -- true", 6, "PLA-1002"),
+];
+
 #[test]
 fn each_fault_has_its_code_and_its_exit_code() -> Result<()> {
-    let cases: [(&[&str], i32, &str); 14] = [
-        (
-            &["server", "entry", "show", "--socket-path", "nobody.sock"],
-            6,
-            "PLA-1002",
-        ),
-        (
-            &[
-                "agent",
-                "api",
-                "fetch",
-                "x509",
-                "--socket-path",
-                "nobody.sock",
-            ],
-            6,
-            "PLA-1001",
-        ),
-        (
-            &["agent", "healthcheck", "--socket-path", "nobody.sock"],
-            6,
-            "PLA-1001",
-        ),
-        (
-            &[
-                "agent",
-                "api",
-                "watch",
-                "--socket-path",
-                "tcp://127.0.0.1:1",
-            ],
-            2,
-            "PLA-1009",
-        ),
-        (
-            &["server", "entry", "create", "--selectr", "a:b"],
-            2,
-            "PLA-1008",
-        ),
-        (&["server", "entry", "crate"], 2, "PLA-1008"),
-        (
-            &["server", "entry", "create", "--spiffe-id", "web"],
-            2,
-            "PLA-1008",
-        ),
-        (
-            &[
-                "server",
-                "entry",
-                "create",
-                "--spiffe-id",
-                "web",
-                "--selector",
-                "a",
-            ],
-            2,
-            "PLA-2002",
-        ),
-        (
-            &["server", "entry", "create", "--data", "nothing.json"],
-            2,
-            "PLA-1010",
-        ),
-        (
-            &["server", "agent", "show", "--spiffe-id", "nothing"],
-            2,
-            "PLA-2001",
-        ),
-        (&["agent", "api", "fetch", "jwt"], 2, "PLA-2105"),
-        (&["server", "run"], 2, "PLA-1201"),
-        (
-            &["agent", "run", "--trust-domain", "example.org"],
-            2,
-            "PLA-1201",
-        ),
-        (
-            &["run", "--id", "web", "--dir", "nowhere", "--", "true"],
-            6,
-            "PLA-1002",
-        ),
-    ];
-    for (args, code, fault) in cases {
-        let ran = run(args)?;
+    for (line, code, fault) in FAULTS {
+        let words: Vec<&str> = line.split(' ').collect();
+        let ran = run(&words)?;
         let told = ran.stderr.starts_with(&format!("error[{fault}]: "))
             && ran.stderr.contains(&format!("see: plastron help {fault}"));
         ensure!(
             ran.code == code && told && ran.stdout.is_empty(),
-            "{args:?}: {ran:?}"
+            "{line}: {ran:?}"
         );
     }
     Ok(())
@@ -358,49 +310,25 @@ fn a_node_joins_a_server_and_both_have_no_file() -> Result<()> {
 #[test]
 fn refusals_of_a_server_have_the_code_of_their_object() -> Result<()> {
     let server = Bare::start()?;
-    let entry = [
-        "entry",
-        "create",
-        "--parent-id",
-        "node",
-        "--spiffe-id",
-        "web",
-        "--selector",
-        "unix:uid:1",
-    ];
-    server.admin(&entry)?.ok()?;
-    let cases: [(&[&str], i32, &str); 7] = [
-        (&entry, 5, "PLA-2006"),
-        (&["entry", "show", "--entry-id", "nothing"], 3, "PLA-2005"),
-        (&["entry", "delete", "--entry-id", "nothing"], 3, "PLA-2005"),
+    let entry = "entry create --parent-id node --spiffe-id web --selector unix:uid:1";
+    let admin = |line: &str| server.admin(&line.split(' ').collect::<Vec<&str>>());
+    admin(entry)?.ok()?;
+    for (line, code, fault) in [
+        (entry, 5, "PLA-2006"),
+        ("entry show --entry-id nothing", 3, "PLA-2005"),
+        ("entry delete --entry-id nothing", 3, "PLA-2005"),
         (
-            &[
-                "agent",
-                "show",
-                "--spiffe-id",
-                "spiffe://example.org/spire/agent/x",
-            ],
+            "agent show --spiffe-id spiffe://example.org/spire/agent/x",
             3,
             "PLA-2009",
         ),
-        (&["bundle", "list", "--id", "other.example"], 3, "PLA-2010"),
-        (
-            &["entry", "create", "--spiffe-id", "web", "--selector", "a:b"],
-            2,
-            "PLA-1008",
-        ),
-        (
-            &["localauthority", "x509", "taint", "--authority-id", "x"],
-            2,
-            "PLA-1007",
-        ),
-    ];
-    for (args, code, fault) in cases {
-        let ran = server.admin(args)?;
-        ensure!(
-            ran.code == code && ran.stderr.starts_with(&format!("error[{fault}]: ")),
-            "{args:?}: {ran:?}"
-        );
+        ("bundle list --id other.example", 3, "PLA-2010"),
+        ("entry create --spiffe-id web --selector a:b", 2, "PLA-1008"),
+        ("localauthority x509 taint --authority-id x", 2, "PLA-1007"),
+    ] {
+        let ran = admin(line)?;
+        let told = ran.stderr.starts_with(&format!("error[{fault}]: "));
+        ensure!(ran.code == code && told, "{line}: {ran:?}");
     }
     Ok(())
 }

@@ -85,7 +85,14 @@ async fn fetch(context: Context, args: Args) -> Result<Output, CliError> {
             .await?
             .ok_or_else(|| tonic::Status::unavailable("the stream ended without an answer"))
     })
-    .await?;
+    .await
+    .map_err(|error| match error {
+        // (SPIRE: the words stand before a connection that failed, not before a refusal.)
+        CliError::Status { status, .. } if status.code() == tonic::Code::Unavailable => {
+            CliError::status("failed to receive JWT bundles", *status)
+        }
+        other => other,
+    })?;
     let ask = JwtsvidRequest {
         audience,
         spiffe_id: args.text("spiffeID").to_owned(),

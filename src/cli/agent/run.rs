@@ -133,7 +133,7 @@ fn validate(context: &Context, args: &Args) -> Result<Output, CliError> {
     let outcome = daemon::configuration(context, args, from_flags, |document| {
         Config::from_document(document, &overrides).map(drop)
     });
-    daemon::verdict(context, outcome)
+    daemon::verdict(context, args, outcome)
 }
 
 /// The configuration of an agent that has no file: its keys lie in the data directory.
@@ -153,9 +153,7 @@ plugins {{
 
 async fn run(context: Context, args: Args) -> Result<Output, CliError> {
     daemon::tighten_umask();
-    if let Some(said) = daemon::missing_on_shim(&context, &args) {
-        return Err(said);
-    }
+    daemon::need_file(&context, &args)?;
     let overrides = overrides(&context, &args)?;
     let config = daemon::configuration(&context, &args, from_flags, |document| {
         Config::from_document(document, &overrides)

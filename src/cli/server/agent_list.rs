@@ -116,6 +116,11 @@ async fn list(context: Context, args: Args) -> Result<Output, CliError> {
     let mut output =
         Output::text(text).reply("spire.api.server.agent.v1.ListAgentsResponse", &reply)?;
     output.table = Some(table);
+    if reply.agents.is_empty() {
+        output = output.note(
+            "no node matches; make a token for one to join with: plastron server token generate",
+        );
+    }
     Ok(output)
 }
 

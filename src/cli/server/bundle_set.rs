@@ -62,10 +62,13 @@ async fn set(context: Context, args: Args) -> Result<Output, CliError> {
         return Err(CliError::usage("id flag is required"));
     };
     let format = format(args.text("format"))?;
-    let domain = TrustDomain::parse(id).map_err(|error| CliError::usage(error.to_string()))?;
     let data = context
         .read_input(args.optional("path").unwrap_or("-"))
         .map_err(|error| error.within("unable to load bundle data"))?;
+    if let Some(fault) = not_a_document(&data, format) {
+        return Err(CliError::wrong(Code::InvalidBundle, "", fault));
+    }
+    let domain = TrustDomain::parse(id).map_err(|error| CliError::usage(error.to_string()))?;
     let bundle = match format {
         BundleFormat::Spiffe => Bundle::from_spiffe_json(domain, &data).map_err(|error| {
             CliError::wrong(
@@ -75,20 +78,9 @@ async fn set(context: Context, args: Args) -> Result<Output, CliError> {
             )
         })?,
         BundleFormat::Pem => {
-            let text = String::from_utf8_lossy(&data);
-            if !text.contains("-----BEGIN ") {
-                return Err(CliError::wrong(
-                    Code::InvalidBundle,
-                    "",
-                    "unable to parse bundle data: no PEM blocks",
-                ));
-            }
-            Bundle::from_pem(domain, &text).map_err(|error| {
-                CliError::wrong(
-                    Code::InvalidBundle,
-                    "",
-                    format!("unable to parse bundle data: {error}"),
-                )
+            Bundle::from_pem(domain, &String::from_utf8_lossy(&data)).map_err(|error| {
+                let text = format!("unable to parse bundle data: {error}");
+                CliError::wrong(Code::InvalidBundle, "", text)
             })?
         }
     };
@@ -119,6 +111,25 @@ async fn set(context: Context, args: Args) -> Result<Output, CliError> {
         output.partial_failure = failed(&text, id, status);
     }
     Ok(output)
+}
+
+/// What SPIRE says of data that is not in the format at all.
+fn not_a_document(data: &[u8], format: BundleFormat) -> Option<String> {
+    match format {
+        BundleFormat::Pem => (!String::from_utf8_lossy(data).contains("-----BEGIN "))
+            .then(|| "unable to parse bundle data: no PEM blocks".to_owned()),
+        BundleFormat::Spiffe => match data.trim_ascii_start().first() {
+            Some(b'{') => None,
+            Some(first) => Some(format!(
+                "unable to parse to spiffe bundle: spiffebundle: unable to parse JWKS: invalid character {:?} looking for beginning of value",
+                char::from(*first)
+            )),
+            None => Some(
+                "unable to parse to spiffe bundle: spiffebundle: unable to parse JWKS: unexpected end of JSON input"
+                    .to_owned(),
+            ),
+        },
+    }
 }
 
 /// These batches have one item, and SPIRE says it all in one line.

@@ -98,15 +98,19 @@ async fn list(context: Context, args: Args) -> Result<Output, CliError> {
         .into_inner();
     let mut parts = Vec::new();
     if pretty {
-        let format = format(args.text("format"))?;
+        // (SPIRE: a format that does not exist is found when there is something to print.)
         for bundle in &reply.bundles {
-            parts.push(text(bundle, format, true)?);
+            parts.push(text(bundle, format(args.text("format"))?, true)?);
         }
     }
-    Output::text(parts.join("\n")).reply(
+    let output = Output::text(parts.join("\n")).reply(
         "spire.api.server.bundle.v1.ListFederatedBundlesResponse",
         &reply,
-    )
+    )?;
+    Ok(match reply.bundles.is_empty() {
+        true => output.note("no bundle of another trust domain; bring one in with: plastron server bundle set --id TRUST-DOMAIN --path FILE"),
+        false => output,
+    })
 }
 
 async fn count(context: Context, _args: Args) -> Result<Output, CliError> {

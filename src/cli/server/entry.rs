@@ -102,8 +102,8 @@ pub(super) const MATCH_FEDERATES_WITH: Flag = flag(
 )
 .or("superset");
 
-/// The fields that the flags give directly; the IDs are the caller's to fill in.
-pub(super) fn from_args(args: &Args) -> Result<Entry, CliError> {
+/// Refuses lifetimes below zero, before the other values are looked at.
+pub(super) fn check_ttls(args: &Args) -> Result<(), CliError> {
     for (name, kind) in [("x509SVIDTTL", "x509"), ("jwtSVIDTTL", "JWT")] {
         if args.integer(name) < 0 {
             return Err(CliError::wrong(
@@ -113,6 +113,11 @@ pub(super) fn from_args(args: &Args) -> Result<Entry, CliError> {
             ));
         }
     }
+    Ok(())
+}
+
+/// The fields that the flags give directly; the IDs are the caller's to fill in.
+pub(super) fn from_args(args: &Args) -> Result<Entry, CliError> {
     let attributes = (args.switch("disableX509SVIDPrefetch") || args.switch("jwtSVIDIncludeJTI"))
         .then(|| AdditionalAttributes {
             disable_x509_svid_prefetch: args.switch("disableX509SVIDPrefetch"),

@@ -11,7 +11,7 @@ use tonic::transport::Channel;
 
 use super::entry::{
     ADMIN, DATA, DNS, DOWNSTREAM, ENTRY_ID, EXPIRY, FEDERATES_WITH, HINT, JTI, JWT_TTL,
-    NO_PREFETCH, PARENT_ID, SPIFFE_ID, STORE_SVID, X509_TTL, from_args, table, text,
+    NO_PREFETCH, PARENT_ID, SPIFFE_ID, STORE_SVID, X509_TTL, check_ttls, from_args, table, text,
 };
 use super::{batch, entry_data};
 use crate::cli::args::Args;
@@ -119,7 +119,7 @@ fn check(context: &Context, args: &Args) -> Result<(), CliError> {
     } else if args.text("spiffeID").is_empty() {
         "a SPIFFE ID is required"
     } else {
-        return Ok(());
+        return check_ttls(args);
     };
     Err(CliError::usage(fault))
 }
@@ -191,8 +191,14 @@ fn outcome(context: &Context, reply: &BatchCreateEntryResponse) -> Result<Output
     output.table = Some(table(&made));
     output.partial_failure =
         batch::failure(context, "failed to create one or more entries", refused);
+    let on_a_node = |entry: &&Entry| {
+        entry
+            .parent_id
+            .as_ref()
+            .is_some_and(|parent| parent.path.starts_with("/spire/agent/"))
+    };
     if output.partial_failure.is_none()
-        && let Some(entry) = made.first()
+        && let Some(entry) = made.first().filter(on_a_node)
     {
         output = output.note(format!(
             "created; a matching process on the node can fetch {} now: plastron agent api fetch x509",

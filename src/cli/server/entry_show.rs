@@ -156,19 +156,21 @@ async fn filter(
 ) -> Result<list_entries_request::Filter, CliError> {
     let unknown = |mode: &str| format!("match behavior {mode:?} unknown");
     Ok(list_entries_request::Filter {
-        by_spiffe_id: match args.optional("spiffeID") {
-            Some(id) => Some(ids::expand(context, channel, id).await.map_err(|error| {
-                CliError::usage(format!("error parsing SPIFFE ID {id:?}: {error}"))
-            })?),
-            None => None,
-        },
         by_parent_id: match args.optional("parentID") {
             Some(id) => Some(ids::expand(context, channel, id).await.map_err(|error| {
                 CliError::usage(format!("error parsing parent ID {id:?}: {error}"))
             })?),
             None => None,
         },
-        by_selectors: selectors::filter(args, unknown)?,
+        by_spiffe_id: match args.optional("spiffeID") {
+            Some(id) => Some(ids::expand(context, channel, id).await.map_err(|error| {
+                CliError::usage(format!("error parsing SPIFFE ID {id:?}: {error}"))
+            })?),
+            None => None,
+        },
+        by_selectors: selectors::filter(args, unknown, |_text| {
+            "error parsing selectors".to_owned()
+        })?,
         by_federates_with: selectors::federates_with_filter(args, unknown)?,
         by_hint: args.optional("hint").map(str::to_owned),
         by_downstream: Some(args.switch("downstream")),

@@ -9,7 +9,7 @@ use tonic::transport::Channel;
 
 use super::entry::{
     ADMIN, DATA, DNS, DOWNSTREAM, ENTRY_ID, EXPIRY, FEDERATES_WITH, HINT, JTI, JWT_TTL,
-    NO_PREFETCH, PARENT_ID, SPIFFE_ID, STORE_SVID, X509_TTL, from_args, table, text,
+    NO_PREFETCH, PARENT_ID, SPIFFE_ID, STORE_SVID, X509_TTL, check_ttls, from_args, table, text,
 };
 use super::{batch, entry_data};
 use crate::cli::args::Args;
@@ -98,7 +98,7 @@ fn check(args: &Args) -> Result<(), CliError> {
     } else if args.text("spiffeID").is_empty() {
         "a SPIFFE ID is required"
     } else {
-        return Ok(());
+        return check_ttls(args);
     };
     Err(CliError::usage(fault))
 }

@@ -64,9 +64,11 @@ pub(super) fn filter(args: &Args) -> Result<Filter, CliError> {
     }
     Ok(Filter {
         by_attestation_type: args.text("attestationType").to_owned(),
-        by_selector_match: selectors::filter(args, |_mode| {
-            "unsupported match behavior".to_owned()
-        })?,
+        by_selector_match: selectors::filter(
+            args,
+            |_mode| "unsupported match behavior".to_owned(),
+            |text| format!("error parsing selector {text:?}"),
+        )?,
         by_banned: three_way(args.text("banned")),
         by_can_reattest: three_way(args.text("canReattest")),
         by_expires_before: before.to_owned(),

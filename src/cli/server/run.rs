@@ -86,7 +86,7 @@ fn validate(context: &Context, args: &Args) -> Result<Output, CliError> {
     let outcome = daemon::configuration(context, args, from_flags, |document| {
         Config::from_document(document, &overrides).map(drop)
     });
-    daemon::verdict(context, outcome)
+    daemon::verdict(context, args, outcome)
 }
 
 /// The configuration of a server that has no file: everything it keeps lies in the data directory.
@@ -107,9 +107,7 @@ plugins {{
 
 async fn run(context: Context, args: Args) -> Result<Output, CliError> {
     daemon::tighten_umask();
-    if let Some(said) = daemon::missing_on_shim(&context, &args) {
-        return Err(said);
-    }
+    daemon::need_file(&context, &args)?;
     let overrides = overrides(&args)?;
     let config = daemon::configuration(&context, &args, from_flags, |document| {
         Config::from_document(document, &overrides)
