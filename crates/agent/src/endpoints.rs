@@ -27,6 +27,9 @@ use crate::stop::Stop;
 
 /// A client that connects has something to say: its HTTP/2 preface comes within this time.
 const FIRST_BYTES: Duration = Duration::from_secs(10);
+/// A request is complete and its answer, or the first part of it, there within this time: longer than a stream waits for
+/// its first SVID.
+const ANSWER: Duration = Duration::from_secs(45);
 /// After `EMFILE` and the like, the kernel needs a moment.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// A client opens a few streams per connection; some pool a thousand.
@@ -130,8 +133,10 @@ impl Socket {
             };
             match accepted {
                 Ok((stream, _)) => {
-                    let Some(slot) = connections.admit() else {
-                        tracing::warn!("connection refused: all are busy");
+                    // Whose user the kernel does not tell shares with others of that kind.
+                    let user = stream.peer_cred().map_or(u32::MAX, |peer| peer.uid());
+                    let Some(slot) = connections.admit(user) else {
+                        tracing::warn!(uid = user, "connection refused: all places for it are busy");
                         continue;
                     };
                     drop(tokio::spawn(connection(
@@ -168,6 +173,20 @@ fn make_directory(directory: &Path) -> std::io::Result<()> {
     Ok(())
 }
 
+/// The answer, or that there is none: a request that never gets complete must not hold its place for ever.
+async fn in_time(
+    answer: impl Future<Output = Response<tonic::body::Body>>,
+) -> Response<tonic::body::Body> {
+    let answered = tokio::time::timeout(ANSWER, answer).await;
+    answered.unwrap_or_else(|_elapsed| {
+        let late = format!(
+            "the request was not complete or not answered within {} s",
+            ANSWER.as_secs()
+        );
+        tonic::Status::deadline_exceeded(late).into_http()
+    })
+}
+
 /// One connection. Until its client speaks it costs little more than the socket.
 async fn connection(stream: UnixStream, service: impl Serve, slot: Slot, mut stop: Stop) {
     let peer = match Peer::from_unix_stream(&stream) {
@@ -199,7 +218,7 @@ async fn converse(
     let answer = hyper::service::service_fn(move |request| {
         let (service, peer, busy) = (service.clone(), Arc::clone(&peer), own_slot.busy());
         async move {
-            let response = service.serve(peer, request).await;
+            let response = in_time(service.serve(peer, request)).await;
             Ok::<_, Infallible>(response.map(|body| connections::Busy::hold(busy, body)))
         }
     });

@@ -41,8 +41,8 @@ const PREFIX: &str = "/SpiffeWorkloadAPI/";
 const SECURITY_HEADER: &str = "workload.spiffe.io";
 /// How long a call waits for an agent that has just started.
 const START_PATIENCE: Duration = Duration::from_secs(5);
-/// Requests hold an audience list or a token, nothing large.
-const MAX_REQUEST: usize = 256 << 10;
+/// Requests hold an audience list or a token, nothing large; each is held until it is complete, before anybody knows whose.
+const MAX_REQUEST: usize = 64 << 10;
 
 /// What the service works with.
 #[derive(Debug)]

@@ -1,6 +1,7 @@
-//! How many connections there may be, and which one goes when there are too many: the one that has been idle longest.
+//! How many connections there may be, and which one goes when there are too many: the one that has been idle longest. No
+//! user of the machine can take all places.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
@@ -40,13 +41,34 @@ struct Table {
     open: usize,
     tick: u64,
     /// Connections without a request under way, the longest idle first.
-    idle: BTreeMap<u64, Arc<Notify>>,
+    idle: BTreeMap<u64, Idle>,
+    /// How many connections each user has.
+    held: HashMap<u32, usize>,
+}
+
+#[derive(Debug)]
+struct Idle {
+    user: u32,
+    evict: Arc<Notify>,
+}
+
+impl Table {
+    /// Takes the longest idle connection out of the list: of anybody, or of one user.
+    fn pop_idle(&mut self, of: Option<u32>) -> Option<Idle> {
+        let Some(user) = of else {
+            return self.idle.pop_first().map(|(_, idle)| idle);
+        };
+        let since = self.idle.iter().find(|(_, idle)| idle.user == user);
+        let since = since.map(|(since, _)| *since)?;
+        self.idle.remove(&since)
+    }
 }
 
 /// A connection's place. Free again when dropped.
 #[derive(Debug)]
 pub(super) struct Slot {
     shared: Arc<Shared>,
+    user: u32,
     evict: Arc<Notify>,
     usage: Mutex<Use>,
 }
@@ -75,18 +97,22 @@ impl Connections {
         }))
     }
 
-    /// A place for one more. When all are taken, the connection that has been idle longest is told to go; nothing
-    /// when every connection is busy.
-    pub(super) fn admit(&self) -> Option<Slot> {
+    /// A place for one more of this user's. When all are taken, or the user has three quarters of them, the connection that
+    /// has been idle longest, or that one of the user's, is told to go; nothing when every such connection is busy.
+    pub(super) fn admit(&self, user: u32) -> Option<Slot> {
         let mut table = self.0.lock();
-        if table.open >= self.0.most {
-            let (_, longest_idle) = table.idle.pop_first()?;
-            longest_idle.notify_one();
+        let share = self.0.most - self.0.most / 4;
+        let at_share = table.held.get(&user).is_some_and(|held| *held >= share);
+        if at_share || table.open >= self.0.most {
+            let longest_idle = table.pop_idle(at_share.then_some(user))?;
+            longest_idle.evict.notify_one();
         }
         table.open += 1;
+        *table.held.entry(user).or_default() += 1;
         drop(table);
         let slot = Slot {
             shared: Arc::clone(&self.0),
+            user,
             evict: Arc::default(),
             usage: Mutex::default(),
         };
@@ -148,7 +174,11 @@ impl Slot {
                 let mut table = self.shared.lock();
                 table.tick += 1;
                 let tick = table.tick;
-                table.idle.insert(tick, Arc::clone(&self.evict));
+                let idle = Idle {
+                    user: self.user,
+                    evict: Arc::clone(&self.evict),
+                };
+                table.idle.insert(tick, idle);
                 now.idle_since = Some(tick);
                 now.quiet_from = Some(Instant::now());
             }
@@ -175,6 +205,12 @@ impl Drop for Slot {
             table.idle.remove(&since);
         }
         table.open -= 1;
+        if let Some(held) = table.held.get_mut(&self.user) {
+            *held -= 1;
+            if *held == 0 {
+                table.held.remove(&self.user);
+            }
+        }
         drop(table);
         self.shared.ended.notify_one();
     }
@@ -245,12 +281,35 @@ mod tests {
 
     use super::*;
 
+    /// A user.
+    const ONE: u32 = 1;
+
+    #[tokio::test]
+    async fn nobody_takes_all_places_from_the_others() {
+        let connections = Connections::with_limit(4);
+        let slots: Vec<_> = (0..3)
+            .map(|_| Arc::new(connections.admit(ONE).unwrap()))
+            .collect();
+        let requests: Vec<_> = slots.iter().map(Slot::busy).collect();
+        assert!(connections.admit(ONE).is_none());
+        let other = connections.admit(2).unwrap();
+        assert!(connections.admit(ONE).is_none());
+        drop(requests);
+        // Room for one's own is made by one's own.
+        let next = connections.admit(ONE).unwrap();
+        assert!(other.evicted().now_or_never().is_none());
+        let evicted = |slot: &&Arc<Slot>| slot.evicted().now_or_never().is_some();
+        assert_eq!(slots.iter().filter(evicted).count(), 1);
+        drop((slots, other, next));
+        assert!(connections.0.lock().held.is_empty());
+    }
+
     #[tokio::test]
     async fn the_longest_idle_connection_makes_room() {
         let connections = Connections::with_limit(2);
-        let first = connections.admit().unwrap();
-        let second = connections.admit().unwrap();
-        let third = connections.admit();
+        let first = connections.admit(ONE).unwrap();
+        let second = connections.admit(ONE).unwrap();
+        let third = connections.admit(ONE);
         assert!(third.is_some());
         assert!(first.evicted().now_or_never().is_some());
         assert!(second.evicted().now_or_never().is_none());
@@ -259,10 +318,10 @@ mod tests {
     #[tokio::test]
     async fn a_busy_connection_is_not_evicted_and_becomes_the_youngest_idle() {
         let connections = Connections::with_limit(2);
-        let first = Arc::new(connections.admit().unwrap());
-        let second = Arc::new(connections.admit().unwrap());
+        let first = Arc::new(connections.admit(ONE).unwrap());
+        let second = Arc::new(connections.admit(ONE).unwrap());
         let request = first.busy();
-        let _third = connections.admit().unwrap();
+        let _third = connections.admit(ONE).unwrap();
         assert!(second.evicted().now_or_never().is_some());
         drop(request);
         assert!(first.evicted().now_or_never().is_none());
@@ -271,17 +330,17 @@ mod tests {
     #[tokio::test]
     async fn nobody_is_admitted_while_all_are_busy() {
         let connections = Connections::with_limit(1);
-        let only = Arc::new(connections.admit().unwrap());
+        let only = Arc::new(connections.admit(ONE).unwrap());
         let request = only.busy();
-        assert!(connections.admit().is_none());
+        assert!(connections.admit(ONE).is_none());
         drop(request);
-        assert!(connections.admit().is_some());
+        assert!(connections.admit(ONE).is_some());
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_connection_that_asks_for_nothing_has_to_go() {
         let connections = Connections::with_limit(2);
-        let slot = Arc::new(connections.admit().unwrap());
+        let slot = Arc::new(connections.admit(ONE).unwrap());
         assert_eq!(slot.patience(), NEVER_USED);
         tokio::time::advance(NEVER_USED).await;
         assert_eq!(slot.patience(), Duration::ZERO);
@@ -299,7 +358,7 @@ mod tests {
     async fn a_dropped_connection_frees_its_place() {
         let connections = Connections::with_limit(1);
         for _ in 0..5 {
-            let slot = Arc::new(connections.admit().unwrap());
+            let slot = Arc::new(connections.admit(ONE).unwrap());
             drop(slot.busy());
             drop(slot);
         }

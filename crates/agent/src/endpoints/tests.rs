@@ -18,6 +18,13 @@ impl Serve for Echo {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_request_that_never_gets_complete_is_given_up() {
+    let answer = in_time(std::future::pending()).await;
+    let status = tonic::Status::from_header_map(answer.headers()).unwrap();
+    assert_eq!(status.code(), tonic::Code::DeadlineExceeded);
+}
+
 fn path(directory: &tempfile::TempDir) -> PathBuf {
     directory.path().join("made/api.sock")
 }
