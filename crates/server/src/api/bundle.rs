@@ -1,5 +1,6 @@
 //! The Bundle service: the trust domain's own bundle for everybody, the federated ones for administrators and agents.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use proto::convert::{
@@ -13,7 +14,7 @@ use proto::spire::api::server::bundle::v1::{
     batch_set_federated_bundle_response, batch_update_federated_bundle_response,
 };
 use proto::spire::api::types::{self, BundleMask};
-use spiffe::bundle::Bundle;
+use spiffe::bundle::{Bundle, JwtAuthority};
 use spiffe::trust_domain::TrustDomain;
 use tonic::{Code, Request, Response, Status};
 
@@ -27,6 +28,9 @@ use crate::status::{failed, item, item_ok, refused};
 
 #[cfg(test)]
 mod tests;
+
+/// JWT keys of this trust domain, its downstream servers' included. Readers of the bundle refuse one with thousands.
+const MAX_JWT_AUTHORITIES: usize = 1_024;
 
 #[derive(Debug)]
 pub(crate) struct BundleService {
@@ -137,8 +141,12 @@ impl BundleApi for BundleService {
         let request = request.into_inner();
         let mut foreign = self.registry.bundles();
         foreign.retain(|bundle| bundle.trust_domain != self.trust_domain);
-        let (listed, next_page_token) =
-            page_by_name(&foreign, request.page_size, &request.page_token)?;
+        let (listed, next_page_token) = wire::page_by_trust_domain(
+            &foreign,
+            |bundle| &bundle.trust_domain,
+            request.page_size,
+            &request.page_token,
+        )?;
         let bundles = listed
             .iter()
             .map(|bundle| bundle_to_wire(bundle, request.output_mask.as_ref()))
@@ -302,6 +310,9 @@ impl BundleService {
     async fn publish(&self, authority: types::JwtKey) -> Result<Arc<Bundle>, Status> {
         let authorities = jwt_authorities_from_wire(std::slice::from_ref(&authority))
             .map_err(malformed("invalid JWT authority"))?;
+        if let Some(own) = self.registry.bundle(&self.trust_domain) {
+            publishable(&own, &authorities)?;
+        }
         let mut more = Bundle::new(self.trust_domain.clone());
         more.jwt_authorities = authorities;
         self.datastore
@@ -345,6 +356,7 @@ impl BundleService {
         self.foreign(&bundle.trust_domain, &not_own)?;
         let bundle =
             bundle_from_caller(Some(bundle)).map_err(malformed("failed to convert bundle"))?;
+        distinct(&bundle.jwt_authorities)?;
         let outcome = match how {
             Write::Create => self.datastore.create_bundle(bundle).await,
             Write::Update(mask) => self.datastore.update_bundle(bundle, written(mask)).await,
@@ -389,26 +401,44 @@ fn written(mask: Option<&BundleMask>) -> Written {
     }
 }
 
-/// Pages of bundles in the order of their names; the token is the last name given.
-fn page_by_name(
-    bundles: &[Arc<Bundle>],
-    size: i32,
-    token: &str,
-) -> Result<(Vec<Arc<Bundle>>, String), Status> {
-    let Some(size) = usize::try_from(size).ok().filter(|size| *size > 0) else {
-        return Ok((bundles.to_vec(), String::new()));
+/// Whether downstream keys may join the bundle: they leave it again, and there is room.
+fn publishable(own: &Bundle, authorities: &[JwtAuthority]) -> Result<(), Status> {
+    if authorities.iter().any(|key| key.expires_at.is_none()) {
+        return Err(refused(
+            Code::InvalidArgument,
+            "invalid JWT authority: it never expires; set expires_at",
+        ));
+    }
+    let known = |key: &JwtAuthority| {
+        own.jwt_authorities
+            .iter()
+            .any(|own| own.key_id == key.key_id)
     };
-    let start = if token.is_empty() {
-        0
-    } else {
-        let after = TrustDomain::parse(token).map_err(malformed("could not parse token"))?;
-        bundles.partition_point(|bundle| bundle.trust_domain <= after)
-    };
-    let page: Vec<_> = bundles.iter().skip(start).take(size).cloned().collect();
-    let more = start.saturating_add(page.len()) < bundles.len();
-    let next = page
-        .last()
-        .filter(|_| more)
-        .map(|bundle| bundle.trust_domain.as_str().to_owned());
-    Ok((page, next.unwrap_or_default()))
+    if own.jwt_authorities.len() >= MAX_JWT_AUTHORITIES && !authorities.iter().all(known) {
+        return Err(refused(
+            Code::ResourceExhausted,
+            format!(
+                "the bundle has {MAX_JWT_AUTHORITIES} JWT authorities already; wait until some expire"
+            ),
+        ));
+    }
+    Ok(())
+}
+
+/// A bundle document with two keys of one ID is refused by its readers.
+fn distinct(authorities: &[JwtAuthority]) -> Result<(), Status> {
+    let mut seen = HashSet::new();
+    match authorities
+        .iter()
+        .find(|key| !seen.insert(key.key_id.as_str()))
+    {
+        None => Ok(()),
+        Some(twice) => Err(refused(
+            Code::InvalidArgument,
+            format!(
+                "failed to convert bundle: two JWT authorities have the key ID \"{}\"",
+                twice.key_id
+            ),
+        )),
+    }
 }

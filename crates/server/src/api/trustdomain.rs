@@ -12,7 +12,7 @@ use proto::spire::api::types::{self, FederationRelationshipMask};
 use spiffe::trust_domain::TrustDomain;
 use tonic::{Code, Request, Response, Status};
 
-use super::wire::malformed;
+use super::wire::{self, malformed};
 use crate::audit::Fields;
 use crate::caller::Caller;
 use crate::datastore::{Datastore, RelationshipError};
@@ -37,31 +37,20 @@ impl TrustDomainApi for TrustDomainService {
         let caller = Caller::of(&request)?;
         let request = request.into_inner();
         let all = self.registry.federation_relationships();
-        let start = if request.page_token.is_empty() || request.page_size <= 0 {
-            0
-        } else {
-            let after = TrustDomain::parse(&request.page_token)
-                .map_err(malformed("could not parse token"))?;
-            all.partition_point(|relationship| relationship.trust_domain <= after)
-        };
-        let size = usize::try_from(request.page_size)
-            .ok()
-            .filter(|size| *size > 0)
-            .unwrap_or(usize::MAX);
-        let page: Vec<_> = all.iter().skip(start).take(size).collect();
-        let more = start.saturating_add(page.len()) < all.len();
-        let next = page
-            .last()
-            .filter(|_| more)
-            .map(|last| last.trust_domain.as_str().to_owned());
+        let (page, next_page_token) = wire::page_by_trust_domain(
+            &all,
+            |relationship| &relationship.trust_domain,
+            request.page_size,
+            &request.page_token,
+        )?;
         let mask = request.output_mask.as_ref();
         caller.audit(Ok(()), Fields::new);
         Ok(Response::new(rpc::ListFederationRelationshipsResponse {
             federation_relationships: page
-                .into_iter()
+                .iter()
                 .map(|relationship| self.to_wire(relationship, mask))
                 .collect(),
-            next_page_token: next.unwrap_or_default(),
+            next_page_token,
         }))
     }
 

@@ -88,15 +88,55 @@ pub(super) fn id_text(wire: Option<&types::Spiffeid>) -> String {
         .unwrap_or_default()
 }
 
-/// A selector filter: which selectors, and how an object's are compared with them.
+/// A selector filter: which selectors, and how an object's are compared with them. SPIRE: an empty set is refused.
 pub(super) fn selector_filter(
     asked: &types::SelectorMatch,
     what: &'static str,
 ) -> Result<(SelectorSet, SetMatch), Status> {
     let selectors =
         proto::convert::selectors_from_wire(&asked.selectors).map_err(malformed(what))?;
+    if selectors.is_empty() {
+        return Err(failed(Code::InvalidArgument, what, "empty selector set"));
+    }
     Ok((
         selectors,
         set_match(asked.r#match).map_err(malformed(what))?,
     ))
+}
+
+/// What stands before the name in the token of a list that is sorted by trust domain, so that no other text is taken for
+/// a token.
+const AFTER: &str = "after:";
+
+/// A page of a list that is sorted by trust domain, and the token of the next one, empty at the end. A size of 0 asks for
+/// everything (SPIRE: the same).
+pub(super) fn page_by_trust_domain<'l, T>(
+    all: &'l [T],
+    trust_domain: fn(&T) -> &TrustDomain,
+    size: i32,
+    token: &str,
+) -> Result<(&'l [T], String), Status> {
+    let Some(size) = usize::try_from(size).ok().filter(|size| *size > 0) else {
+        return Ok((all, String::new()));
+    };
+    let start = if token.is_empty() {
+        0
+    } else {
+        let name = token.strip_prefix(AFTER).ok_or_else(|| {
+            failed(
+                Code::InvalidArgument,
+                "could not parse token",
+                "it is not one that this server gave",
+            )
+        })?;
+        let after = TrustDomain::parse(name).map_err(malformed("could not parse token"))?;
+        all.partition_point(|item| *trust_domain(item) <= after)
+    };
+    let rest = all.get(start..).unwrap_or_default();
+    let page = rest.get(..size).unwrap_or(rest);
+    let next = page
+        .last()
+        .filter(|_| page.len() < rest.len())
+        .map(|last| format!("{AFTER}{}", trust_domain(last)));
+    Ok((page, next.unwrap_or_default()))
 }

@@ -81,15 +81,7 @@ impl Wire {
             filter.by_spiffe_id = Some(id.map_err(malformed("malformed SPIFFE ID filter"))?);
         }
         if let Some(asked) = &self.by_selectors {
-            let (selectors, how) = wire::selector_filter(asked, "malformed selectors filter")?;
-            if selectors.is_empty() {
-                return Err(failed(
-                    Code::InvalidArgument,
-                    "malformed selectors filter",
-                    "empty selector set",
-                ));
-            }
-            filter.by_selectors = Some((selectors, how));
+            filter.by_selectors = Some(wire::selector_filter(asked, "malformed selectors filter")?);
         }
         if let Some(asked) = &self.by_federates_with {
             let names = asked
