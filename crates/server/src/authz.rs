@@ -132,7 +132,7 @@ impl Authorizer {
             };
         }
         let Some(svid) = connection.svid() else {
-            return Err(Denial::because("the caller showed no X509-SVID"));
+            return Err(Denial::of_stranger());
         };
         if let Some(authority) = self.by_entry(allowed, svid) {
             return Ok(authority);
@@ -316,6 +316,7 @@ struct Denial {
     code: Code,
     reason: Option<Reason>,
     because: String,
+    stranger: bool,
 }
 
 impl Denial {
@@ -324,6 +325,14 @@ impl Denial {
             code: Code::PermissionDenied,
             reason: None,
             because: because.to_owned(),
+            stranger: false,
+        }
+    }
+
+    fn of_stranger() -> Self {
+        Self {
+            stranger: true,
+            ..Self::because("the caller showed no X509-SVID")
         }
     }
 
@@ -332,6 +341,7 @@ impl Denial {
             code: Code::PermissionDenied,
             reason: Some(reason),
             because,
+            stranger: false,
         }
     }
 
@@ -340,6 +350,7 @@ impl Denial {
             code: Code::Internal,
             reason: None,
             because: format!("unable to look up agent information: {error}"),
+            stranger: false,
         }
     }
 
@@ -357,6 +368,7 @@ impl Denial {
         let message = format!("authorization denied for method {method}: {}", self.because);
         match self.reason {
             Some(reason) => status::agent_denied(reason, message),
+            None if self.stranger => status::stranger_denied(message),
             None => status::refused(Code::PermissionDenied, message),
         }
     }

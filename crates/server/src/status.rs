@@ -23,6 +23,13 @@ pub(crate) fn refused(code: Code, what: impl Into<String>) -> Status {
     status
 }
 
+/// A denial for somebody unknown, who may cause as many as he likes: a line only for whoever debugs.
+pub(crate) fn stranger_denied(what: impl Into<String>) -> Status {
+    let status = Status::new(Code::PermissionDenied, what);
+    tracing::debug!(code = ?status.code(), "{}", status.message());
+    status
+}
+
 /// Our own faults are an operator's business; a caller's mistakes are worth a line only to whoever debugs them.
 fn log(status: &Status) {
     match status.code() {
@@ -77,7 +84,45 @@ pub(crate) fn agent_denied(
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use tracing::span::{Attributes, Id, Record};
+    use tracing::{Event, Level, Metadata, Subscriber};
+
     use super::*;
+
+    /// Counts what an operator would read.
+    struct Warnings(Arc<AtomicUsize>);
+
+    impl Subscriber for Warnings {
+        fn enabled(&self, _: &Metadata<'_>) -> bool {
+            true
+        }
+        fn new_span(&self, _: &Attributes<'_>) -> Id {
+            Id::from_u64(1)
+        }
+        fn record(&self, _: &Id, _: &Record<'_>) {}
+        fn record_follows_from(&self, _: &Id, _: &Id) {}
+        fn event(&self, event: &Event<'_>) {
+            if *event.metadata().level() <= Level::WARN {
+                self.0.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        fn enter(&self, _: &Id) {}
+        fn exit(&self, _: &Id) {}
+    }
+
+    #[test]
+    fn lets_no_stranger_fill_the_log() {
+        let warnings = Arc::new(AtomicUsize::new(0));
+        tracing::subscriber::with_default(Warnings(Arc::clone(&warnings)), || {
+            drop(stranger_denied("the caller showed no X509-SVID"));
+            assert_eq!(warnings.load(Ordering::Relaxed), 0);
+            drop(refused(Code::PermissionDenied, "agent is banned"));
+            assert_eq!(warnings.load(Ordering::Relaxed), 1);
+        });
+    }
 
     #[test]
     fn carries_the_reason_in_the_details_of_a_denial() {
