@@ -11,6 +11,10 @@ use spiffe::key::{KeyPair, KeyType};
 use tonic::Code;
 use tonic::transport::Channel;
 
+use proto::convert::jwt_authorities_from_wire;
+use spiffe::bundle::Bundle;
+
+use super::{MAX_JWT_AUTHORITIES, publishable};
 use crate::testing::{TestServer, entry};
 
 fn foreign(name: &str) -> types::Bundle {
@@ -357,4 +361,48 @@ async fn takes_keys_from_downstream_servers_only() {
             Code::PermissionDenied
         );
     }
+}
+
+#[tokio::test]
+async fn refuses_a_bundle_with_two_keys_of_one_id() {
+    let server = TestServer::start().await;
+    let twice = types::Bundle {
+        jwt_authorities: vec![jwt_key("k"), jwt_key("k")],
+        ..foreign("far.example")
+    };
+    let request = BatchSetFederatedBundleRequest {
+        bundle: vec![twice],
+        output_mask: None,
+    };
+    let results = BundleClient::new(server.local().await)
+        .batch_set_federated_bundle(request)
+        .await
+        .unwrap()
+        .into_inner()
+        .results;
+    let status = results[0].status.clone().unwrap();
+    assert_eq!(status.code, 3);
+    assert!(
+        status.message.contains("key ID \"k\""),
+        "{}",
+        status.message
+    );
+}
+
+#[test]
+fn publishes_no_key_that_stays_for_ever_and_no_more_keys_than_readers_take() {
+    let key = |key_id: &str, expires_at: i64| types::JwtKey {
+        key_id: key_id.to_owned(),
+        expires_at,
+        ..jwt_key("")
+    };
+    let read = |keys: &[types::JwtKey]| jwt_authorities_from_wire(keys).unwrap();
+    let mut own = Bundle::new(crate::testing::own());
+    publishable(&own, &read(&[key("new", 1)])).unwrap();
+    let eternal = publishable(&own, &read(&[key("new", 0)])).unwrap_err();
+    assert_eq!(eternal.code(), Code::InvalidArgument);
+    own.jwt_authorities = vec![read(&[key("old", 1)]).remove(0); MAX_JWT_AUTHORITIES];
+    publishable(&own, &read(&[key("old", 1)])).unwrap();
+    let full = publishable(&own, &read(&[key("new", 1)])).unwrap_err();
+    assert_eq!(full.code(), Code::ResourceExhausted);
 }
