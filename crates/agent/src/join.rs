@@ -43,7 +43,7 @@ enum Attempt {
 pub(crate) async fn join(node: &Arc<Node>, random: Arc<dyn Random>) -> Result<Joined, Fault> {
     let Some(token) = &node.config.join_token else {
         return Err(Fault::new(Code::NoJoinToken, "the node has not joined yet and has no join token")
-            .hint("on the server: plastron token create; then start the agent with -joinToken TOKEN or agent.join_token_file"));
+            .hint("on the server: plastron server token generate; then start the agent with -joinToken TOKEN or agent.join_token_file"));
     };
     let payload = Secret::new(token.expose().clone().into_bytes());
     let started = node.clock.now();
@@ -268,7 +268,7 @@ fn token_refused(message: &str) -> Fault {
     };
     Fault::new(Code::JoinTokenRefused, what)
         .because(message)
-        .hint("on the server: plastron token create, then join with the new token")
+        .hint("on the server: plastron server token generate, then join with the new token")
 }
 
 /// Looks at the certificate that the server shows to say what is different.

@@ -306,7 +306,7 @@ impl Sync {
                     Code::AgentMustJoinAgain,
                     "the server no longer knows this node, and its way of attestation works only once",
                 );
-                Err(fault.at(self.identity.id().to_string()).because(because).hint("on the server: plastron token create; then start the agent with the new token"))
+                Err(fault.at(self.identity.id().to_string()).because(because).hint("on the server: plastron server token generate; then start the agent with the new token"))
             }
             // An outage is told once, not with every attempt.
             error if repeated => {

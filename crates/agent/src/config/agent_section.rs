@@ -260,7 +260,7 @@ fn token_of_file(agent: &Section, file: &Path) -> Option<Secret<String>> {
                 Code::JoinTokenFileUnreadable,
                 "join_token_file",
                 format!("the join token file {} is empty", file.display()),
-                "plastron token create",
+                "plastron server token generate",
             );
             None
         }

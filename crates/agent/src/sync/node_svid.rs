@@ -129,7 +129,7 @@ impl Sync {
                         Code::AgentMustJoinAgain,
                         "the node's SVID expired before it could be renewed",
                     );
-                    return Err(fault.because(&error).hint("on the server: plastron token create; then start the agent with the new token"));
+                    return Err(fault.because(&error).hint("on the server: plastron server token generate; then start the agent with the new token"));
                 }
                 match error {
                     RenewalError::Link(error) => {
