@@ -109,6 +109,11 @@ fn store(args: &mut Args, flag: &Flag, value: &str) -> Result<(), String> {
             args.set(flag.spire, number.to_string());
         }
         Kind::Duration => {
+            // (SPIRE: a lifetime below zero is the server's default, as zero is.)
+            let negative = value
+                .strip_prefix('-')
+                .is_some_and(|rest| duration::parse(rest).is_some());
+            let value = if negative { "0s" } else { value };
             duration::parse(value).ok_or_else(|| invalid("parse error"))?;
             args.set(flag.spire, value.to_owned());
         }
