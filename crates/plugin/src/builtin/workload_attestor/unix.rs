@@ -5,12 +5,12 @@
 //! the connection on, and started a set-user-ID program to pass for its owner.
 
 mod digest;
+mod names;
 mod process;
 
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use nix::unistd::{Gid, Group, Uid, User};
 use spiffe::clock::Clock;
 use spiffe::selector::Selector;
 use tokio::sync::Semaphore;
@@ -18,7 +18,7 @@ use tokio::sync::Semaphore;
 use crate::config::Section;
 use crate::workload_attestor::{Error, Peer, WorkloadAttestor};
 use digest::Digests;
-use process::Credentials;
+use names::Names;
 
 /// What the plugin is told to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -44,6 +44,7 @@ impl UnixConfig {
 pub struct UnixAttestor {
     config: UnixConfig,
     digests: Arc<Digests>,
+    names: Arc<Names>,
     /// Programs that are read at the same time, at most: callers decide what is read, and it may be large.
     reading: Semaphore,
 }
@@ -54,7 +55,8 @@ impl UnixAttestor {
     pub fn new(config: UnixConfig, clock: Arc<dyn Clock>) -> Self {
         Self {
             config,
-            digests: Arc::new(Digests::new(clock)),
+            digests: Arc::new(Digests::new(Arc::clone(&clock))),
+            names: Arc::new(Names::new(clock)),
             reading: Semaphore::new(READ_AT_ONCE),
         }
     }
@@ -98,19 +100,22 @@ impl WorkloadAttestor for UnixAttestor {
             Err(gone) => gone,
             Ok(()) => error,
         };
-        let (credentials, mut values) = blocking(move || {
-            let credentials = process::credentials(pid)?;
-            let values = credential_values(&credentials);
-            Ok((credentials, values))
-        })
-        .await
-        .map_err(gone_or)?;
+        // The kernel answers for itself: reading it waits for nobody, and a change of threads would cost more.
+        let credentials = process::credentials(pid).map_err(gone_or)?;
+        let (uid, gid) = (credentials.uid, credentials.gid);
+        let mut values = match self.names.remembered(&credentials) {
+            Some(values) => values,
+            None => {
+                let names = Arc::clone(&self.names);
+                blocking(move || Ok(names.look_up(&credentials))).await?
+            }
+        };
         if self.config.discover_workload_path {
             values.extend(self.program(pid).await.map_err(gone_or)?);
         }
         // Asked last: all that was read before is then known to be about this process.
         peer.still_alive()?;
-        if (credentials.uid, credentials.gid) != (peer.uid, peer.gid) {
+        if (uid, gid) != (peer.uid, peer.gid) {
             return Err(Error::Changed { pid });
         }
         values
@@ -118,29 +123,6 @@ impl WorkloadAttestor for UnixAttestor {
             .map(|value| Ok(Selector::new(self.name(), value)?))
             .collect()
     }
-}
-
-/// SPIRE's order. A number without a name gives no name.
-fn credential_values(credentials: &Credentials) -> Vec<String> {
-    let mut values = vec![format!("uid:{}", credentials.uid)];
-    values.extend(user_name(credentials.uid).map(|name| format!("user:{name}")));
-    values.push(format!("gid:{}", credentials.gid));
-    values.extend(group_name(credentials.gid).map(|name| format!("group:{name}")));
-    for gid in &credentials.supplementary_gids {
-        values.push(format!("supplementary_gid:{gid}"));
-        values.extend(group_name(*gid).map(|name| format!("supplementary_group:{name}")));
-    }
-    values
-}
-
-fn user_name(uid: u32) -> Option<String> {
-    let user = User::from_uid(Uid::from_raw(uid)).ok().flatten()?;
-    Some(user.name).filter(|name| !name.is_empty())
-}
-
-fn group_name(gid: u32) -> Option<String> {
-    let group = Group::from_gid(Gid::from_raw(gid)).ok().flatten()?;
-    Some(group.name).filter(|name| !name.is_empty())
 }
 
 /// Runs where it may wait for a disk or for the directory service behind the user names.
