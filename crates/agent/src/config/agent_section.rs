@@ -52,7 +52,7 @@ pub(super) fn read(
     let socket_path = flags
         .socket_path
         .clone()
-        .or_else(|| path(&agent, "socket_path"))
+        .or(path(&agent, "socket_path"))
         .unwrap_or_else(|| PathBuf::from(DEFAULT_SOCKET));
     let admin_socket_path = admin_socket(&agent, &socket_path);
     let join_token = join_token(&agent, flags);
@@ -69,7 +69,7 @@ pub(super) fn read(
     let data_dir = flags
         .data_dir
         .clone()
-        .or_else(|| path(&agent, "data_dir"))
+        .or(path(&agent, "data_dir"))
         .unwrap_or_else(|| PathBuf::from("."));
     let sync_interval = sync_interval(&experimental);
     let jwt_svid_cache_hit_timeout = cache_hit_timeout(&experimental);

@@ -32,6 +32,27 @@ fn codes(outcome: Result<Config, Faults>) -> Vec<Code> {
 }
 
 #[test]
+fn a_flag_wins_over_the_key_that_the_file_sets_too() {
+    let document = Document::parse("agent.conf", MINIMAL, None).unwrap();
+    let overrides = Overrides {
+        data_dir: Some("/elsewhere".into()),
+        socket_path: Some("/elsewhere/api.sock".into()),
+        server_address: Some("other".to_owned()),
+        server_port: Some(9),
+        log_level: Some("debug".to_owned()),
+        ..Overrides::default()
+    };
+    let config = Config::from_document(&document, &overrides).unwrap();
+    assert_eq!(config.data_dir, std::path::Path::new("/elsewhere"));
+    assert_eq!(
+        config.socket_path,
+        std::path::Path::new("/elsewhere/api.sock")
+    );
+    assert_eq!(config.server(), "other:9");
+    assert_eq!(config.log.level, "DEBUG");
+}
+
+#[test]
 fn the_minimal_file_has_every_default() {
     let config = read(MINIMAL).unwrap();
     assert_eq!(config.server(), "127.0.0.1:8081");

@@ -291,7 +291,7 @@ fn log(server: &Section, flags: &Overrides) -> Option<LogConfig> {
     let level = flags
         .log_level
         .clone()
-        .or_else(|| server.non_empty_string("log_level"));
+        .or(server.non_empty_string("log_level"));
     let level = level
         .unwrap_or_else(|| "INFO".to_owned())
         .to_ascii_uppercase();
@@ -312,7 +312,7 @@ fn log(server: &Section, flags: &Overrides) -> Option<LogConfig> {
     let format = flags
         .log_format
         .clone()
-        .or_else(|| server.non_empty_string("log_format"));
+        .or(server.non_empty_string("log_format"));
     let format = format
         .unwrap_or_else(|| "text".to_owned())
         .to_ascii_lowercase();

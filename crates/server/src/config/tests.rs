@@ -62,6 +62,34 @@ fn noticed(config: &Config, text: &str) {
 }
 
 #[test]
+fn a_flag_wins_over_the_key_that_the_file_sets_too() {
+    let text = format!(
+        "server {{\ntrust_domain = \"example.org\"\ndata_dir = \"/d\"\nlog_level = \"WARN\"\nlog_format = \"text\"\n\
+         bind_address = \"1.2.3.4\"\nbind_port = 1\nsocket_path = \"/s\"\n}}\n{PLUGINS}"
+    );
+    let overrides = Overrides {
+        bind_address: Some("127.0.0.1".to_owned()),
+        server_port: Some(9),
+        data_dir: Some("/elsewhere".into()),
+        log_format: Some("json".to_owned()),
+        log_level: Some("debug".to_owned()),
+        socket_path: Some("/elsewhere/api.sock".into()),
+        ..Overrides::default()
+    };
+    let config = parse(&text, &overrides).unwrap();
+    assert_eq!(
+        (config.bind_address.as_str(), config.bind_port),
+        ("127.0.0.1", 9)
+    );
+    assert_eq!(config.data_dir, PathBuf::from("/elsewhere"));
+    assert_eq!(config.socket_path, PathBuf::from("/elsewhere/api.sock"));
+    assert_eq!(
+        (config.log.level.as_str(), config.log.json),
+        ("DEBUG", true)
+    );
+}
+
+#[test]
 fn fills_in_the_defaults_of_spire() {
     let config = server("").unwrap();
     assert_eq!(
