@@ -136,7 +136,10 @@ impl Socket {
                     // Whose user the kernel does not tell shares with others of that kind.
                     let user = stream.peer_cred().map_or(u32::MAX, |peer| peer.uid());
                     let Some(slot) = connections.admit(user) else {
-                        tracing::warn!(uid = user, "connection refused: all places for it are busy");
+                        tracing::warn!(
+                            uid = user,
+                            "connection refused: all places for it are busy"
+                        );
                         continue;
                     };
                     drop(tokio::spawn(connection(

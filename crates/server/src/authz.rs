@@ -14,7 +14,7 @@ use spiffe::id::SpiffeId;
 use tonic::{Code, Status};
 
 use crate::audit::{Audit, AuditCaller, Fields};
-use crate::caller::{Authority, Caller, Connection, Peer, PeerSvid, code_name};
+use crate::caller::{Authority, Caller, Connection, Entitlement, Peer, PeerSvid, code_name};
 use crate::datastore::{AgentWriteError, Datastore};
 use crate::registry::Registry;
 use crate::status;
@@ -66,7 +66,7 @@ impl Authorizer {
                 connection: Arc::clone(connection),
                 authority,
                 audit: Arc::new(audit),
-                authorizer: Arc::clone(self),
+                entitlement: Arc::<Self>::clone(self),
             }),
             Err(refused) => {
                 audit.failure(code_name(refused.code()), refused.message(), &Fields::new());
@@ -228,41 +228,6 @@ impl Authorizer {
             })
     }
 
-    /// Is the caller of a call that waited still what it was let in as? Memory only.
-    ///
-    /// # Errors
-    /// PermissionDenied; Unavailable for an agent that has renewed its SVID meanwhile, since it did nothing wrong.
-    pub(crate) fn recheck(
-        &self,
-        authority: &Authority,
-        connection: &Connection,
-    ) -> Result<(), Status> {
-        let by_entry = |class: Allowed| {
-            connection
-                .svid()
-                .is_some_and(|svid| self.by_entry(class, svid).is_some())
-        };
-        let stands = match authority {
-            Authority::Anybody | Authority::Local => true,
-            Authority::Admin { .. } => by_entry(Allowed::ADMIN),
-            Authority::Downstream(_) => by_entry(Allowed::DOWNSTREAM),
-            Authority::Agent(svid) => {
-                return self.recheck_agent(svid).map_err(|end| match end {
-                    StreamEnd::Denied(denied) => denied,
-                    StreamEnd::Superseded => status::refused(
-                        Code::Unavailable,
-                        "the agent's SVID was renewed while the call waited; try again",
-                    ),
-                });
-            }
-        };
-        if stands {
-            Ok(())
-        } else {
-            Err(Denial::because("the caller is no longer entitled").into_bare_status())
-        }
-    }
-
     fn check_agent(&self, svid: &PeerSvid) -> Result<Standing, Denial> {
         let id = &svid.id;
         if self.clock.now() > svid.not_after {
@@ -294,6 +259,35 @@ impl Authorizer {
             agent.serial, svid.serial
         );
         Err(Denial::agent(Reason::AgentNotActive, because))
+    }
+}
+
+impl Entitlement for Authorizer {
+    fn recheck(&self, authority: &Authority, connection: &Connection) -> Result<(), Status> {
+        let by_entry = |class: Allowed| {
+            connection
+                .svid()
+                .is_some_and(|svid| self.by_entry(class, svid).is_some())
+        };
+        let stands = match authority {
+            Authority::Anybody | Authority::Local => true,
+            Authority::Admin { .. } => by_entry(Allowed::ADMIN),
+            Authority::Downstream(_) => by_entry(Allowed::DOWNSTREAM),
+            Authority::Agent(svid) => {
+                return self.recheck_agent(svid).map_err(|end| match end {
+                    StreamEnd::Denied(denied) => denied,
+                    StreamEnd::Superseded => status::refused(
+                        Code::Unavailable,
+                        "the agent's SVID was renewed while the call waited; try again",
+                    ),
+                });
+            }
+        };
+        if stands {
+            Ok(())
+        } else {
+            Err(Denial::because("the caller is no longer entitled").into_bare_status())
+        }
     }
 }
 

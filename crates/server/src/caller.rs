@@ -13,7 +13,6 @@ use tokio::sync::watch;
 use tonic::{Code, Request, Status};
 
 use crate::audit::{Audit, Fields};
-use crate::authz::Authorizer;
 use crate::status;
 
 /// What the transport proved about a peer.
@@ -119,13 +118,20 @@ impl Authority {
     }
 }
 
+/// Asks again, from memory, whether a caller still is what it was let in as; `authz` answers.
+pub(crate) trait Entitlement: std::fmt::Debug + Send + Sync {
+    /// # Errors
+    /// PermissionDenied; Unavailable for an agent that has renewed its SVID meanwhile, since it did nothing wrong.
+    fn recheck(&self, authority: &Authority, connection: &Connection) -> Result<(), Status>;
+}
+
 /// An authorized call's caller: only `authz` makes one, so a handler that holds it has been authorized.
 #[derive(Debug, Clone)]
 pub(crate) struct Caller {
     pub(crate) connection: Arc<Connection>,
     pub(crate) authority: Authority,
     pub(crate) audit: Arc<Audit>,
-    pub(crate) authorizer: Arc<Authorizer>,
+    pub(crate) entitlement: Arc<dyn Entitlement>,
 }
 
 impl Caller {
@@ -162,7 +168,7 @@ impl Caller {
     /// # Errors
     /// As at the call's beginning; Unavailable when the agent has renewed its SVID meanwhile.
     pub(crate) fn still_entitled(&self) -> Result<(), Status> {
-        self.authorizer.recheck(&self.authority, &self.connection)
+        self.entitlement.recheck(&self.authority, &self.connection)
     }
 
     /// Writes the audit line of a call or item that ended in `status`, when auditing is on.

@@ -63,6 +63,7 @@ pub enum DatastoreKind {
 #[derive(Clone)]
 pub struct Datastore {
     queue: mpsc::Sender<Box<dyn Work>>,
+    closing: mpsc::Sender<oneshot::Sender<()>>,
     registry: Arc<Registry>,
     clock: Arc<dyn Clock>,
     common: Arc<Mutex<CommonSelectors>>,
@@ -124,15 +125,18 @@ impl Datastore {
             Arc::clone(&clock),
         ));
         let (queue, queued) = mpsc::channel(QUEUE);
+        let (closing, asked) = mpsc::channel(1);
         let writer = Writer {
             backend,
             queue: queued,
+            closing: asked,
             registry: Arc::clone(&registry),
         };
         tokio::spawn(writer.run());
         Ok((
             Self {
                 queue,
+                closing,
                 registry: Arc::clone(&registry),
                 clock,
                 common: Arc::default(),
@@ -150,6 +154,15 @@ impl Datastore {
     /// can't write any more should stop.
     pub async fn stopped(&self) {
         self.queue.closed().await;
+    }
+
+    /// Commits what is queued and leaves the files as a backup should find them; later writes fail with `Closed`.
+    pub async fn close(&self) {
+        let (asked, done) = oneshot::channel();
+        if self.closing.send(asked).await.is_ok() {
+            // The writer tells its end, or has ended.
+            drop(done.await);
+        }
     }
 
     /// Queues an operation and waits until it is durable.

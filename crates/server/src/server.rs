@@ -341,6 +341,7 @@ impl Bound {
                 "did not stop in time and were cut off"
             );
         }
+        world.datastore.close().await;
         match ended {
             None => Ok(()),
             Some(name) => Err(Fault::new(

@@ -149,6 +149,14 @@ impl Backend {
         }
     }
 
+    /// Leaves the database as a copy of its files should find it.
+    pub(super) async fn close(&mut self) -> Result<(), DatastoreError> {
+        match self {
+            Self::Sqlite(sqlite) => sqlite.close().await,
+            Self::Postgres(_) => Ok(()),
+        }
+    }
+
     /// Looks for others' commits since `known`.
     pub(super) async fn missed(&mut self, known: u64) -> Result<Missed, DatastoreError> {
         match self {

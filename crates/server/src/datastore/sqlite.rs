@@ -142,6 +142,17 @@ impl Sqlite {
         .await
     }
 
+    /// Moves what is in the write-ahead log into the file itself, so that the file alone is a whole backup.
+    pub(super) async fn close(&self) -> Result<(), DatastoreError> {
+        let path = Arc::clone(&self.path);
+        self.run(move |connection| {
+            connection
+                .query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_row| Ok(()))
+                .map_err(|error| fault(&path, &error))
+        })
+        .await
+    }
+
     pub(super) async fn commit(&self, revision: u64, rows: Vec<Row>) -> Result<(), DatastoreError> {
         let path = Arc::clone(&self.path);
         self.run(move |connection| {

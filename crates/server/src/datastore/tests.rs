@@ -48,6 +48,23 @@ async fn a_full_disk_refuses_writes_and_harms_nothing() {
 }
 
 #[tokio::test]
+async fn a_copy_of_the_file_after_closing_is_a_whole_backup() {
+    let subject = Subject::sqlite();
+    let (datastore, registry) = subject.open().await;
+    create(&datastore, entry("/spire/agent/x", "/web", &["a:1"])).await;
+    datastore.close().await;
+    let refused = datastore
+        .create_entries(vec![entry("/spire/agent/x", "/late", &["a:1"])])
+        .await;
+    assert!(matches!(refused, Err(DatastoreError::Closed)));
+    let copy = Subject::sqlite();
+    std::fs::copy(subject.path().unwrap(), copy.path().unwrap()).unwrap();
+    let (_datastore, restored) = copy.open().await;
+    assert_eq!(content(&restored), content(&registry));
+    assert_eq!(restored.entry_count(&EntryFilter::default()), 1);
+}
+
+#[tokio::test]
 async fn a_database_locked_by_another_process_says_so() {
     let subject = Subject::sqlite();
     let (datastore, registry) = open_with(&subject, "PRAGMA busy_timeout = 20").await;

@@ -60,11 +60,13 @@ impl<T: Send, F: FnMut(&mut Draft<'_>) -> T + Send> Work for Operation<T, F> {
 pub(super) struct Writer {
     pub(super) backend: Backend,
     pub(super) queue: mpsc::Receiver<Box<dyn Work>>,
+    /// Who asked for the end, to be told when it is reached.
+    pub(super) closing: mpsc::Receiver<oneshot::Sender<()>>,
     pub(super) registry: Arc<Registry>,
 }
 
 impl Writer {
-    /// Runs until every handle of the datastore is gone and the queue is empty.
+    /// Runs until it is asked to end, or until every handle of the datastore is gone and the queue is empty.
     pub(super) async fn run(mut self) {
         loop {
             let known = self.registry.revision();
@@ -73,8 +75,24 @@ impl Writer {
                     Some(first) => self.commit_group(first).await,
                     None => return,
                 },
+                Some(asked) = self.closing.recv() => return self.close(asked).await,
                 () = self.backend.woken(known) => self.follow().await,
             }
+        }
+    }
+
+    /// Commits what is queued, and then no more.
+    async fn close(mut self, asked: oneshot::Sender<()>) {
+        self.queue.close();
+        while let Some(work) = self.queue.recv().await {
+            self.commit_group(work).await;
+        }
+        if let Err(error) = self.backend.close().await {
+            tracing::warn!(%error, "the database was not closed cleanly; nothing is lost");
+        }
+        // Whoever asked may have gone meanwhile.
+        if asked.send(()).is_err() {
+            tracing::debug!("nobody waits for the end of the writer");
         }
     }
 
