@@ -240,26 +240,37 @@ pub(super) fn start_log(settings: &LogSettings<'_>) -> Result<Log, CliError> {
     })
 }
 
-/// What a daemon makes reaches its group at most. (SPIRE: umask is raised to 0027 at least.)
-pub(super) fn tighten_umask() {
+/// What a daemon makes reaches its group at most (SPIRE: umask is raised to 0027 at least), and its memory, which holds
+/// keys, is not written to core files.
+pub(super) fn harden() {
+    use nix::sys::resource::{Resource, setrlimit};
+    if let Err(error) = setrlimit(Resource::RLIMIT_CORE, 0, 0) {
+        tracing::warn!(%error, "core files could not be switched off");
+    }
+    tighten_umask();
+}
+
+fn tighten_umask() {
     use nix::sys::stat::{Mode, umask};
     let least = Mode::from_bits_truncate(0o027);
     let old = umask(least);
     umask(old | least);
 }
 
-/// Ends at the first SIGINT or SIGTERM; until then SIGUSR2 reopens the log file.
+/// Ends at the first SIGINT, SIGTERM or SIGHUP (a closed terminal); until then SIGUSR2 reopens the log file.
 pub(super) fn until_signalled(log: Log) -> Result<impl Future<Output = ()> + Send, CliError> {
     let failed =
         |error: std::io::Error| CliError::failed(format!("cannot listen for signals: {error}"));
     let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
     let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
+    let mut hangup = signal(SignalKind::hangup()).map_err(failed)?;
     let mut reopen = signal(SignalKind::user_defined2()).map_err(failed)?;
     Ok(async move {
         loop {
             tokio::select! {
                 _ = interrupt.recv() => return,
                 _ = terminate.recv() => return,
+                _ = hangup.recv() => return,
                 _ = reopen.recv() => match log.reopen() {
                     Ok(()) => tracing::info!("log file reopened"),
                     Err(error) => tracing::error!(%error, "the log file could not be reopened"),

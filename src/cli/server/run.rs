@@ -106,7 +106,7 @@ plugins {{
 }
 
 async fn run(context: Context, args: Args) -> Result<Output, CliError> {
-    daemon::tighten_umask();
+    daemon::harden();
     daemon::need_file(&context, &args)?;
     let overrides = overrides(&args)?;
     let config = daemon::configuration(&context, &args, from_flags, |document| {

@@ -237,14 +237,23 @@ fn greet(place: &Place, domain: &TrustDomain) -> Result<(), CliError> {
     } else {
         format!(" --dir {}", place.directory.display())
     };
+    let program = own_name();
     output::write_out(&format!(
         "  trust domain      {domain}        authorities live in memory; Ctrl-C removes everything\n\
          \x20 server socket     {server}\n\
          \x20 workload socket   {workload}\n\n\
          try, in another terminal:\n\
-         \x20 plastron run{dir} --id web -- plastron agent api fetch x509\n\
-         \x20 plastron server entry show --socket-path {server}\n",
+         \x20 {program} run{dir} --id web -- {program} agent api fetch x509\n\
+         \x20 {program} server entry show --socket-path {server}\n",
         server = place.server_socket().display(),
         workload = place.workload_socket().display(),
     ))
+}
+
+/// How this program was called, so that what is printed can be typed: a path, or the bare name when it is on PATH.
+fn own_name() -> String {
+    std::env::args()
+        .next()
+        .filter(|name| name.contains('/'))
+        .unwrap_or_else(|| "plastron".to_owned())
 }

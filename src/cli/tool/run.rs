@@ -61,6 +61,12 @@ const FLAGS: &[Flag] = &[
         "Workload API socket of another agent",
     ),
     flag(
+        "parentID",
+        "parent-id",
+        Kind::Text,
+        "The node, when several are attested",
+    ),
+    flag(
         "command",
         "CMD",
         Kind::Rest,
@@ -102,23 +108,28 @@ async fn run(context: Context, args: Args) -> Result<Output, CliError> {
     };
     let channel = server.channel().await?;
     let id = ids::expand(&server, &channel, id).await?;
-    let parent = only_node(&channel).await?;
-    let given = selectors::parse_all(&args.list("selector"))?;
-    let wanted = if given.is_empty() {
-        program.selectors()
-    } else {
-        given
+    let parent = match args.optional("parentID") {
+        Some(parent) => ids::expand(&server, &channel, parent).await?,
+        None => only_node(&channel).await?,
     };
+    let given = selectors::parse_all(&args.list("selector"))?;
+    let chosen = !given.is_empty();
+    let wanted = if chosen { given } else { program.selectors() };
     let start = context.clock.now();
-    let own = register(&context, &channel, &id, &parent, &wanted).await?;
+    let registered = register(&channel, &entries(&context, &id, &parent, &wanted)?).await?;
     let fetched = tokio::time::timeout(PATIENCE, svid(&workload, &ids::text(Some(&id)))).await;
-    // Deleted whatever came of it; the entry's own end stands in when the server is gone.
-    drop(
-        EntryClient::new(channel)
-            .batch_delete_entry(BatchDeleteEntryRequest { ids: own })
-            .await,
-    );
-    let certificate = fetched.map_err(|_late| late(&workload))??;
+    let certificate = match fetched.map_err(|_late| late(&workload)) {
+        Ok(Ok(certificate)) => {
+            // The first entry is the command's and stays; this process's own has served.
+            let own = registered.into_iter().skip(1).flatten().collect();
+            delete(&channel, own).await;
+            certificate
+        }
+        Ok(Err(error)) | Err(error) => {
+            delete(&channel, registered.into_iter().flatten().collect()).await;
+            return Err(error);
+        }
+    };
     let took = context
         .clock
         .now()
@@ -132,8 +143,13 @@ async fn run(context: Context, args: Args) -> Result<Output, CliError> {
         .iter()
         .map(|s| format!("{}:{}", s.r#type, s.value))
         .collect();
+    if !chosen && let Some(note) = program.shared_with() {
+        output::say(&note);
+    }
+    // With selectors of the user's own choice it is theirs to know whether the command has them.
+    let mark = if chosen { "registered" } else { "✔" };
     output::say(&format!(
-        "✔ {}   selectors {}   SVID in {} ms, expires in {}",
+        "{mark} {}   selectors {}   SVID in {} ms, expires in {}",
         ids::text(Some(&id)),
         listed.join(" "),
         took.as_millis(),
@@ -166,6 +182,15 @@ fn sockets(args: &Args) -> Result<(Socket, String), CliError> {
         .hint(format!(
             "start it in another terminal: plastron dev --dir {dir}"
         ))
+        .into());
+    }
+    if !live && args.optional("serverSocket").is_none() {
+        return Err(Fault::new(
+            Code::ServerUnreachable,
+            "no development instance of this user runs",
+        )
+        .at(place.directory.display().to_string())
+        .hint("start `plastron dev` in another terminal, or name a server with --server-socket")
         .into());
     }
     let env = |name: &str| std::env::var(name).ok();
@@ -248,6 +273,18 @@ impl Executable {
         Ok(Self { path, attested })
     }
 
+    /// What to say when the kernel runs something else than the command: an identity by path is that program's.
+    fn shared_with(&self) -> Option<String> {
+        let own = self.path.canonicalize().ok()?;
+        (own != self.attested).then(|| {
+            format!(
+                "note: {} is run by {}: whatever that program runs for this user gets the identity too; see --selector",
+                self.path.display(),
+                self.attested.display()
+            )
+        })
+    }
+
     fn selectors(&self) -> Vec<Selector> {
         own_selectors(&self.attested)
     }
@@ -285,15 +322,14 @@ fn interpreter(path: &Path) -> Option<PathBuf> {
     Some(PathBuf::from(word))
 }
 
-/// Registers the command, and beside it, in the same write, this process: when this process gets the SVID, the agent
-/// has the command's entry too. Returns the IDs to delete again.
-async fn register(
+/// The command's entry, and beside it, to be made in the same write, one for this process: when this process gets the
+/// SVID, the agent has the command's entry too.
+fn entries(
     context: &Context,
-    channel: &Channel,
     id: &Spiffeid,
     parent: &Spiffeid,
     wanted: &[Selector],
-) -> Result<Vec<String>, CliError> {
+) -> Result<Vec<Entry>, CliError> {
     let own = std::env::current_exe()
         .and_then(|path| path.canonicalize())
         .map_err(|error| {
@@ -314,30 +350,48 @@ async fn register(
             unix_seconds(context.clock.now()) + OWN_ENTRY_SECONDS,
         ));
     }
+    Ok(entries)
+}
+
+/// Makes the entries. Returns the ID of each that was made here; none for one that was there before.
+async fn register(channel: &Channel, entries: &[Entry]) -> Result<Vec<Option<String>>, CliError> {
     let reply = EntryClient::new(channel.clone())
         .batch_create_entry(BatchCreateEntryRequest {
-            entries,
+            entries: entries.to_vec(),
             output_mask: None,
         })
         .await
         .map_err(|status| CliError::status("cannot register the command", status))?
         .into_inner();
+    let mut made = Vec::new();
+    let mut refusal = None;
     for result in &reply.results {
         let status = result.status.clone().unwrap_or_default();
-        if status.code != 0 && status.code != tonic::Code::AlreadyExists as i32 {
-            return Err(CliError::failed(format!(
-                "cannot register the command: {}",
-                status.message
-            )));
+        let code = tonic::Code::from_i32(status.code);
+        let id = result.entry.as_ref().map(|entry| entry.id.clone());
+        made.push(id.filter(|_id| code == tonic::Code::Ok));
+        if !matches!(code, tonic::Code::Ok | tonic::Code::AlreadyExists) {
+            refusal = Some(tonic::Status::new(code, status.message));
         }
     }
-    Ok(reply
-        .results
-        .get(1)
-        .and_then(|result| result.entry.as_ref())
-        .map(|entry| entry.id.clone())
-        .into_iter()
-        .collect())
+    match refusal {
+        None => Ok(made),
+        Some(status) => {
+            delete(channel, made.into_iter().flatten().collect()).await;
+            Err(CliError::status("cannot register the command", status))
+        }
+    }
+}
+
+/// Takes entries away again; when the server is gone their own end has to do.
+async fn delete(channel: &Channel, ids: Vec<String>) {
+    if !ids.is_empty() {
+        drop(
+            EntryClient::new(channel.clone())
+                .batch_delete_entry(BatchDeleteEntryRequest { ids })
+                .await,
+        );
+    }
 }
 
 /// This process's SVID for `id`, as soon as the agent has it.

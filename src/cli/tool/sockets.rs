@@ -27,6 +27,8 @@ impl Place {
             },
             PathBuf::from,
         );
+        // The endpoint that workloads are told has to be an absolute path (SPIFFE Workload Endpoint §4).
+        let directory = std::path::absolute(&directory).unwrap_or(directory);
         Self { directory }
     }
 
