@@ -47,7 +47,7 @@ fn validate(world: &World, token: &str, audience: &str) -> Result<harness::Ran> 
 }
 
 #[test]
-fn token_names_subject_audience_and_life() -> Result<()> {
+fn wa_01_wa_21_token_names_subject_audience_and_life() -> Result<()> {
     let world = World::start()?;
     world.register("/web")?;
     let token = fetch(&world, "one,two")?;

@@ -329,7 +329,7 @@ async fn we_12_a_caller_without_entries_is_denied_in_the_words_that_sdks_look_fo
 }
 
 #[tokio::test]
-async fn wa_16_a_stream_gets_every_state_and_ends_when_the_entry_goes() {
+async fn wa_04_wa_12_wa_16_a_stream_gets_every_state_and_ends_when_the_entry_goes() {
     let f = start(Wish::default()).await;
     let (a, b) = (f.entry("a", "/a"), f.entry("b", "/b"));
     f.issue(&a);
@@ -363,7 +363,7 @@ async fn wa_16_a_stream_gets_every_state_and_ends_when_the_entry_goes() {
 }
 
 #[tokio::test]
-async fn the_first_message_waits_for_the_server_and_then_comes_at_once() {
+async fn wa_05_the_first_message_waits_for_the_server_and_then_comes_at_once() {
     let f = start(Wish::default()).await;
     let a = f.entry("a", "/a");
     let client = f.client().await;
@@ -505,6 +505,50 @@ async fn a_disabled_workload_api_is_unimplemented() {
             .unwrap_err()
             .code(),
         Code::Unimplemented
+    );
+}
+
+/// The client of these tests sends no credentials and speaks no TLS: the header is all.
+#[tokio::test]
+async fn we_05_we_09_a_plain_caller_is_known_by_its_socket_alone() {
+    let f = start(Wish::default()).await;
+    let entry = f.entry("a", "/a");
+    f.issue(&entry);
+    let mut stream = f
+        .client()
+        .await
+        .fetch_x509svid(request(X509svidRequest {}))
+        .await
+        .unwrap()
+        .into_inner();
+    assert_eq!(next(&mut stream).await.unwrap().svids.len(), 1);
+}
+
+#[test]
+fn wa_02_we_14_the_standard_service_has_its_methods_and_no_others() {
+    use prost::Message as _;
+    let files = prost_types::FileDescriptorSet::decode(proto::FILE_DESCRIPTOR_SET).unwrap();
+    let services = files.file.iter().flat_map(|file| &file.service);
+    let standard: Vec<_> = services
+        .filter(|service| service.name() == "SpiffeWorkloadAPI")
+        .collect();
+    assert_eq!(standard.len(), 1);
+    let methods: Vec<_> = standard[0]
+        .method
+        .iter()
+        .map(|method| method.name())
+        .collect();
+    assert_eq!(
+        methods,
+        [
+            "FetchX509SVID",
+            "FetchX509Bundles",
+            "FetchJWTSVID",
+            "FetchJWTBundles",
+            "ValidateJWTSVID",
+            "FetchWITSVID",
+            "FetchWITBundles"
+        ]
     );
 }
 
