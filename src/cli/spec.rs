@@ -196,6 +196,27 @@ impl Command {
     }
 }
 
+impl Command {
+    /// A command on the server's admin socket that both faces show, with output formats.
+    pub(crate) const fn of_server(
+        path: &'static [&'static str],
+        about: &'static str,
+        flags: &'static [Flag],
+        run: fn(Context, Args) -> Running,
+    ) -> Self {
+        Self {
+            program: Program::Server,
+            path,
+            about,
+            flags,
+            endpoint: Endpoint::ServerAdmin,
+            formats: true,
+            surface: Surface::Both,
+            run,
+        }
+    }
+}
+
 /// The flags that follow from the command's endpoint and from its having formats.
 pub(crate) fn shared_flags(command: &Command) -> Vec<Flag> {
     let mut flags = Vec::new();

@@ -13,31 +13,13 @@ use crate::cli::args::Args;
 use crate::cli::context::Context;
 use crate::cli::error::CliError;
 use crate::cli::output::Output;
-use crate::cli::spec::{Command, Endpoint, Flag, Program, Running, Surface};
+use crate::cli::spec::Command;
 
 /// Nodes a page (SPIRE: 1,000).
 const PAGE: i32 = 1000;
 
-const fn describe(
-    path: &'static [&'static str],
-    about: &'static str,
-    flags: &'static [Flag],
-    run: fn(Context, Args) -> Running,
-) -> Command {
-    Command {
-        program: Program::Server,
-        path,
-        about,
-        flags,
-        endpoint: Endpoint::ServerAdmin,
-        formats: true,
-        surface: Surface::Both,
-        run,
-    }
-}
-
 pub(crate) fn list_command() -> Command {
-    describe(
+    Command::of_server(
         &["agent", "list"],
         "List the attested nodes",
         node::FILTERS,
@@ -46,7 +28,7 @@ pub(crate) fn list_command() -> Command {
 }
 
 pub(crate) fn count_command() -> Command {
-    describe(
+    Command::of_server(
         &["agent", "count"],
         "Count the attested nodes",
         node::FILTERS,
@@ -55,7 +37,7 @@ pub(crate) fn count_command() -> Command {
 }
 
 pub(crate) fn show_command() -> Command {
-    describe(
+    Command::of_server(
         &["agent", "show"],
         "Show one attested node",
         &[node::NODE_ID],

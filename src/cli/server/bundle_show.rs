@@ -10,28 +10,10 @@ use crate::cli::args::Args;
 use crate::cli::context::{Context, Format};
 use crate::cli::error::CliError;
 use crate::cli::output::Output;
-use crate::cli::spec::{Command, Endpoint, Flag, Program, Running, Surface};
-
-const fn describe(
-    path: &'static [&'static str],
-    about: &'static str,
-    flags: &'static [Flag],
-    run: fn(Context, Args) -> Running,
-) -> Command {
-    Command {
-        program: Program::Server,
-        path,
-        about,
-        flags,
-        endpoint: Endpoint::ServerAdmin,
-        formats: true,
-        surface: Surface::Both,
-        run,
-    }
-}
+use crate::cli::spec::Command;
 
 pub(crate) fn show_command() -> Command {
-    describe(
+    Command::of_server(
         &["bundle", "show"],
         "Print the trust domain's own bundle",
         &[FORMAT],
@@ -40,7 +22,7 @@ pub(crate) fn show_command() -> Command {
 }
 
 pub(crate) fn list_command() -> Command {
-    describe(
+    Command::of_server(
         &["bundle", "list"],
         "Print the federated bundles",
         &[ID, FORMAT],
@@ -49,7 +31,7 @@ pub(crate) fn list_command() -> Command {
 }
 
 pub(crate) fn count_command() -> Command {
-    describe(
+    Command::of_server(
         &["bundle", "count"],
         "Count the bundles, the own one included",
         &[],

@@ -14,7 +14,7 @@ use crate::cli::context::Context;
 use crate::cli::error::CliError;
 use crate::cli::moment;
 use crate::cli::output::{Output, Table, proto_json};
-use crate::cli::spec::{Command, Endpoint, Flag, Kind, Program, Running, Surface, flag};
+use crate::cli::spec::{Command, Flag, Kind, flag};
 
 const AUTHORITY_ID: &[Flag] = &[flag(
     "authorityID",
@@ -30,85 +30,67 @@ pub(crate) fn commands() -> Vec<Command> {
         "Mark the old authority as not to be trusted: what it signed is issued anew";
     const REVOKE: &str = "Take the old, tainted authority out of the bundle";
     vec![
-        describe(
+        Command::of_server(
             &["localauthority", "x509", "show"],
             "Show the X.509 authorities",
             &[],
             |c, _a| Box::pin(show(c, Type::X509)),
         ),
-        describe(
+        Command::of_server(
             &["localauthority", "x509", "prepare"],
             PREPARE,
             &[],
             |c, a| Box::pin(change(c, a, Type::X509, Step::Prepare)),
         ),
-        describe(
+        Command::of_server(
             &["localauthority", "x509", "activate"],
             ACTIVATE,
             AUTHORITY_ID,
             |c, a| Box::pin(change(c, a, Type::X509, Step::Activate)),
         ),
-        describe(
+        Command::of_server(
             &["localauthority", "x509", "taint"],
             TAINT,
             AUTHORITY_ID,
             |c, a| Box::pin(change(c, a, Type::X509, Step::Taint)),
         ),
-        describe(
+        Command::of_server(
             &["localauthority", "x509", "revoke"],
             REVOKE,
             AUTHORITY_ID,
             |c, a| Box::pin(change(c, a, Type::X509, Step::Revoke)),
         ),
-        describe(
+        Command::of_server(
             &["localauthority", "jwt", "show"],
             "Show the JWT authorities",
             &[],
             |c, _a| Box::pin(show(c, Type::Jwt)),
         ),
-        describe(
+        Command::of_server(
             &["localauthority", "jwt", "prepare"],
             PREPARE,
             &[],
             |c, a| Box::pin(change(c, a, Type::Jwt, Step::Prepare)),
         ),
-        describe(
+        Command::of_server(
             &["localauthority", "jwt", "activate"],
             ACTIVATE,
             AUTHORITY_ID,
             |c, a| Box::pin(change(c, a, Type::Jwt, Step::Activate)),
         ),
-        describe(
+        Command::of_server(
             &["localauthority", "jwt", "taint"],
             TAINT,
             AUTHORITY_ID,
             |c, a| Box::pin(change(c, a, Type::Jwt, Step::Taint)),
         ),
-        describe(
+        Command::of_server(
             &["localauthority", "jwt", "revoke"],
             REVOKE,
             AUTHORITY_ID,
             |c, a| Box::pin(change(c, a, Type::Jwt, Step::Revoke)),
         ),
     ]
-}
-
-const fn describe(
-    path: &'static [&'static str],
-    about: &'static str,
-    flags: &'static [Flag],
-    run: fn(Context, Args) -> Running,
-) -> Command {
-    Command {
-        program: Program::Server,
-        path,
-        about,
-        flags,
-        endpoint: Endpoint::ServerAdmin,
-        formats: true,
-        surface: Surface::Both,
-        run,
-    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
