@@ -28,10 +28,10 @@ mod tool;
 use std::process::ExitCode;
 
 use args::Args;
+use config::fault::{Code, Fault};
 use context::{Context, Face};
 use error::CliError;
 use output::Output;
-use plugin::fault::{Code, Fault};
 use spec::{Command, Endpoint, Program};
 
 /// Every command of both programs.

@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use plugin::config::{Document, Environment};
+use config::{Document, Environment};
 
 fuzz_target!(|text: &str| {
     let environment = |name: &str| Some(name.to_owned());

@@ -4,7 +4,7 @@
 use std::io::Read;
 use std::sync::Arc;
 
-use plugin::fault::{Code, Fault};
+use config::fault::{Code, Fault};
 use proto::channel::ChannelError;
 use spiffe::clock::{Clock, SystemClock};
 use tonic::Status;

@@ -3,8 +3,8 @@
 use std::future::Future;
 use std::path::{Path, PathBuf};
 
-use plugin::config::Document;
-use plugin::fault::{Code, Fault, Faults};
+use config::Document;
+use config::fault::{Code, Fault, Faults};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::args::Args;

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use plugin::fault::{Code, Fault, Faults};
+use config::fault::{Code, Fault, Faults};
 use tonic::Status;
 
 use super::context::error_text;

@@ -1,7 +1,7 @@
 //! What failed, said natively: the house form with a code, and the exit code that follows from it (0 done, 1 internal,
 //! 2 usage, 3 not found, 4 denied, 5 conflict, 6 unreachable, 7 check failed, 8 timeout, 130 interrupted).
 
-use plugin::fault::{Code, Fault, Faults};
+use config::fault::{Code, Fault, Faults};
 use serde_json::{Value, json};
 use tonic::Code as Status;
 
@@ -234,7 +234,7 @@ mod tests {
     use crate::cli::context::Format;
     use crate::cli::error::{Batch, CliError, FailedItem};
     use crate::cli::spec::Command;
-    use plugin::fault::Code;
+    use config::fault::Code;
     use tonic::{Code as Status, Status as Reply};
 
     fn command(words: &[&str]) -> Command {

@@ -1,7 +1,7 @@
 //! SPIFFE IDs between the words of the command line and the wire; natively a short form (`web`) is completed with the
 //! server's trust domain.
 
-use plugin::fault::Code;
+use config::fault::Code;
 use proto::spire::api::server::bundle::v1::GetBundleRequest;
 use proto::spire::api::server::bundle::v1::bundle_client::BundleClient;
 use proto::spire::api::types::{BundleMask, Spiffeid};

@@ -3,7 +3,7 @@
 
 use clap::builder::NonEmptyStringValueParser;
 use clap::{Arg, ArgAction, ArgMatches, Command as ClapCommand};
-use plugin::fault::Fault;
+use config::fault::Fault;
 
 use super::args::Args;
 use super::context::Format;

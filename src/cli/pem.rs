@@ -4,7 +4,7 @@ use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-use plugin::fault::Code;
+use config::fault::Code;
 
 use super::error::CliError;
 

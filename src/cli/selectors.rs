@@ -1,6 +1,6 @@
 //! Selectors and the ways of matching them, from the words of the command line.
 
-use plugin::fault::Code;
+use config::fault::Code;
 use proto::spire::api::types::{
     FederatesWithMatch, Selector, SelectorMatch, federates_with_match, selector_match,
 };

@@ -1,7 +1,7 @@
 //! Which socket a command talks to: flag > `-instance` through a template > environment > default, as SPIRE resolves
 //! it; natively `SPIFFE_ENDPOINT_SOCKET` counts for the Workload API too (SPIFFE_Workload_Endpoint §4).
 
-use plugin::fault::{Code, Fault};
+use config::fault::{Code, Fault};
 
 use super::args::Args;
 use super::context::Face;

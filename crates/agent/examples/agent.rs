@@ -4,8 +4,8 @@
 use std::path::Path;
 use std::process::ExitCode;
 
+use config::Document;
 use plastron_agent::{Agent, Config, Overrides};
-use plugin::config::Document;
 
 fn main() -> ExitCode {
     let mut arguments = std::env::args().skip(1);

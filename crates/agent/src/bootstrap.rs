@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use plugin::fault::{Code, Fault};
+use config::fault::{Code, Fault};
 use proto::workload::X509BundlesRequest;
 use proto::workload::spiffe_workload_api_client::SpiffeWorkloadApiClient;
 use spiffe::bundle::Bundle;

@@ -7,9 +7,9 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use config::Document;
+use config::fault::Faults;
 use plugin::catalog::AgentPlugins;
-use plugin::config::Document;
-use plugin::fault::Faults;
 use spiffe::key::KeyType;
 use spiffe::secret::Secret;
 use spiffe::trust_domain::TrustDomain;

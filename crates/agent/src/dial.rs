@@ -3,7 +3,7 @@
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use plugin::fault::{Code, Fault};
+use config::fault::{Code, Fault};
 use rustls_pki_types::ServerName;
 use spiffe::bundle::{Bundle, X509Bundle};
 use spiffe::clock::{Clock, SystemClock};

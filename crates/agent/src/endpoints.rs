@@ -9,10 +9,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use config::fault::{Code, Fault};
 use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use plugin::fault::{Code, Fault};
 use plugin::workload_attestor::Peer;
 use proto::authority_filter::AuthorityFilter;
 use tokio::net::{UnixListener, UnixStream};

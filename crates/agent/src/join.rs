@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use plugin::fault::{Code, Fault};
+use config::fault::{Code, Fault};
 use spiffe::bundle::Bundle;
 use spiffe::random::Random;
 use spiffe::secret::Secret;

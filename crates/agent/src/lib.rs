@@ -7,7 +7,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use plugin::fault::{Code, Fault};
+use ::config::fault::{Code, Fault};
 use plugin::key_manager::KeyManager;
 use spiffe::clock::{Clock, SystemClock};
 use spiffe::random::{Random, SystemRandom};
@@ -34,7 +34,7 @@ mod sync;
 mod testing;
 mod workload_api;
 
-pub use config::{Config, Overrides};
+pub use self::config::{Config, Overrides};
 
 use attestor::Attestors;
 use cache::svids::RotationRule;

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use plugin::fault::{Code, Fault};
+use config::fault::{Code, Fault};
 use plugin::key_manager::KeyManager;
 use spiffe::bundle::Bundle;
 use spiffe::clock::Clock;

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use plugin::fault::{Code, Fault};
+use config::fault::{Code, Fault};
 use serde::{Deserialize, Serialize};
 use spiffe::x509::Certificate;
 use zeroize::Zeroizing;
@@ -183,7 +183,7 @@ impl StateDir {
 
     fn write(&self, name: &str, bytes: &[u8]) -> Result<(), Fault> {
         let path = self.file(name);
-        plugin::private_file::replace(&path, bytes).map_err(|error| {
+        config::private_file::replace(&path, bytes).map_err(|error| {
             let code = if error.kind() == std::io::ErrorKind::StorageFull {
                 Code::DiskFull
             } else {
@@ -198,7 +198,7 @@ impl StateDir {
 
 /// The file's bytes, nothing when it does not exist.
 fn read_bounded(path: &Path) -> std::io::Result<Option<Zeroizing<Vec<u8>>>> {
-    match plugin::private_file::read(path, MAX_BYTES) {
+    match config::private_file::read(path, MAX_BYTES) {
         Ok(bytes) => Ok(Some(bytes)),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),

@@ -8,10 +8,10 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use config::fault::{Code, Fault};
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt as _, StreamExt as _};
-use plugin::fault::{Code, Fault};
 use proto::plastron::server::v1::WatchEvent;
 use spiffe::bundle::Bundle;
 use spiffe::random::Random;

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use plugin::config::Document;
+use ::config::Document;
 use proto::spire::api::types::permission_denied_details::Reason;
 use proto::workload::spiffe_workload_api_client::SpiffeWorkloadApiClient;
 use proto::workload::{JwtsvidRequest, X509svidRequest, X509svidResponse};

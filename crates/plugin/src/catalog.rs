@@ -16,11 +16,11 @@ use spiffe::trust_domain::TrustDomain;
 use crate::builtin::key_manager::{DiskKeyManager, MemoryKeyManager};
 use crate::builtin::upstream_authority::{DiskUpstreamAuthority, DiskUpstreamConfig};
 use crate::builtin::workload_attestor::{UnixAttestor, UnixConfig};
-use crate::config::Section;
-use crate::fault::{Code, Fault};
 use crate::key_manager::{Error as KeyManagerError, KeyManager};
 use crate::upstream_authority::UpstreamAuthority;
 use crate::workload_attestor::WorkloadAttestor;
+use config::Section;
+use config::fault::{Code, Fault};
 use known::Side;
 use plugin_block::{Entry, entries};
 

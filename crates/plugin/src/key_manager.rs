@@ -12,7 +12,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use spiffe::key::{KeyError, KeyType, Signer};
 
-use crate::fault::{Code, Fault};
+use config::fault::{Code, Fault};
 
 /// Keys by name. The names are the caller's, such as `x509-CA-A` or `agent-svid-B` (SPIRE: the same).
 #[async_trait]

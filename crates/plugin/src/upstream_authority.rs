@@ -8,7 +8,7 @@ use spiffe::bundle::JwtAuthority;
 use spiffe::csr::CsrError;
 use spiffe::x509::{BuildError, Certificate};
 
-use crate::fault::{Code, Fault};
+use config::fault::{Code, Fault};
 
 /// What an upstream authority gives for a signing request.
 #[derive(Debug, Clone)]

@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use async_trait::async_trait;
 use spiffe::selector::{Selector, SelectorError};
 
-use crate::fault::{Code, Fault};
+use config::fault::{Code, Fault};
 
 /// Says what is true of a process, as selectors of the type that is the attestor's name.
 #[async_trait]

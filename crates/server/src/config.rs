@@ -13,9 +13,9 @@ mod tests;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use config::fault::{Code, Faults};
+use config::{Document, Section};
 use plugin::catalog::ServerPlugins;
-use plugin::config::{Document, Section};
-use plugin::fault::{Code, Faults};
 use spiffe::id::SpiffeId;
 use spiffe::trust_domain::TrustDomain;
 

@@ -18,7 +18,7 @@ use tonic::body::Body;
 
 use crate::api::Api;
 use crate::caller::{Connection, Peer};
-use crate::tasks::Shutdown;
+use daemon::tasks::Shutdown;
 use lines::{Busy, Line};
 
 pub(crate) mod admin;

@@ -20,11 +20,10 @@ mod ratelimit;
 mod server;
 mod source;
 mod status;
-mod tasks;
 #[cfg(test)]
 mod testing;
 mod watch;
 
+pub use self::config::Config;
 pub use api::logger::LogControl;
-pub use config::Config;
 pub use server::{Bound, Environment, Server};

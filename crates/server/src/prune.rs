@@ -10,7 +10,7 @@ use spiffe::random::{Random, unit_interval};
 
 use crate::config::PruningConfig;
 use crate::datastore::Datastore;
-use crate::tasks::Shutdown;
+use daemon::tasks::Shutdown;
 
 /// SPIRE: the registration manager's interval.
 const ENTRIES_EVERY: Duration = Duration::from_secs(300);

@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use config::fault::{Code, Fault};
 use plugin::catalog::ServerPlugins;
-use plugin::fault::{Code, Fault};
 use plugin::key_manager::KeyManager;
 use plugin::upstream_authority::UpstreamAuthority;
 use proto::plastron::server::v1::watch_server::WatchServer;
@@ -49,9 +49,9 @@ use crate::health::Health;
 use crate::prune::Pruning;
 use crate::ratelimit::RateLimits;
 use crate::registry::Registry;
-use crate::tasks::Tasks;
 use crate::watch::WatchService;
 use crate::watch::hub::Hub;
+use daemon::tasks::Tasks;
 
 #[cfg(test)]
 mod tests;

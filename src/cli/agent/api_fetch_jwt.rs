@@ -1,6 +1,6 @@
 //! `api fetch jwt` and `api validate jwt`: JWT-SVIDs as the calling process would get and check them.
 
-use plugin::fault::Code;
+use config::fault::Code;
 use proto::workload::{JwtBundlesRequest, JwtsvidRequest, ValidateJwtsvidRequest};
 
 use super::workload::{TIMEOUT, client, in_time, request};

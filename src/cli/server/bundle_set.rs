@@ -1,6 +1,6 @@
 //! `bundle set` and `bundle delete`: the bundles of other trust domains.
 
-use plugin::fault::Code;
+use config::fault::Code;
 use proto::spire::api::server::bundle::v1::batch_delete_federated_bundle_request::Mode;
 use proto::spire::api::server::bundle::v1::bundle_client::BundleClient;
 use proto::spire::api::server::bundle::v1::{

@@ -1,6 +1,6 @@
 //! What the entry commands share: the flags of an entry, reading one from them, and showing one.
 
-use plugin::fault::Code;
+use config::fault::Code;
 use proto::spire::api::types::{Entry, entry::AdditionalAttributes};
 
 use crate::cli::args::Args;

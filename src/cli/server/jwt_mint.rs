@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use plugin::fault::Code;
+use config::fault::Code;
 use proto::spire::api::server::svid::v1::MintJwtsvidRequest;
 use proto::spire::api::server::svid::v1::svid_client::SvidClient;
 use serde_json::json;

@@ -5,8 +5,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use agent::Agent;
-use plugin::config::Document;
-use plugin::fault::{Fault, Faults};
+use config::Document;
+use config::fault::{Fault, Faults};
 use proto::spire::api::server::agent::v1::CreateJoinTokenRequest;
 use proto::spire::api::server::agent::v1::agent_client::AgentClient;
 use proto::spire::api::server::bundle::v1::GetBundleRequest;

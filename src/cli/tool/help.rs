@@ -1,6 +1,6 @@
 //! `help`: a command, or a code, explained; nothing is looked up outside the program.
 
-use plugin::fault::Code;
+use config::fault::Code;
 use serde_json::json;
 
 use crate::cli::args::Args;
@@ -122,7 +122,7 @@ mod tests {
     use crate::cli::context::{Context, Face, Format};
     use crate::cli::output::Output;
     use crate::cli::socket::Socket;
-    use plugin::fault::Code;
+    use config::fault::Code;
 
     fn help(words: &[&str]) -> Result<Output, String> {
         let mut args = Args::default();

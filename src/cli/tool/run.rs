@@ -4,7 +4,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use plugin::fault::{Code, Fault};
+use config::fault::{Code, Fault};
 use proto::spire::api::server::entry::v1::entry_client::EntryClient;
 use proto::spire::api::server::entry::v1::{BatchCreateEntryRequest, BatchDeleteEntryRequest};
 use proto::spire::api::types::{Entry, Selector, Spiffeid};

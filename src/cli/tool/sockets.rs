@@ -5,7 +5,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
-use plugin::fault::{Code, Fault};
+use config::fault::{Code, Fault};
 
 /// The directory of the user's development instance.
 #[derive(Clone, Debug)]

@@ -1,4 +1,4 @@
-use plugin::config::Document;
+use config::Document;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixListener;
 

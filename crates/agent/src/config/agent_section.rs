@@ -3,9 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use config::Section;
+use config::fault::Code;
 use plugin::catalog::AgentPlugins;
-use plugin::config::Section;
-use plugin::fault::Code;
 use spiffe::key::KeyType;
 use spiffe::secret::Secret;
 use spiffe::trust_domain::TrustDomain;

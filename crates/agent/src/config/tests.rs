@@ -1,5 +1,5 @@
 use super::*;
-use plugin::fault::Code;
+use config::fault::Code;
 
 const FULL: &str = include_str!("../../../../conf/agent/agent_full.conf");
 const MINIMAL: &str = include_str!("../../../../conf/agent/agent.conf");

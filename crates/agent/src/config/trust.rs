@@ -2,8 +2,8 @@
 
 use std::path::PathBuf;
 
-use plugin::config::Section;
-use plugin::fault::Code;
+use config::Section;
+use config::fault::Code;
 
 use super::{BundleFormat, Overrides, TrustSource};
 

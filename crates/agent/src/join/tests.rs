@@ -1,6 +1,6 @@
 use std::path::Path;
 
-use plugin::config::Document;
+use config::Document;
 use spiffe::random::SystemRandom;
 use tonic::Status;
 

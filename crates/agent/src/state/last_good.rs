@@ -8,7 +8,7 @@ use std::time::SystemTime;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use plugin::fault::{Code, Fault};
+use config::fault::{Code, Fault};
 use serde::{Deserialize, Serialize};
 use spiffe::bundle::Bundle;
 use spiffe::entry::Entry;

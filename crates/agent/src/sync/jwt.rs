@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use plugin::fault::Fault;
+use config::fault::Fault;
 use spiffe::entry::Entry;
 use spiffe::id::SpiffeId;
 use tokio::sync::{mpsc, oneshot};

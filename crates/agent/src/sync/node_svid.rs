@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use plugin::fault::{Code, Fault};
+use config::fault::{Code, Fault};
 use tokio::time::Instant;
 
 use super::{Following, Outcome, Sync};

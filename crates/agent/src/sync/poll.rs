@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use config::fault::Fault;
 use futures_util::{StreamExt as _, TryStreamExt as _};
-use plugin::fault::Fault;
 use spiffe::bundle::Bundle;
 use spiffe::trust_domain::TrustDomain;
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use plugin::fault::Fault;
+use config::fault::Fault;
 use spiffe::entry::Entry;
 use tokio::time::Instant;
 

@@ -1,6 +1,6 @@
 use std::path::Path;
 
-use plugin::config::Document;
+use config::Document;
 use proto::spire::api::types::permission_denied_details::Reason;
 use spiffe::random::SystemRandom;
 use tokio::task::JoinHandle;

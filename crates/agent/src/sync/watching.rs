@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use plugin::fault::Fault;
+use config::fault::Fault;
 use proto::plastron::server::v1::WatchEvent;
 use spiffe::trust_domain::TrustDomain;
 use tokio::time::Instant;

@@ -4,8 +4,8 @@ use std::cell::OnceCell;
 use std::path::Path;
 
 use super::known::{PluginType, Side};
-use crate::config::{Document, Located, Section, closest};
-use crate::fault::Code;
+use config::fault::Code;
+use config::{Document, Located, Section, closest};
 
 /// A plugin that is configured and not switched off.
 pub(super) struct Entry {

@@ -1,8 +1,8 @@
 //! The `plugins` block as both daemons read it.
 
 use super::*;
-use crate::config::Document;
-use crate::fault::Faults;
+use config::Document;
+use config::fault::Faults;
 
 const SERVER: &str = r#"plugins {
     DataStore "sql" { plugin_data { database_type = "sqlite3" connection_string = "x" } }

@@ -1,6 +1,6 @@
 //! Why an authority could not be made, resumed or changed, and why a document was not issued.
 
-use plugin::fault::{Code, Fault};
+use config::fault::{Code, Fault};
 use spiffe::id::SpiffeId;
 use spiffe::svid::jwt::JwtSvidError;
 use spiffe::x509::BuildError;

@@ -1,7 +1,7 @@
 //! The data of `DataStore "sql"`: which database, and how to reach it.
 
-use plugin::config::Section;
-use plugin::fault::Code;
+use config::Section;
+use config::fault::Code;
 
 use crate::datastore::{DatastoreConfig, DatastoreKind, PostgresConfig};
 

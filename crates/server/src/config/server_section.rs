@@ -3,9 +3,9 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use config::Section;
+use config::fault::Code;
 use plugin::catalog::ServerPlugins;
-use plugin::config::Section;
-use plugin::fault::Code;
 use spiffe::id::SpiffeId;
 use spiffe::key::KeyType;
 use spiffe::trust_domain::TrustDomain;

@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use plugin::fault::Code;
+use config::fault::Code;
 use spiffe::key::KeyType;
 
 use super::*;

@@ -1,6 +1,6 @@
 //! The store's faults as an operator reads them.
 
-use plugin::fault::{Code, Fault};
+use config::fault::{Code, Fault};
 
 use super::DatastoreError;
 

@@ -6,7 +6,7 @@ use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt}
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use plugin::fault::{Code, Fault};
+use config::fault::{Code, Fault};
 use proto::authority_filter::AuthorityFilter;
 use tokio::net::{UnixListener, UnixStream};
 

@@ -6,13 +6,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use config::fault::Fault;
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use plugin::fault::Fault;
 use tokio::net::{TcpListener, TcpStream};
 
 use super::lines::Lines;
@@ -20,7 +20,7 @@ use super::pause_after_failed_accept;
 use super::tcp::listen;
 use crate::config::HealthConfig;
 use crate::health::Health;
-use crate::tasks::Shutdown;
+use daemon::tasks::Shutdown;
 
 const MAX_CONNECTIONS: usize = 64;
 /// A probe is one short request; whatever takes longer is not a probe.

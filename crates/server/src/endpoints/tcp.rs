@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use plugin::fault::{Code, Fault};
+use config::fault::{Code, Fault};
 use rustls::ServerConfig;
 use spiffe::tls::peer_svid;
 use tokio::net::{TcpListener, TcpStream};

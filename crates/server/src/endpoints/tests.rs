@@ -2,7 +2,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use plugin::fault::Code;
+use config::fault::Code;
 use proto::spire::api::server::agent::v1::agent_client::AgentClient;
 use proto::spire::api::server::agent::v1::{ListAgentsRequest, PostStatusRequest};
 use proto::spire::api::server::bundle::v1::GetBundleRequest;

@@ -12,7 +12,7 @@ use tokio::sync::Notify;
 
 use super::view::has_children;
 use crate::registry::{Change, Kind, Object, Registry};
-use crate::tasks::Shutdown;
+use daemon::tasks::Shutdown;
 
 /// Steps from an entry up to the agents before everybody is told to look.
 const CLIMB_LIMIT: usize = 256;

@@ -15,7 +15,7 @@ use spiffe::key::{KeyPair, KeyType, Signer};
 use zeroize::{Zeroize, Zeroizing};
 
 use crate::key_manager::{Error, KeyManager};
-use crate::private_file;
+use config::private_file;
 
 /// A server has six keys, an agent two: this is far beyond either.
 const MAX_BYTES: u64 = 1 << 20;
@@ -176,7 +176,7 @@ fn encode(keys: &BTreeMap<String, Arc<KeyPair>>) -> Result<Zeroizing<Vec<u8>>, E
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fault::Code;
+    use config::fault::Code;
     use spiffe::key::SignatureScheme;
     use std::os::unix::fs::PermissionsExt;
 

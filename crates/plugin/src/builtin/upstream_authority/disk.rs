@@ -15,9 +15,9 @@ use spiffe::random::Random;
 use spiffe::trust_domain::TrustDomain;
 use spiffe::x509::{CaTemplate, Certificate, Issuer, issue_ca, random_serial};
 
-use crate::config::Section;
-use crate::private_file;
 use crate::upstream_authority::{Error, MintedCa, UpstreamAuthority};
+use config::Section;
+use config::private_file;
 
 /// SPIRE: `DefaultUpstreamCATTL`.
 const DEFAULT_TTL: Duration = Duration::from_secs(3600);

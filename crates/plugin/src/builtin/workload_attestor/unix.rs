@@ -15,8 +15,8 @@ use spiffe::clock::Clock;
 use spiffe::selector::Selector;
 use tokio::sync::Semaphore;
 
-use crate::config::Section;
 use crate::workload_attestor::{Error, Peer, WorkloadAttestor};
+use config::Section;
 use digest::Digests;
 use names::Names;
 

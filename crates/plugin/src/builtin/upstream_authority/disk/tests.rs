@@ -1,7 +1,7 @@
 //! The upstream authority on real files.
 
 use super::*;
-use crate::fault::Code;
+use config::fault::Code;
 use spiffe::clock::{ManualClock, from_unix};
 use spiffe::csr::build_csr;
 use spiffe::key::KeyType;

@@ -1,7 +1,7 @@
 //! The attestor on real processes.
 
 use super::*;
-use crate::config::Document;
+use config::Document;
 use spiffe::clock::{ManualClock, SystemClock};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};

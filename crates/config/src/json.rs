@@ -3,7 +3,7 @@
 //! serde_json decides what is JSON and reads strings; this walk over a text already known to be valid only finds where
 //! things stand, which serde_json does not tell.
 
-use super::syntax::{Item, ItemId, MAX_DEPTH, Node, Span, SyntaxError, Tree, Value};
+use crate::syntax::{Item, ItemId, MAX_DEPTH, Node, Span, SyntaxError, Tree, Value};
 
 pub(super) fn parse(text: &str) -> Result<Tree, SyntaxError> {
     if let Err(error) = serde_json::from_str::<serde::de::IgnoredAny>(text) {

@@ -1,22 +1,4 @@
-//! The configuration language: SPIRE's HCL 1 and JSON, with true positions.
-//!
-//! Owns reading text into a [`Document`], the typed access through [`Section`], and the faults found on the way. It
-//! knows no key of any daemon: whoever reads a section says by reading which keys exist, and what nobody read is
-//! reported as unknown. Values are never quoted in faults, for they may be secrets.
-
-mod duration;
-mod expand;
-mod json;
-mod parser;
-mod scanner;
-mod section;
-mod source;
-mod suggest;
-mod syntax;
-
-pub use duration::parse_duration;
-pub use section::{Located, Section};
-pub use suggest::closest;
+//! A configuration file that was read.
 
 use std::fmt;
 use std::io::Read;
@@ -24,8 +6,10 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::fault::{Code, Fault, Faults};
-use section::Shared;
-use source::Source;
+use crate::json;
+use crate::parser;
+use crate::section::{Section, Shared};
+use crate::source::Source;
 
 /// The largest configuration file that is read.
 pub const MAX_BYTES: usize = 4 << 20;
@@ -36,7 +20,7 @@ pub type Environment<'a> = &'a dyn Fn(&str) -> Option<String>;
 /// A configuration file that was read, and everything found wrong with it so far.
 #[derive(Clone)]
 pub struct Document {
-    shared: Arc<Shared>,
+    pub(crate) shared: Arc<Shared>,
 }
 
 impl Document {

@@ -9,16 +9,16 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::duration::parse_duration;
-use super::suggest::closest;
-use super::syntax::{Item, ItemId, Node, Span, Value};
+use crate::duration::parse_duration;
 use crate::fault::Code;
+use crate::suggest::closest;
+use crate::syntax::{Item, ItemId, Node, Span, Value};
 
 /// A value and where it stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Located<T> {
     pub value: T,
-    pub(in crate::config) span: Span,
+    pub(crate) span: Span,
 }
 
 /// A block of the configuration, or several blocks of the same name taken together.
@@ -28,8 +28,8 @@ pub struct Located<T> {
 /// section.
 #[derive(Clone)]
 pub struct Section {
-    pub(in crate::config) shared: Arc<Shared>,
-    pub(in crate::config) items: Vec<ItemId>,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) items: Vec<ItemId>,
     /// `server.federation`, for messages; empty for the top level.
     path: Arc<str>,
     /// The name of the block; nothing for the top level and for a block that is not there.
@@ -37,7 +37,7 @@ pub struct Section {
 }
 
 impl Section {
-    pub(in crate::config) fn root(shared: &Arc<Shared>) -> Self {
+    pub(crate) fn root(shared: &Arc<Shared>) -> Self {
         let section = Self {
             shared: Arc::clone(shared),
             items: shared.tree.root.clone(),
@@ -348,15 +348,15 @@ impl Section {
     }
 
     /// Where the value of a key stands.
-    pub(in crate::config) fn value_span(&self, key: &str) -> Option<Span> {
+    pub(crate) fn value_span(&self, key: &str) -> Option<Span> {
         self.items_named(key).next().map(|(item, _)| item.node.span)
     }
 
-    pub(in crate::config) fn head(&self) -> Option<Span> {
+    pub(crate) fn head(&self) -> Option<Span> {
         self.head
     }
 
-    pub(in crate::config) fn full_name(&self, key: &str) -> String {
+    pub(crate) fn full_name(&self, key: &str) -> String {
         if self.path.is_empty() {
             key.to_owned()
         } else {

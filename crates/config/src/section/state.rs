@@ -3,15 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use crate::config::Document;
-use crate::config::source::Source;
-use crate::config::suggest::closest;
-use crate::config::syntax::{ItemId, Tree, Value};
+use crate::document::Document;
 use crate::fault::{Code, Fault};
+use crate::source::Source;
+use crate::suggest::closest;
+use crate::syntax::{ItemId, Tree, Value};
 
-pub(in crate::config) struct Shared {
-    pub(in crate::config) source: Source,
-    pub(in crate::config) tree: Tree,
+pub(crate) struct Shared {
+    pub(crate) source: Source,
+    pub(crate) tree: Tree,
     state: Mutex<State>,
 }
 
@@ -34,7 +34,7 @@ struct State {
 }
 
 impl Shared {
-    pub(in crate::config) fn new(source: Source, tree: Tree) -> Self {
+    pub(crate) fn new(source: Source, tree: Tree) -> Self {
         Self {
             source,
             tree,
@@ -109,7 +109,7 @@ impl Shared {
         }
     }
 
-    pub(in crate::config) fn finish_all(&self) {
+    pub(crate) fn finish_all(&self) {
         let opened = self.state().opened.clone();
         for (path, items) in opened {
             let items: Vec<ItemId> = items.into_iter().collect();
@@ -122,7 +122,7 @@ impl Shared {
     }
 
     /// All faults in the order of the file, then those of the files it names.
-    pub(in crate::config) fn faults(&self) -> Vec<Fault> {
+    pub(crate) fn faults(&self) -> Vec<Fault> {
         let state = self.state();
         let mut faults = state.faults.clone();
         // What was read after its section was finished exists after all.

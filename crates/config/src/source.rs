@@ -3,10 +3,10 @@
 //! The parser works on the text after the expansion of variables; everything shown is the file's own text, so that
 //! positions are true and the values of variables stay out of messages.
 
-use super::Environment;
-use super::expand::{Piece, expand};
-use super::syntax::Span;
+use crate::Environment;
+use crate::expand::{Piece, expand};
 use crate::fault::Fault;
+use crate::syntax::Span;
 
 pub(super) struct Source {
     name: String,

@@ -1,4 +1,4 @@
-//! The server's background tasks: each has a name, hears of the shutdown, and is awaited with a deadline.
+//! A daemon's background tasks: each has a name, hears of the shutdown, and is awaited with a deadline.
 
 use std::future::Future;
 use std::time::Duration;
@@ -8,17 +8,17 @@ use tokio::task::{Id, JoinError, JoinSet};
 
 /// Told once, to everybody, that the server stops.
 #[derive(Debug, Clone)]
-pub(crate) struct Shutdown(watch::Receiver<bool>);
+pub struct Shutdown(watch::Receiver<bool>);
 
 impl Shutdown {
     /// Returns when the server stops, at once if it already does.
-    pub(crate) async fn requested(&mut self) {
+    pub async fn requested(&mut self) {
         // An error means that the sender is gone, which is a shutdown too.
         drop(self.0.wait_for(|stop| *stop).await.map(|_| ()));
     }
 
     /// Sleeps, or returns false early because the server stops.
-    pub(crate) async fn sleep(&mut self, period: Duration) -> bool {
+    pub async fn sleep(&mut self, period: Duration) -> bool {
         tokio::select! {
             () = self.requested() => false,
             () = tokio::time::sleep(period) => true,
@@ -28,14 +28,14 @@ impl Shutdown {
 
 /// The set of running tasks.
 #[derive(Debug)]
-pub(crate) struct Tasks {
+pub struct Tasks {
     stop: watch::Sender<bool>,
     set: JoinSet<()>,
     names: Vec<(Id, &'static str)>,
 }
 
 impl Tasks {
-    pub(crate) fn new() -> Self {
+    pub fn new() -> Self {
         Self {
             stop: watch::channel(false).0,
             set: JoinSet::new(),
@@ -43,11 +43,11 @@ impl Tasks {
         }
     }
 
-    pub(crate) fn shutdown(&self) -> Shutdown {
+    pub fn shutdown(&self) -> Shutdown {
         Shutdown(self.stop.subscribe())
     }
 
-    pub(crate) fn spawn<F>(&mut self, name: &'static str, task: F)
+    pub fn spawn<F>(&mut self, name: &'static str, task: F)
     where
         F: Future<Output = ()> + Send + 'static,
     {
@@ -56,7 +56,7 @@ impl Tasks {
     }
 
     /// Returns the name of the first task that ended although nobody asked it to, which no task does in health.
-    pub(crate) async fn first_to_end(&mut self) -> &'static str {
+    pub async fn first_to_end(&mut self) -> &'static str {
         match self.set.join_next_with_id().await {
             None => std::future::pending().await,
             Some(ended) => self.named(&ended),
@@ -75,7 +75,7 @@ impl Tasks {
     }
 
     /// Asks every task to stop and waits. What is still running at the deadline is cut off; returns those names.
-    pub(crate) async fn stop(mut self, deadline: Duration) -> Vec<&'static str> {
+    pub async fn stop(mut self, deadline: Duration) -> Vec<&'static str> {
         self.stop.send_replace(true);
         let names = std::mem::take(&mut self.names);
         let mut running = names.clone();

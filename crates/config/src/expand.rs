@@ -3,7 +3,7 @@
 //! Follows the rules of Go's `os.Expand`, for SPIRE's files are written to them, and remembers which piece of the
 //! result came from where, so that positions are those of the file and not of what the variables made of it.
 
-use super::Environment;
+use crate::Environment;
 
 /// A run of the expanded text.
 pub(super) struct Piece {

@@ -3,8 +3,8 @@
 //! Takes what SPIRE's parser takes: a comma after any item, several items on a line, quoted keys, blocks within
 //! `= { }`, and no difference between `key { }` and `key = { }`. Stops at the first error.
 
-use super::scanner::{Scanner, Token};
-use super::syntax::{Item, ItemId, MAX_DEPTH, Node, Span, SyntaxError, Tree, Value};
+use crate::scanner::{Scanner, Token};
+use crate::syntax::{Item, ItemId, MAX_DEPTH, Node, Span, SyntaxError, Tree, Value};
 
 pub(super) fn parse(text: &str) -> Result<Tree, SyntaxError> {
     let mut scanner = Scanner::new(text);

@@ -1,9 +1,9 @@
 //! How a reader of a section says that something in it is wrong.
 
 use super::{Located, Section};
-use crate::config::Document;
-use crate::config::syntax::{Node, Span, Value};
+use crate::document::Document;
 use crate::fault::{Code, Fault};
+use crate::syntax::{Node, Span, Value};
 
 impl Section {
     /// Records that the value of `key` is not allowed. An empty hint is none.
@@ -76,13 +76,7 @@ impl Section {
         self.shared.finish(self.path(), &self.items);
     }
 
-    pub(in crate::config) fn fault_span(
-        &self,
-        code: Code,
-        span: Span,
-        what: impl Into<String>,
-        hint: &str,
-    ) {
+    pub(crate) fn fault_span(&self, code: Code, span: Span, what: impl Into<String>, hint: &str) {
         let fault = self
             .shared
             .source

@@ -1,6 +1,6 @@
 //! Tokens of HCL 1 (`hashicorp/hcl` 1.0, not HCL 2), each with its place.
 
-use super::syntax::{Span, SyntaxError};
+use crate::syntax::{Span, SyntaxError};
 
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Token {
