@@ -22,6 +22,7 @@ mod jwt;
 mod node_svid;
 mod poll;
 mod svids;
+mod unreadable;
 mod watching;
 
 pub(crate) use jwt::JwtOrder;
@@ -70,7 +71,7 @@ struct Done {
 #[derive(Debug)]
 enum Outcome {
     Status(Result<(), LinkError>),
-    Polled(Result<Delta, LinkError>),
+    Polled(Result<poll::Polled, LinkError>),
     WatchOpened(Result<tonic::Streaming<WatchEvent>, LinkError>),
     WatchSaid(
         Box<tonic::Streaming<WatchEvent>>,
@@ -111,6 +112,7 @@ pub(crate) struct Sync {
     watch_backoff: Backoff,
     changes: watching::Changes,
     tainted: poll::Tainted,
+    unreadable: unreadable::UnreadableBundles,
 
     svids: svids::Line,
     jwt: jwt::Line,
@@ -159,6 +161,7 @@ impl Sync {
             watch_backoff: backoff(FIRST_WATCH_PAUSE, LONGEST_WATCH_PAUSE),
             changes: watching::Changes::default(),
             tainted: poll::Tainted::default(),
+            unreadable: unreadable::UnreadableBundles::default(),
             svids: svids::Line::new(
                 KeyPool::new(node.config.workload_key_type),
                 backoff(FIRST_SVID_PAUSE, LONGEST_SVID_PAUSE),

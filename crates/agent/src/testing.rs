@@ -87,6 +87,24 @@ fn make_bundle(name: &str) -> Bundle {
     bundle
 }
 
+/// The bundle of a partner whose root has a key of a kind that SPIFFE's documents do not name: Ed25519.
+pub(crate) fn ed25519_bundle(name: &str) -> proto::spire::api::types::Bundle {
+    let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ED25519).unwrap();
+    let mut params = rcgen::CertificateParams::default();
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let uri = format!("spiffe://{name}").as_str().try_into().unwrap();
+    params.subject_alt_names = vec![rcgen::SanType::URI(uri)];
+    let root = params.self_signed(&key).unwrap();
+    proto::spire::api::types::Bundle {
+        trust_domain: name.to_owned(),
+        x509_authorities: vec![proto::spire::api::types::X509Certificate {
+            asn1: root.der().to_vec(),
+            tainted: false,
+        }],
+        ..Default::default()
+    }
+}
+
 /// A self-signed authority that signs what tests need.
 #[derive(Debug, Clone)]
 pub(crate) struct Authority {

@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use config::fault::Fault;
-use futures_util::{StreamExt as _, TryStreamExt as _};
+use futures_util::StreamExt as _;
 use spiffe::bundle::Bundle;
+use spiffe::entry::Entry;
 use spiffe::trust_domain::TrustDomain;
 
 use super::{Following, Outcome, Sync};
@@ -14,6 +15,14 @@ use crate::link::{Known, Link, LinkError, WireEntries};
 
 /// SPIRE: federated bundles are fetched by ten at a time.
 const SIDE_BY_SIDE: usize = 10;
+
+/// What one sync with the server brought.
+#[derive(Debug)]
+pub(super) struct Polled {
+    delta: Delta,
+    /// Trust domains whose bundle could not be had this time, and why. The cache keeps the bundle it has.
+    unreadable: Vec<(TrustDomain, LinkError)>,
+}
 
 impl Sync {
     pub(super) fn poll(&mut self) {
@@ -31,13 +40,22 @@ impl Sync {
     pub(super) fn polled(
         &mut self,
         current: bool,
-        outcome: Result<Delta, LinkError>,
+        outcome: Result<Polled, LinkError>,
     ) -> Result<(), Fault> {
         if let Following::Poll { busy, .. } = &mut self.following {
             *busy = false;
         }
         match outcome {
-            Ok(delta) => {
+            Ok(Polled { delta, unreadable }) => {
+                for bundle in &delta.bundles {
+                    self.unreadable.clear(bundle.trust_domain.as_str());
+                }
+                self.unreadable
+                    .keep_only(|name| unreadable.iter().any(|(named, _)| named.as_str() == name));
+                for (trust_domain, error) in &unreadable {
+                    self.unreadable
+                        .report(trust_domain.as_str(), &error.to_string());
+                }
                 self.apply(delta);
                 self.synced();
                 self.pause_after_sync();
@@ -51,21 +69,17 @@ impl Sync {
     }
 }
 
-async fn fetch(link: &Link, cache: &Cache, own: &TrustDomain) -> Result<Delta, LinkError> {
+/// The server's own bundle and the node's entries have to arrive; of the bundles that the entries name, each stands
+/// for itself, since another organisation decides what is in it.
+async fn fetch(link: &Link, cache: &Cache, own: &TrustDomain) -> Result<Polled, LinkError> {
+    let own_bundle = link.bundle().await?;
+    if own_bundle.trust_domain != *own || own_bundle.x509_authorities.is_empty() {
+        return Err(LinkError::malformed(
+            "the server's bundle is empty or of another trust domain",
+        ));
+    }
     let held = cache.entries();
-    let known: BTreeMap<Arc<str>, Known> = held
-        .iter()
-        .map(|entry| {
-            (
-                Arc::clone(&entry.id),
-                Known {
-                    revision_number: entry.revision_number,
-                    created_at: entry.created_at,
-                },
-            )
-        })
-        .collect();
-    let WireEntries { entries, removed } = link.sync_entries(&known).await?;
+    let WireEntries { entries, removed } = link.sync_entries(&known(&held)).await?;
 
     let gone: BTreeSet<&Arc<str>> = removed.iter().collect();
     let replaced: BTreeSet<&Arc<str>> = entries.iter().map(|entry| &entry.id).collect();
@@ -76,35 +90,82 @@ async fn fetch(link: &Link, cache: &Cache, own: &TrustDomain) -> Result<Delta, L
         .flat_map(|entry| entry.federates_with.iter().cloned())
         .filter(|trust_domain| trust_domain != own)
         .collect();
-    let fetched: Vec<Option<Bundle>> = futures_util::stream::iter(foreign.clone())
-        .map(|trust_domain| async move { link.federated_bundle(&trust_domain).await })
-        .buffered(SIDE_BY_SIDE)
-        .try_collect()
-        .await?;
-    let mut bundles: Vec<Bundle> = fetched.into_iter().flatten().collect();
-    let present: BTreeSet<TrustDomain> = bundles
-        .iter()
-        .map(|bundle| bundle.trust_domain.clone())
-        .collect();
-    let own_bundle = link.bundle().await?;
-    if own_bundle.trust_domain != *own || own_bundle.x509_authorities.is_empty() {
-        return Err(LinkError::malformed(
-            "the server's bundle is empty or of another trust domain",
-        ));
-    }
-    bundles.push(own_bundle);
+    let Federated {
+        mut bundles,
+        unreadable,
+    } = federated(link, foreign).await?;
+    let stays = |trust_domain: &TrustDomain| {
+        trust_domain == own
+            || bundles
+                .iter()
+                .any(|bundle| bundle.trust_domain == *trust_domain)
+            || unreadable.iter().any(|(named, _)| named == trust_domain)
+    };
     let removed_bundles = cache
         .bundles()
         .iter()
         .map(|bundle| bundle.trust_domain.clone())
-        .filter(|trust_domain| trust_domain != own && !present.contains(trust_domain))
+        .filter(|trust_domain| !stays(trust_domain))
         .collect();
-    Ok(Delta {
-        entries,
-        removed_entries: removed,
-        bundles,
-        removed_bundles,
+    bundles.push(own_bundle);
+    Ok(Polled {
+        delta: Delta {
+            entries,
+            removed_entries: removed,
+            bundles,
+            removed_bundles,
+        },
+        unreadable,
     })
+}
+
+fn known(held: &[Arc<Entry>]) -> BTreeMap<Arc<str>, Known> {
+    held.iter()
+        .map(|entry| {
+            let known = Known {
+                revision_number: entry.revision_number,
+                created_at: entry.created_at,
+            };
+            (Arc::clone(&entry.id), known)
+        })
+        .collect()
+}
+
+/// Bundles of other trust domains.
+struct Federated {
+    bundles: Vec<Bundle>,
+    unreadable: Vec<(TrustDomain, LinkError)>,
+}
+
+/// Asks for the bundles of `foreign`. A bundle that the server does not have is in neither list.
+///
+/// # Errors
+/// Only what says that the node itself is not wanted any more.
+async fn federated(link: &Link, foreign: BTreeSet<TrustDomain>) -> Result<Federated, LinkError> {
+    let mut answers = futures_util::stream::iter(foreign)
+        .map(|trust_domain| async move {
+            let answer = link.federated_bundle(&trust_domain).await;
+            (trust_domain, answer)
+        })
+        .buffered(SIDE_BY_SIDE);
+    let mut found = Federated {
+        bundles: Vec::new(),
+        unreadable: Vec::new(),
+    };
+    while let Some((trust_domain, answer)) = answers.next().await {
+        match answer {
+            Ok(Some(bundle)) if bundle.trust_domain == trust_domain => found.bundles.push(bundle),
+            Ok(Some(other)) => {
+                let error =
+                    LinkError::malformed(format!("it is the bundle of {}", other.trust_domain));
+                found.unreadable.push((trust_domain, error));
+            }
+            Ok(None) => {}
+            Err(error @ (LinkError::Banned | LinkError::MustReattest(_))) => return Err(error),
+            Err(error) => found.unreadable.push((trust_domain, error)),
+        }
+    }
+    Ok(found)
 }
 
 /// The tainted authorities that were dealt with already.

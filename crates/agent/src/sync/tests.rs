@@ -3,6 +3,7 @@ use std::path::Path;
 use config::Document;
 use proto::spire::api::types::permission_denied_details::Reason;
 use spiffe::random::SystemRandom;
+use spiffe::trust_domain::TrustDomain;
 use tokio::task::JoinHandle;
 use tonic::Status;
 
@@ -14,7 +15,7 @@ use crate::config::{Config, Overrides};
 use crate::state::StateDir;
 use crate::stop::Stopper;
 use crate::testing::fake_server::{FakeServer, denied};
-use crate::testing::{MovedClock, bundle, entry, selectors, trust_domain};
+use crate::testing::{MovedClock, bundle, ed25519_bundle, entry, selectors, trust_domain};
 
 const LONG: Duration = Duration::from_secs(20);
 
@@ -265,6 +266,150 @@ async fn federated_bundles_come_and_go_with_the_entries_that_name_them() {
         update.has_identity() && update.federated.is_empty()
     })
     .await;
+}
+
+/// An entry of two partners beside one of its own.
+fn add_with_partners(server: &FakeServer) {
+    let mut federated = spiffe::entry::Entry::clone(&entry("a", "/a", &["unix:uid:1"]));
+    federated.federates_with = ["partner.test", "other.test"]
+        .map(|name| TrustDomain::parse(name).unwrap())
+        .into();
+    add(server, &Arc::new(federated));
+    add(server, &entry("b", "/b", &["unix:uid:2"]));
+    server.change(|state| {
+        for name in ["partner.test", "other.test"] {
+            drop(state.federated.insert(name.into(), bundle(name)));
+        }
+    });
+}
+
+fn add_authority(server: &FakeServer) {
+    let next = crate::testing::Authority::new(&trust_domain());
+    server.change(|state| state.bundle.add_x509_authority(next.certificate.clone()));
+}
+
+#[tokio::test]
+async fn a_partners_bundle_that_cannot_be_read_holds_up_nobody_else() {
+    let f = start(|server| {
+        add_with_partners(server);
+        server.change(|state| {
+            let unknown = ed25519_bundle("partner.test");
+            proto::convert::bundle_from_wire(&unknown).unwrap_err();
+            state
+                .federated_as_sent
+                .insert("partner.test".into(), unknown);
+        });
+    })
+    .await;
+    let update = f
+        .until(&["unix:uid:1"], |update| {
+            update.is_complete() && update.has_identity()
+        })
+        .await;
+    let partners: Vec<_> = update
+        .federated
+        .iter()
+        .map(|partner| partner.bundle.trust_domain.as_str())
+        .collect();
+    assert_eq!(partners, ["other.test"]);
+    f.until(&["unix:uid:2"], |update| update.has_identity())
+        .await;
+    assert!(*f.cache.ready().borrow());
+    add_authority(&f.server);
+    f.until(&["unix:uid:2"], |update| own_authorities(update) == 2)
+        .await;
+}
+
+#[tokio::test]
+async fn the_last_good_bundle_of_a_partner_stays_while_the_next_one_cannot_be_read() {
+    let f = start(add_with_partners).await;
+    f.until(&["unix:uid:1"], |update| update.federated.len() == 2)
+        .await;
+    f.server.change(|state| {
+        state
+            .federated_as_sent
+            .insert("partner.test".into(), ed25519_bundle("partner.test"));
+        state.federated.remove("other.test");
+    });
+    f.server
+        .fault("GetFederatedBundle", Status::internal("cannot say"));
+    add_authority(&f.server);
+    let update = f
+        .until(&["unix:uid:1"], |update| {
+            own_authorities(update) == 2 && update.federated.len() == 1
+        })
+        .await;
+    assert_eq!(*update.federated[0].bundle, bundle("partner.test"));
+}
+
+#[tokio::test]
+async fn a_partners_bundle_under_another_name_is_not_taken() {
+    let f = start(|server| {
+        add_with_partners(server);
+        let own = proto::convert::bundle_to_wire(&bundle("example.org"), None);
+        server.change(|state| drop(state.federated_as_sent.insert("partner.test".into(), own)));
+    })
+    .await;
+    let update = f
+        .until(&["unix:uid:1"], |update| update.federated.len() == 1)
+        .await;
+    assert_eq!(own_authorities(&update), 1);
+    assert_eq!(*update.federated[0].bundle, bundle("other.test"));
+    let own = update.own.as_ref().unwrap();
+    assert_eq!(*own.bundle, f.server.state.lock().unwrap().bundle);
+}
+
+#[tokio::test]
+async fn a_stream_with_a_bundle_that_cannot_be_read_keeps_the_last_good_one() {
+    let f = start(|server| {
+        server.change(|state| state.watch = true);
+        add_with_partners(server);
+    })
+    .await;
+    f.until(&["unix:uid:1"], |update| update.has_identity())
+        .await;
+    let (entries, own) = {
+        let state = f.server.state.lock().unwrap();
+        let wire = |entry: &Arc<spiffe::entry::Entry>| proto::convert::entry_to_wire(entry, None);
+        let entries: Vec<_> = state.entries.values().map(wire).collect();
+        (entries, proto::convert::bundle_to_wire(&state.bundle, None))
+    };
+    let everything = |revision, partner| WatchEvent {
+        revision,
+        epoch: "e1".into(),
+        reset: true,
+        entries: entries.clone(),
+        bundles: vec![own.clone(), partner],
+        ..Default::default()
+    };
+    let good = proto::convert::bundle_to_wire(&bundle("partner.test"), None);
+    f.server.events.send(everything(2, good)).unwrap();
+    f.until(&["unix:uid:1"], |update| update.federated.len() == 1)
+        .await;
+    let mut next = everything(3, ed25519_bundle("partner.test"));
+    next.entries.retain(|entry| entry.id == "a");
+    f.server.events.send(next).unwrap();
+    f.until(&["unix:uid:2"], |update| update.entries.is_empty())
+        .await;
+    let update = f
+        .until(&["unix:uid:1"], |update| update.has_identity())
+        .await;
+    assert_eq!(*update.federated[0].bundle, bundle("partner.test"));
+}
+
+#[tokio::test]
+async fn a_ban_is_not_missed_among_the_bundles() {
+    let f = start(add_with_partners).await;
+    f.server
+        .fault("GetFederatedBundle", denied(Reason::AgentBanned));
+    assert_eq!(f.ends_with().await.code, Code::AgentBanned);
+}
+
+fn own_authorities(update: &WorkloadUpdate) -> usize {
+    update
+        .own
+        .as_ref()
+        .map_or(0, |own| own.bundle.x509_authorities.len())
 }
 
 #[tokio::test]

@@ -9,6 +9,7 @@ use spiffe::trust_domain::TrustDomain;
 use tokio::time::Instant;
 use tonic::Streaming;
 
+use super::unreadable::UnreadableBundles;
 use super::{Following, Outcome, Sync, VERSION};
 use crate::cache::{Cache, Delta};
 use crate::link::LinkError;
@@ -25,16 +26,23 @@ pub(super) struct Changes {
 struct Gathered {
     reset: bool,
     delta: Delta,
+    /// Trust domains whose bundle could not be read: what the cache has of them stays, also after a reset.
+    unreadable: BTreeSet<TrustDomain>,
 }
 
 impl Changes {
     /// Adds a message; gives the whole change when it was the last of its revision.
-    fn take(&mut self, event: WatchEvent, cache: &Cache) -> Option<Delta> {
+    fn take(
+        &mut self,
+        event: WatchEvent,
+        cache: &Cache,
+        reports: &mut UnreadableBundles,
+    ) -> Option<Delta> {
         let gathered = self.gathered.get_or_insert_default();
         if event.reset {
             *gathered = Gathered {
                 reset: true,
-                delta: Delta::default(),
+                ..Gathered::default()
             };
         }
         for wire in &event.entries {
@@ -53,25 +61,36 @@ impl Changes {
         );
         for wire in &event.bundles {
             match proto::convert::bundle_from_wire(wire) {
-                Ok(bundle) => gathered.delta.bundles.push(bundle),
+                Ok(bundle) => {
+                    reports.clear(&wire.trust_domain);
+                    gathered.delta.bundles.push(bundle);
+                }
                 Err(because) => {
-                    tracing::warn!(trust_domain = %wire.trust_domain, %because, "server sent a malformed bundle; it is left out");
+                    reports.report(&wire.trust_domain, &because.to_string());
+                    gathered
+                        .unreadable
+                        .extend(TrustDomain::parse(&wire.trust_domain).ok());
                 }
             }
         }
-        gathered.delta.removed_bundles.extend(
-            event
+        for name in &event.removed_bundles {
+            reports.clear(name);
+            gathered
+                .delta
                 .removed_bundles
-                .iter()
-                .filter_map(|name| TrustDomain::parse(name).ok()),
-        );
+                .extend(TrustDomain::parse(name).ok());
+        }
         if event.more {
             return None;
         }
         (self.cursor, self.epoch) = (event.revision, event.epoch);
-        let Gathered { reset, mut delta } = self.gathered.take()?;
+        let Gathered {
+            reset,
+            mut delta,
+            unreadable,
+        } = self.gathered.take()?;
         if reset {
-            forget_the_rest(&mut delta, cache);
+            forget_the_rest(&mut delta, &unreadable, cache);
         }
         Some(delta)
     }
@@ -83,7 +102,7 @@ impl Changes {
 }
 
 /// After a reset, what the full list does not name is gone.
-fn forget_the_rest(delta: &mut Delta, cache: &Cache) {
+fn forget_the_rest(delta: &mut Delta, unreadable: &BTreeSet<TrustDomain>, cache: &Cache) {
     let named: BTreeSet<Arc<str>> = delta
         .entries
         .iter()
@@ -100,6 +119,7 @@ fn forget_the_rest(delta: &mut Delta, cache: &Cache) {
         .bundles
         .iter()
         .map(|bundle| bundle.trust_domain.clone())
+        .chain(unreadable.iter().cloned())
         .collect();
     delta.removed_bundles.extend(
         cache
@@ -148,7 +168,7 @@ impl Sync {
         match said {
             Ok(Some(event)) => {
                 self.watch_backoff.reset();
-                if let Some(delta) = self.changes.take(event, &self.cache) {
+                if let Some(delta) = self.changes.take(event, &self.cache, &mut self.unreadable) {
                     self.apply(delta);
                     self.synced();
                 }

@@ -43,6 +43,8 @@ pub(crate) struct State {
     pub(crate) tokens: BTreeMap<String, TokenState>,
     pub(crate) entries: BTreeMap<String, Arc<Entry>>,
     pub(crate) federated: BTreeMap<String, Bundle>,
+    /// Bundles of other trust domains sent as they are, also what this agent cannot read.
+    pub(crate) federated_as_sent: BTreeMap<String, types::Bundle>,
     pub(crate) bundle: Bundle,
     /// Serve our stream; else it is unimplemented, as with SPIRE.
     pub(crate) watch: bool,
@@ -139,6 +141,7 @@ impl FakeServer {
             ]),
             entries: BTreeMap::new(),
             federated: BTreeMap::new(),
+            federated_as_sent: BTreeMap::new(),
             bundle,
             watch: false,
             svid_life: Duration::from_secs(3600),
@@ -291,6 +294,9 @@ impl FakeServer {
 
     fn federated(&self, name: &str) -> Result<types::Bundle, Status> {
         let state = self.state.lock().unwrap();
+        if let Some(sent) = state.federated_as_sent.get(name) {
+            return Ok(sent.clone());
+        }
         state
             .federated
             .get(name)
