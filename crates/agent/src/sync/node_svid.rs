@@ -150,6 +150,8 @@ impl Sync {
         self.generation += 1;
         self.identity = identity.clone();
         self.identities.send_replace(identity);
+        // The stream of the former link is not listened to any more: the new one sends its last change whole.
+        self.changes.interrupted();
         if let Following::Watch { open } = &mut self.following {
             *open = false;
             self.next_sync = Instant::now();

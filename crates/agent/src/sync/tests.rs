@@ -104,6 +104,16 @@ impl Fixture {
         Arc::clone(&found)
     }
 
+    /// Waits until the node opened this many streams of changes.
+    async fn streams(&self, number: usize) {
+        let opened = async {
+            while self.server.state.lock().unwrap().streams < number {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(LONG, opened).await.expect("in time");
+    }
+
     async fn ends_with(self) -> Fault {
         tokio::time::timeout(LONG, self.running)
             .await
@@ -560,9 +570,47 @@ async fn the_nodes_svid_is_renewed_at_half_life_with_the_other_key() {
     assert!(keys.contains("agent-svid-A") && keys.contains("agent-svid-B"));
     // The stream is taken up on the new link.
     f.status(|status| status.connected).await;
-    while f.server.calls("Watch") < 2 {
-        tokio::task::yield_now().await;
-    }
+    f.streams(2).await;
+}
+
+#[tokio::test]
+async fn half_of_a_change_does_not_outlive_the_link_it_came_on() {
+    let made = entry("a", "/a", &["unix:uid:1"]);
+    let mut f = start(|server| {
+        server.change(|state| state.watch = true);
+        add(server, &made);
+    })
+    .await;
+    f.until(&["unix:uid:1"], |update| update.has_identity())
+        .await;
+    let event = |removed: &[&str], entries, more| WatchEvent {
+        revision: 2,
+        epoch: "e1".into(),
+        removed_entry_ids: removed.iter().map(|id| (*id).to_owned()).collect(),
+        entries,
+        more,
+        ..Default::default()
+    };
+    f.server.events.send(event(&["a"], vec![], true)).unwrap();
+    f.token(&made, "x").await.unwrap();
+    f.ends.identity.borrow_and_update();
+    f.clock.advance(Duration::from_secs(1900));
+    f.token(&made, "y").await.unwrap();
+    tokio::time::timeout(LONG, f.ends.identity.changed())
+        .await
+        .expect("in time")
+        .unwrap();
+    f.streams(2).await;
+    // The server sends the change of this revision whole: by now the entry is there again, with a second one.
+    let wire = |entry: &Arc<spiffe::entry::Entry>| proto::convert::entry_to_wire(entry, None);
+    let second = entry("b", "/b", &["unix:uid:1"]);
+    add(&f.server, &second);
+    f.server
+        .events
+        .send(event(&[], vec![wire(&made), wire(&second)], false))
+        .unwrap();
+    f.until(&["unix:uid:1"], |update| update.entries.len() == 2)
+        .await;
 }
 
 #[tokio::test]

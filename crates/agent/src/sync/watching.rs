@@ -96,7 +96,7 @@ impl Changes {
     }
 
     /// A stream that broke off in the middle of a change is asked for the whole change again.
-    fn interrupted(&mut self) {
+    pub(super) fn interrupted(&mut self) {
         self.gathered = None;
     }
 }

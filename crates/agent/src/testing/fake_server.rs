@@ -58,6 +58,8 @@ pub(crate) struct State {
     pub(crate) refused: BTreeSet<String>,
     pub(crate) calls: BTreeMap<String, usize>,
     pub(crate) revision: u64,
+    /// Streams of changes opened so far; each gets every event sent after it was counted.
+    pub(crate) streams: usize,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -151,6 +153,7 @@ impl FakeServer {
             refused: BTreeSet::new(),
             calls: BTreeMap::new(),
             revision: 1,
+            streams: 0,
         };
         let key = KeyPair::generate(KeyType::EcP256).unwrap();
         let leaf = authority.issue(
@@ -513,7 +516,7 @@ impl FakeServer {
 
     /// Everything first, unless the cursor is current, then what the test sends.
     fn follow(&self, request: &WatchRequest) -> Messages<WatchEvent> {
-        let state = self.state.lock().unwrap();
+        let mut state = self.state.lock().unwrap();
         let current = request.cursor == state.revision && request.epoch == "e1";
         let first = WatchEvent {
             revision: state.revision,
@@ -529,6 +532,7 @@ impl FakeServer {
         };
         let later = tokio_stream::wrappers::BroadcastStream::new(self.events.subscribe())
             .map(|event| event.map_err(|_lagged| Status::unavailable("lagged")));
+        state.streams += 1;
         if current {
             Box::pin(later)
         } else {
