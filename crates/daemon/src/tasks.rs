@@ -34,13 +34,19 @@ pub struct Tasks {
     names: Vec<(Id, &'static str)>,
 }
 
-impl Tasks {
-    pub fn new() -> Self {
+impl Default for Tasks {
+    fn default() -> Self {
         Self {
             stop: watch::channel(false).0,
             set: JoinSet::new(),
             names: Vec::new(),
         }
+    }
+}
+
+impl Tasks {
+    pub fn new() -> Self {
+        Self::default()
     }
 
     pub fn shutdown(&self) -> Shutdown {
