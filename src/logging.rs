@@ -1,23 +1,22 @@
 //! The daemons' log: levels, SPIRE's two formats, and the file that SIGUSR2 reopens.
 
 mod format;
+mod sink;
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::io;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use server::LogControl;
 use tracing::Level;
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::filter::Targets;
-use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Registry, reload};
 
 pub(crate) use format::LogFormat;
+use sink::Sink;
 
 /// The name under which audit events are logged, at every level.
 const AUDIT: &str = "audit";
@@ -80,7 +79,8 @@ impl Log {
         })
     }
 
-    /// Opens the log file anew, after somebody moved it away. Without a file nothing is done.
+    /// Opens the log file again, after log rotation moved it away. Without a file nothing is done; on failure the file
+    /// that is open stays in use.
     pub(crate) fn reopen(&self) -> io::Result<()> {
         self.sink.reopen()
     }
@@ -111,85 +111,10 @@ fn targets(level: LevelFilter) -> Targets {
         .with_target(AUDIT, LevelFilter::INFO)
 }
 
-#[derive(Clone, Debug)]
-struct Sink(Arc<Inner>);
-
-#[derive(Debug)]
-struct Inner {
-    path: Option<PathBuf>,
-    file: Mutex<Option<File>>,
-}
-
-impl Sink {
-    fn open(path: Option<&Path>) -> io::Result<Self> {
-        let file = path.map(append).transpose()?;
-        Ok(Self(Arc::new(Inner {
-            path: path.map(Path::to_owned),
-            file: Mutex::new(file),
-        })))
-    }
-
-    fn reopen(&self) -> io::Result<()> {
-        if let Some(path) = &self.0.path {
-            let file = append(path)?;
-            *self.0.file.lock().unwrap_or_else(PoisonError::into_inner) = Some(file);
-        }
-        Ok(())
-    }
-}
-
-fn append(path: &Path) -> io::Result<File> {
-    OpenOptions::new()
-        .create(true)
-        .append(true)
-        .mode(0o640)
-        .open(path)
-}
-
-impl Write for &Sink {
-    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
-        let guard = self.0.file.lock().unwrap_or_else(PoisonError::into_inner);
-        match guard.as_ref() {
-            Some(mut file) => file.write_all(buffer)?,
-            None => io::stderr().lock().write_all(buffer)?,
-        }
-        Ok(buffer.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-impl<'a> MakeWriter<'a> for Sink {
-    type Writer = &'a Self;
-
-    fn make_writer(&'a self) -> Self::Writer {
-        self
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use super::{Sink, parse_level};
-    use std::io::Write;
+    use super::parse_level;
     use tracing::level_filters::LevelFilter;
-
-    #[test]
-    fn a_moved_file_is_written_anew_after_reopening() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("log");
-        let sink = Sink::open(Some(&path)).unwrap();
-        (&sink).write_all(b"one\n").unwrap();
-        std::fs::rename(&path, dir.path().join("old")).unwrap();
-        sink.reopen().unwrap();
-        (&sink).write_all(b"two\n").unwrap();
-        assert_eq!(std::fs::read_to_string(&path).unwrap(), "two\n");
-        assert_eq!(
-            std::fs::read_to_string(dir.path().join("old")).unwrap(),
-            "one\n"
-        );
-    }
 
     #[test]
     fn knows_the_level_names_of_spire() {

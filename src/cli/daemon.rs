@@ -257,27 +257,49 @@ fn tighten_umask() {
     umask(old | least);
 }
 
-/// Ends at the first SIGINT, SIGTERM or SIGHUP (a closed terminal); until then SIGUSR2 reopens the log file.
+/// Ends at the first SIGINT, SIGTERM or SIGHUP (a closed terminal; SPIRE leaves SIGHUP to its default, which ends the
+/// process too). Until then SIGUSR2 reopens the log file, and SIGUSR1 is the signal by which SPIRE reads plugins'
+/// `plugin_data_file` again and dumps metrics.
 pub(super) fn until_signalled(log: Log) -> Result<impl Future<Output = ()> + Send, CliError> {
     let failed =
         |error: std::io::Error| CliError::failed(format!("cannot listen for signals: {error}"));
     let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
     let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
     let mut hangup = signal(SignalKind::hangup()).map_err(failed)?;
+    let mut reconfigure = signal(SignalKind::user_defined1()).map_err(failed)?;
     let mut reopen = signal(SignalKind::user_defined2()).map_err(failed)?;
     Ok(async move {
         loop {
-            tokio::select! {
-                _ = interrupt.recv() => return,
-                _ = terminate.recv() => return,
-                _ = hangup.recv() => return,
-                _ = reopen.recv() => match log.reopen() {
-                    Ok(()) => tracing::info!("log file reopened"),
-                    Err(error) => tracing::error!(%error, "the log file could not be reopened"),
-                },
-            }
+            let ending = tokio::select! {
+                _ = interrupt.recv() => "SIGINT",
+                _ = terminate.recv() => "SIGTERM",
+                _ = hangup.recv() => "SIGHUP",
+                _ = reconfigure.recv() => {
+                    tracing::info!("SIGUSR1 received: no plugin has a plugin_data_file and no metrics are kept, nothing to do");
+                    continue;
+                }
+                _ = reopen.recv() => {
+                    reopen_log(&log);
+                    continue;
+                }
+            };
+            tracing::info!(signal = ending, "Stopping");
+            return;
         }
     })
+}
+
+/// The one who rotates logs looks at the new file, where nothing can be written: standard error has the warning too.
+fn reopen_log(log: &Log) {
+    match log.reopen() {
+        Ok(()) => tracing::info!("log file reopened"),
+        Err(error) => {
+            tracing::warn!(%error, "the log file could not be reopened; logging goes on in the open one");
+            output::say(&format!(
+                "warning: the log file could not be reopened: {error}; logging goes on in the open one"
+            ));
+        }
+    }
 }
 
 /// How a daemon's end is told: a fault is logged, then printed by the face.

@@ -4,4 +4,5 @@ mod dev;
 mod kill;
 mod noise;
 mod offline;
+mod signals;
 mod trouble;

@@ -124,6 +124,10 @@ pub struct Overrides {
     pub trust_domain: Option<String>,
     pub insecure_bootstrap: Option<bool>,
     pub allow_unauthenticated_verifiers: Option<bool>,
+    pub rebootstrap_mode: Option<String>,
+    pub rebootstrap_delay: Option<String>,
+    pub disable_workload_api: Option<bool>,
+    pub disable_sds_api: Option<bool>,
 }
 
 impl Config {

@@ -70,6 +70,30 @@ const FLAGS: &[Flag] = &[
         Kind::Switch,
         "Give the bundle to callers without an identity too",
     ),
+    flag(
+        "rebootstrapMode",
+        "rebootstrap-mode",
+        Kind::Text,
+        "What to do when the server shows another trust bundle: never, auto or always",
+    ),
+    flag(
+        "rebootstrapDelay",
+        "rebootstrap-delay",
+        Kind::Text,
+        "How long the mismatch must last before the agent bootstraps again",
+    ),
+    flag(
+        "disableWorkloadAPI",
+        "disable-workload-api",
+        Kind::Switch,
+        "Do not serve the SPIFFE Workload API",
+    ),
+    flag(
+        "disableSDSAPI",
+        "disable-sds-api",
+        Kind::Switch,
+        "Do not serve Envoy's SDS API",
+    ),
     DATA_DIR,
     flag(
         "socketPath",
@@ -125,6 +149,10 @@ fn overrides(context: &Context, args: &Args) -> Result<Overrides, CliError> {
         trust_domain: daemon::text(args, "trustDomain"),
         insecure_bootstrap: daemon::switch(args, "insecureBootstrap"),
         allow_unauthenticated_verifiers: daemon::switch(args, "allowUnauthenticatedVerifiers"),
+        rebootstrap_mode: daemon::text(args, "rebootstrapMode"),
+        rebootstrap_delay: daemon::text(args, "rebootstrapDelay"),
+        disable_workload_api: daemon::switch(args, "disableWorkloadAPI"),
+        disable_sds_api: daemon::switch(args, "disableSDSAPI"),
     })
 }
 

@@ -1,7 +1,7 @@
 use super::{Stop, parse};
 use crate::cli::args::Args;
 use crate::cli::output::Output;
-use crate::cli::spec::{Command, Endpoint, Flag, Kind, Program, Surface, flag};
+use crate::cli::spec::{Command, Endpoint, Flag, Kind, Program, Surface, flag, shared_flags};
 
 const FLAGS: &[Flag] = &[
     flag("spiffeID", "spiffe-id", Kind::Text, "the ID"),
@@ -107,4 +107,49 @@ fn faults_are_worded_as_go_words_them() {
 fn stops_at_two_dashes_and_at_the_first_word() {
     assert_eq!(read(&["--", "-admin"]).unwrap().rest, ["-admin"]);
     assert_eq!(read(&["word", "-admin"]).unwrap().rest, ["word", "-admin"]);
+}
+
+/// The names of the flags that the shim takes for a command, in the order of the alphabet.
+fn flag_names(command: &Command) -> String {
+    let shared = shared_flags(command);
+    let mut names: Vec<&str> = command
+        .flags
+        .iter()
+        .chain(&shared)
+        .map(|flag| flag.spire)
+        .filter(|name| !name.is_empty())
+        .collect();
+    names.sort_by_key(|name| name.to_lowercase());
+    names.join(" ")
+}
+
+/// Which commands SPIRE has and with which flags is a fact of SPIRE 1.15: its commands print it with `-help`.
+#[test]
+fn each_command_takes_exactly_the_flags_that_spire_gives_it() {
+    let commands = crate::cli::commands();
+    let shim = |command: &&Command| command.surface == Surface::Both;
+    let mut known = Vec::new();
+    for line in include_str!("spire_1_15.txt")
+        .lines()
+        .filter(|line| !line.starts_with('#'))
+    {
+        let (words, expected) = line.split_once(": ").unwrap();
+        let found = commands
+            .iter()
+            .filter(shim)
+            .find(|command| command.words().join(" ") == words.trim_start_matches("- "));
+        match (words.strip_prefix("- "), found) {
+            (Some(_missing), None) => {}
+            (Some(words), Some(_)) => panic!("{words} is there: take its minus sign away"),
+            (None, None) => panic!("{words} is missing"),
+            (None, Some(command)) => {
+                assert_eq!(flag_names(command), expected, "{words}");
+                known.push(words);
+            }
+        }
+    }
+    for command in commands.iter().filter(shim) {
+        let words = command.words().join(" ");
+        assert!(known.contains(&words.as_str()), "SPIRE has no {words}");
+    }
 }

@@ -39,6 +39,7 @@ pub(super) fn read(
     }
     let agent = root.section("agent")?;
     refuse_unsupported(&agent);
+    rebootstrap(&agent, flags);
     let experimental = agent.section_or_empty("experimental");
     let trust = trust::read(&agent, flags);
     let trust_domain = trust_domain(&agent, flags);
@@ -65,7 +66,9 @@ pub(super) fn read(
         .strings("allowed_foreign_jwt_claims")
         .unwrap_or_default();
     let allow = agent.boolean("allow_unauthenticated_verifiers");
-    let disabled = agent.boolean("disable_workload_api").unwrap_or(false);
+    let disabled = agent.boolean("disable_workload_api");
+    let disabled = flags.disable_workload_api.or(disabled).unwrap_or(false);
+    sds(&agent, flags);
     let data_dir = flags
         .data_dir
         .clone()
@@ -119,31 +122,6 @@ fn refuse_unsupported(agent: &Section) {
         ("profiling_freq", ""),
         ("profiling_names", ""),
     ]);
-    match agent.one_of("rebootstrap_mode", &["never", "auto", "always"]) {
-        None | Some("never") => {}
-        Some(mode) => agent.fault(
-            Code::NotYetSupported,
-            "rebootstrap_mode",
-            format!("agent.rebootstrap_mode \"{mode}\" is not yet supported"),
-            "a node whose server was re-created has to be joined again; leave it at \"never\"",
-        ),
-    }
-    if agent.duration("rebootstrap_delay").is_some()
-        && agent
-            .string("rebootstrap_mode")
-            .is_none_or(|mode| mode == "never")
-    {
-        tracing::debug!("rebootstrap_delay has no effect while rebootstrap_mode is never");
-    }
-    // SDS is not served, so `true` describes what is the case.
-    if agent.boolean("disable_sds_api") == Some(false) {
-        agent.fault(
-            Code::NotYetSupported,
-            "disable_sds_api",
-            "agent.disable_sds_api = false is not yet supported",
-            "Envoy's SDS is not served yet",
-        );
-    }
     let experimental = agent.section_or_empty("experimental");
     experimental.unsupported(&[
         ("broker", "the SPIFFE Broker API is not served yet"),
@@ -158,6 +136,57 @@ fn refuse_unsupported(agent: &Section) {
             "use_sync_authorized_entries",
             "agent.experimental.use_sync_authorized_entries = false is not yet supported",
             "take the key out",
+        );
+    }
+}
+
+const REBOOTSTRAP_MODES: [&str; 3] = ["never", "auto", "always"];
+
+/// `rebootstrap_mode` and `rebootstrap_delay`: read and checked, and only the default can be had.
+fn rebootstrap(agent: &Section, flags: &Overrides) {
+    let written = agent.one_of("rebootstrap_mode", &REBOOTSTRAP_MODES);
+    let mode = match flags.rebootstrap_mode.as_deref() {
+        Some(mode) if !REBOOTSTRAP_MODES.contains(&mode) => {
+            return agent.fault_at(
+                "rebootstrap_mode",
+                format!("rebootstrap_mode is \"{mode}\""),
+                "one of never, auto, always",
+            );
+        }
+        flag => flag.or(written),
+    };
+    if let Some(mode) = mode.filter(|mode| *mode != "never") {
+        agent.fault(
+            Code::NotYetSupported,
+            "rebootstrap_mode",
+            format!("agent.rebootstrap_mode \"{mode}\" is not yet supported"),
+            "a node whose server was re-created has to be joined again; leave it at \"never\"",
+        );
+    }
+    let written = agent.duration("rebootstrap_delay").is_some();
+    if let Some(delay) = &flags.rebootstrap_delay
+        && config::parse_duration(delay).is_err()
+    {
+        agent.fault_at(
+            "rebootstrap_delay",
+            format!("rebootstrap_delay is \"{delay}\""),
+            "a duration such as 10m",
+        );
+    }
+    if (written || flags.rebootstrap_delay.is_some()) && mode.is_none_or(|mode| mode == "never") {
+        tracing::debug!("rebootstrap_delay has no effect while rebootstrap_mode is never");
+    }
+}
+
+/// SDS is not served, so only `disable_sds_api = true` is supported.
+fn sds(agent: &Section, flags: &Overrides) {
+    let written = agent.boolean("disable_sds_api");
+    if flags.disable_sds_api.or(written) == Some(false) {
+        agent.fault(
+            Code::NotYetSupported,
+            "disable_sds_api",
+            "agent.disable_sds_api = false is not yet supported",
+            "Envoy's SDS is not served yet",
         );
     }
 }
