@@ -158,9 +158,7 @@ impl Authorizer {
         }
         let now = unix_seconds(self.clock.now());
         let entries = self.registry.entries_for_spiffe_id(&svid.id);
-        let mut live = entries
-            .iter()
-            .filter(|entry| entry.expires_at == 0 || entry.expires_at > now);
+        let mut live = entries.iter().filter(|entry| !entry.is_expired(now));
         if allowed.lets_in(Allowed::ADMIN) && live.clone().any(|entry| entry.admin) {
             return Some(Authority::Admin { via: "entries" });
         }

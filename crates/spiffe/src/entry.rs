@@ -188,10 +188,10 @@ impl Entry {
         Ok(())
     }
 
-    /// Whether the entry has expired at `now` (unix seconds).
+    /// Whether the entry has expired at `now` (unix seconds). It expires at the second of `expires_at`, not after it.
     #[must_use]
     pub fn is_expired(&self, now: i64) -> bool {
-        self.expires_at != 0 && self.expires_at < now
+        self.expires_at != 0 && self.expires_at <= now
     }
 
     /// Whether `other` says the same about who may have what: the key under which two entries are "similar".

@@ -138,7 +138,7 @@ impl Datastore {
         .await
     }
 
-    /// Deletes what has expired before `now` and returns it.
+    /// Deletes what has expired at `now` and returns it.
     ///
     /// # Errors
     /// When the store could not write.

@@ -218,6 +218,10 @@ fn an_expired_entry_authorizes_neither_itself_nor_its_children() {
             entry("/gone", "/gone/child"),
             Entry {
                 expires_at: NOW,
+                ..entry("/spire/agent/x", "/just-gone")
+            },
+            Entry {
+                expires_at: NOW + 1,
                 ..entry("/spire/agent/x", "/ending")
             },
             expired(alias("/pool", &["a:1"])),

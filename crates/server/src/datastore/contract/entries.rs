@@ -370,9 +370,9 @@ async fn pruning_takes_the_expired_only(subject: Subject) {
             .iter()
             .map(|entry| entry.spiffe_id.path())
             .collect::<Vec<_>>(),
-        ["/past"]
+        ["/past", "/now"]
     );
-    assert_eq!(registry.entry_count(&EntryFilter::default()), 3);
+    assert_eq!(registry.entry_count(&EntryFilter::default()), 2);
     let revision = registry.revision();
     assert!(
         datastore
