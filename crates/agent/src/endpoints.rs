@@ -4,12 +4,12 @@
 //! socket's path as `:authority`, which HTTP/2 libraries refuse: a filter makes it legal before anybody parses it.
 
 use std::convert::Infallible;
-use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use config::fault::{Code, Fault};
+use daemon::socket::Modes;
 use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -49,72 +49,19 @@ pub(crate) trait Serve: Clone + Send + Sync + 'static {
     ) -> impl Future<Output = Response<tonic::body::Body>> + Send;
 }
 
-/// A bound socket. Its file is removed when this is dropped.
+/// A bound socket.
 #[derive(Debug)]
-pub(crate) struct Socket {
-    listener: std::os::unix::net::UnixListener,
-    file: SocketFile,
-}
-
-#[derive(Debug)]
-struct SocketFile(PathBuf);
-
-impl Drop for SocketFile {
-    fn drop(&mut self) {
-        if let Err(error) = std::fs::remove_file(&self.0) {
-            tracing::debug!(%error, path = %self.0.display(), "socket file stays");
-        }
-    }
-}
+pub(crate) struct Socket(daemon::socket::Socket);
 
 impl Socket {
-    /// Binds `path` with these permissions. A socket file that nobody listens on is replaced.
-    ///
     /// # Errors
-    /// PLA-1303 when somebody listens there, PLA-1304 when the path can't be bound.
-    pub(crate) fn bind(path: &Path, mode: u32) -> Result<Self, Fault> {
-        let unusable = |because: &dyn std::fmt::Display| {
-            Fault::new(
-                Code::SocketUnusable,
-                format!("the socket {} cannot be made", path.display()),
-            )
-            .because(because)
-            .hint("check socket_path and the rights on its directory")
-        };
-        if let Some(directory) = path
-            .parent()
-            .filter(|directory| !directory.as_os_str().is_empty())
-        {
-            make_directory(directory).map_err(|error| unusable(&error))?;
-        }
-        match std::fs::symlink_metadata(path) {
-            Ok(file) if !file.file_type().is_socket() => {
-                return Err(unusable(&"something that is not a socket is there"));
-            }
-            Ok(_) if std::os::unix::net::UnixStream::connect(path).is_ok() => {
-                return Err(Fault::new(
-                    Code::SocketInUse,
-                    format!("the socket {} is in use", path.display()),
-                )
-                .because("another process listens on it")
-                .hint(format!("ss -xlp | grep {}", path.display())));
-            }
-            Ok(_) => std::fs::remove_file(path).map_err(|error| unusable(&error))?,
-            Err(_nothing_there) => {}
-        }
-        let listener =
-            std::os::unix::net::UnixListener::bind(path).map_err(|error| unusable(&error))?;
-        let file = SocketFile(path.to_owned());
-        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))
-            .map_err(|error| unusable(&error))?;
-        listener
-            .set_nonblocking(true)
-            .map_err(|error| unusable(&error))?;
-        Ok(Self { listener, file })
+    /// As [`daemon::socket::Socket::bind`].
+    pub(crate) fn bind(path: &Path, modes: Modes) -> Result<Self, Fault> {
+        daemon::socket::Socket::bind(path, modes).map(Self)
     }
 
     pub(crate) fn path(&self) -> &Path {
-        &self.file.0
+        self.0.path()
     }
 
     /// Serves until `stop`; connections then get a moment to end.
@@ -122,7 +69,8 @@ impl Socket {
     /// # Errors
     /// When the socket can't be handed to the runtime.
     pub(crate) async fn serve(self, service: impl Serve, mut stop: Stop) -> Result<(), Fault> {
-        let listener = UnixListener::from_std(self.listener).map_err(|error| {
+        let (listener, file) = self.0.into_parts();
+        let listener = UnixListener::from_std(listener).map_err(|error| {
             Fault::new(Code::Internal, "socket cannot be served").because(error)
         })?;
         let connections = Connections::new();
@@ -156,24 +104,10 @@ impl Socket {
             }
         }
         drop(listener);
-        drop(self.file);
+        drop(file);
         connections.drained(DRAIN).await;
         Ok(())
     }
-}
-
-/// Makes the directory with those above it, open to everybody whatever the process's umask is: a socket for everybody
-/// is of no use in a directory that few may enter. What is there already stays as it is.
-fn make_directory(directory: &Path) -> std::io::Result<()> {
-    let missing: Vec<&Path> = directory
-        .ancestors()
-        .take_while(|path| !path.as_os_str().is_empty() && !path.exists())
-        .collect();
-    for path in missing.into_iter().rev() {
-        std::fs::create_dir(path)?;
-        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755))?;
-    }
-    Ok(())
 }
 
 /// The answer, or that there is none: a request that never gets complete must not hold its place for ever.

@@ -8,6 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use ::config::fault::{Code, Fault};
+use daemon::socket::Modes;
 use plugin::key_manager::KeyManager;
 use spiffe::clock::{Clock, SystemClock};
 use spiffe::random::{Random, SystemRandom};
@@ -50,11 +51,6 @@ use stop::{Stop, Stopper};
 use sync::{LinkStatus, Sync, SyncEnds};
 use workload_api::{Context, Options, WorkloadApi};
 
-/// Everybody may connect; who they are is found out.
-const PUBLIC_MODE: u32 = 0o777;
-/// SPIRE: the admin socket is for the owner and the group.
-const ADMIN_MODE: u32 = 0o770;
-
 /// The way in: [`Agent::bind`].
 #[derive(Debug)]
 pub struct Agent;
@@ -84,12 +80,12 @@ impl Agent {
         let keys: Arc<dyn KeyManager> = config.plugins.open_key_manager()?;
         let attestors = Attestors::new(config.plugins.open_workload_attestors(&clock));
         let socket = if config.workload_api {
-            Some(Socket::bind(&config.socket_path, PUBLIC_MODE)?)
+            Some(Socket::bind(&config.socket_path, Modes::PUBLIC)?)
         } else {
             None
         };
         let admin_socket = match &config.admin_socket_path {
-            Some(path) => Some(Socket::bind(path, ADMIN_MODE)?),
+            Some(path) => Some(Socket::bind(path, Modes::ADMIN)?),
             None => None,
         };
         let health = match &config.health {

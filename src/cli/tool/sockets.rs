@@ -1,11 +1,10 @@
 //! Where `dev` keeps its sockets and how `run` finds them: one private directory for each user.
 
-use std::fs::{DirBuilder, Permissions};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use config::fault::{Code, Fault};
+use daemon::trusted_dir::TrustedDir;
 
 /// The directory of the user's development instance.
 #[derive(Clone, Debug)]
@@ -45,14 +44,10 @@ impl Place {
         self.is_ours() && UnixStream::connect(self.server_socket()).is_ok()
     }
 
-    /// A directory of this user that nobody else can enter: in a shared temporary directory anybody can make one
-    /// with this name.
+    /// A directory of this user that nobody else can enter or put another in the place of: in a shared temporary
+    /// directory anybody can create one with this name.
     fn is_ours(&self) -> bool {
-        std::fs::symlink_metadata(&self.directory).is_ok_and(|meta| {
-            meta.is_dir()
-                && meta.uid() == nix::unistd::getuid().as_raw()
-                && meta.mode() & 0o077 == 0
-        })
+        TrustedDir::open(&self.directory).is_ok_and(|directory| directory.is_private())
     }
 
     /// Makes the directory, empty and private. A left-over of an instance that was killed is cleared away.
@@ -82,21 +77,15 @@ impl Place {
             }
             self.clear();
         }
-        let made = DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&self.directory)
-            .and_then(|()| {
-                std::fs::set_permissions(&self.directory, Permissions::from_mode(0o700))
-            });
-        made.map_err(|error| {
-            Fault::new(
+        match TrustedDir::open_or_create(&self.directory, 0o700) {
+            Ok(_created) => Ok(()),
+            Err(error) => Err(Fault::new(
                 Code::FileUnwritable,
-                "the directory for the development instance cannot be made",
+                "cannot create the directory for the development instance",
             )
             .at(at)
-            .because(error)
-        })
+            .because(error)),
+        }
     }
 
     /// Everything in it has a name that `dev` gives.

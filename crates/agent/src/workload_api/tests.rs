@@ -107,7 +107,7 @@ async fn start(wish: Wish) -> Fixture {
     });
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("public/api.sock");
-    let socket = Socket::bind(&path, 0o777).unwrap();
+    let socket = Socket::bind(&path, daemon::socket::Modes::PUBLIC).unwrap();
     let (stopper, stop) = Stopper::new();
     tokio::spawn(socket.serve(WorkloadApi::new(Arc::clone(&context)), stop));
     Fixture {

@@ -203,13 +203,18 @@ codes! {
         "The system refused the address: it is not one of this host's, or ports below 1024 need a privilege.";
     SocketInUse = 1303, Conflict, "the Unix socket is in use",
         "Another process answers on the socket: most likely this daemon runs already. Stop it, or give this one another \
-         socket_path. A socket file that nobody answers on is replaced without a word.";
-    SocketUnusable = 1304, Usage, "the Unix socket cannot be made",
-        "The directory of socket_path is missing or not writable, something that is not a socket stands in its place, or the path \
-         is longer than 107 bytes.";
+         socket_path. A stale socket of the daemon's own user is replaced silently.";
+    SocketUnusable = 1304, Usage, "the Unix socket cannot be created",
+        "The directory of socket_path cannot be created or written, the path exists and is not a stale socket of the daemon's \
+         own user, or it is longer than 107 bytes.";
     DataDirUnusable = 1305, Usage, "the data directory cannot be used",
         "data_dir does not exist and cannot be made, or this user may not write there. It should belong to the daemon's user with \
          mode 0700.";
+    SocketDirectoryUnsafe = 1306, Usage, "others could replace the Unix socket",
+        "A directory above the socket belongs to another user, or others can write to it. They could put a socket of their own in \
+         its place and pass for this daemon. Each directory of the path has to belong to root or to the daemon's user and must not \
+         be writable by others; a sticky directory such as /tmp may be, but what another user made in it is refused. Remove the \
+         directory that is named if it is not yours, or set socket_path to a path below /run.";
     DatabaseUnreachable = 1310, Unreachable, "the database cannot be reached",
         "The connection string leads nowhere, or the database refused the user. Check host, port, user and password, for \
          instance with `psql`.";
