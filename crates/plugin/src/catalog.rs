@@ -16,7 +16,7 @@ use spiffe::trust_domain::TrustDomain;
 use crate::builtin::key_manager::{DiskKeyManager, MemoryKeyManager};
 use crate::builtin::upstream_authority::{DiskUpstreamAuthority, DiskUpstreamConfig};
 use crate::builtin::workload_attestor::{UnixAttestor, UnixConfig};
-use crate::key_manager::{Error as KeyManagerError, KeyManager};
+use crate::key_manager::KeyManager;
 use crate::upstream_authority::UpstreamAuthority;
 use crate::workload_attestor::WorkloadAttestor;
 use config::Section;
@@ -209,7 +209,7 @@ fn open_key_manager(plugin: &KeyManagerPlugin) -> Result<Arc<dyn KeyManager>, Fa
         KeyManagerPlugin::Memory => Ok(Arc::new(MemoryKeyManager::new())),
         KeyManagerPlugin::Disk(path) => match DiskKeyManager::open(path) {
             Ok(manager) => Ok(Arc::new(manager)),
-            Err(error) => Err(KeyManagerError::to_fault(&error)),
+            Err(error) => Err(error.to_fault()),
         },
     }
 }

@@ -6,13 +6,12 @@
 #[cfg(test)]
 pub(crate) mod contract;
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use spiffe::key::{KeyError, KeyType, Signer};
+use spiffe::key::{KeyType, Signer};
 
-use config::fault::{Code, Fault};
+use crate::error::Error;
 
 /// Keys by name. The names are the caller's, such as `x509-CA-A` or `agent-svid-B` (SPIRE: the same).
 #[async_trait]
@@ -26,69 +25,4 @@ pub trait KeyManager: Send + Sync + std::fmt::Debug {
 
     /// All keys, ordered by name.
     async fn keys(&self) -> Result<Vec<(String, Arc<dyn Signer>)>, Error>;
-}
-
-/// Why a key manager could not do it.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    #[error("a key needs a name")]
-    NoName,
-    #[error(transparent)]
-    Key(#[from] KeyError),
-    #[error("cannot read the key file {path}: {source}")]
-    Read {
-        path: PathBuf,
-        source: std::io::Error,
-    },
-    /// `why` tells nothing of the content.
-    #[error("the key file {path} is damaged: {why}")]
-    Damaged { path: PathBuf, why: String },
-    #[error("cannot write the key file {path}: {source}")]
-    Write {
-        path: PathBuf,
-        source: std::io::Error,
-    },
-    #[error("the work on the key was cut off by the shutdown")]
-    CutOff,
-}
-
-impl Error {
-    /// The same for an operator.
-    pub fn to_fault(&self) -> Fault {
-        match self {
-            Self::Read { path, source } => {
-                let what = format!("cannot read the key file {}", path.display());
-                let hint = format!(
-                    "the file must be readable for the daemon's user: ls -l {}",
-                    path.display()
-                );
-                Fault::new(Code::KeyFileUnreadable, what)
-                    .because(source)
-                    .hint(hint)
-            }
-            Self::Damaged { path, why } => {
-                let what = format!("the key file {} is damaged", path.display());
-                Fault::new(Code::KeyFileInvalid, what)
-                    .because(why)
-                    .hint("restore it from a backup, or move it away to start with new keys")
-            }
-            Self::Write { path, source } => {
-                let code = match source.kind() {
-                    std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
-                        Code::DiskFull
-                    }
-                    _ => Code::KeyFileUnwritable,
-                };
-                Fault::new(
-                    code,
-                    format!("cannot write the key file {}", path.display()),
-                )
-                .because(source)
-                .hint("its directory must exist and be writable for the daemon's user")
-            }
-            Self::NoName | Self::Key(_) | Self::CutOff => {
-                Fault::new(Code::Internal, self.to_string())
-            }
-        }
-    }
 }

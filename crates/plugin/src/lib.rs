@@ -2,6 +2,10 @@
 
 pub mod builtin;
 pub mod catalog;
+pub mod error;
 pub mod key_manager;
+pub mod node_attestor;
 pub mod upstream_authority;
 pub mod workload_attestor;
+
+pub use error::{Error, ErrorKind};

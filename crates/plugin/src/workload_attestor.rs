@@ -6,14 +6,12 @@
 
 mod peer;
 
-pub use peer::Peer;
-
-use std::path::PathBuf;
+pub use peer::{Peer, PeerError};
 
 use async_trait::async_trait;
-use spiffe::selector::{Selector, SelectorError};
+use spiffe::selector::Selector;
 
-use config::fault::{Code, Fault};
+use crate::error::Error;
 
 /// Says what is true of a process, as selectors of the type that is the attestor's name.
 #[async_trait]
@@ -23,56 +21,4 @@ pub trait WorkloadAttestor: Send + Sync + std::fmt::Debug {
 
     /// The selectors of this process, complete or not at all.
     async fn attest(&self, peer: &Peer) -> Result<Vec<Selector>, Error>;
-}
-
-/// Why a process could not be attested.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The kernel gives no number for it: it lives in a PID namespace that this one does not see.
-    #[error("the caller's process is not visible from the agent's PID namespace")]
-    NotVisible,
-    #[error("the caller (pid {pid}) ended while it was being identified")]
-    Gone { pid: i32 },
-    /// It runs as another user or group than the one that connected, as after starting a set-user-ID program.
-    #[error("the caller (pid {pid}) changed its user or group after it connected")]
-    Changed { pid: i32 },
-    #[error("cannot read {what} of the caller (pid {pid}): {source}")]
-    Unreadable {
-        pid: i32,
-        what: &'static str,
-        source: std::io::Error,
-    },
-    #[error("cannot make sense of {what} of the caller (pid {pid})")]
-    Unintelligible { pid: i32, what: &'static str },
-    /// SPIRE: `workload … exceeds size limit`.
-    #[error("workload {path} exceeds size limit ({size} > {limit})")]
-    TooLarge {
-        path: PathBuf,
-        size: u64,
-        limit: u64,
-    },
-    #[error(transparent)]
-    Selector(#[from] SelectorError),
-    #[error("cannot identify the caller: {0}")]
-    Socket(#[source] std::io::Error),
-    #[error("the attestation was cut off by the shutdown")]
-    CutOff,
-}
-
-impl Error {
-    /// The same for an operator.
-    pub fn to_fault(&self) -> Fault {
-        let fault = |code| Fault::new(code, self.to_string());
-        match self {
-            Self::NotVisible => fault(Code::WorkloadUnreadable)
-                .hint("run the agent in the host's PID namespace (Kubernetes: hostPID: true)"),
-            Self::Gone { .. } | Self::Changed { .. } => fault(Code::WorkloadGone),
-            Self::Unreadable { .. } => {
-                fault(Code::WorkloadUnreadable).hint("run the agent as root, or with CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH")
-            }
-            Self::TooLarge { .. } => fault(Code::WorkloadUnreadable)
-                .hint("raise workload_size_limit of the unix workload attestor, or set it to -1 to go without sha256"),
-            Self::Unintelligible { .. } | Self::Selector(_) | Self::Socket(_) | Self::CutOff => fault(Code::Internal),
-        }
-    }
 }

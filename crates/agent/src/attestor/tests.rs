@@ -1,5 +1,5 @@
 use async_trait::async_trait;
-use plugin::workload_attestor::Error;
+use plugin::{Error, ErrorKind};
 use tokio::net::UnixStream;
 
 use super::*;
@@ -21,7 +21,7 @@ impl WorkloadAttestor for Fake {
     async fn attest(&self, _peer: &Peer) -> Result<Vec<Selector>, Error> {
         match self {
             Self::Says(text) => Ok(vec![Selector::parse(text).unwrap()]),
-            Self::Fails => Err(Error::NotVisible),
+            Self::Fails => Err(Error::new("fake", ErrorKind::Transient, "away")),
             Self::Hangs => std::future::pending().await,
         }
     }

@@ -244,6 +244,11 @@ codes! {
     KeyLost = 1332, Conflict, "the key manager lacks the key of an active authority",
         "The journal names an authority whose key the key manager does not hold, so new authorities are made. Documents signed by \
          the former ones stay valid until they expire.";
+    PluginFailed = 1333, Internal, "a plugin failed",
+        "A plugin refused or could not do what was asked of it, and trying again does not help. The line `because` shows the \
+         plugin's message; the plugin's configuration or what it works with has to be changed.";
+    PluginUnavailable = 1334, Unreachable, "a plugin's service does not answer",
+        "A plugin could not reach what it depends on. The line `because` shows the plugin's message. The call may succeed later.";
 
     InvalidSpiffeId = 2001, Usage, "this is not a SPIFFE ID",
         "A SPIFFE ID is spiffe://TRUST-DOMAIN/PATH: the trust domain in lower case; letters, digits, dots, dashes and underscores \

@@ -8,11 +8,19 @@ pub use memory::MemoryKeyManager;
 
 use spiffe::key::{KeyPair, KeyType};
 
-use crate::key_manager::Error;
+use crate::error::{Error, ErrorKind};
 
 /// Makes a key on a thread where it may take its time: RSA does.
-async fn generate(ty: KeyType) -> Result<KeyPair, Error> {
-    let made = tokio::task::spawn_blocking(move || KeyPair::generate(ty)).await;
-    made.map_err(|_cancelled| Error::CutOff)?
-        .map_err(Error::from)
+async fn generate(plugin: &'static str, id: &str, ty: KeyType) -> Result<KeyPair, Error> {
+    if id.is_empty() {
+        return Err(Error::new(
+            plugin,
+            ErrorKind::Permanent,
+            "a key needs a name",
+        ));
+    }
+    tokio::task::spawn_blocking(move || KeyPair::generate(ty))
+        .await
+        .map_err(|_cancelled| Error::interrupted(plugin))?
+        .map_err(|error| Error::from_source(plugin, ErrorKind::Internal, error))
 }

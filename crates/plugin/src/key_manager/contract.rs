@@ -1,6 +1,7 @@
 //! What every key manager must do. Each implementation runs these.
 
-use super::{Error, KeyManager};
+use super::KeyManager;
+use crate::error::ErrorKind;
 use spiffe::key::{KeyType, SignatureScheme, Signer};
 
 const MESSAGE: &[u8] = b"message";
@@ -67,7 +68,7 @@ async fn replaces_a_key_of_the_same_name(manager: &dyn KeyManager) {
     assert_ne!(former.public_key(), made.public_key());
     let found = manager.key("x509-CA-A").await.unwrap().unwrap();
     assert_eq!(found.public_key(), made.public_key());
-    // Who holds the former key can still finish what he began.
+    // A holder of the former key can still finish its work.
     signs_as_itself(&*former, SignatureScheme::EcdsaSha256).await;
 }
 
@@ -82,8 +83,8 @@ async fn lists_keys_by_name(manager: &dyn KeyManager) {
 }
 
 async fn refuses_a_key_without_a_name(manager: &dyn KeyManager) {
-    let refused = manager.generate_key("", KeyType::EcP256).await;
-    assert!(matches!(refused, Err(Error::NoName)), "{refused:?}");
+    let refused = manager.generate_key("", KeyType::EcP256).await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Permanent, "{refused:?}");
     assert_eq!(manager.keys().await.unwrap().len(), 3);
 }
 

@@ -11,7 +11,38 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 use nix::sys::socket::{getsockopt, sockopt};
 
-use super::Error;
+use config::fault::{Code, Fault};
+
+use crate::error::{Error, ErrorKind};
+
+/// Why nothing can be said of a caller.
+#[derive(Debug, thiserror::Error)]
+pub enum PeerError {
+    /// The kernel gives no number for it: it runs in a PID namespace that this one does not see.
+    #[error("the caller's process is not visible from the agent's PID namespace")]
+    NotVisible,
+    #[error("the caller (pid {pid}) exited during attestation")]
+    Gone { pid: i32 },
+    #[error("cannot identify the caller: {0}")]
+    Socket(#[source] io::Error),
+}
+
+impl PeerError {
+    /// The same as an error of the attestor of this name.
+    pub fn of(self, attestor: &'static str) -> Error {
+        let (kind, code) = match self {
+            Self::NotVisible => (ErrorKind::Permanent, Code::WorkloadUnreadable),
+            Self::Gone { .. } => (ErrorKind::Gone, Code::WorkloadGone),
+            Self::Socket(_) => (ErrorKind::Internal, Code::Internal),
+        };
+        let mut fault = Fault::new(code, self.to_string());
+        if matches!(self, Self::NotVisible) {
+            fault =
+                fault.hint("run the agent in the host's PID namespace (Kubernetes: hostPID: true)");
+        }
+        Error::from_source(attestor, kind, self).with_fault(fault)
+    }
+}
 
 /// The process that connected. To be taken at the accept and kept for the connection.
 #[derive(Debug)]
@@ -34,18 +65,20 @@ enum Hold {
 
 impl Peer {
     /// Takes hold of the process that connected this Unix stream socket.
-    pub fn from_unix_stream(socket: &impl AsFd) -> Result<Self, Error> {
-        let socket_error = |errno: Errno| Error::Socket(errno.into());
+    pub fn from_unix_stream(socket: &impl AsFd) -> Result<Self, PeerError> {
+        let socket_error = |errno: Errno| PeerError::Socket(errno.into());
         let credentials = getsockopt(socket, sockopt::PeerCredentials).map_err(socket_error)?;
         let pid = credentials.pid();
         if pid <= 0 {
-            return Err(Error::NotVisible);
+            return Err(PeerError::NotVisible);
         }
         let hold = match getsockopt(socket, sockopt::PeerPidfd) {
             Ok(pidfd) => Hold::Pidfd(pidfd),
             Err(Errno::ENOPROTOOPT | Errno::EOPNOTSUPP) => hold_by_number(pid)?,
             // The kernel knows the option, but the process was reaped already.
-            Err(Errno::ESRCH | Errno::EINVAL | Errno::ENODATA) => return Err(Error::Gone { pid }),
+            Err(Errno::ESRCH | Errno::EINVAL | Errno::ENODATA) => {
+                return Err(PeerError::Gone { pid });
+            }
             Err(errno) => return Err(socket_error(errno)),
         };
         let peer = Self {
@@ -59,21 +92,21 @@ impl Peer {
     }
 
     /// Whether the process still runs. What was read about its number before this answers `Ok` was read about it.
-    pub fn still_alive(&self) -> Result<(), Error> {
+    pub fn still_alive(&self) -> Result<(), PeerError> {
         let alive = match &self.hold {
-            Hold::Pidfd(pidfd) => !has_ended(pidfd).map_err(Error::Socket)?,
+            Hold::Pidfd(pidfd) => !has_ended(pidfd).map_err(PeerError::Socket)?,
             Hold::StartTime(ticks) => start_time(self.pid).is_ok_and(|now| now == *ticks),
         };
         if alive {
             Ok(())
         } else {
-            Err(Error::Gone { pid: self.pid })
+            Err(PeerError::Gone { pid: self.pid })
         }
     }
 
     /// A process by its number, for tests and for a caller that names another process.
     #[cfg(test)]
-    pub(crate) fn of_process(pid: i32, uid: u32, gid: u32) -> Result<Self, Error> {
+    pub(crate) fn of_process(pid: i32, uid: u32, gid: u32) -> Result<Self, PeerError> {
         let hold = hold_by_number(pid)?;
         Ok(Self {
             pid,
@@ -86,19 +119,19 @@ impl Peer {
 
 /// The number may already be another's when this begins; that the start time is the same before and after shows only
 /// that it did not change hands in between.
-fn hold_by_number(pid: i32) -> Result<Hold, Error> {
-    let gone = |_gone: io::Error| Error::Gone { pid };
+fn hold_by_number(pid: i32) -> Result<Hold, PeerError> {
+    let gone = |_gone: io::Error| PeerError::Gone { pid };
     let before = start_time(pid).map_err(gone)?;
     let hold = match pidfd_open(pid) {
         Ok(pidfd) => Hold::Pidfd(pidfd),
         Err(Errno::ENOSYS) => Hold::StartTime(before),
-        Err(Errno::ESRCH) => return Err(Error::Gone { pid }),
-        Err(errno) => return Err(Error::Socket(errno.into())),
+        Err(Errno::ESRCH) => return Err(PeerError::Gone { pid }),
+        Err(errno) => return Err(PeerError::Socket(errno.into())),
     };
     if start_time(pid).map_err(gone)? == before {
         Ok(hold)
     } else {
-        Err(Error::Gone { pid })
+        Err(PeerError::Gone { pid })
     }
 }
 
@@ -174,10 +207,10 @@ mod tests {
         peer.still_alive().unwrap();
         child.kill().unwrap();
         child.wait().unwrap();
-        assert!(matches!(peer.still_alive(), Err(Error::Gone { pid: gone }) if gone == pid));
+        assert!(matches!(peer.still_alive(), Err(PeerError::Gone { pid: gone }) if gone == pid));
         assert!(matches!(
             Peer::of_process(pid, 0, 0),
-            Err(Error::Gone { .. })
+            Err(PeerError::Gone { .. })
         ));
     }
 
@@ -198,7 +231,7 @@ mod tests {
         let (socket, _) = listener.accept().unwrap();
         assert!(matches!(
             Peer::from_unix_stream(&socket),
-            Err(Error::Gone { .. })
+            Err(PeerError::Gone { .. })
         ));
     }
 
@@ -216,13 +249,13 @@ mod tests {
         peer(started).still_alive().unwrap();
         assert!(matches!(
             peer(started + 1).still_alive(),
-            Err(Error::Gone { .. })
+            Err(PeerError::Gone { .. })
         ));
         child.kill().unwrap();
         child.wait().unwrap();
         assert!(matches!(
             peer(started).still_alive(),
-            Err(Error::Gone { .. })
+            Err(PeerError::Gone { .. })
         ));
     }
 

@@ -233,7 +233,8 @@ impl<K: Kind> Authority<K> {
             .ground
             .keys
             .generate_key(&key_id::<K>(slot), self.kind.key_type())
-            .await?;
+            .await
+            .map_err(CaError::Keys)?;
         let draft = self.kind.draft(&key, now).await?;
         let record = Record {
             slot,
@@ -377,7 +378,8 @@ impl<K: Kind> Authority<K> {
         bundle: &Bundle,
         now: SystemTime,
     ) -> Result<Option<K::Issuer>, CaError> {
-        let Some(key) = self.ground.keys.key(&key_id::<K>(record.slot)).await? else {
+        let stored = self.ground.keys.key(&key_id::<K>(record.slot)).await;
+        let Some(key) = stored.map_err(CaError::Keys)? else {
             unusable::<K>(record, "the key manager does not have its key");
             return Ok(None);
         };

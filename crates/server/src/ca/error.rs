@@ -11,9 +11,9 @@ use crate::datastore::{BundleError, DatastoreError};
 #[derive(Debug, thiserror::Error)]
 pub enum CaError {
     #[error("the key manager failed: {0}")]
-    Keys(#[from] plugin::key_manager::Error),
+    Keys(#[source] plugin::Error),
     #[error("the upstream authority failed: {0}")]
-    Upstream(#[from] plugin::upstream_authority::Error),
+    Upstream(#[source] plugin::Error),
     #[error("the upstream authority's answer cannot be used: {0}")]
     UnfitUpstream(String),
     #[error("the certificate could not be made: {0}")]

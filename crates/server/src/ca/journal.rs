@@ -141,7 +141,7 @@ impl Journal {
         keys: &dyn KeyManager,
     ) -> Result<Self, CaError> {
         let mut held = BTreeSet::new();
-        for (_, signer) in keys.keys().await? {
+        for (_, signer) in keys.keys().await.map_err(CaError::Keys)? {
             held.insert(hex(&signer.public_key().subject_key_id()));
         }
         let mut found: Option<(String, Entries)> = None;

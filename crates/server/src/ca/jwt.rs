@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use plugin::upstream_authority::{Error as UpstreamError, UpstreamAuthority};
+use plugin::ErrorKind;
+use plugin::upstream_authority::UpstreamAuthority;
 use spiffe::bundle::{Bundle, JwtAuthority, JwtBundle};
 use spiffe::clock::{from_unix, unix_seconds};
 use spiffe::id::SpiffeId;
@@ -51,7 +52,7 @@ impl JwtKind {
     ) -> Result<Vec<JwtAuthority>, CaError> {
         match tokio::time::timeout(PUBLISH_TIMEOUT, upstream.publish_jwt_key(own)).await {
             Ok(Ok(keys)) => Ok(keys),
-            Ok(Err(UpstreamError::NotOffered)) => {
+            Ok(Err(error)) if error.kind() == ErrorKind::NotOffered => {
                 tracing::warn!(
                     plugin = upstream.name(),
                     "UpstreamAuthority plugin does not support JWT-SVIDs. Workloads managed by this server may have \
@@ -59,7 +60,7 @@ impl JwtKind {
                 );
                 Ok(Vec::new())
             }
-            Ok(Err(error)) => Err(error.into()),
+            Ok(Err(error)) => Err(CaError::Upstream(error)),
             Err(_late) => Err(CaError::UnfitUpstream(
                 "it took too long to publish a JWT key".to_owned(),
             )),

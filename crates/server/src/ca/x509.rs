@@ -101,7 +101,7 @@ impl X509Kind {
         let Ok(minted) = tokio::time::timeout(MINT_TIMEOUT, minting).await else {
             return unfit("it took too long");
         };
-        let minted = minted?;
+        let minted = minted.map_err(CaError::Upstream)?;
         let Some(own) = minted.chain.first() else {
             return unfit("it has no certificate");
         };

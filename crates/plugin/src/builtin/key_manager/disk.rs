@@ -4,6 +4,7 @@
 //! every new key.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -14,8 +15,12 @@ use serde::Serialize;
 use spiffe::key::{KeyPair, KeyType, Signer};
 use zeroize::{Zeroize, Zeroizing};
 
-use crate::key_manager::{Error, KeyManager};
+use crate::error::{Error, ErrorKind};
+use crate::key_manager::KeyManager;
+use config::fault::{Code, Fault};
 use config::private_file;
+
+const NAME: &str = "disk";
 
 /// A server has six keys, an agent two: this is far beyond either.
 const MAX_BYTES: u64 = 1 << 20;
@@ -34,14 +39,11 @@ impl DiskKeyManager {
     pub fn open(path: &Path) -> Result<Self, Error> {
         let keys = match private_file::read(path, MAX_BYTES) {
             Ok(bytes) => decode(path, &bytes)?,
-            Err(source) if source.kind() == std::io::ErrorKind::NotFound => {
+            Err(source) if source.kind() == io::ErrorKind::NotFound => {
                 check_directory(path)?;
                 BTreeMap::new()
             }
-            Err(source) => {
-                let path = path.to_owned();
-                return Err(Error::Read { path, source });
-            }
+            Err(source) => return Err(unreadable(path, source)),
         };
         Ok(Self {
             path: path.to_owned(),
@@ -61,21 +63,20 @@ impl DiskKeyManager {
 #[async_trait]
 impl KeyManager for DiskKeyManager {
     async fn generate_key(&self, id: &str, ty: KeyType) -> Result<Arc<dyn Signer>, Error> {
-        if id.is_empty() {
-            return Err(Error::NoName);
-        }
-        let key = Arc::new(super::generate(ty).await?);
+        let key = Arc::new(super::generate(NAME, id, ty).await?);
         let _writing = self.writing.lock().await;
         let mut keys = self.snapshot();
         keys.insert(id.to_owned(), Arc::clone(&key));
         let path = self.path.clone();
-        // Once begun, the write runs to its end even if the caller goes away.
+        // Once started, the write completes even if the caller goes away.
         let written = tokio::task::spawn_blocking(move || -> Result<_, Error> {
             let text = encode(&keys)?;
-            private_file::replace(&path, &text).map_err(|source| Error::Write { path, source })?;
+            private_file::replace(&path, &text).map_err(|source| unwritable(&path, source))?;
             Ok(keys)
         });
-        let keys = written.await.map_err(|_cancelled| Error::CutOff)??;
+        let keys = written
+            .await
+            .map_err(|_cancelled| Error::interrupted(NAME))??;
         *self.keys.write().unwrap_or_else(PoisonError::into_inner) = keys;
         Ok(key)
     }
@@ -94,7 +95,7 @@ impl KeyManager for DiskKeyManager {
     }
 }
 
-/// Better told at the start than when the first key is due.
+/// Reported at the start rather than when the first key is due.
 fn check_directory(path: &Path) -> Result<(), Error> {
     let directory = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
@@ -102,15 +103,53 @@ fn check_directory(path: &Path) -> Result<(), Error> {
     };
     match std::fs::metadata(directory) {
         Ok(metadata) if metadata.is_dir() => Ok(()),
-        Ok(_) => Err(Error::Write {
-            path: path.to_owned(),
-            source: std::io::ErrorKind::NotADirectory.into(),
-        }),
-        Err(source) => Err(Error::Write {
-            path: path.to_owned(),
-            source,
-        }),
+        Ok(_) => Err(unwritable(path, io::ErrorKind::NotADirectory.into())),
+        Err(source) => Err(unwritable(path, source)),
     }
+}
+
+fn unreadable(path: &Path, source: io::Error) -> Error {
+    let path = path.display();
+    let what = format!("cannot read the key file {path}");
+    let fault = Fault::new(Code::KeyFileUnreadable, what)
+        .because(&source)
+        .hint(format!(
+            "the file must be readable for the daemon's user: ls -l {path}"
+        ));
+    let message = format!("cannot read the key file {path}: {source}");
+    Error::new(NAME, ErrorKind::Permanent, message)
+        .with_source(source)
+        .with_fault(fault)
+}
+
+/// `why` shows nothing of the content.
+fn damaged(path: &Path, why: &str) -> Error {
+    let path = path.display();
+    let fault = Fault::new(
+        Code::KeyFileInvalid,
+        format!("the key file {path} is damaged"),
+    )
+    .because(why)
+    .hint("restore it from a backup, or move it aside; new keys are then generated");
+    let message = format!("the key file {path} is damaged: {why}");
+    Error::new(NAME, ErrorKind::Permanent, message).with_fault(fault)
+}
+
+/// Transient: a disk that is full or a directory that is missing can be mended while the daemon runs.
+fn unwritable(path: &Path, source: io::Error) -> Error {
+    use io::ErrorKind::{QuotaExceeded, StorageFull};
+    let path = path.display();
+    let code = match source.kind() {
+        StorageFull | QuotaExceeded => Code::DiskFull,
+        _ => Code::KeyFileUnwritable,
+    };
+    let fault = Fault::new(code, format!("cannot write the key file {path}"))
+        .because(&source)
+        .hint("its directory must exist and be writable for the daemon's user");
+    let message = format!("cannot write the key file {path}: {source}");
+    Error::new(NAME, ErrorKind::Transient, message)
+        .with_source(source)
+        .with_fault(fault)
 }
 
 fn decode(path: &Path, bytes: &[u8]) -> Result<BTreeMap<String, Arc<KeyPair>>, Error> {
@@ -118,10 +157,7 @@ fn decode(path: &Path, bytes: &[u8]) -> Result<BTreeMap<String, Arc<KeyPair>>, E
     struct File {
         keys: Option<BTreeMap<String, String>>,
     }
-    let damaged = |why: String| Error::Damaged {
-        path: path.to_owned(),
-        why,
-    };
+    let damaged = |why: String| damaged(path, &why);
     // serde_json's own message may quote the content.
     let file: File = serde_json::from_slice(bytes).map_err(|error| {
         let (line, column) = (error.line(), error.column());
@@ -149,7 +185,7 @@ fn encode(keys: &BTreeMap<String, Arc<KeyPair>>) -> Result<Zeroizing<Vec<u8>>, E
     }
     let mut texts: Vec<(&str, Zeroizing<String>)> = Vec::with_capacity(keys.len());
     for (id, key) in keys {
-        let der = key.to_pkcs8_der()?;
+        let der = key.to_pkcs8_der().map_err(unencodable)?;
         texts.push((id, Zeroizing::new(STANDARD.encode(der.expose()))));
     }
     let file = File {
@@ -168,15 +204,17 @@ fn encode(keys: &BTreeMap<String, Arc<KeyPair>>) -> Result<Zeroizing<Vec<u8>>, E
     let formatter = serde_json::ser::PrettyFormatter::with_indent(b"\t");
     let mut serializer = serde_json::Serializer::with_formatter(&mut *bytes, formatter);
     // A map of strings into memory: neither half can fail.
-    file.serialize(&mut serializer)
-        .map_err(|_impossible| Error::Key(spiffe::key::KeyError::Encode))?;
+    file.serialize(&mut serializer).map_err(unencodable)?;
     Ok(bytes)
+}
+
+fn unencodable(error: impl std::error::Error + Send + Sync + 'static) -> Error {
+    Error::from_source(NAME, ErrorKind::Internal, error)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use config::fault::Code;
     use spiffe::key::SignatureScheme;
     use std::os::unix::fs::PermissionsExt;
 
@@ -291,15 +329,13 @@ mod tests {
             assert_eq!(fault.code, Code::KeyFileInvalid, "{content}");
             assert!(!fault.to_string().contains("unter2"), "{fault}");
         }
-        assert!(matches!(
-            refusal(&vec![b' '; (1 << 20) + 1]),
-            Error::Read { .. }
-        ));
-        assert!(matches!(refusal(&[0xff]), Error::Damaged { .. }));
+        let large = refusal(&vec![b' '; (1 << 20) + 1]);
+        assert_eq!(large.to_fault().code, Code::KeyFileUnreadable);
+        assert_eq!(refusal(&[0xff]).to_fault().code, Code::KeyFileInvalid);
     }
 
     #[test]
-    fn a_missing_directory_is_told_at_the_start() {
+    fn a_missing_directory_is_reported_at_the_start() {
         let directory = tempfile::tempdir().unwrap();
         let error = DiskKeyManager::open(&directory.path().join("missing/keys.json")).unwrap_err();
         assert_eq!(error.to_fault().code, Code::KeyFileUnwritable);

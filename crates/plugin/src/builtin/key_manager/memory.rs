@@ -1,4 +1,4 @@
-//! Keys that end with the process.
+//! Keys that are gone when the process exits.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -6,9 +6,10 @@ use std::sync::{Arc, PoisonError, RwLock};
 use async_trait::async_trait;
 use spiffe::key::{KeyType, Signer};
 
-use crate::key_manager::{Error, KeyManager};
+use crate::error::Error;
+use crate::key_manager::KeyManager;
 
-/// After a restart the server has new authorities, and an agent has to attest anew.
+/// After a restart the server has new authorities, and an agent has to attest again.
 #[derive(Debug, Default)]
 pub struct MemoryKeyManager {
     keys: RwLock<BTreeMap<String, Arc<dyn Signer>>>,
@@ -23,10 +24,7 @@ impl MemoryKeyManager {
 #[async_trait]
 impl KeyManager for MemoryKeyManager {
     async fn generate_key(&self, id: &str, ty: KeyType) -> Result<Arc<dyn Signer>, Error> {
-        if id.is_empty() {
-            return Err(Error::NoName);
-        }
-        let key: Arc<dyn Signer> = Arc::new(super::generate(ty).await?);
+        let key: Arc<dyn Signer> = Arc::new(super::generate("memory", id, ty).await?);
         let mut keys = self.keys.write().unwrap_or_else(PoisonError::into_inner);
         keys.insert(id.to_owned(), Arc::clone(&key));
         Ok(key)

@@ -3,6 +3,8 @@
 //! The files are read anew for each signature, so that they can be replaced while the server runs; if they cannot be
 //! read then, the last good ones go on (SPIRE: the same).
 
+mod problem;
+
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -15,9 +17,13 @@ use spiffe::random::Random;
 use spiffe::trust_domain::TrustDomain;
 use spiffe::x509::{CaTemplate, Certificate, Issuer, issue_ca, random_serial};
 
-use crate::upstream_authority::{Error, MintedCa, UpstreamAuthority};
+use crate::error::Error;
+use crate::upstream_authority::{MintedCa, UpstreamAuthority};
 use config::Section;
 use config::private_file;
+use problem::Problem;
+
+const NAME: &str = "disk";
 
 /// SPIRE: `DefaultUpstreamCATTL`.
 const DEFAULT_TTL: Duration = Duration::from_secs(3600);
@@ -97,7 +103,7 @@ impl DiskUpstreamAuthority {
             .last_good
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        match loaded.map_err(|_cancelled| Error::CutOff)? {
+        match loaded.map_err(|_cancelled| Error::interrupted(NAME))? {
             Ok(upstream) => *last_good = Arc::new(upstream),
             Err(error) => {
                 tracing::warn!(%error, "upstream authority: going on with the files as they were");
@@ -110,7 +116,7 @@ impl DiskUpstreamAuthority {
 #[async_trait]
 impl UpstreamAuthority for DiskUpstreamAuthority {
     fn name(&self) -> &str {
-        "disk"
+        NAME
     }
 
     async fn mint_x509_ca(
@@ -118,17 +124,15 @@ impl UpstreamAuthority for DiskUpstreamAuthority {
         csr_der: &[u8],
         preferred_ttl: Duration,
     ) -> Result<MintedCa, Error> {
-        let csr = Csr::parse_and_verify(csr_der)?;
+        let csr = Csr::parse_and_verify(csr_der).map_err(Problem::Csr)?;
         let id = self.trust_domain.id();
         if csr.uris.len() != 1 {
-            return Err(Error::CsrContent(
-                "CSR must have exactly one URI SAN".to_owned(),
-            ));
+            return Err(Problem::CsrContent("CSR must have exactly one URI SAN".to_owned()).into());
         }
         if csr.uris.first().map(String::as_str) != Some(id.as_str()) {
-            return Err(Error::CsrContent(format!(
-                "CSR must use the trust domain ID {id}"
-            )));
+            return Err(
+                Problem::CsrContent(format!("CSR must use the trust domain ID {id}")).into(),
+            );
         }
         let upstream = self.reload().await?;
         let now = self.clock.now();
@@ -156,9 +160,11 @@ impl UpstreamAuthority for DiskUpstreamAuthority {
             key_id: upstream.certificate.subject_key_id().unwrap_or(&own_key_id),
             signer: &upstream.key,
         };
-        let der = issue_ca(&template, Some(&issuer), &upstream.key).await?;
+        let der = issue_ca(&template, Some(&issuer), &upstream.key)
+            .await
+            .map_err(Problem::Build)?;
         let minted =
-            Certificate::from_der(&der).map_err(|error| Error::CsrContent(error.to_string()))?;
+            Certificate::from_der(&der).map_err(|error| Problem::CsrContent(error.to_string()))?;
         let mut chain = vec![minted];
         chain.extend(upstream.chain.iter().cloned());
         Ok(MintedCa {
@@ -168,28 +174,28 @@ impl UpstreamAuthority for DiskUpstreamAuthority {
     }
 }
 
-fn load(config: &DiskUpstreamConfig, now: SystemTime) -> Result<Upstream, Error> {
+fn load(config: &DiskUpstreamConfig, now: SystemTime) -> Result<Upstream, Problem> {
     let key = load_key(&config.key_file_path)?;
     let certificates = load_certificates("upstream CA cert", &config.cert_file_path)?;
     let Some(certificate) = certificates.first().cloned() else {
-        return Err(Error::NoAuthority);
+        return Err(Problem::NoAuthority);
     };
     let (chain, roots) = match &config.bundle_file_path {
         Some(path) => (certificates, load_certificates("upstream CA bundle", path)?),
         None if certificates.len() == 1 => (Vec::new(), certificates),
-        None => return Err(Error::NotSelfSigned),
+        None => return Err(Problem::NotSelfSigned),
     };
     if key.public_key() != certificate.public_key() {
-        return Err(Error::KeyMismatch);
+        return Err(Problem::KeyMismatch);
     }
     if !certificate.is_ca() {
-        return Err(Error::NoAuthority);
+        return Err(Problem::NoAuthority);
     }
     if !valid_at(&certificate, now) {
-        return Err(Error::NotValidNow);
+        return Err(Problem::NotValidNow);
     }
     if !leads_to_root(&certificate, &chain, &roots, now) {
-        return Err(Error::NoPath);
+        return Err(Problem::NoPath);
     }
     Ok(Upstream {
         certificate,
@@ -227,35 +233,35 @@ fn leads_to_root(
     false
 }
 
-fn load_text(what: &'static str, path: &Path) -> Result<zeroize::Zeroizing<Vec<u8>>, Error> {
-    private_file::read(path, MAX_BYTES).map_err(|source| Error::Read {
+fn load_text(what: &'static str, path: &Path) -> Result<zeroize::Zeroizing<Vec<u8>>, Problem> {
+    private_file::read(path, MAX_BYTES).map_err(|source| Problem::Read {
         what,
         path: path.to_owned(),
         source,
     })
 }
 
-fn as_text<'a>(what: &'static str, path: &Path, bytes: &'a [u8]) -> Result<&'a str, Error> {
-    std::str::from_utf8(bytes).map_err(|_not_text| Error::Content {
+fn as_text<'a>(what: &'static str, path: &Path, bytes: &'a [u8]) -> Result<&'a str, Problem> {
+    std::str::from_utf8(bytes).map_err(|_not_text| Problem::Content {
         what,
         path: path.to_owned(),
         why: "it is not PEM".to_owned(),
     })
 }
 
-fn load_key(path: &Path) -> Result<KeyPair, Error> {
+fn load_key(path: &Path) -> Result<KeyPair, Problem> {
     const WHAT: &str = "upstream CA key";
     let bytes = load_text(WHAT, path)?;
-    KeyPair::from_pem(as_text(WHAT, path, &bytes)?).map_err(|error| Error::Content {
+    KeyPair::from_pem(as_text(WHAT, path, &bytes)?).map_err(|error| Problem::Content {
         what: WHAT,
         path: path.to_owned(),
         why: error.to_string(),
     })
 }
 
-fn load_certificates(what: &'static str, path: &Path) -> Result<Vec<Certificate>, Error> {
+fn load_certificates(what: &'static str, path: &Path) -> Result<Vec<Certificate>, Problem> {
     let bytes = load_text(what, path)?;
-    let content = |why: String| Error::Content {
+    let content = |why: String| Problem::Content {
         what,
         path: path.to_owned(),
         why,

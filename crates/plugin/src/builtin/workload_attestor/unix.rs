@@ -6,6 +6,7 @@
 
 mod digest;
 mod names;
+mod problem;
 mod process;
 
 use std::sync::Arc;
@@ -15,10 +16,14 @@ use spiffe::clock::Clock;
 use spiffe::selector::Selector;
 use tokio::sync::Semaphore;
 
-use crate::workload_attestor::{Error, Peer, WorkloadAttestor};
+use crate::error::Error;
+use crate::workload_attestor::{Peer, WorkloadAttestor};
 use config::Section;
 use digest::Digests;
 use names::Names;
+use problem::Problem;
+
+const NAME: &str = "unix";
 
 /// What the plugin is told to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -62,7 +67,7 @@ impl UnixAttestor {
     }
 
     /// `path` and `sha256`, both of the file behind one descriptor.
-    async fn program(&self, pid: i32) -> Result<Vec<String>, Error> {
+    async fn program(&self, pid: i32) -> Result<Vec<String>, Problem> {
         let limit = self.config.workload_size_limit;
         let Ok(limit) = u64::try_from(limit) else {
             let path = blocking(move || process::program_path(pid)).await?;
@@ -78,7 +83,7 @@ impl UnixAttestor {
                     .reading
                     .acquire()
                     .await
-                    .map_err(|_closed| Error::CutOff)?;
+                    .map_err(|_closed| Problem::Interrupted)?;
                 let digests = Arc::clone(&self.digests);
                 blocking(move || digests.compute(opened)).await?
             }
@@ -90,15 +95,15 @@ impl UnixAttestor {
 #[async_trait]
 impl WorkloadAttestor for UnixAttestor {
     fn name(&self) -> &str {
-        "unix"
+        NAME
     }
 
     async fn attest(&self, peer: &Peer) -> Result<Vec<Selector>, Error> {
         let pid = peer.pid;
-        let gone_or = |error: Error| match peer.still_alive() {
-            // Reading failed because the process ended: say that.
-            Err(gone) => gone,
-            Ok(()) => error,
+        let gone_or = |problem: Problem| match peer.still_alive() {
+            // Reading failed because the process exited: say that.
+            Err(gone) => gone.of(NAME),
+            Ok(()) => problem.into(),
         };
         // The kernel answers for itself: reading it waits for nobody, and a change of threads would cost more.
         let credentials = process::credentials(pid).map_err(gone_or)?;
@@ -114,24 +119,24 @@ impl WorkloadAttestor for UnixAttestor {
             values.extend(self.program(pid).await.map_err(gone_or)?);
         }
         // Asked last: all that was read before is then known to be about this process.
-        peer.still_alive()?;
+        peer.still_alive().map_err(|error| error.of(NAME))?;
         if (uid, gid) != (peer.uid, peer.gid) {
-            return Err(Error::Changed { pid });
+            return Err(Problem::Changed { pid }.into());
         }
         values
             .iter()
-            .map(|value| Ok(Selector::new(self.name(), value)?))
+            .map(|value| Ok(Selector::new(NAME, value).map_err(Problem::Selector)?))
             .collect()
     }
 }
 
 /// Runs where it may wait for a disk or for the directory service behind the user names.
 async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
-) -> Result<T, Error> {
+    work: impl FnOnce() -> Result<T, Problem> + Send + 'static,
+) -> Result<T, Problem> {
     tokio::task::spawn_blocking(work)
         .await
-        .map_err(|_cancelled| Error::CutOff)?
+        .map_err(|_cancelled| Problem::Interrupted)?
 }
 
 #[cfg(test)]

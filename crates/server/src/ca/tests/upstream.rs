@@ -3,7 +3,8 @@
 use std::sync::Mutex;
 
 use async_trait::async_trait;
-use plugin::upstream_authority::{Error, MintedCa};
+use plugin::Error;
+use plugin::upstream_authority::MintedCa;
 use spiffe::csr::Csr;
 use spiffe::key::PublicKey;
 use spiffe::x509::{CaTemplate, Certificate, Issuer, issue_ca, random_serial};
@@ -102,13 +103,13 @@ impl UpstreamAuthority for Upstream {
         preferred_ttl: Duration,
     ) -> Result<MintedCa, Error> {
         let mood = *self.mood.lock().unwrap();
-        let csr = Csr::parse_and_verify(csr_der)?;
+        let csr = Csr::parse_and_verify(csr_der).unwrap();
         assert_eq!(csr.uris, ["spiffe://example.org"]);
         let other = TrustDomain::parse("other.test").unwrap();
         let foreign = KeyPair::generate(KeyType::EcP256).unwrap();
         let own = trust_domain();
         let certificate = match mood {
-            Mood::Away => return Err(Error::CutOff),
+            Mood::Away => return Err(Error::interrupted("test")),
             Mood::OtherKey => self.sign(foreign.public_key(), &own, preferred_ttl).await,
             Mood::OtherTrustDomain => self.sign(&csr.public_key, &other, preferred_ttl).await,
             Mood::Expired => {

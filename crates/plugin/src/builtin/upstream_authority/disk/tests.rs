@@ -1,6 +1,7 @@
 //! The upstream authority on real files.
 
 use super::*;
+use crate::error::ErrorKind;
 use config::fault::Code;
 use spiffe::clock::{ManualClock, from_unix};
 use spiffe::csr::build_csr;
@@ -87,15 +88,22 @@ impl Files {
         self.directory.path().join(name)
     }
 
-    fn open(&self) -> Result<DiskUpstreamAuthority, Error> {
-        let config = DiskUpstreamConfig {
+    fn config(&self) -> DiskUpstreamConfig {
+        DiskUpstreamConfig {
             cert_file_path: self.path("cert"),
             key_file_path: self.path("key"),
             bundle_file_path: self.with_bundle.then(|| self.path("bundle")),
-        };
+        }
+    }
+
+    fn load(&self) -> Result<Upstream, Problem> {
+        load(&self.config(), from_unix(NOW))
+    }
+
+    fn open(&self) -> Result<DiskUpstreamAuthority, Error> {
         let clock = Arc::new(ManualClock::new(from_unix(NOW)));
         DiskUpstreamAuthority::open(
-            config,
+            self.config(),
             TrustDomain::parse("example.org").unwrap(),
             clock,
             Arc::new(SystemRandom),
@@ -203,19 +211,23 @@ async fn requests_for_anything_but_the_trust_domain_are_refused() {
     ] {
         let (_, csr) = request(uris);
         let refused = authority.mint_x509_ca(&csr, HOUR).await;
+        let error = refused.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Permanent, "{uris:?}");
         assert!(
-            matches!(refused, Err(Error::CsrContent(_) | Error::Csr(_))),
-            "{uris:?}"
+            error.to_string().starts_with("unable to sign CSR"),
+            "{error}"
         );
     }
     let (_, mut forged) = request(&["spiffe://example.org"]);
     let last = forged.len() - 1;
     forged[last] ^= 1;
     for csr in [&forged[..], b"", b"junk"] {
-        assert!(matches!(
-            authority.mint_x509_ca(csr, HOUR).await,
-            Err(Error::Csr(_))
-        ));
+        let error = authority.mint_x509_ca(csr, HOUR).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Permanent);
+        assert!(
+            error.to_string().starts_with("unable to sign CSR"),
+            "{error}"
+        );
     }
 }
 
@@ -226,29 +238,35 @@ async fn files_that_do_not_fit_are_refused_at_the_start() {
     let other = ca("root", None, 9 * HOUR).await;
     let refused = |key: &KeyPair, chain: &[&Certificate], roots: Option<&[&Certificate]>| {
         Files::new(key, chain, roots)
-            .open()
+            .load()
             .expect_err("must be refused")
     };
     let (r, l, o) = (&root.certificate, &low.certificate, &other.certificate);
     assert!(matches!(
         refused(&low.key, &[l, r], None),
-        Error::NotSelfSigned
+        Problem::NotSelfSigned
     ));
     // SPIRE: a lone certificate is taken as the root, whoever signed it.
     Files::new(&low.key, &[l], None).open().unwrap();
-    assert!(matches!(refused(&low.key, &[l], Some(&[o])), Error::NoPath));
-    assert!(matches!(refused(&low.key, &[r], None), Error::KeyMismatch));
+    assert!(matches!(
+        refused(&low.key, &[l], Some(&[o])),
+        Problem::NoPath
+    ));
+    assert!(matches!(
+        refused(&low.key, &[r], None),
+        Problem::KeyMismatch
+    ));
     assert!(matches!(
         refused(&root.key, &[l], Some(&[r])),
-        Error::KeyMismatch
+        Problem::KeyMismatch
     ));
     assert!(matches!(
         refused(&root.key, &[], None),
-        Error::Content { .. }
+        Problem::Content { .. }
     ));
     assert!(matches!(
         refused(&low.key, &[l], Some(&[])),
-        Error::Content { .. }
+        Problem::Content { .. }
     ));
     let past = ca("past", None, Duration::ZERO).await;
     let files = Files::new(&past.key, &[&past.certificate], None);
@@ -257,7 +275,8 @@ async fn files_that_do_not_fit_are_refused_at_the_start() {
     let config = files.open().unwrap().config.clone();
     let domain = TrustDomain::parse("example.org").unwrap();
     let expired = DiskUpstreamAuthority::open(config, domain, late, Arc::new(SystemRandom));
-    assert!(matches!(expired, Err(Error::NotValidNow)));
+    let expired = expired.unwrap_err();
+    assert_eq!(expired.to_string(), Problem::NotValidNow.to_string());
 }
 
 #[tokio::test]
@@ -287,8 +306,6 @@ async fn publishing_a_token_key_is_not_offered() {
         expires_at: None,
         tainted: false,
     };
-    assert!(matches!(
-        authority.publish_jwt_key(&key).await,
-        Err(Error::NotOffered)
-    ));
+    let error = authority.publish_jwt_key(&key).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NotOffered);
 }

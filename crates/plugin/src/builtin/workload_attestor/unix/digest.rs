@@ -10,8 +10,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use aws_lc_rs::digest::{Context, SHA256};
 use spiffe::clock::{Clock, unix_seconds};
 
+use super::problem::Problem;
 use super::process;
-use crate::workload_attestor::Error;
 
 /// Digests that are remembered at most.
 const CAPACITY: usize = 1024;
@@ -63,16 +63,16 @@ impl Opened {
         self.known.clone()
     }
 
-    fn unreadable(&self, source: io::Error) -> Error {
-        Error::Unreadable {
+    fn unreadable(&self, source: io::Error) -> Problem {
+        Problem::Unreadable {
             pid: self.pid,
             what: "the program",
             source,
         }
     }
 
-    fn too_large(&self, size: u64) -> Error {
-        Error::TooLarge {
+    fn too_large(&self, size: u64) -> Problem {
+        Problem::TooLarge {
             path: PathBuf::from(&self.path),
             size,
             limit: self.limit,
@@ -102,9 +102,9 @@ impl Digests {
     }
 
     /// Opens the program of a process. `limit` is in bytes, 0 for none. Blocks.
-    pub(super) fn open(&self, pid: i32, limit: u64) -> Result<Opened, Error> {
+    pub(super) fn open(&self, pid: i32, limit: u64) -> Result<Opened, Problem> {
         let (file, path) = process::program(pid)?;
-        let metadata = file.metadata().map_err(|source| Error::Unreadable {
+        let metadata = file.metadata().map_err(|source| Problem::Unreadable {
             pid,
             what: "the program",
             source,
@@ -132,7 +132,7 @@ impl Digests {
     }
 
     /// Reads the program through. Lower-case hexadecimal. Blocks, for as long as the program is large.
-    pub(super) fn compute(&self, mut opened: Opened) -> Result<String, Error> {
+    pub(super) fn compute(&self, mut opened: Opened) -> Result<String, Problem> {
         let mut context = Context::new(&SHA256);
         let mut buffer = vec![0; 64 << 10];
         let mut size: u64 = 0;

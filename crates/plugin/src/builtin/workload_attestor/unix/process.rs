@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::AsRawFd;
 
-use crate::workload_attestor::Error;
+use super::problem::Problem;
 
 /// Who a process is to the kernel.
 #[derive(Debug, PartialEq, Eq)]
@@ -19,8 +19,8 @@ pub(super) struct Credentials {
 /// A status file with the most supplementary groups the kernel allows, 65536, stays below this.
 const MAX_STATUS_BYTES: u64 = 1 << 20;
 
-pub(super) fn credentials(pid: i32) -> Result<Credentials, Error> {
-    let unreadable = |source: io::Error| Error::Unreadable {
+pub(super) fn credentials(pid: i32) -> Result<Credentials, Problem> {
+    let unreadable = |source: io::Error| Problem::Unreadable {
         pid,
         what: "the credentials",
         source,
@@ -31,7 +31,7 @@ pub(super) fn credentials(pid: i32) -> Result<Credentials, Error> {
         .read_to_end(&mut text)
         .map_err(unreadable)?;
     // The first line holds the process's name, which may be any bytes.
-    parse_status(&String::from_utf8_lossy(&text)).ok_or(Error::Unintelligible {
+    parse_status(&String::from_utf8_lossy(&text)).ok_or(Problem::Unintelligible {
         pid,
         what: "the credentials",
     })
@@ -57,34 +57,34 @@ fn parse_status(text: &str) -> Option<Credentials> {
 }
 
 /// The path of the program, as the kernel knows it. Works for programs that may not be read.
-pub(super) fn program_path(pid: i32) -> Result<String, Error> {
+pub(super) fn program_path(pid: i32) -> Result<String, Problem> {
     let path =
-        std::fs::read_link(format!("/proc/{pid}/exe")).map_err(|source| Error::Unreadable {
+        std::fs::read_link(format!("/proc/{pid}/exe")).map_err(|source| Problem::Unreadable {
             pid,
             what: "the program's path",
             source,
         })?;
     path.into_os_string()
         .into_string()
-        .map_err(|_not_utf8| Error::Unintelligible {
+        .map_err(|_not_utf8| Problem::Unintelligible {
             pid,
             what: "the program's path",
         })
 }
 
 /// The program itself, open, and the path of what is open: the two cannot be of different files.
-pub(super) fn program(pid: i32) -> Result<(File, String), Error> {
-    let unreadable = |what| move |source| Error::Unreadable { pid, what, source };
+pub(super) fn program(pid: i32) -> Result<(File, String), Problem> {
+    let unreadable = |what| move |source| Problem::Unreadable { pid, what, source };
     let file = File::open(format!("/proc/{pid}/exe")).map_err(unreadable("the program"))?;
     let path = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()))
         .map_err(unreadable("the program's path"))?;
-    let path = path
-        .into_os_string()
-        .into_string()
-        .map_err(|_not_utf8| Error::Unintelligible {
-            pid,
-            what: "the program's path",
-        })?;
+    let path =
+        path.into_os_string()
+            .into_string()
+            .map_err(|_not_utf8| Problem::Unintelligible {
+                pid,
+                what: "the program's path",
+            })?;
     Ok((file, path))
 }
 

@@ -1,0 +1,7 @@
+//! Node attestors.
+
+mod join_token;
+
+pub use join_token::{
+    JOIN_TOKEN, JoinTokenAttestor, JoinTokenProof, JoinTokens, TokenRefusal, TokenSource,
+};

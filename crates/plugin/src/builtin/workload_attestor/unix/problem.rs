@@ -1,0 +1,64 @@
+//! What can be wrong with a process that is looked at.
+
+use std::path::PathBuf;
+
+use config::fault::{Code, Fault};
+use spiffe::selector::SelectorError;
+
+use crate::error::{Error, ErrorKind};
+
+/// Why a process could not be attested.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Problem {
+    /// It runs as another user or group than the one that connected, as after starting a set-user-ID program.
+    #[error("the caller (pid {pid}) changed its user or group after it connected")]
+    Changed { pid: i32 },
+    #[error("cannot read {what} of the caller (pid {pid}): {source}")]
+    Unreadable {
+        pid: i32,
+        what: &'static str,
+        source: std::io::Error,
+    },
+    #[error("cannot make sense of {what} of the caller (pid {pid})")]
+    Unintelligible { pid: i32, what: &'static str },
+    /// SPIRE: `workload … exceeds size limit`.
+    #[error("workload {path} exceeds size limit ({size} > {limit})")]
+    TooLarge {
+        path: PathBuf,
+        size: u64,
+        limit: u64,
+    },
+    #[error(transparent)]
+    Selector(#[from] SelectorError),
+    #[error("interrupted by the shutdown")]
+    Interrupted,
+}
+
+impl Problem {
+    /// The same for an operator.
+    fn to_fault(&self) -> Fault {
+        let fault = |code| Fault::new(code, self.to_string());
+        match self {
+            Self::Changed { .. } => fault(Code::WorkloadGone),
+            Self::Unreadable { .. } => {
+                fault(Code::WorkloadUnreadable).hint("run the agent as root, or with CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH")
+            }
+            Self::TooLarge { .. } => fault(Code::WorkloadUnreadable)
+                .hint("raise workload_size_limit of the unix workload attestor, or set it to -1 to go without sha256"),
+            Self::Unintelligible { .. } | Self::Selector(_) | Self::Interrupted => fault(Code::Internal),
+        }
+    }
+}
+
+impl From<Problem> for Error {
+    fn from(problem: Problem) -> Self {
+        let kind = match problem {
+            Problem::Changed { .. } => ErrorKind::Denied,
+            Problem::TooLarge { .. } => ErrorKind::Permanent,
+            Problem::Unreadable { .. } | Problem::Interrupted => ErrorKind::Transient,
+            Problem::Unintelligible { .. } | Problem::Selector(_) => ErrorKind::Internal,
+        };
+        let fault = problem.to_fault();
+        Self::from_source(super::NAME, kind, problem).with_fault(fault)
+    }
+}
