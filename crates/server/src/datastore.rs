@@ -25,6 +25,7 @@ mod writer;
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use spiffe::clock::Clock;
 use spiffe::trust_domain::TrustDomain;
@@ -43,6 +44,9 @@ pub use error::DatastoreError;
 pub use federation::RelationshipError;
 pub use postgres::PostgresConfig;
 pub use tokens::{JoinToken, TokenError};
+
+/// The longest wait for the last writes when the server stops.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Which database to use.
 #[derive(Debug, Clone)]
@@ -150,19 +154,35 @@ impl Datastore {
         &self.registry
     }
 
-    /// Returns when the writer has ended although handles are left, which it does not do in health: a server that
-    /// can't write any more should stop.
+    /// Returns when the writer has ended although nobody closed the datastore: it panicked, or lost the thread that
+    /// holds the database. A server that can neither write nor follow must stop.
     pub async fn stopped(&self) {
         self.queue.closed().await;
     }
 
     /// Commits what is queued and leaves the files as a backup should find them; later writes fail with `Closed`.
+    /// Gives up after a while: a database that does not answer must not keep a server from stopping.
     pub async fn close(&self) {
         let (asked, done) = oneshot::channel();
-        if self.closing.send(asked).await.is_ok() {
-            // The writer tells its end, or has ended.
-            drop(done.await);
+        let closing = async {
+            if self.closing.send(asked).await.is_ok() {
+                // An error means that the writer has ended, which is what is waited for.
+                drop(done.await);
+            }
+        };
+        if tokio::time::timeout(CLOSE_TIMEOUT, closing).await.is_err() {
+            tracing::warn!(
+                seconds = CLOSE_TIMEOUT.as_secs(),
+                "the datastore did not close in time; queued writes that were not acknowledged are lost"
+            );
         }
+    }
+
+    /// Makes the writer panic in the middle of an operation.
+    #[cfg(test)]
+    pub(crate) async fn poison(&self) -> DatastoreError {
+        let poisoned = self.submit(1, |_| -> () { panic!("a poisoned operation") });
+        poisoned.await.unwrap_err()
     }
 
     /// Queues an operation and waits until it is durable.

@@ -330,7 +330,8 @@ impl Bound {
         health.set_serving(true);
         let ended = tokio::select! {
             () = shutdown => None,
-            name = tasks.first_to_end() => Some(name),
+            name = tasks.first_to_end() => Some(stopped_unexpectedly(name)),
+            () = world.datastore.stopped() => Some(writer_stopped()),
         };
         health.set_serving(false);
         tracing::info!("stopping");
@@ -342,14 +343,22 @@ impl Bound {
             );
         }
         world.datastore.close().await;
-        match ended {
-            None => Ok(()),
-            Some(name) => Err(Fault::new(
-                Code::Internal,
-                format!("the server's {name} ended unasked"),
-            )),
-        }
+        ended.map_or(Ok(()), Err)
     }
+}
+
+fn stopped_unexpectedly(part: &str) -> Fault {
+    Fault::new(
+        Code::Internal,
+        format!("the server's {part} stopped unexpectedly"),
+    )
+}
+
+/// Without its writer the server could neither write nor hear of bans and revocations that other servers write.
+fn writer_stopped() -> Fault {
+    stopped_unexpectedly("datastore writer")
+        .because("it panicked, or the thread that holds the database ended; the log says more")
+        .hint("start the server again: every write that was acknowledged is in the database; please report this")
 }
 
 #[cfg(test)]

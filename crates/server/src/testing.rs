@@ -67,7 +67,7 @@ pub(crate) struct TestServer {
     pub(crate) registry: Arc<crate::registry::Registry>,
     pub(crate) datastore: crate::datastore::Datastore,
     stop: Option<oneshot::Sender<()>>,
-    stopped: tokio::task::JoinHandle<()>,
+    stopped: tokio::task::JoinHandle<Result<(), config::fault::Fault>>,
     _directory: tempfile::TempDir,
 }
 
@@ -155,9 +155,7 @@ impl TestServer {
             ..
         } = bound;
         let socket = admin_socket.clone();
-        let stopped = tokio::spawn(async move {
-            bound.run(async { drop(stopping.await) }).await.unwrap();
-        });
+        let stopped = tokio::spawn(async move { bound.run(async { drop(stopping.await) }).await });
         Self {
             clock,
             socket,
@@ -174,7 +172,12 @@ impl TestServer {
     /// Stops the server and waits for its end.
     pub(crate) async fn stop(mut self) {
         drop(self.stop.take());
-        (&mut self.stopped).await.unwrap();
+        (&mut self.stopped).await.unwrap().unwrap();
+    }
+
+    /// Waits until the server ends by itself, which it does for a reason only.
+    pub(crate) async fn ended(mut self) -> config::fault::Fault {
+        (&mut self.stopped).await.unwrap().unwrap_err()
     }
 
     pub(crate) async fn local(&self) -> Channel {

@@ -188,6 +188,13 @@ impl Sqlite {
         .await
     }
 
+    /// Lets a test end the thread as a fault in it would.
+    #[cfg(test)]
+    pub(super) fn kill_switch(&self) -> impl FnOnce() + use<> {
+        let jobs = self.jobs.clone();
+        move || jobs.send(Box::new(|_| panic!("killed by a test"))).unwrap()
+    }
+
     /// Lets a test narrow what the database may do.
     #[cfg(test)]
     pub(super) async fn tell(&self, statements: &'static str) {

@@ -11,13 +11,18 @@ use super::sqlite::Sqlite;
 use super::{Backend, Datastore, DatastoreConfig, DatastoreError, DatastoreKind, Meta};
 use crate::registry::{EntryFilter, Registry};
 
-/// A datastore whose database was first told `statements`.
-async fn open_with(subject: &Subject, statements: &'static str) -> (Datastore, Arc<Registry>) {
-    let wanted = Meta {
+fn wanted() -> Meta {
+    Meta {
         trust_domain: "example.org".to_owned(),
         epoch: "e".to_owned(),
-    };
-    let (sqlite, meta) = Sqlite::open(subject.path().unwrap(), wanted).await.unwrap();
+    }
+}
+
+/// A datastore whose database was first told `statements`.
+async fn open_with(subject: &Subject, statements: &'static str) -> (Datastore, Arc<Registry>) {
+    let (sqlite, meta) = Sqlite::open(subject.path().unwrap(), wanted())
+        .await
+        .unwrap();
     sqlite.tell(statements).await;
     let clock = Arc::new(subject.clock.clone());
     Datastore::start(
@@ -242,11 +247,9 @@ async fn a_file_that_is_no_database_is_refused() {
 async fn an_unreadable_row_names_its_table_and_key() {
     let subject = Subject::sqlite();
     let row = "INSERT INTO entries (row_number, key, revision, body) VALUES (1, 'k', 1, '{')";
-    let wanted = Meta {
-        trust_domain: "example.org".to_owned(),
-        epoch: "e".to_owned(),
-    };
-    let (sqlite, _) = Sqlite::open(subject.path().unwrap(), wanted).await.unwrap();
+    let (sqlite, _) = Sqlite::open(subject.path().unwrap(), wanted())
+        .await
+        .unwrap();
     sqlite.tell(row).await;
     let refused = subject.try_open("example.org").await.unwrap_err();
     assert!(
@@ -264,4 +267,40 @@ async fn the_file_is_its_owners_alone() {
         .permissions()
         .mode();
     assert_eq!(mode & 0o777, 0o600);
+}
+
+#[tokio::test]
+async fn a_panic_in_an_operation_ends_the_writer_and_is_noticed() {
+    let subject = Subject::sqlite();
+    let (datastore, registry) = subject.open().await;
+    create(&datastore, entry("/spire/agent/x", "/before", &["a:1"])).await;
+    assert_eq!(datastore.poison().await, DatastoreError::Closed);
+    datastore.stopped().await;
+    let refused = datastore
+        .create_entries(vec![entry("/spire/agent/x", "/after", &["a:1"])])
+        .await;
+    assert_eq!(refused.unwrap_err(), DatastoreError::Closed);
+    datastore.close().await;
+    let (_again, reloaded) = subject.open().await;
+    assert_eq!(
+        content(&reloaded),
+        content(&registry),
+        "nothing acknowledged is lost"
+    );
+}
+
+#[tokio::test]
+async fn a_writer_whose_database_thread_died_ends_as_well() {
+    let subject = Subject::sqlite();
+    let (sqlite, meta) = Sqlite::open(subject.path().unwrap(), wanted())
+        .await
+        .unwrap();
+    let kill = sqlite.kill_switch();
+    let clock = Arc::new(subject.clock.clone());
+    let backend = Backend::Sqlite(sqlite);
+    let (datastore, _) = Datastore::start(backend, td("example.org"), meta.epoch, clock)
+        .await
+        .unwrap();
+    kill();
+    datastore.stopped().await;
 }

@@ -70,13 +70,18 @@ impl Writer {
     pub(super) async fn run(mut self) {
         loop {
             let known = self.registry.revision();
-            tokio::select! {
+            let done = tokio::select! {
                 work = self.queue.recv() => match work {
                     Some(first) => self.commit_group(first).await,
                     None => return,
                 },
                 Some(asked) = self.closing.recv() => return self.close(asked).await,
                 () = self.backend.woken(known) => self.follow().await,
+            };
+            if done == Err(DatastoreError::Closed) {
+                // The thread that holds the connection is gone and won't come back: `Datastore::stopped` says so.
+                tracing::error!("the database's thread ended; nothing can be written any more");
+                return;
             }
         }
     }
@@ -85,7 +90,8 @@ impl Writer {
     async fn close(mut self, asked: oneshot::Sender<()>) {
         self.queue.close();
         while let Some(work) = self.queue.recv().await {
-            self.commit_group(work).await;
+            // Whoever waits for the writes is told of a failure; here there is nothing left to do about it.
+            drop(self.commit_group(work).await);
         }
         if let Err(error) = self.backend.close().await {
             tracing::warn!(%error, "the database was not closed cleanly; nothing is lost");
@@ -96,18 +102,19 @@ impl Writer {
         }
     }
 
-    async fn follow(&mut self) {
+    async fn follow(&mut self) -> Result<(), DatastoreError> {
         let known = self.registry.revision();
         let followed = match self.backend.missed(known).await {
             Ok(missed) => self.catch_up(missed).await,
             Err(error) => Err(error),
         };
-        if let Err(error) = followed {
+        if let Err(error) = &followed {
             tracing::warn!(%error, revision = known, "can't follow the database");
         }
+        followed
     }
 
-    async fn commit_group(&mut self, first: Box<dyn Work>) {
+    async fn commit_group(&mut self, first: Box<dyn Work>) -> Result<(), DatastoreError> {
         let mut weight = first.weight();
         let mut group = vec![first];
         while group.len() < GROUP_OPERATIONS
@@ -126,7 +133,7 @@ impl Writer {
                 let [work] = alone;
                 work.finish(result);
             }
-            return;
+            return Ok(());
         }
         if let Err(error) = &result {
             tracing::warn!(%error, operations = group.len(), "a write failed");
@@ -134,6 +141,7 @@ impl Writer {
         for work in group {
             work.finish(result.clone());
         }
+        result
     }
 
     async fn commit(&mut self, group: &mut [Box<dyn Work>]) -> Result<(), DatastoreError> {

@@ -1,4 +1,5 @@
-//! Several servers on one database. Needs `PLASTRON_TEST_POSTGRES_URL`; without it there is nothing to test here.
+//! The server as a whole: its end when a part of it fails, and several servers on one database. The latter need
+//! `PLASTRON_TEST_POSTGRES_URL`; without it there is nothing to test there.
 
 use std::time::Duration;
 
@@ -39,6 +40,18 @@ async fn pair(case: &str) -> Option<(TestServer, TestServer)> {
             .unwrap();
     }
     Some((one, two))
+}
+
+#[tokio::test]
+async fn a_server_whose_datastore_writer_panicked_ends_and_says_so() {
+    let server = TestServer::start().await;
+    server.datastore.poison().await;
+    let fault = tokio::time::timeout(Duration::from_secs(30), server.ended()).await;
+    let text = fault.unwrap().to_string();
+    assert!(
+        text.contains("the server's datastore writer stopped unexpectedly"),
+        "{text}"
+    );
 }
 
 #[tokio::test]
