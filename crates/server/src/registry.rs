@@ -9,6 +9,7 @@ mod entries;
 mod group;
 mod listing;
 mod records;
+mod snapshot;
 mod state;
 #[cfg(test)]
 mod tests;
@@ -33,6 +34,7 @@ pub use records::{
     Agent, AgentPatch, BundleEndpointProfile, Change, FederationRelationship, JoinTokenRecord,
     Journal, Kind, Lease, Object,
 };
+pub(crate) use snapshot::Snapshot;
 pub(crate) use state::State;
 
 /// Entries looked at before the lock is given back during a long scan.

@@ -49,8 +49,8 @@ use crate::health::Health;
 use crate::prune::Pruning;
 use crate::ratelimit::RateLimits;
 use crate::registry::Registry;
-use crate::watch::WatchService;
-use crate::watch::hub::Hub;
+use crate::watch::notifier::Notifier;
+use crate::watch::{FIRST_LISTS, WatchService};
 use daemon::tasks::Tasks;
 
 #[cfg(test)]
@@ -146,7 +146,7 @@ struct World {
     registry: Arc<Registry>,
     ca: Arc<Ca>,
     api: Arc<Api>,
-    hub: Arc<Hub>,
+    notifier: Arc<Notifier>,
 }
 
 impl World {
@@ -194,12 +194,16 @@ impl World {
             agent_id_as_selector: config.agent_id_as_selector,
         };
         let limits = Arc::new(RateLimits::new(config.rate_limits));
-        let hub = Arc::new(Hub::new(Arc::clone(&registry)));
+        let notifier = Arc::new(Notifier::new(
+            Arc::clone(&registry),
+            Arc::clone(&environment.clock),
+        ));
         let watch = WatchService {
             registry: Arc::clone(&registry),
             authorizer: Arc::clone(&authorizer),
             clock: Arc::clone(&environment.clock),
-            hub: Arc::clone(&hub),
+            notifier: Arc::clone(&notifier),
+            lists: Arc::new(tokio::sync::Semaphore::new(FIRST_LISTS)),
         };
         let ground = Ground {
             authorizer,
@@ -214,7 +218,7 @@ impl World {
             registry,
             ca,
             api,
-            hub,
+            notifier,
         })
     }
 }
@@ -400,7 +404,7 @@ impl World {
 
     fn spawn_background(&self, tasks: &mut Tasks, agents: Option<PruningConfig>) {
         let (ca, mut shutdown) = (Arc::clone(&self.ca), tasks.shutdown());
-        tasks.spawn("watch", Arc::clone(&self.hub).run(tasks.shutdown()));
+        tasks.spawn("watch", Arc::clone(&self.notifier).run(tasks.shutdown()));
         tasks.spawn("authorities", async move {
             tokio::select! {
                 () = ca.run() => {}

@@ -283,6 +283,10 @@ impl TestServer {
         self.create(entry(agent.id.path(), path)).await
     }
 
+    pub(crate) fn unix_now(&self) -> i64 {
+        spiffe::clock::unix_seconds(self.clock.now())
+    }
+
     pub(crate) fn advance(&self, seconds: u64) {
         self.clock.advance(Duration::from_secs(seconds));
     }

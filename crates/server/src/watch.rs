@@ -1,6 +1,6 @@
 //! The watch: an agent holds one stream and hears of each change that concerns it as soon as it is committed.
 //!
-//! First a full list, unless the agent's cursor lets it continue; then deltas. Each event is checked against the agent's row
+//! First a full list, or what has changed since the agent's cursor; then deltas. Each event is checked against the agent's row
 //! again at the moment it leaves, and the stream of an agent that is evicted, banned or expired ends at once. What an
 //! agent gets is decided by the registry alone.
 
@@ -11,7 +11,7 @@ use futures_util::StreamExt as _;
 use proto::plastron::server::v1::watch_server::Watch as WatchApi;
 use proto::plastron::server::v1::{WatchEvent, WatchRequest};
 use spiffe::clock::Clock;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::Instant;
 use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
@@ -21,13 +21,15 @@ use crate::audit::Fields;
 use crate::authz::{Authorizer, StreamEnd};
 use crate::caller::{Caller, PeerSvid};
 use crate::registry::Registry;
-use hub::{Hub, Mailbox, News};
-use view::View;
+use notifier::{Membership, Notifier};
+use subscription::Pending;
+use view::{Outgoing, View};
 
-pub(crate) mod hub;
+mod affected;
+pub(crate) mod notifier;
+mod subscription;
 #[cfg(test)]
 mod tests;
-mod told;
 mod view;
 
 /// Events made ahead of what the agent has read.
@@ -35,13 +37,19 @@ const AHEAD: usize = 2;
 /// A watcher rests this many times as long as it worked, so that a storm of changes costs each a share of a core at most.
 const REST_FACTOR: u32 = 4;
 const LONGEST_REST: Duration = Duration::from_secs(1);
+/// For an agent to read one event before its stream ends.
+const READ_TIMEOUT: Duration = Duration::from_secs(60);
+/// First lists that are sent at once; other agents wait for their turn.
+pub(crate) const FIRST_LISTS: usize = 64;
 
 #[derive(Debug)]
 pub(crate) struct WatchService {
     pub(crate) registry: Arc<Registry>,
     pub(crate) authorizer: Arc<Authorizer>,
     pub(crate) clock: Arc<dyn Clock>,
-    pub(crate) hub: Arc<Hub>,
+    pub(crate) notifier: Arc<Notifier>,
+    /// Held while a first list is sent.
+    pub(crate) lists: Arc<Semaphore>,
 }
 
 #[tonic::async_trait]
@@ -55,14 +63,21 @@ impl WatchApi for WatchService {
         let caller = Caller::of(&request)?;
         let svid = caller.agent()?.clone();
         let (events, stream) = mpsc::channel(AHEAD);
+        // Before the first look, so that no change falls between.
+        let membership = self.notifier.subscribe(svid.id.clone());
+        let view = View::new(
+            Arc::clone(&self.registry),
+            svid.id.clone(),
+            Arc::clone(membership.subscription()),
+        );
         let watcher = Watcher {
             svid: svid.clone(),
             clock: Arc::clone(&self.clock),
             authorizer: Arc::clone(&self.authorizer),
-            // Before the first look, so that no change falls between.
-            mailbox: self.hub.join(svid.id.clone()),
+            membership,
             revisions: self.registry.subscribe(),
-            view: View::new(Arc::clone(&self.registry), svid.id.clone()),
+            view,
+            lists: Arc::clone(&self.lists),
             events,
         };
         caller.audit(Ok(()), Fields::new);
@@ -97,9 +112,10 @@ struct Watcher {
     svid: PeerSvid,
     clock: Arc<dyn Clock>,
     authorizer: Arc<Authorizer>,
-    mailbox: Arc<Mailbox>,
+    membership: Membership,
     revisions: watch::Receiver<u64>,
     view: View,
+    lists: Arc<Semaphore>,
     events: mpsc::Sender<Result<WatchEvent, Status>>,
 }
 
@@ -108,8 +124,7 @@ struct Ended;
 
 impl Watcher {
     async fn run(mut self, request: WatchRequest) {
-        let first = self.view.start(&request);
-        if self.push(first).await.is_err() {
+        if self.first_list(&request).await.is_err() {
             return;
         }
         let life = self
@@ -119,11 +134,14 @@ impl Watcher {
             .unwrap_or_default();
         let mut expiry = Instant::now() + life;
         loop {
-            let news = tokio::select! {
-                news = self.mailbox.news() => news,
-                () = tokio::time::sleep_until(expiry) => News::default(),
+            let pending = tokio::select! {
+                pending = self.membership.pending() => pending,
+                () = tokio::time::sleep_until(expiry) => Pending::default(),
                 () = self.events.closed() => return,
             };
+            if pending.replaced {
+                return;
+            }
             if let Err(end) = self.authorizer.recheck_agent(&self.svid) {
                 if let StreamEnd::Denied(denied) = end {
                     // The agent learns why; if it does not read, the stream ends all the same.
@@ -134,22 +152,34 @@ impl Watcher {
             // The clock says that it has not expired: look again soon.
             expiry = expiry.max(Instant::now() + LONGEST_REST);
             let started = Instant::now();
-            let events = self.view.advance(news);
-            if events.is_empty() {
+            let Some(outgoing) = self.view.advance(&pending) else {
                 continue;
-            }
+            };
             let worked = started.elapsed();
-            if self.push(events).await.is_err() {
+            if self.push(outgoing).await.is_err() {
                 return;
             }
             tokio::time::sleep((worked * REST_FACTOR).min(LONGEST_REST)).await;
         }
     }
 
-    /// Hands events over as the agent reads them; an agent that loses its standing meanwhile gets no more.
-    async fn push(&mut self, events: Vec<WatchEvent>) -> Result<(), Ended> {
+    /// When all agents come back at once, a bounded number of lists is in memory.
+    async fn first_list(&mut self, request: &WatchRequest) -> Result<(), Ended> {
+        let lists = Arc::clone(&self.lists);
+        let _turn = tokio::select! {
+            turn = lists.acquire() => turn.map_err(|_closed| Ended)?,
+            () = self.events.closed() => return Err(Ended),
+        };
+        let first = self.view.start(request);
+        self.push(first).await
+    }
+
+    /// Hands events over as the agent reads them; an agent that loses its standing meanwhile gets no more, and one that
+    /// does not read at all loses its stream.
+    async fn push(&mut self, outgoing: Outgoing) -> Result<(), Ended> {
         let mut revisions = self.revisions.clone();
-        for event in events {
+        for event in outgoing {
+            let deadline = Instant::now() + READ_TIMEOUT;
             let permit = loop {
                 tokio::select! {
                     permit = self.events.reserve() => break permit.map_err(|_gone| Ended)?,
@@ -157,6 +187,7 @@ impl Watcher {
                         changed.map_err(|_gone| Ended)?;
                         self.authorizer.recheck_agent(&self.svid).map_err(|_denied| Ended)?;
                     }
+                    () = tokio::time::sleep_until(deadline) => return Err(Ended),
                 }
             };
             permit.send(Ok(event));

@@ -1,7 +1,7 @@
 //! The registration entries in memory: one arena, and indexes of 4-byte slot numbers over it.
 //! Built for a million entries, so an index stores no key of its own: it asks the entry.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 
@@ -38,6 +38,8 @@ pub(crate) struct EntryTable {
     by_spiffe_id: HashTable<Group>,
     /// Node aliases (entries whose parent is the server), each under one of its selectors.
     pub(super) aliases: HashMap<Selector, Vec<u32>>,
+    /// Those that expire, by their expiry.
+    by_expiry: BTreeSet<(i64, u32)>,
     pub(super) server_id: SpiffeId,
     hasher: RandomState,
 }
@@ -53,6 +55,7 @@ impl EntryTable {
             by_parent: HashTable::new(),
             by_spiffe_id: HashTable::new(),
             aliases: HashMap::new(),
+            by_expiry: BTreeSet::new(),
             server_id,
             hasher: RandomState::new(),
         }
@@ -103,6 +106,23 @@ impl EntryTable {
     /// The entries that give this SPIFFE ID.
     pub(crate) fn with_spiffe_id(&self, id: &SpiffeId) -> impl Iterator<Item = &Arc<Entry>> {
         self.members(self.named(id))
+    }
+
+    /// The entries whose expiry lies after `after` and not after `until`, in its order.
+    pub(crate) fn expiring(&self, after: i64, until: i64) -> impl Iterator<Item = &Arc<Entry>> {
+        let from = (after.saturating_add(1), 0);
+        let range = (from.0 <= until).then(|| self.by_expiry.range(from..=(until, u32::MAX)));
+        range
+            .into_iter()
+            .flatten()
+            .filter_map(|&(_, slot)| at(&self.slots, slot))
+            .map(|slot| &slot.entry)
+    }
+
+    /// The first expiry after `after`.
+    pub(crate) fn next_expiry(&self, after: i64) -> Option<i64> {
+        let next = self.by_expiry.range((after.saturating_add(1), 0)..).next();
+        next.map(|&(expiry, _)| expiry)
     }
 
     pub(crate) fn with_parent(&self, parent: &SpiffeId) -> impl Iterator<Item = &Arc<Entry>> {
@@ -246,12 +266,16 @@ impl EntryTable {
             by_parent,
             by_spiffe_id,
             aliases,
+            by_expiry,
             ..
         } = self;
         let Some(Slot { row, entry }) = at(slots, slot) else {
             return;
         };
         by_row.insert(*row, slot);
+        if entry.expires_at != 0 {
+            by_expiry.insert((entry.expires_at, slot));
+        }
         by_id.insert_unique(hasher.hash_one(&*entry.id), slot, |&slot| {
             at(slots, slot).map_or(0, |s| hasher.hash_one(&*s.entry.id))
         });
@@ -307,12 +331,14 @@ impl EntryTable {
             by_parent,
             by_spiffe_id,
             aliases,
+            by_expiry,
             ..
         } = self;
         let Some(Slot { row, entry }) = at(slots, slot) else {
             return;
         };
         by_row.remove(row);
+        by_expiry.remove(&(entry.expires_at, slot));
         if let Ok(found) = by_likeness.find_entry(likeness(hasher, entry), |&other| other == slot) {
             found.remove();
         }

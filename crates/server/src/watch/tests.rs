@@ -187,7 +187,7 @@ async fn refuses_watchers_that_are_no_agents() {
 }
 
 #[tokio::test]
-async fn continues_at_the_cursor_when_nothing_concerns_the_agent() {
+async fn continues_at_the_cursor_with_what_the_agent_has_missed() {
     let server = TestServer::start().await;
     let (node, other) = (server.agent().await, server.agent().await);
     server.entry(&node, "/mine").await;
@@ -208,9 +208,9 @@ async fn continues_at_the_cursor_when_nothing_concerns_the_agent() {
     assert_eq!(ids(&stream.event().await), [made.id.as_str()]);
     let event = watch(&server, &node, again).await.event().await;
     assert_eq!(
-        (event.reset, event.entries.len()),
-        (true, 2),
-        "something happened since: all over"
+        (event.reset, ids(&event)),
+        (false, vec![made.id.as_str()]),
+        "what was missed and nothing else"
     );
 }
 
@@ -271,7 +271,11 @@ async fn follows_aliases_as_they_come_and_as_the_node_changes() {
         .update_agent(&node.id, patch)
         .await
         .unwrap();
-    assert_eq!(stream.event().await.removed_entry_ids.len(), 1);
+    let event = stream.event().await;
+    assert!(
+        event.reset && event.entries.is_empty(),
+        "the node starts over"
+    );
 }
 
 #[tokio::test]
@@ -442,4 +446,167 @@ async fn tells_each_of_many_watchers_of_its_own() {
     for ((_, stream), id) in watchers.iter_mut().zip(made) {
         assert_eq!(ids(&stream.event().await), [id.as_str()]);
     }
+}
+
+/// An entry below the node that expires a minute from now.
+async fn short_lived(server: &TestServer, node: &Identity, path: &str) -> types::Entry {
+    let mut short = entry(node.id.path(), path);
+    short.expires_at = server.unix_now() + 60;
+    server.create(short).await
+}
+
+#[tokio::test]
+async fn takes_back_an_entry_and_what_is_below_it_at_the_second_of_its_expiry() {
+    let server = TestServer::start().await;
+    let (node, other) = (server.agent().await, server.agent().await);
+    let mid = short_lived(&server, &node, "/mid").await;
+    let low = server.create(entry("/mid", "/low")).await;
+    let mut stream = watch(&server, &node, WatchRequest::default()).await;
+    assert_eq!(stream.event().await.entries.len(), 2);
+    server.advance(60);
+    // Any commit makes the notifier look at the clock, which a test's clock does not do by itself.
+    server.entry(&other, "/theirs").await;
+    let mut removed = stream.event().await.removed_entry_ids;
+    removed.sort();
+    let mut expected = vec![mid.id, low.id];
+    expected.sort();
+    assert_eq!(removed, expected);
+}
+
+#[tokio::test]
+async fn takes_back_what_expired_while_the_agent_was_away() {
+    let server = TestServer::start().await;
+    let node = server.agent().await;
+    let short = short_lived(&server, &node, "/short").await;
+    let first = watch(&server, &node, WatchRequest::default())
+        .await
+        .event()
+        .await;
+    assert_eq!(ids(&first), [short.id.as_str()]);
+    server.advance(60);
+    let again = WatchRequest {
+        cursor: first.revision,
+        epoch: first.epoch,
+        ..WatchRequest::default()
+    };
+    let event = watch(&server, &node, again.clone()).await.event().await;
+    assert_eq!(
+        (event.reset, event.removed_entry_ids),
+        (false, vec![short.id.clone()]),
+        "before it is pruned"
+    );
+    server
+        .datastore
+        .delete_entries(vec![short.id.clone()])
+        .await
+        .unwrap();
+    let event = watch(&server, &node, again).await.event().await;
+    assert_eq!(
+        (event.reset, event.removed_entry_ids),
+        (false, vec![short.id]),
+        "and after"
+    );
+}
+
+#[tokio::test]
+async fn continues_at_the_cursor_through_a_branch_that_is_gone() {
+    let server = TestServer::start().await;
+    let node = server.agent().await;
+    let (mid, low) = chain(&server, &node).await;
+    let first = watch(&server, &node, WatchRequest::default())
+        .await
+        .event()
+        .await;
+    for id in [&low.id, &mid.id] {
+        server
+            .datastore
+            .delete_entries(vec![id.clone()])
+            .await
+            .unwrap();
+    }
+    let again = WatchRequest {
+        cursor: first.revision,
+        epoch: first.epoch,
+        ..WatchRequest::default()
+    };
+    let event = watch(&server, &node, again).await.event().await;
+    let mut expected = vec![mid.id, low.id];
+    expected.sort();
+    assert_eq!((event.reset, event.removed_entry_ids), (false, expected));
+}
+
+#[tokio::test]
+async fn sends_the_whole_list_to_an_agent_that_missed_too_much() {
+    let server = TestServer::start().await;
+    let (node, other) = (server.agent().await, server.agent().await);
+    server.entry(&node, "/mine").await;
+    let first = watch(&server, &node, WatchRequest::default())
+        .await
+        .event()
+        .await;
+    let entries: Vec<_> = (0..600)
+        .map(|n| entry(other.id.path(), &format!("/w/{n}")))
+        .collect();
+    let request = BatchCreateEntryRequest {
+        entries,
+        output_mask: None,
+    };
+    EntryClient::new(server.local().await)
+        .batch_create_entry(request)
+        .await
+        .unwrap();
+    let again = WatchRequest {
+        cursor: first.revision,
+        epoch: first.epoch,
+        ..WatchRequest::default()
+    };
+    let event = watch(&server, &node, again).await.event().await;
+    assert_eq!((event.reset, event.entries.len()), (true, 1));
+}
+
+#[tokio::test]
+async fn sends_every_node_of_an_alias_what_is_created_below_it_and_no_other_node() {
+    let server = TestServer::start().await;
+    let mut alias = entry("/spire/server", "/rack");
+    alias.selectors = vec![wire_selector("zone:a")];
+    server.create(alias).await;
+    let mut streams = Vec::new();
+    for zone in ["zone:a", "zone:a", "zone:b"] {
+        let node = server.agent().await;
+        let patch = AgentPatch {
+            selectors: Some(SelectorSet::from(vec![
+                Selector::new("unix", zone).unwrap(),
+            ])),
+            ..AgentPatch::default()
+        };
+        server
+            .datastore
+            .update_agent(&node.id, patch)
+            .await
+            .unwrap();
+        let mut stream = watch(&server, &node, WatchRequest::default()).await;
+        stream.event().await;
+        streams.push((node, stream));
+    }
+    let made = server.create(entry("/rack", "/web")).await;
+    let other = server.entry(&streams[2].0, "/theirs").await;
+    for (_, stream) in &mut streams[..2] {
+        assert_eq!(ids(&stream.event().await), [made.id.as_str()]);
+    }
+    assert_eq!(ids(&streams[2].1.event().await), [other.id.as_str()]);
+}
+
+#[tokio::test]
+async fn ends_the_oldest_stream_of_an_agent_that_opens_too_many() {
+    let server = TestServer::start().await;
+    let node = server.agent().await;
+    let mut streams = Vec::new();
+    for _ in 0..5 {
+        let mut stream = watch(&server, &node, WatchRequest::default()).await;
+        stream.event().await;
+        streams.push(stream);
+    }
+    assert!(streams[0].next().await.unwrap().is_none());
+    let made = server.entry(&node, "/mine").await;
+    assert_eq!(ids(&streams[1].event().await), [made.id.as_str()]);
 }

@@ -1,275 +1,370 @@
-//! What one agent has been told, and the difference between that and what it should now know.
+//! What one agent is sent. Nothing is kept for each entry: a change is looked up in the registry when it is sent, under one
+//! lock, so that no entry is both present and removed in one event.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use prost::Message as _;
 use proto::convert::{agent_entry_mask, bundle_to_wire, entry_to_wire};
 use proto::plastron::server::v1::{WatchEvent, WatchRequest};
+use proto::spire::api::types;
 use spiffe::bundle::Bundle;
 use spiffe::entry::Entry;
 use spiffe::id::SpiffeId;
 use spiffe::trust_domain::TrustDomain;
 
-use super::hub::News;
-use super::told::Told;
-use crate::registry::{Change, EntryFilter, Kind, Object, Page, Registry};
+use super::affected::{Above, Affected, Touched};
+use super::subscription::{Pending, Subscription};
+use crate::registry::{Change, Kind, Object, Registry, Snapshot};
 
 /// Entries in one event; as many as SPIRE has in a page.
 const PAGE: usize = 500;
 /// Bytes of entries in one event, far below the 4 MiB that a client accepts.
 const PAGE_BYTES: usize = 1 << 20;
+/// Changes that are looked through when a stream continues at a cursor. With more, the whole list costs less.
+const MAX_MISSED: usize = 512;
 
-/// One agent's knowledge as the server believes it to be.
+/// One agent's side of a stream.
 #[derive(Debug)]
 pub(super) struct View {
     registry: Arc<Registry>,
     agent: SpiffeId,
-    server: SpiffeId,
-    /// Everything up to here has been told.
+    subscription: Arc<Subscription>,
+    /// Everything up to here has been sent.
     revision: u64,
-    told: Told,
-    bundles: HashMap<TrustDomain, Arc<Bundle>>,
-}
-
-/// The difference to tell.
-#[derive(Default)]
-struct Delta {
-    changed: Vec<Arc<Entry>>,
-    removed: Vec<Arc<str>>,
+    epoch: String,
+    /// The foreign trust domains that the agent's entries federate with, and the bundles that it was sent.
+    federated: BTreeMap<TrustDomain, Option<Arc<Bundle>>>,
+    own: Option<Arc<Bundle>>,
 }
 
 impl View {
-    pub(super) fn new(registry: Arc<Registry>, agent: SpiffeId) -> Self {
-        let server = SpiffeId::server(registry.trust_domain());
+    pub(super) fn new(
+        registry: Arc<Registry>,
+        agent: SpiffeId,
+        subscription: Arc<Subscription>,
+    ) -> Self {
         Self {
             registry,
-            told: Told::nothing(agent.clone()),
             agent,
-            server,
+            subscription,
             revision: 0,
-            bundles: HashMap::new(),
+            epoch: String::new(),
+            federated: BTreeMap::new(),
+            own: None,
         }
     }
 
-    /// The first events: nothing but a revision when the agent's cursor is good and nothing that concerns it happened
-    /// since, else everything.
-    pub(super) fn start(&mut self, request: &WatchRequest) -> Vec<WatchEvent> {
-        // Read before the sets: what is committed in between is told twice rather than never.
-        self.revision = self.registry.revision();
-        let known = request.cursor != 0 && request.epoch == self.registry.epoch();
+    /// The first events: what the agent has missed since its cursor when that can be told, else everything.
+    pub(super) fn start(&mut self, request: &WatchRequest) -> Outgoing {
+        let registry = Arc::clone(&self.registry);
+        let snapshot = registry.snapshot();
+        let known = request.cursor != 0 && request.epoch == snapshot.epoch();
         let changes = if known {
-            self.registry.changes_since(request.cursor)
+            snapshot.changes_since(request.cursor)
         } else {
             None
         };
-        for entry in self.registry.authorized_entries(&self.agent) {
-            self.told.insert(entry);
+        if let Some(changes) = changes.filter(|changes| changes.len() <= MAX_MISSED)
+            && let Some(ids) = self.missed(&snapshot, &changes)
+        {
+            return self.resume(&snapshot, &changes, ids);
         }
-        let untouched =
-            changes.is_some_and(|changes| !changes.iter().any(|change| self.concerns(change)));
-        let bundles = self.wanted_bundles();
-        let by_name = |bundle: &Arc<Bundle>| (bundle.trust_domain.clone(), Arc::clone(bundle));
-        self.bundles = bundles.iter().map(by_name).collect();
-        // The sets may hold something newer than that revision, of which the agent has not heard.
-        let quiet = self.registry.revision() == self.revision;
-        if untouched && quiet {
-            return vec![self.event()];
+        self.all(&snapshot)
+    }
+
+    /// The events that the pending changes amount to; `None` when they do not concern the agent after all.
+    pub(super) fn advance(&mut self, pending: &Pending) -> Option<Outgoing> {
+        let registry = Arc::clone(&self.registry);
+        let snapshot = registry.snapshot();
+        if pending.reset {
+            return Some(self.all(&snapshot));
         }
-        let all = Delta {
-            changed: self.told.iter().cloned().collect(),
+        self.revision = self.revision.max(pending.revision);
+        let ids = pending.entries.iter().flat_map(|ids| ids.iter().cloned());
+        let delta = self.look_up(&snapshot, ids.collect());
+        let mut outgoing = self.outgoing(&snapshot);
+        if !delta.removed.is_empty() || !delta.present.is_empty() {
+            self.follow_bundles(&snapshot, &delta.present, &mut outgoing);
+        }
+        self.send_bundles(&snapshot, &pending.bundles, &mut outgoing);
+        outgoing.carry(delta);
+        (!outgoing.is_empty()).then_some(outgoing)
+    }
+
+    /// The whole list: it takes the place of everything that the agent holds.
+    fn all(&mut self, snapshot: &Snapshot<'_>) -> Outgoing {
+        self.revision = snapshot.revision();
+        self.federated = BTreeMap::new();
+        let mut outgoing = self.outgoing(snapshot);
+        outgoing.head.reset = true;
+        let present = snapshot.authorized_entries(&self.agent);
+        self.follow_bundles(snapshot, &present, &mut outgoing);
+        self.send_bundles(
+            snapshot,
+            &[snapshot.trust_domain().clone()].into(),
+            &mut outgoing,
+        );
+        outgoing.carry(Delta {
+            present,
             removed: Vec::new(),
-        };
-        let mut events = self.events(&all, &bundles, Vec::new());
-        if let Some(first) = events.first_mut() {
-            first.reset = true;
-        }
-        events
+        });
+        outgoing
     }
 
-    /// The events that the news amount to; none when they do not concern the agent after all.
-    pub(super) fn advance(&mut self, news: News) -> Vec<WatchEvent> {
-        self.revision = self.revision.max(news.revision);
-        let delta = if news.everything {
-            self.compare_all()
-        } else {
-            self.compare(news.entries)
+    /// What changed since the cursor. The agent says by its cursor what it holds, so entries that have expired meanwhile are
+    /// taken back also when nothing else has changed.
+    fn resume(
+        &mut self,
+        snapshot: &Snapshot<'_>,
+        changes: &[Change],
+        mut ids: BTreeSet<Arc<str>>,
+    ) -> Outgoing {
+        self.revision = snapshot.revision();
+        let lapsed = snapshot.lapsed_entries(&self.agent);
+        ids.extend(lapsed.iter().map(|entry| Arc::clone(&entry.id)));
+        let delta = self.look_up(snapshot, ids);
+        let mut outgoing = self.outgoing(snapshot);
+        let wanted = named_by(&snapshot.authorized_entries(&self.agent));
+        self.subscription.follow_bundles(wanted.clone());
+        let with_bundle = |name: TrustDomain| {
+            let bundle = snapshot.bundle(&name).cloned();
+            (name, bundle)
         };
-        let (changed, removed) = self.compare_bundles();
-        let nothing = delta.changed.is_empty() && delta.removed.is_empty();
-        if nothing && changed.is_empty() && removed.is_empty() {
-            return Vec::new();
+        self.federated = wanted.into_iter().map(with_bundle).collect();
+        self.own = snapshot.bundle(snapshot.trust_domain()).cloned();
+        // Which bundles the agent holds follows from the entries that it held: those of the entries in the delta, and those
+        // that have changed themselves, are sent again.
+        let mut bundles = named_by(&delta.present);
+        let changed = changes.iter().filter(|change| change.kind == Kind::Bundle);
+        bundles.extend(changed.filter_map(|change| TrustDomain::parse(&change.key).ok()));
+        for name in bundles {
+            let followed = name == *snapshot.trust_domain() || self.federated.contains_key(&name);
+            match snapshot.bundle(&name).filter(|_| followed) {
+                Some(bundle) => outgoing.head.bundles.push(bundle_to_wire(bundle, None)),
+                None => outgoing.head.removed_bundles.push(name.as_str().to_owned()),
+            }
         }
-        self.events(&delta, &changed, removed)
+        outgoing.carry(delta);
+        outgoing
     }
 
-    /// Looks at some entries; at all when one of them stood between the agent and others.
-    fn compare(&mut self, mut ids: Vec<Arc<str>>) -> Delta {
-        ids.sort_unstable();
-        ids.dedup();
+    /// The entries of the agent that these changes touch; `None` when they are too many to name, or when the agent's own
+    /// record has changed.
+    fn missed(&self, snapshot: &Snapshot<'_>, changes: &[Change]) -> Option<BTreeSet<Arc<str>>> {
+        let server = SpiffeId::server(snapshot.trust_domain());
+        let affected = Affected::new(snapshot, server, changes);
+        let selectors = snapshot.agent(&self.agent).map(|agent| &agent.selectors);
+        let holds = |alias: &Entry| {
+            selectors.is_some_and(|selectors| {
+                !alias.selectors.is_empty() && alias.selectors.is_subset_of(selectors)
+            })
+        };
+        let concerns = |entry: &Entry| {
+            if affected.is_alias(entry) {
+                return holds(entry);
+            }
+            match affected.above(&entry.parent_id) {
+                Above::Everyone => true,
+                Above::These { ids, aliases } => {
+                    ids.contains(&&self.agent) || aliases.into_iter().any(holds)
+                }
+            }
+        };
+        let mut named = BTreeSet::new();
+        for change in changes {
+            match (change.kind, &change.old, &change.new) {
+                (Kind::Agent, Some(Object::Agent(old)), Some(Object::Agent(new)))
+                    if old.selectors == new.selectors => {}
+                (Kind::Agent, ..) if *change.key == *self.agent.as_str() => return None,
+                (Kind::Entry, old, new) => {
+                    let (old, new) = (as_entry(old.as_ref()), as_entry(new.as_ref()));
+                    if ![old, new].into_iter().flatten().any(concerns) {
+                        continue;
+                    }
+                    match affected.touched(&change.key, old, new) {
+                        Touched::TooMany => return None,
+                        Touched::Entries(ids) => named.extend(ids.iter().cloned()),
+                    }
+                }
+                _ => {}
+            }
+        }
+        Some(named)
+    }
+
+    fn look_up(&self, snapshot: &Snapshot<'_>, ids: BTreeSet<Arc<str>>) -> Delta {
         let mut delta = Delta::default();
         for id in ids {
-            let now = self.registry.authorized_entry(&self.agent, &id);
-            let told = match &now {
-                Some(entry) => self.told.insert(Arc::clone(entry)),
-                None => self.told.remove(&id),
-            };
-            let moved = |told: &Arc<Entry>| {
-                now.as_ref()
-                    .is_none_or(|now| now.spiffe_id != told.spiffe_id)
-            };
-            if told
-                .as_ref()
-                .is_some_and(|told| moved(told) && self.told.has_below(&told.spiffe_id))
-            {
-                delta.merge(self.compare_all());
+            match snapshot.authorized_entry(&self.agent, &id) {
+                Some(entry) => delta.present.push(Arc::clone(entry)),
+                None => delta.removed.push(id.as_ref().to_owned()),
             }
-            match (now, told) {
-                (Some(now), Some(told)) if Arc::ptr_eq(&told, &now) => {}
-                (Some(now), _) => delta.changed.push(now),
-                (None, Some(_)) => delta.removed.push(id),
+        }
+        delta
+    }
+
+    /// Brings up to date which foreign bundles the agent is sent, after entries have changed; sends those that are new to it
+    /// and takes back those that no entry needs any more.
+    fn follow_bundles(
+        &mut self,
+        snapshot: &Snapshot<'_>,
+        present: &[Arc<Entry>],
+        outgoing: &mut Outgoing,
+    ) {
+        let mut wanted = named_by(present);
+        if !self.federated.is_empty() {
+            // One of them may have been the last that needed a bundle.
+            wanted = named_by(&snapshot.authorized_entries(&self.agent));
+        }
+        if wanted.is_empty() && self.federated.is_empty() {
+            return;
+        }
+        // Before the bundles are read, so that no change falls between.
+        self.subscription.follow_bundles(wanted.clone());
+        let former = std::mem::take(&mut self.federated);
+        for (name, sent) in &former {
+            if !wanted.contains(name) && sent.is_some() {
+                outgoing.head.removed_bundles.push(name.as_str().to_owned());
+            }
+        }
+        for name in wanted {
+            let bundle = snapshot.bundle(&name);
+            if !former.contains_key(&name)
+                && let Some(bundle) = bundle
+            {
+                outgoing.head.bundles.push(bundle_to_wire(bundle, None));
+            }
+            let sent = match former.get(&name) {
+                Some(sent) => sent.clone(),
+                None => bundle.cloned(),
+            };
+            self.federated.insert(name, sent);
+        }
+    }
+
+    /// Sends the current form of these bundles, as far as the agent is to have them and has not been sent it.
+    fn send_bundles(
+        &mut self,
+        snapshot: &Snapshot<'_>,
+        names: &BTreeSet<TrustDomain>,
+        outgoing: &mut Outgoing,
+    ) {
+        for name in names {
+            let sent = if name == snapshot.trust_domain() {
+                &mut self.own
+            } else if let Some(sent) = self.federated.get_mut(name) {
+                sent
+            } else {
+                continue;
+            };
+            let present = snapshot.bundle(name);
+            match (&*sent, present) {
+                (Some(sent), Some(present))
+                    if Arc::ptr_eq(sent, present) && !outgoing.head.reset => {}
+                (_, Some(present)) => outgoing.head.bundles.push(bundle_to_wire(present, None)),
+                (Some(_), None) => outgoing.head.removed_bundles.push(name.as_str().to_owned()),
                 (None, None) => {}
             }
-        }
-        delta
-    }
-
-    fn compare_all(&mut self) -> Delta {
-        let mut former = self.told.take();
-        let mut delta = Delta::default();
-        for entry in self.registry.authorized_entries(&self.agent) {
-            let told = former.remove(&entry.id);
-            if !told.is_some_and(|told| Arc::ptr_eq(&told, &entry)) {
-                delta.changed.push(Arc::clone(&entry));
-            }
-            self.told.insert(entry);
-        }
-        delta.removed.extend(former.into_keys());
-        delta
-    }
-
-    /// Bundles that are new or other than told, and the names of those that are no longer the agent's.
-    fn compare_bundles(&mut self) -> (Vec<Arc<Bundle>>, Vec<String>) {
-        let mut changed = Vec::new();
-        let mut former = std::mem::take(&mut self.bundles);
-        for bundle in self.wanted_bundles() {
-            let told = former.remove(&bundle.trust_domain);
-            if !told.is_some_and(|told| Arc::ptr_eq(&told, &bundle)) {
-                changed.push(Arc::clone(&bundle));
-            }
-            self.bundles.insert(bundle.trust_domain.clone(), bundle);
-        }
-        let mut removed: Vec<_> = former
-            .into_keys()
-            .map(|name| name.as_str().to_owned())
-            .collect();
-        removed.sort_unstable();
-        (changed, removed)
-    }
-
-    /// Whether a change may matter to the agent. Asked once, when a stream continues at a cursor.
-    fn concerns(&self, change: &Change) -> bool {
-        let entry = |side: &Option<Object>| match side {
-            Some(Object::Entry(entry)) => Some(Arc::clone(entry)),
-            _ => None,
-        };
-        match change.kind {
-            Kind::Bundle => true,
-            Kind::Agent => change.key.as_ref() == self.agent.as_str(),
-            Kind::Entry if self.told.contains(&change.key) => true,
-            Kind::Entry => [entry(&change.old), entry(&change.new)]
-                .into_iter()
-                .flatten()
-                .any(|entry| {
-                    // What hung below it may have gone with it.
-                    has_children(&self.registry, &entry.spiffe_id)
-                        || self.told.has_below(&entry.spiffe_id)
-                        || self.is_alias_of_agent(&entry)
-                        || self.registry.authorizes(&self.agent, &entry)
-                }),
-            _ => false,
+            *sent = present.cloned();
         }
     }
 
-    fn is_alias_of_agent(&self, entry: &Entry) -> bool {
-        let agent = self.registry.agent(&self.agent);
-        entry.parent_id == self.server
-            && agent.is_some_and(|agent| entry.selectors.is_subset_of(&agent.selectors))
-    }
-
-    /// The own bundle, and those that the agent's entries federate with, as far as they are known.
-    fn wanted_bundles(&self) -> Vec<Arc<Bundle>> {
-        let mut names: Vec<&TrustDomain> = self.told.federated().collect();
-        names.push(self.registry.trust_domain());
-        names.sort_unstable();
-        names.dedup();
-        let bundles = names
-            .into_iter()
-            .filter_map(|name| self.registry.bundle(name));
-        bundles.collect()
-    }
-
-    fn event(&self) -> WatchEvent {
-        WatchEvent {
+    fn outgoing(&mut self, snapshot: &Snapshot<'_>) -> Outgoing {
+        self.epoch = snapshot.epoch().to_owned();
+        Outgoing::new(WatchEvent {
             revision: self.revision,
-            epoch: self.registry.epoch().to_owned(),
+            epoch: self.epoch.clone(),
             ..WatchEvent::default()
+        })
+    }
+}
+
+/// The difference to send.
+#[derive(Debug, Default)]
+struct Delta {
+    present: Vec<Arc<Entry>>,
+    removed: Vec<String>,
+}
+
+/// A difference on its way to the agent. Each event is made when the agent is ready to read it, so that a long list costs a
+/// pointer for each entry and one page of messages.
+#[derive(Debug)]
+pub(super) struct Outgoing {
+    /// The next event, without its entries. Bundles go first: an entry's federated bundles are there with it.
+    head: WatchEvent,
+    entries: std::vec::IntoIter<Arc<Entry>>,
+    /// The entry that did not fit the last event.
+    held_over: Option<types::Entry>,
+    done: bool,
+}
+
+impl Outgoing {
+    fn new(head: WatchEvent) -> Self {
+        Self {
+            head,
+            entries: Vec::new().into_iter(),
+            held_over: None,
+            done: false,
         }
     }
 
-    /// Cuts a difference into events of a bounded size. Bundles go first: an entry's federated bundles are there with it.
-    fn events(
-        &self,
-        delta: &Delta,
-        bundles: &[Arc<Bundle>],
-        removed_bundles: Vec<String>,
-    ) -> Vec<WatchEvent> {
+    fn carry(&mut self, delta: Delta) {
+        self.head.removed_entry_ids = delta.removed;
+        self.entries = delta.present.into_iter();
+    }
+
+    fn is_empty(&self) -> bool {
+        let head = &self.head;
+        !head.reset
+            && head.bundles.is_empty()
+            && head.removed_bundles.is_empty()
+            && head.removed_entry_ids.is_empty()
+            && self.entries.as_slice().is_empty()
+    }
+}
+
+impl Iterator for Outgoing {
+    type Item = WatchEvent;
+
+    fn next(&mut self) -> Option<WatchEvent> {
+        if self.done {
+            return None;
+        }
         let mask = agent_entry_mask();
-        let mut event = self.event();
-        event.bundles = bundles
-            .iter()
-            .map(|bundle| bundle_to_wire(bundle, None))
-            .collect();
-        event.removed_bundles = removed_bundles;
-        event.removed_entry_ids = delta
-            .removed
-            .iter()
-            .map(|id| id.as_ref().to_owned())
-            .collect();
-        let (mut events, mut bytes) = (Vec::new(), 0);
-        for entry in &delta.changed {
-            let wire = entry_to_wire(entry, Some(&mask));
-            bytes += wire.encoded_len();
+        let following = WatchEvent {
+            revision: self.head.revision,
+            epoch: self.head.epoch.clone(),
+            ..WatchEvent::default()
+        };
+        let mut event = std::mem::replace(&mut self.head, following);
+        let mut bytes = 0;
+        while let Some(entry) = self.held_over.take().or_else(|| {
+            let next = self.entries.next();
+            next.map(|entry| entry_to_wire(&entry, Some(&mask)))
+        }) {
+            bytes += entry.encoded_len();
             if !event.entries.is_empty() && (event.entries.len() >= PAGE || bytes > PAGE_BYTES) {
                 event.more = true;
-                events.push(std::mem::replace(&mut event, self.event()));
-                bytes = wire.encoded_len();
+                self.held_over = Some(entry);
+                return Some(event);
             }
-            event.entries.push(wire);
+            event.entries.push(entry);
         }
-        events.push(event);
-        events
+        self.done = true;
+        Some(event)
     }
 }
 
-impl Delta {
-    fn merge(&mut self, other: Self) {
-        self.changed.extend(other.changed);
-        self.removed.extend(other.removed);
-    }
+/// The trust domains that these entries federate with.
+fn named_by(entries: &[Arc<Entry>]) -> BTreeSet<TrustDomain> {
+    let names = entries.iter().flat_map(|entry| entry.federates_with.iter());
+    names.cloned().collect()
 }
 
-/// Whether any entry hangs below this ID.
-pub(super) fn has_children(registry: &Registry, id: &SpiffeId) -> bool {
-    let below = EntryFilter {
-        by_parent_id: Some(id.clone()),
-        ..EntryFilter::default()
-    };
-    let one = Page {
-        size: 1,
-        token: String::new(),
-    };
-    registry
-        .entries(&below, &one)
-        .is_ok_and(|listing| !listing.items.is_empty())
+fn as_entry(side: Option<&Object>) -> Option<&Entry> {
+    match side {
+        Some(Object::Entry(entry)) => Some(entry),
+        _ => None,
+    }
 }
