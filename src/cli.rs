@@ -99,6 +99,7 @@ fn run_native(argv: &[String]) -> u8 {
     let args = native::read(command, own);
     let format = native::format(&args);
     let outcome = socket::resolve(command.endpoint, &args, Face::Native, &environment)
+        .map(|socket| socket::or_development(command.endpoint, socket))
         .map(|socket| Context::new(Face::Native, command, format, socket))
         .and_then(|context| execute(command, &context, args));
     match outcome {

@@ -14,6 +14,12 @@ use super::output::{self, Output};
 use super::spec::{Flag, Kind, Program, flag};
 use crate::logging::{Log, LogConfig, LogFormat, parse_level};
 
+pub(super) const CONFIG: Flag = flag(
+    "config",
+    "config",
+    Kind::Text,
+    "The configuration file; without it, the user's and then /etc/plastron's, if there is one",
+);
 pub(super) const EXPAND_ENV: Flag = flag(
     "expandEnv",
     "expand-env",
@@ -52,11 +58,49 @@ pub(super) const TRUST_DOMAIN: Flag = flag(
     "The trust domain, such as example.org",
 );
 
-/// Whether the flags alone are to say everything: natively, when no file is named and none is at the usual place.
+/// The configuration file to read, and whether it is there. On a shim SPIRE's default lies in the working directory.
+/// Natively nothing is read from there, since a daemon of root may be started in anybody's directory.
+fn file(context: &Context, args: &Args) -> PathBuf {
+    if let Some(named) = args.optional("config") {
+        return PathBuf::from(named);
+    }
+    let env = |name: &str| std::env::var_os(name).map(PathBuf::from);
+    let own = if nix::unistd::geteuid().is_root() {
+        None
+    } else {
+        own_config(env("XDG_CONFIG_HOME"), env("HOME"))
+    };
+    let name = format!("{}.conf", context.program.word());
+    own.map(|directory| directory.join(&name))
+        .filter(|path| path.exists())
+        .unwrap_or_else(|| Path::new("/etc/plastron").join(name))
+}
+
+/// The user's own configuration directory (XDG Base Directory: relative paths are ignored).
+fn own_config(xdg: Option<PathBuf>, home: Option<PathBuf>) -> Option<PathBuf> {
+    xdg.filter(|path| path.is_absolute())
+        .or_else(|| {
+            home.filter(|path| path.is_absolute())
+                .map(|home| home.join(".config"))
+        })
+        .map(|base| base.join("plastron"))
+}
+
+/// Whether the flags alone are to say everything: natively, when no file is named and there is none at the usual places.
 pub(super) fn is_without_file(context: &Context, args: &Args) -> bool {
-    context.face == Face::Native
-        && !args.given("config")
-        && !Path::new(args.text("config")).exists()
+    context.face == Face::Native && !args.given("config") && !file(context, args).exists()
+}
+
+/// Where the configuration comes from, for the log.
+pub(super) fn origin(context: &Context, args: &Args) -> String {
+    if is_without_file(context, args) {
+        return "the command line".to_owned();
+    }
+    let file = file(context, args);
+    std::path::absolute(&file)
+        .unwrap_or(file)
+        .display()
+        .to_string()
 }
 
 /// The configuration as `read` takes it from the file that `-config` names; or, without a file, from what
@@ -68,14 +112,42 @@ pub(super) fn configuration<C>(
     read: impl FnOnce(&Document) -> Result<C, Faults>,
 ) -> Result<C, Faults> {
     if !is_without_file(context, args) {
-        return document(args).and_then(|document| read(&document));
+        return document(&file(context, args), args)
+            .and_then(|document| read(&document))
+            .map_err(|faults| match context.face {
+                Face::Native => faults,
+                Face::Shim => with_spire_flags(faults),
+            });
     }
     match from_flags(args) {
         Some(text) => Document::parse("the command line", &text, None)
             .and_then(|document| read(&document))
             .map_err(of_flags),
-        None => Err(no_file(context.program, Path::new(args.text("config"))).into()),
+        None => Err(no_file(context.program, &file(context, args)).into()),
     }
+}
+
+/// A flag at fault, named as the shims know it: `--trust-domain` is `-trustDomain`.
+fn with_spire_flags(faults: Faults) -> Faults {
+    let spire = |at: String| match at.strip_prefix("--") {
+        None => at,
+        Some(name) => {
+            let mut words = name.split('-');
+            let first = words.next().unwrap_or_default().to_owned();
+            words.fold(format!("-{first}"), |text, word| {
+                let (head, tail) = word.split_at(word.len().min(1));
+                text + &head.to_ascii_uppercase() + tail
+            })
+        }
+    };
+    let faults: Vec<Fault> = faults
+        .into_iter()
+        .map(|mut fault| {
+            fault.at = fault.at.map(spire);
+            fault
+        })
+        .collect();
+    faults.into()
 }
 
 /// Faults of a configuration that nobody wrote: they lie in the flags.
@@ -94,7 +166,7 @@ fn of_flags(faults: Faults) -> Faults {
     let faults: Vec<Fault> = faults
         .into_iter()
         .map(|mut fault| {
-            fault.at = None;
+            fault.at = fault.at.filter(|at| at.starts_with("--"));
             fault.excerpt = None;
             fault.hint = fault.hint.map(renamed);
             fault
@@ -104,10 +176,10 @@ fn of_flags(faults: Faults) -> Faults {
 }
 
 /// The file, variables replaced when asked.
-fn document(args: &Args) -> Result<Document, Faults> {
+fn document(file: &Path, args: &Args) -> Result<Document, Faults> {
     let environment = |name: &str| std::env::var(name).ok();
     Document::load(
-        Path::new(args.text("config")),
+        file,
         if args.switch("expandEnv") {
             Some(&environment)
         } else {
@@ -125,7 +197,7 @@ fn no_file(program: Program, file: &Path) -> Fault {
     };
     Fault::new(Code::ConfigUnreadable, "there is no configuration file")
         .at(file.display().to_string())
-        .because("no such file, and the flags do not say enough to do without")
+        .because("no such file, and the flags given are not enough to start without one")
         .hint(format!(
             "name one with --config, or run `plastron {} run {bare}`",
             program.word()

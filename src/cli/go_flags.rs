@@ -28,8 +28,11 @@ pub(crate) fn parse(command: &Command, argv: &[String]) -> Result<Args, Stop> {
     let shared = shared_flags(command);
     let flags: Vec<&Flag> = command.flags.iter().chain(&shared).collect();
     let mut args = Args::default();
-    for flag in flags.iter().filter(|flag| !flag.default.is_empty()) {
-        args.set_default(flag.spire, flag.default);
+    for flag in flags
+        .iter()
+        .filter(|flag| !flag.default_on_shim().is_empty())
+    {
+        args.set_default(flag.spire, flag.default_on_shim());
     }
     let mut words = argv.iter();
     while let Some(word) = words.next() {
@@ -159,10 +162,10 @@ fn usage(command: &Command, flags: &[&Flag]) -> String {
             Kind::Timeout | Kind::Format | Kind::List | Kind::CommaList => " value",
         };
         text.push_str(&format!("  -{}{value}\n    \t{}", flag.spire, flag.help));
-        match flag.kind {
-            _ if flag.default.is_empty() => {}
-            Kind::Text => text.push_str(&format!(" (default {:?})", flag.default)),
-            _ => text.push_str(&format!(" (default {})", flag.default)),
+        match (flag.kind, flag.default_on_shim()) {
+            (_, "") => {}
+            (Kind::Text, default) => text.push_str(&format!(" (default {default:?})")),
+            (_, default) => text.push_str(&format!(" (default {default})")),
         }
         text.push('\n');
     }

@@ -1,6 +1,7 @@
 //! What a command has to say, and its four shapes: SPIRE's text, JSON, a table, YAML. Data goes to standard output,
 //! notes to standard error. The only module that prints.
 
+use std::borrow::Cow;
 use std::io::Write;
 
 use prost::Message;
@@ -97,19 +98,57 @@ fn whole(number: &serde_json::Number) -> Option<serde_json::Number> {
     text.strip_suffix(".0")?.parse::<i64>().ok().map(Into::into)
 }
 
+/// Text for a terminal: control characters, with which a name from elsewhere could steer it, are shown as `\u{1b}`.
+/// Line feeds and tabs stay. Unicode's marks of writing direction are shown too, since they can reorder a line.
+pub(crate) fn printable(text: &str) -> Cow<'_, str> {
+    if !text.chars().any(is_hidden) {
+        return Cow::Borrowed(text);
+    }
+    let mut shown = String::with_capacity(text.len());
+    for c in text.chars() {
+        if is_hidden(c) {
+            shown.extend(c.escape_unicode());
+        } else {
+            shown.push(c);
+        }
+    }
+    Cow::Owned(shown)
+}
+
+fn is_hidden(c: char) -> bool {
+    (c.is_control() && !matches!(c, '\n' | '\t'))
+        || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+/// The characters that JSON leaves as they are and that steer a terminal, as JSON escapes; they occur in strings only.
+fn printable_json(text: &str) -> Cow<'_, str> {
+    if !text.chars().any(is_hidden) {
+        return Cow::Borrowed(text);
+    }
+    let mut shown = String::with_capacity(text.len());
+    for c in text.chars() {
+        if is_hidden(c) {
+            shown.push_str(&format!("\\u{:04x}", u32::from(c)));
+        } else {
+            shown.push(c);
+        }
+    }
+    Cow::Owned(shown)
+}
+
 /// Prints the output and returns the error that its failed items amount to.
 pub(crate) fn print(output: Output, face: Face, format: Format) -> Result<(), CliError> {
     let mut data = match format {
-        Format::Json => json_text(&output.replies),
-        Format::Yaml => yaml_text(&output.replies),
+        Format::Json => printable_json(&json_text(&output.replies)).into_owned(),
+        Format::Yaml => printable_json(&yaml_text(&output.replies)).into_owned(),
         Format::Table => match &output.table {
             Some(table) if table.rows.is_empty() && output.partial_failure.is_some() => {
                 String::new()
             }
             Some(table) => table_text(table),
-            None => output.text.clone(),
+            None => printable(&output.text).into_owned(),
         },
-        Format::Pretty => output.text,
+        Format::Pretty => printable(&output.text).into_owned(),
     };
     let ended = data.is_empty() || data.ends_with('\n');
     let left_open = output.unterminated && format == Format::Pretty;
@@ -142,7 +181,7 @@ pub(crate) fn write_out(data: &str) -> Result<(), CliError> {
 
 /// Writes one line to standard error; nothing can be done if that fails.
 pub(crate) fn say(line: &str) {
-    drop(writeln!(std::io::stderr().lock(), "{line}"));
+    drop(writeln!(std::io::stderr().lock(), "{}", printable(line)));
 }
 
 fn json_text(replies: &[Value]) -> String {
@@ -153,12 +192,19 @@ fn json_text(replies: &[Value]) -> String {
 }
 
 fn table_text(table: &Table) -> String {
+    // A cell is one line: its line feeds are shown too.
+    let shown = |cell: &String| printable(cell).replace('\n', "\\n").replace('\t', " ");
+    let rows: Vec<Vec<String>> = table
+        .rows
+        .iter()
+        .map(|row| row.iter().map(shown).collect())
+        .collect();
     let mut widths: Vec<usize> = table
         .headings
         .iter()
         .map(|heading| heading.chars().count())
         .collect();
-    for row in &table.rows {
+    for row in &rows {
         for (width, cell) in widths.iter_mut().zip(row) {
             *width = (*width).max(cell.chars().count());
         }
@@ -169,7 +215,7 @@ fn table_text(table: &Table) -> String {
         .iter()
         .map(|heading| (*heading).to_owned())
         .collect();
-    for row in std::iter::once(&headings).chain(&table.rows) {
+    for row in std::iter::once(&headings).chain(&rows) {
         let mut line = String::new();
         for (width, cell) in widths.iter().zip(row) {
             line.push_str(&format!("{cell:<width$}  "));
@@ -182,11 +228,9 @@ fn table_text(table: &Table) -> String {
 
 fn yaml_text(replies: &[Value]) -> String {
     let mut text = String::new();
-    for reply in replies {
-        if replies.len() > 1 {
-            text.push_str("---\n");
-        }
-        yaml_value(reply, 0, &mut text);
+    match replies {
+        [one] => yaml_value(one, 0, &mut text),
+        many => yaml_value(&Value::Array(many.to_vec()), 0, &mut text),
     }
     text
 }
@@ -197,7 +241,7 @@ fn yaml_value(value: &Value, indent: usize, text: &mut String) {
     match value {
         Value::Object(fields) if !fields.is_empty() => {
             for (key, value) in fields {
-                text.push_str(&format!("{pad}{key}:"));
+                text.push_str(&format!("{pad}{}:", yaml_key(key)));
                 yaml_child(value, indent + 2, text);
             }
         }
@@ -208,6 +252,22 @@ fn yaml_value(value: &Value, indent: usize, text: &mut String) {
             }
         }
         scalar => text.push_str(&format!("{pad}{scalar}\n")),
+    }
+}
+
+/// Names of fields are plain words. Any other key, such as a claim called `no` or `a: b`, is quoted as JSON quotes it.
+fn yaml_key(key: &str) -> String {
+    /// Words that some reader of YAML takes for a truth value or for nothing.
+    const TAKEN: [&str; 9] = ["y", "n", "yes", "no", "on", "off", "true", "false", "null"];
+    let plain = key.starts_with(|c: char| c.is_ascii_alphabetic())
+        && key
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-'))
+        && !TAKEN.contains(&key.to_ascii_lowercase().as_str());
+    if plain {
+        key.to_owned()
+    } else {
+        Value::from(key).to_string()
     }
 }
 
@@ -224,7 +284,7 @@ fn yaml_child(value: &Value, indent: usize, text: &mut String) {
 
 #[cfg(test)]
 mod tests {
-    use super::{Table, as_go_writes, json_text, table_text, yaml_text};
+    use super::{Table, as_go_writes, json_text, printable, printable_json, table_text, yaml_text};
     use serde_json::json;
 
     #[test]
@@ -251,6 +311,51 @@ mod tests {
     fn yaml_nests_by_indentation() {
         let text = yaml_text(&[json!({"a": [{"b": "x: y"}], "c": [], "d": true})]);
         assert_eq!(text, "a:\n  -\n    b: \"x: y\"\nc: []\nd: true\n");
+    }
+
+    #[test]
+    fn several_replies_are_a_list_in_yaml_too() {
+        assert_eq!(yaml_text(&[json!({"a": 1}), json!(2)]), "-\n  a: 1\n- 2\n");
+    }
+
+    #[test]
+    fn a_key_that_yaml_would_read_otherwise_is_quoted() {
+        for (key, written) in [
+            ("spiffe_id", "spiffe_id"),
+            ("no", "\"no\""),
+            ("Null", "\"Null\""),
+            ("a: b", "\"a: b\""),
+            ("", "\"\""),
+            ("7", "\"7\""),
+            ("- x", "\"- x\""),
+        ] {
+            assert_eq!(yaml_text(&[json!({key: 1})]), format!("{written}: 1\n"));
+        }
+    }
+
+    #[test]
+    fn control_characters_of_others_never_reach_the_terminal() {
+        let name = "\u{1b}[2Jroot\u{9b}31m\u{7f}\u{202e}\r";
+        assert_eq!(
+            printable(&format!("a\tb\n{name}")),
+            "a\tb\n\\u{1b}[2Jroot\\u{9b}31m\\u{7f}\\u{202e}\\u{d}"
+        );
+        let table = Table {
+            headings: vec!["NAME"],
+            rows: vec![vec![format!("x\ny{name}")]],
+        };
+        assert_eq!(table_text(&table).lines().count(), 2);
+        assert!(
+            !table_text(&table)
+                .chars()
+                .any(|c| c.is_control() && c != '\n')
+        );
+        let json = printable_json(&json!({ "name": name }).to_string()).into_owned();
+        assert!(!json.chars().any(char::is_control), "{json}");
+        assert_eq!(
+            serde_json::from_str::<serde_json::Value>(&json).unwrap(),
+            json!({ "name": name })
+        );
     }
 
     #[test]

@@ -1,12 +1,16 @@
 //! Which socket a command talks to: flag > `-instance` through a template > environment > default, as SPIRE resolves
 //! it; natively `SPIFFE_ENDPOINT_SOCKET` counts for the Workload API too (SPIFFE_Workload_Endpoint §4).
 
+use std::os::unix::net::UnixStream;
+
 use config::fault::{Code, Fault};
+use spiffe::socket_addr::{Endpoint, parse_endpoint};
 
 use super::args::Args;
 use super::context::Face;
 use super::error::CliError;
-use super::spec::Endpoint;
+use super::spec;
+use super::tool::sockets::Place;
 
 /// SPIRE's default sockets.
 pub(crate) const SERVER_ADMIN: &str = "/tmp/spire-server/private/api.sock";
@@ -15,6 +19,8 @@ pub(crate) const AGENT_ADMIN: &str = "/tmp/spire-agent/private/admin.sock";
 
 const FLAG: &str = "--socket-path";
 const DEFAULT: &str = "the default";
+/// `plastron dev` of this user.
+pub(crate) const DEVELOPMENT: &str = "the development instance";
 /// SPIFFE_Workload_Endpoint §4.
 const STANDARD: &str = "SPIFFE_ENDPOINT_SOCKET";
 
@@ -31,45 +37,43 @@ pub(crate) struct Socket {
 
 /// The socket for `endpoint`.
 pub(crate) fn resolve(
-    endpoint: Endpoint,
+    endpoint: spec::Endpoint,
     args: &Args,
     face: Face,
     env: Env<'_>,
 ) -> Result<Socket, CliError> {
     let (default, template, variable) = match endpoint {
-        Endpoint::ServerAdmin => (
+        spec::Endpoint::ServerAdmin => (
             SERVER_ADMIN,
             "SPIRE_SERVER_PRIVATE_SOCKET_TEMPLATE",
             "SPIRE_SERVER_PRIVATE_SOCKET",
         ),
-        Endpoint::Workload => (
+        spec::Endpoint::Workload => (
             WORKLOAD,
             "SPIRE_AGENT_PUBLIC_SOCKET_TEMPLATE",
             "SPIRE_AGENT_PUBLIC_SOCKET",
         ),
-        Endpoint::AgentAdmin => {
-            return Ok(Socket {
-                path: strip_scheme(args.text("socketPath")).to_owned(),
-                from: if args.given("socketPath") {
-                    FLAG
-                } else {
-                    DEFAULT
-                },
-            });
+        spec::Endpoint::AgentAdmin => {
+            let given = args.given("socketPath");
+            return address(
+                args.text("socketPath"),
+                if given { FLAG } else { DEFAULT },
+                face,
+            );
         }
-        Endpoint::None => return Ok(Socket::default()),
+        spec::Endpoint::None => return Ok(Socket::default()),
     };
     let flag = args.text("socketPath");
     if args.given("socketPath") && flag != default {
         return address(flag, FLAG, face);
     }
     if let Some(instance) = args.optional("instance") {
-        return from_template(template, instance, env);
+        return from_template(template, instance, face, env);
     }
     if let Some(path) = env(variable).filter(|path| !path.is_empty()) {
         return address(&path, variable, face);
     }
-    if endpoint == Endpoint::Workload
+    if endpoint == spec::Endpoint::Workload
         && face == Face::Native
         && let Some(path) = env(STANDARD).filter(|path| !path.is_empty())
     {
@@ -81,26 +85,71 @@ pub(crate) fn resolve(
     })
 }
 
-/// Natively an address that names no Unix socket is a fault; SPIRE takes any text for a path.
-fn address(text: &str, from: &'static str, face: Face) -> Result<Socket, CliError> {
-    let path = strip_scheme(text);
-    if face == Face::Native && (path.contains("://") || path.starts_with("tcp:") || path.is_empty())
-    {
-        return Err(Fault::new(
-            Code::BadSocketAddress,
-            format!("{text:?} is not the address of a Unix socket"),
-        )
-        .at(from)
-        .hint("write it unix:///path/to/the.sock, or as a plain path")
-        .into());
-    }
-    Ok(Socket {
-        path: path.to_owned(),
-        from,
-    })
+/// A socket that somebody named. (SPIRE takes any text for a path.)
+pub(crate) fn address(text: &str, from: &'static str, face: Face) -> Result<Socket, CliError> {
+    let path = match face {
+        Face::Shim => strip_scheme(text).to_owned(),
+        Face::Native => native_path(text).map_err(|why| {
+            CliError::from(
+                Fault::new(
+                    Code::BadSocketAddress,
+                    format!("{text:?} is not the address of a Unix socket"),
+                )
+                .at(from)
+                .because(why)
+                .hint("write it unix:///path/to/the.sock, or as a plain path"),
+            )
+        })?,
+    };
+    Ok(Socket { path, from })
 }
 
-fn from_template(template: &'static str, instance: &str, env: Env<'_>) -> Result<Socket, CliError> {
+/// The path in `unix:///path`, `unix:/path` or a plain path; a reader of its own would take more than others do.
+fn native_path(text: &str) -> Result<String, String> {
+    let has_scheme = ["unix:", "tcp:"]
+        .iter()
+        .any(|scheme| text.starts_with(scheme))
+        || text.contains("://");
+    if text.is_empty() {
+        return Err("it is empty".to_owned());
+    }
+    if !has_scheme {
+        return Ok(text.to_owned());
+    }
+    match parse_endpoint(text) {
+        Ok(Endpoint::Unix(path)) => Ok(path.display().to_string()),
+        Ok(_) => Err("only Unix sockets are supported here".to_owned()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+/// Natively, when nobody named a socket and nobody answers on the default one: that of the user's `plastron dev`.
+pub(crate) fn or_development(kind: spec::Endpoint, socket: Socket) -> Socket {
+    if socket.from != DEFAULT || UnixStream::connect(&socket.path).is_ok() {
+        return socket;
+    }
+    let instance = Place::new(None);
+    let path = match kind {
+        spec::Endpoint::ServerAdmin => instance.server_socket(),
+        spec::Endpoint::Workload => instance.workload_socket(),
+        spec::Endpoint::AgentAdmin | spec::Endpoint::None => return socket,
+    };
+    if instance.is_live() {
+        Socket {
+            path: path.display().to_string(),
+            from: DEVELOPMENT,
+        }
+    } else {
+        socket
+    }
+}
+
+fn from_template(
+    template: &'static str,
+    instance: &str,
+    face: Face,
+    env: Env<'_>,
+) -> Result<Socket, CliError> {
     let Some(text) = env(template).filter(|text| !text.is_empty()) else {
         return Err(CliError::usage(format!(
             "you must define {template} to use the instance flag"
@@ -109,10 +158,7 @@ fn from_template(template: &'static str, instance: &str, env: Env<'_>) -> Result
     if !text.contains("%i") {
         return Err(CliError::usage(format!("failed to find %i in {template}")));
     }
-    Ok(Socket {
-        path: strip_scheme(&text.replace("%i", instance)).to_owned(),
-        from: template,
-    })
+    address(&text.replace("%i", instance), template, face)
 }
 
 /// `unix:///a`, `unix:/a` and `/a` all name `/a`.
@@ -201,8 +247,22 @@ mod tests {
     }
 
     #[test]
+    fn each_form_of_one_path_is_that_path() {
+        for address in ["/run/w.sock", "unix:/run/w.sock", "unix:///run/w.sock"] {
+            assert_eq!(workload(Face::Native, address).unwrap().path, "/run/w.sock");
+        }
+    }
+
+    #[test]
     fn an_address_that_is_no_unix_socket_is_refused_natively() {
-        for address in ["tcp://127.0.0.1:8000", "http://a", "unix:"] {
+        for address in [
+            "tcp://127.0.0.1:8000",
+            "http://a",
+            "unix:",
+            "unix:relative",
+            "unix://host/w.sock",
+            "unix:///w.sock?x",
+        ] {
             let fault = workload(Face::Native, address).unwrap_err();
             assert!(fault.contains("PLA-1009"), "{address}: {fault}");
         }

@@ -48,6 +48,8 @@ pub(crate) struct Flag {
     pub(crate) kind: Kind,
     /// Shown in help and used when the flag is absent; empty for none.
     pub(crate) default: &'static str,
+    /// The same on the shims alone, where SPIRE's default is not ours.
+    pub(crate) shim_default: &'static str,
     pub(crate) help: &'static str,
 }
 
@@ -63,11 +65,27 @@ pub(crate) const fn flag(
         native,
         kind,
         default: "",
+        shim_default: "",
         help,
     }
 }
 
 impl Flag {
+    /// A default of the shims alone.
+    pub(crate) const fn or_on_shim(mut self, default: &'static str) -> Self {
+        self.shim_default = default;
+        self
+    }
+
+    /// The default on the shims.
+    pub(crate) const fn default_on_shim(&self) -> &'static str {
+        if self.shim_default.is_empty() {
+            self.default
+        } else {
+            self.shim_default
+        }
+    }
+
     pub(crate) const fn or(mut self, default: &'static str) -> Self {
         self.default = default;
         self

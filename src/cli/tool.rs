@@ -4,7 +4,7 @@ mod completions;
 mod dev;
 mod help;
 mod run;
-mod sockets;
+pub(crate) mod sockets;
 
 use super::spec::Command;
 

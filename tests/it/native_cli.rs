@@ -35,7 +35,7 @@ fn run(args: &[&str]) -> Result<Ran> {
 /// A command line, its exit code and its code.
 type Fault = (&'static str, i32, &'static str);
 
-const FAULTS: [Fault; 14] = [
+const FAULTS: [Fault; 18] = [
     ("server entry show --socket-path nobody.sock", 6, "PLA-1002"),
     (
         "agent api fetch x509 --socket-path nobody.sock",
@@ -62,6 +62,26 @@ const FAULTS: [Fault; 14] = [
     ("server run", 2, "PLA-1201"),
     ("agent run --trust-domain example.org", 2, "PLA-1201"),
     ("run --id web --dir nowhere -- true", 6, "PLA-1002"),
+    (
+        "agent api fetch x509 --socket-path unix://host/a.sock",
+        2,
+        "PLA-1009",
+    ),
+    (
+        "server entry show --socket-path unix:relative.sock",
+        2,
+        "PLA-1009",
+    ),
+    (
+        "run --id web --server-socket unix://h/s -- true",
+        2,
+        "PLA-1009",
+    ),
+    (
+        "run --id web --server-socket /s --workload-socket tcp://h/s -- true",
+        2,
+        "PLA-1009",
+    ),
 ];
 
 #[test]
@@ -74,6 +94,92 @@ fn each_fault_has_its_code_and_its_exit_code() -> Result<()> {
         ensure!(
             ran.code == code && told && ran.stdout.is_empty(),
             "{line}: {ran:?}"
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn no_configuration_is_read_from_the_working_directory() -> Result<()> {
+    let home = temporary_directory("cwd")?;
+    for program in ["server", "agent"] {
+        let conf = home.path().join("conf").join(program);
+        std::fs::create_dir_all(&conf)?;
+        std::fs::write(
+            conf.join(format!("{program}.conf")),
+            "this is not a configuration",
+        )?;
+        let ran = run_in(home.path(), &[program, "validate"])?;
+        ensure!(
+            ran.code == 2 && ran.stderr.contains("PLA-1201"),
+            "{program}: {ran:?}"
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn another_users_own_configuration_is_found_by_xdg() -> Result<()> {
+    let home = temporary_directory("xdg")?;
+    let own = home.path().join("plastron");
+    std::fs::create_dir(&own)?;
+    std::fs::write(own.join("server.conf"), "server { nonsense = 1 }")?;
+    open_to_all(home.path())?;
+    let mut command = Command::new(plastron()?);
+    command
+        .args(["server", "validate"])
+        .env("XDG_CONFIG_HOME", home.path())
+        .current_dir("/");
+    let ran = process::run(as_nobody(&mut command)?, LIMIT)?;
+    let told = ran
+        .stderr
+        .contains(&format!("{}/server.conf:1", own.display()));
+    ensure!(ran.code == 2 && told, "{ran:?}");
+    Ok(())
+}
+
+/// Root has no configuration of its own but the machine's: a test that runs as root becomes nobody.
+fn as_nobody(command: &mut Command) -> Result<&mut Command> {
+    use std::os::unix::process::CommandExt as _;
+    if harness::world::own_user() == "unix:uid:0" {
+        const NOBODY: u32 = 65534;
+        command.uid(NOBODY).gid(NOBODY);
+    }
+    Ok(command)
+}
+
+fn open_to_all(dir: &Path) -> Result<()> {
+    use std::os::unix::fs::PermissionsExt as _;
+    Ok(std::fs::set_permissions(
+        dir,
+        std::fs::Permissions::from_mode(0o755),
+    )?)
+}
+
+#[test]
+fn a_flag_that_is_wrong_is_blamed_and_not_a_line_of_the_file() -> Result<()> {
+    let home = temporary_directory("flag")?;
+    std::fs::write(
+        home.path().join("agent.conf"),
+        "agent {\n  trust_domain = \"example.org\"\n  server_address = \"h\"\n  server_port = 1\n  insecure_bootstrap = true\n}\n\
+         plugins {\n  NodeAttestor \"join_token\" {}\n  KeyManager \"memory\" {}\n  WorkloadAttestor \"unix\" {}\n}\n",
+    )?;
+    for (flag, value) in [
+        ("--trust-domain", "not a domain"),
+        ("--log-level", "loud"),
+        ("--log-format", "xml"),
+        ("--trust-bundle-format", "der"),
+        ("--rebootstrap-mode", "sometimes"),
+        ("--rebootstrap-delay", "soon"),
+    ] {
+        let ran = run_in(
+            home.path(),
+            &["agent", "validate", "--config", "agent.conf", flag, value],
+        )?;
+        let blamed = ran.stderr.contains(&format!("at: {flag}\n"));
+        ensure!(
+            ran.code == 2 && blamed && !ran.stderr.contains("agent.conf:"),
+            "{flag}: {ran:?}"
         );
     }
     Ok(())
@@ -195,7 +301,7 @@ fn an_interrupted_command_says_nothing_and_ends_with_130() -> Result<()> {
 
 /// A server that was started with flags alone.
 struct Bare {
-    _server: Process,
+    process: Process,
     home: tempfile::TempDir,
     socket: String,
     port: String,
@@ -228,7 +334,7 @@ impl Bare {
             }))
         })?;
         let bare = Self {
-            _server: server,
+            process: server,
             home,
             socket,
             port,
@@ -293,9 +399,29 @@ fn a_node_joins_a_server_and_both_have_no_file() -> Result<()> {
     })
     .with_context(|| agent.tail())?;
     let user = harness::world::own_user();
+    ensure!(
+        server
+            .process
+            .log()
+            .contains("configuration=\"the command line\""),
+        "{}",
+        server.process.tail()
+    );
     server
         .admin(&["entry", "create", "--spiffe-id", "web", "--selector", &user])?
         .ok()?;
+    let by_path = server.admin(&[
+        "entry",
+        "create",
+        "--spiffe-id",
+        "tool",
+        "--selector",
+        "unix:path:/bin/tool",
+    ])?;
+    ensure!(
+        by_path.stderr.contains("discover_workload_path = true"),
+        "{by_path:?}"
+    );
     let fetched = wait::until("the SVID", LIMIT, || {
         let ran = run_in(
             home,

@@ -128,6 +128,8 @@ pub struct Overrides {
     pub rebootstrap_delay: Option<String>,
     pub disable_workload_api: Option<bool>,
     pub disable_sds_api: Option<bool>,
+    /// Not a flag: where the socket is when neither file nor flag says; SPIRE's path when absent.
+    pub default_socket_path: Option<PathBuf>,
 }
 
 impl Config {

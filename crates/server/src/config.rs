@@ -104,6 +104,8 @@ pub struct Overrides {
     pub log_source_location: Option<bool>,
     pub trust_domain: Option<String>,
     pub socket_path: Option<PathBuf>,
+    /// Not a flag: where the socket is when neither file nor flag says; SPIRE's path when absent.
+    pub default_socket_path: Option<PathBuf>,
 }
 
 impl Config {

@@ -18,7 +18,7 @@ use crate::cli::spec::{Command, Endpoint, Flag, Kind, Program, Surface, flag};
 const SERVER_PORT: u16 = 8081;
 
 const FLAGS: &[Flag] = &[
-    flag("config", "config", Kind::Text, "The configuration file").or("conf/agent/agent.conf"),
+    daemon::CONFIG.or_on_shim("conf/agent/agent.conf"),
     EXPAND_ENV,
     flag(
         "joinToken",
@@ -143,6 +143,7 @@ fn overrides(context: &Context, args: &Args) -> Result<Overrides, CliError> {
         server_address: daemon::text(args, "serverAddress"),
         server_port,
         socket_path: daemon::path(args, "socketPath"),
+        default_socket_path: None,
         trust_bundle_path: daemon::path(args, "trustBundle"),
         trust_bundle_url: daemon::text(args, "trustBundleUrl"),
         trust_bundle_format: daemon::text(args, "trustBundleFormat"),
@@ -196,6 +197,7 @@ async fn run(context: Context, args: Args) -> Result<Output, CliError> {
     let shutdown = daemon::until_signalled(log)?;
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
+        configuration = daemon::origin(&context, &args),
         trust_domain = config.trust_domain.as_str(),
         "Starting agent"
     );

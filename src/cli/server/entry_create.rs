@@ -177,6 +177,16 @@ pub(crate) async fn only_node(channel: &Channel) -> Result<Spiffeid, CliError> {
     }
 }
 
+/// Whether it has a selector that the unix attestor gives only when it looks for the program's file.
+fn needs_discovery(entry: &Entry) -> bool {
+    entry.selectors.iter().any(|selector| {
+        selector.r#type == "unix"
+            && ["path:", "sha256:"]
+                .iter()
+                .any(|kind| selector.value.starts_with(kind))
+    })
+}
+
 fn outcome(context: &Context, reply: &BatchCreateEntryResponse) -> Result<Output, CliError> {
     let split = batch::split(&reply.results, |result| result.status.as_ref());
     let created = |result: &&batch_create_entry_response::Result| result.entry.clone();
@@ -200,10 +210,16 @@ fn outcome(context: &Context, reply: &BatchCreateEntryResponse) -> Result<Output
     if output.partial_failure.is_none()
         && let Some(entry) = made.first().filter(on_a_node)
     {
-        output = output.note(format!(
-            "created; a matching process on the node can fetch {} now: plastron agent api fetch x509",
-            ids::text(entry.spiffe_id.as_ref())
-        ));
+        let id = ids::text(entry.spiffe_id.as_ref());
+        output = output.note(if needs_discovery(entry) {
+            format!(
+                "created; the agent gives {id} to a matching process if its unix attestor has discover_workload_path = true"
+            )
+        } else {
+            format!(
+                "created; a matching process on the node can fetch {id} now: plastron agent api fetch x509"
+            )
+        });
     }
     Ok(output)
 }

@@ -17,7 +17,7 @@ use crate::cli::output::Output;
 use crate::cli::spec::{Command, Endpoint, Flag, Kind, Program, Surface, flag};
 
 const FLAGS: &[Flag] = &[
-    flag("config", "config", Kind::Text, "The configuration file").or("conf/server/server.conf"),
+    daemon::CONFIG.or_on_shim("conf/server/server.conf"),
     EXPAND_ENV,
     flag(
         "bindAddress",
@@ -78,6 +78,7 @@ fn overrides(args: &Args) -> Result<Overrides, CliError> {
         log_source_location: daemon::switch(args, "logSourceLocation"),
         trust_domain: daemon::text(args, "trustDomain"),
         socket_path: daemon::path(args, "socketPath"),
+        default_socket_path: None,
     })
 }
 
@@ -122,6 +123,7 @@ async fn run(context: Context, args: Args) -> Result<Output, CliError> {
     let shutdown = daemon::until_signalled(log.clone())?;
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
+        configuration = daemon::origin(&context, &args),
         trust_domain = config.trust_domain.as_str(),
         "Starting server"
     );

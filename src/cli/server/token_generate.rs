@@ -4,7 +4,7 @@ use proto::spire::api::server::agent::v1::CreateJoinTokenRequest;
 use proto::spire::api::server::agent::v1::agent_client::AgentClient;
 
 use crate::cli::args::Args;
-use crate::cli::context::Context;
+use crate::cli::context::{Context, Face};
 use crate::cli::error::CliError;
 use crate::cli::output::{Output, Table};
 use crate::cli::spec::{Command, Endpoint, Flag, Kind, Program, Surface, flag};
@@ -22,7 +22,7 @@ const FLAGS: &[Flag] = &[
         "spiffeID",
         "spiffe-id",
         Kind::Text,
-        "A further SPIFFE ID for the node, for entries to name as their parent",
+        "Alias SPIFFE ID for the node, which entries can use as their parent ID",
     ),
 ];
 
@@ -47,6 +47,10 @@ async fn run(context: Context, args: Args) -> Result<Output, CliError> {
         None => None,
     };
     let unnamed = agent_id.is_none();
+    let domain = match context.face {
+        Face::Native => Some(ids::trust_domain(&channel).await?),
+        Face::Shim => None,
+    };
     let token = AgentClient::new(channel)
         .create_join_token(CreateJoinTokenRequest {
             ttl,
@@ -65,8 +69,14 @@ async fn run(context: Context, args: Args) -> Result<Output, CliError> {
         headings: vec!["TOKEN", "EXPIRES"],
         rows: vec![vec![token.value.clone(), moment::rfc3339(token.expires_at)]],
     });
-    Ok(output.note(format!(
-        "usable once; on the node: plastron agent run --join-token {}",
-        token.value
-    )))
+    if let Some(domain) = domain {
+        output = output.note(format!(
+            "The token works once. Put it into a file on the node and start the agent there:\n  \
+             plastron agent run --join-token-file FILE\n\
+             Without a configuration file:\n  \
+             plastron agent run --trust-domain {domain} --data-dir DIR --server-address HOST --trust-bundle FILE --join-token-file FILE",
+            domain = domain.as_str()
+        ));
+    }
+    Ok(output)
 }

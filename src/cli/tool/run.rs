@@ -197,15 +197,12 @@ fn sockets(args: &Args) -> Result<(Socket, String), CliError> {
     let pick =
         |flag: &str, endpoint: Endpoint, dev: PathBuf, default: &str| -> Result<Socket, CliError> {
             if let Some(path) = args.optional(flag) {
-                return Ok(Socket {
-                    path: path.to_owned(),
-                    from: "the command line",
-                });
+                return socket::address(path, "the command line", Face::Native);
             }
             if live {
                 return Ok(Socket {
                     path: dev.display().to_string(),
-                    from: "the development instance",
+                    from: socket::DEVELOPMENT,
                 });
             }
             let mut args = Args::default();

@@ -8,13 +8,13 @@ use daemon::trusted_dir::TrustedDir;
 
 /// The directory of the user's development instance.
 #[derive(Clone, Debug)]
-pub(super) struct Place {
-    pub(super) directory: PathBuf,
+pub(crate) struct Place {
+    pub(crate) directory: PathBuf,
 }
 
 impl Place {
     /// `--dir`, or the user's run-time directory.
-    pub(super) fn new(given: Option<&str>) -> Self {
+    pub(crate) fn new(given: Option<&str>) -> Self {
         let directory = given.map_or_else(
             || match std::env::var_os("XDG_RUNTIME_DIR")
                 .filter(|base| Path::new(base).is_absolute())
@@ -31,16 +31,16 @@ impl Place {
         Self { directory }
     }
 
-    pub(super) fn server_socket(&self) -> PathBuf {
+    pub(crate) fn server_socket(&self) -> PathBuf {
         self.directory.join("server.sock")
     }
 
-    pub(super) fn workload_socket(&self) -> PathBuf {
+    pub(crate) fn workload_socket(&self) -> PathBuf {
         self.directory.join("workload.sock")
     }
 
     /// Whether a development instance of this user answers here.
-    pub(super) fn is_live(&self) -> bool {
+    pub(crate) fn is_live(&self) -> bool {
         self.is_ours() && UnixStream::connect(self.server_socket()).is_ok()
     }
 

@@ -56,6 +56,29 @@ fn first_svid_within_five_seconds_and_nothing_left_behind() -> Result<()> {
 }
 
 #[test]
+fn beside_a_running_instance_other_commands_find_its_server() -> Result<()> {
+    let home = temporary_directory("dev")?;
+    let start = |args: &[&str]| {
+        let mut command = Command::new(plastron()?);
+        command.args(args).env("XDG_RUNTIME_DIR", home.path());
+        for name in ["SPIRE_SERVER_PRIVATE_SOCKET", "SPIFFE_ENDPOINT_SOCKET"] {
+            command.env_remove(name);
+        }
+        Ok::<Command, anyhow::Error>(command)
+    };
+    let dev = Process::start(&mut start(&["dev"])?, &home.path().join("dev.log"))?;
+    until_ready(&dev)?;
+    let limit = Duration::from_secs(10);
+    let shown = process::run(
+        &mut start(&["server", "agent", "list", "-o", "json"])?,
+        limit,
+    )?;
+    ensure!(shown.ok()?.contains("dev.local"), "{}", dev.tail());
+    process::run(&mut start(&["agent", "healthcheck"])?, limit)?.ok()?;
+    Ok(())
+}
+
+#[test]
 fn run_becomes_its_command() -> Result<()> {
     let home = temporary_directory("dev")?;
     let dir = home.path().join("instance");

@@ -54,6 +54,7 @@ pub(super) fn read(
         .socket_path
         .clone()
         .or(path(&agent, "socket_path"))
+        .or_else(|| flags.default_socket_path.clone())
         .unwrap_or_else(|| PathBuf::from(DEFAULT_SOCKET));
     let admin_socket_path = admin_socket(&agent, &socket_path);
     let join_token = join_token(&agent, flags);
@@ -147,8 +148,9 @@ fn rebootstrap(agent: &Section, flags: &Overrides) {
     let written = agent.one_of("rebootstrap_mode", &REBOOTSTRAP_MODES);
     let mode = match flags.rebootstrap_mode.as_deref() {
         Some(mode) if !REBOOTSTRAP_MODES.contains(&mode) => {
-            return agent.fault_at(
+            return agent.fault_of_value(
                 "rebootstrap_mode",
+                true,
                 format!("rebootstrap_mode is \"{mode}\""),
                 "one of never, auto, always",
             );
@@ -167,8 +169,9 @@ fn rebootstrap(agent: &Section, flags: &Overrides) {
     if let Some(delay) = &flags.rebootstrap_delay
         && config::parse_duration(delay).is_err()
     {
-        agent.fault_at(
+        agent.fault_of_value(
             "rebootstrap_delay",
+            true,
             format!("rebootstrap_delay is \"{delay}\""),
             "a duration such as 10m",
         );
@@ -212,8 +215,9 @@ fn trust_domain(agent: &Section, flags: &Overrides) -> Option<TrustDomain> {
     match TrustDomain::parse(&text) {
         Ok(trust_domain) => Some(trust_domain),
         Err(error) => {
-            agent.fault_at(
+            agent.fault_of_value(
                 "trust_domain",
+                flags.trust_domain.is_some(),
                 format!("\"{text}\" is not a trust domain: {error}"),
                 "a trust domain is a lower-case name such as example.org",
             );
@@ -326,8 +330,9 @@ fn log(agent: &Section, flags: &Overrides) -> Option<LogConfig> {
         "TRACE" | "DEBUG" | "INFO" | "WARN" | "ERROR" => level,
         "FATAL" | "PANIC" => "ERROR".to_owned(),
         _ => {
-            agent.fault_at(
+            agent.fault_of_value(
                 "log_level",
+                flags.log_level.is_some(),
                 format!("\"{level}\" is not a log level"),
                 "one of DEBUG, INFO, WARN, ERROR",
             );
@@ -345,8 +350,9 @@ fn log(agent: &Section, flags: &Overrides) -> Option<LogConfig> {
         "" | "text" => false,
         "json" => true,
         other => {
-            agent.fault_at(
+            agent.fault_of_value(
                 "log_format",
+                flags.log_format.is_some(),
                 format!("\"{other}\" is not a log format"),
                 "text or json",
             );

@@ -64,7 +64,7 @@ pub(super) fn read(agent: &Section, flags: &Overrides) -> Option<(TrustSource, B
     } else if let Some(path) = path {
         TrustSource::Path(path)
     } else if let Some(url) = url {
-        check_url(agent, &url, written.unix_socket.is_some())?;
+        check_url(agent, &url, flags, written.unix_socket.is_some())?;
         TrustSource::Url {
             url,
             unix_socket: written.unix_socket,
@@ -97,8 +97,9 @@ fn format(agent: &Section, flags: &Overrides) -> Option<BundleFormat> {
         None | Some("" | "pem") => Some(BundleFormat::Pem),
         Some("spiffe") => Some(BundleFormat::Spiffe),
         Some(other) => {
-            agent.fault_at(
+            agent.fault_of_value(
                 "trust_bundle_format",
+                flags.trust_bundle_format.is_some(),
                 format!("\"{other}\" is not a bundle format"),
                 "pem or spiffe",
             );
@@ -107,12 +108,14 @@ fn format(agent: &Section, flags: &Overrides) -> Option<BundleFormat> {
     }
 }
 
-fn check_url(agent: &Section, url: &str, over_socket: bool) -> Option<()> {
+fn check_url(agent: &Section, url: &str, flags: &Overrides, over_socket: bool) -> Option<()> {
+    let is_flag = flags.trust_bundle_url.is_some();
     let parsed = match reqwest::Url::parse(url) {
         Ok(parsed) => parsed,
         Err(error) => {
-            agent.fault_at(
+            agent.fault_of_value(
                 "trust_bundle_url",
+                is_flag,
                 format!("trust_bundle_url is not a URL: {error}"),
                 "trust_bundle_url = \"https://…\"",
             );
@@ -126,8 +129,9 @@ fn check_url(agent: &Section, url: &str, over_socket: bool) -> Option<()> {
         } else {
             ""
         };
-        agent.fault_at(
+        agent.fault_of_value(
             "trust_bundle_url",
+            is_flag,
             format!("trust_bundle_url must start with {scheme}://{why}"),
             "",
         );
@@ -138,8 +142,9 @@ fn check_url(agent: &Section, url: &str, over_socket: bool) -> Option<()> {
             .query_pairs()
             .find(|(name, _)| RESERVED.iter().any(|prefix| name.starts_with(prefix)))
     {
-        agent.fault_at(
+        agent.fault_of_value(
             "trust_bundle_url",
+            is_flag,
             format!("trust_bundle_url may not set the query parameter {name}"),
             "names that begin with spire- or spiffe- are the agent's own",
         );

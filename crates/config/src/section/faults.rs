@@ -19,6 +19,23 @@ impl Section {
         }
     }
 
+    /// Records that a value is not allowed: at its place in the file or, when it was given on the command line, at the
+    /// flag, which is spelt as the key with dashes. No line of the file is to blame for a flag.
+    pub fn fault_of_value(
+        &self,
+        key: &str,
+        is_flag: bool,
+        what: impl Into<String>,
+        hint: impl Into<String>,
+    ) {
+        if !is_flag {
+            return self.fault_at(key, what, hint);
+        }
+        let flag = format!("--{}", key.replace('_', "-"));
+        let fault = Fault::new(Code::InvalidValue, what).at(flag);
+        self.shared.record(0, with_hint(fault, &hint.into()));
+    }
+
     /// Records a fault at a value that was read before.
     pub fn fault_on<T>(
         &self,

@@ -101,7 +101,9 @@ pub(super) fn read(root: &Section, flags: &Overrides) -> Option<ServerSection> {
     let bind_port = server.port("bind_port").unwrap_or(DEFAULT_PORT);
     let socket_path = server
         .non_empty_string("socket_path")
-        .map_or_else(|| PathBuf::from(DEFAULT_SOCKET), PathBuf::from);
+        .map(PathBuf::from)
+        .or_else(|| flags.default_socket_path.clone())
+        .unwrap_or_else(|| PathBuf::from(DEFAULT_SOCKET));
     let admin_ids = admin_ids(&server);
     let log = log(&server, flags);
     let rate_limits = rate_limits(&server);
@@ -256,7 +258,12 @@ fn trust_domain(
         }
         Err(error) => {
             let hint = "a trust domain is a lower-case name such as example.org";
-            server.fault_at("trust_domain", format!("trust_domain: {error}"), hint);
+            server.fault_of_value(
+                "trust_domain",
+                flags.trust_domain.is_some(),
+                format!("trust_domain: {error}"),
+                hint,
+            );
             None
         }
     }
@@ -301,8 +308,9 @@ fn log(server: &Section, flags: &Overrides) -> Option<LogConfig> {
         "FATAL" | "PANIC" => "ERROR".to_owned(),
         "TRACE" | "DEBUG" | "INFO" | "WARN" | "ERROR" => level,
         _ => {
-            server.fault_at(
+            server.fault_of_value(
                 "log_level",
+                flags.log_level.is_some(),
                 "log_level must be one of DEBUG, INFO, WARN, ERROR",
                 "",
             );
@@ -317,7 +325,12 @@ fn log(server: &Section, flags: &Overrides) -> Option<LogConfig> {
         .unwrap_or_else(|| "text".to_owned())
         .to_ascii_lowercase();
     if format != "text" && format != "json" {
-        server.fault_at("log_format", "log_format must be one of text, json", "");
+        server.fault_of_value(
+            "log_format",
+            flags.log_format.is_some(),
+            "log_format must be one of text, json",
+            "",
+        );
         return None;
     }
     let file = server.non_empty_string("log_file").map(PathBuf::from);
