@@ -1,9 +1,12 @@
-//! Every gRPC call of both endpoints passes here: find its row in the table, authorize, hand it to its service.
+//! The boundary of the gRPC services: every call of both endpoints passes here.
 //!
-//! A method without a row is not served, so no service can add one unseen.
+//! Finds the method's row in the table, authorizes the caller, hands the call to its service, and records how it ended. A
+//! method without a row is not served, and a call without an audit event cannot be answered, whatever a handler does.
 
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
+use futures_util::FutureExt as _;
 use http::{Request, Response};
 use hyper::body::Incoming;
 use proto::plastron::server::v1::watch_server::WatchServer;
@@ -20,18 +23,22 @@ use tonic::codegen::Service;
 use tonic::{Code, Status};
 use tonic_health::pb::health_server::HealthServer;
 
-use crate::authz::{Authorizer, is_local_service, row};
+use crate::audit::{Auditor, CallRecord, Unfinished};
+use crate::authz::{Authorizer, Lifetime, Row, is_local_service, row};
 use crate::caller::Connection;
-use intake::Intake;
+pub(crate) use refused_joins::RefusedJoins;
+use request_body::RequestBody;
 
 pub(crate) mod agent;
+mod boundary;
 pub(crate) mod bundle;
 pub(crate) mod debug;
 pub(crate) mod entry;
 pub(crate) mod health;
-mod intake;
 pub(crate) mod localauthority;
 pub(crate) mod logger;
+mod refused_joins;
+mod request_body;
 pub(crate) mod svid;
 pub(crate) mod trustdomain;
 mod wire;
@@ -39,6 +46,8 @@ mod wire;
 /// The services, each ready to be cloned for a call.
 pub(crate) struct Api {
     pub(crate) authorizer: Arc<Authorizer>,
+    pub(crate) auditor: Auditor,
+    pub(crate) refused_joins: RefusedJoins,
     pub(crate) agent: AgentServer<agent::AgentService>,
     pub(crate) bundle: BundleServer<bundle::BundleService>,
     pub(crate) debug: DebugServer<debug::DebugService>,
@@ -57,29 +66,62 @@ impl std::fmt::Debug for Api {
     }
 }
 
+/// The call by which a node joins.
+const ATTEST_AGENT: &str = "/spire.api.server.agent.v1.Agent/AttestAgent";
+
 impl Api {
-    /// Answers one call. Failures are answers too: a connection outlives a refused call.
+    /// Answers one call and records it. Failures are answers, too: a connection outlives a refused call.
     pub(crate) async fn call(
         &self,
         connection: &Arc<Connection>,
         request: Request<Incoming>,
     ) -> Response<Body> {
-        let path = request.uri().path();
-        let Some((method, allowed)) = row(path) else {
-            return unknown(path).into_http();
+        let row = row(request.uri().path());
+        let record = Arc::new(
+            self.auditor
+                .begin(|| boundary::context(row, request.uri().path(), connection)),
+        );
+        // A caller that goes away drops this future, and the guard records it.
+        let unfinished = Unfinished(Arc::clone(&record));
+        let served = self.serve(row, connection, request, &record);
+        let response = match AssertUnwindSafe(served).catch_unwind().await {
+            Ok(response) => response,
+            Err(_panic) => boundary::panicked(&unfinished.0),
         };
-        let service = service_of(method);
+        if row.is_some_and(|row| row.method == ATTEST_AGENT) {
+            let outcome = boundary::outcome(&response);
+            self.refused_joins.warn(connection, &outcome);
+        }
+        let lifetime = row.map_or(Lifetime::Unary, |row| row.lifetime);
+        boundary::conclude(response, lifetime, unfinished).await
+    }
+
+    async fn serve(
+        &self,
+        row: Option<&'static Row>,
+        connection: &Arc<Connection>,
+        request: Request<Incoming>,
+        record: &Arc<CallRecord>,
+    ) -> Response<Body> {
+        let Some(row) = row else {
+            return unknown(request.uri().path()).into_http();
+        };
+        let (service, _) = row.names();
         if !connection.is_local() && is_local_service(service) {
             return Status::new(Code::Unimplemented, format!("unknown service {service}"))
                 .into_http();
         }
-        let caller = match self.authorizer.authorize(method, allowed, connection).await {
+        let caller = match self.authorizer.authorize(row, connection, record).await {
             Ok(caller) => caller,
             Err(refused) => return refused.into_http(),
         };
-        tracing::debug!(method, authority = caller.authority.name(), "call");
-        let largest = intake::largest_message(&caller);
-        let mut request = request.map(|body| Intake::of_call(method, body));
+        tracing::debug!(
+            method = row.method,
+            authority = caller.authority.name(),
+            "call"
+        );
+        let largest = request_body::largest_message(&caller);
+        let mut request = request.map(|body| RequestBody::new(row.lifetime, body));
         request.extensions_mut().insert(caller);
         let answered = match service {
             "spire.api.server.svid.v1.SVID" => self.svid.clone().call(request).await,
@@ -102,20 +144,13 @@ impl Api {
             "spire.api.server.logger.v1.Logger" => self.logger.clone().call(request).await,
             "spire.api.server.debug.v1.Debug" => self.debug.clone().call(request).await,
             "grpc.health.v1.Health" => self.health.clone().call(request).await,
-            _ => return unknown(method).into_http(),
+            _ => return unknown(row.method).into_http(),
         };
         match answered {
             Ok(response) => response,
             Err(never) => match never {},
         }
     }
-}
-
-fn service_of(method: &str) -> &str {
-    method
-        .trim_start_matches('/')
-        .split_once('/')
-        .map_or("", |(service, _)| service)
 }
 
 /// As gRPC servers answer; our agents find out in this way whether a server has the watch.
@@ -129,3 +164,6 @@ fn unknown(path: &str) -> Status {
         format!("unknown method {method} for service {service}"),
     )
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,12 +1,104 @@
-//! The audit trail: one line for each call and each batch item, with the field names that SPIRE's operators search for.
+//! The audit trail: one typed [`Event`] for every call, and one for every document before it leaves the server.
 //!
-//! Lines are `tracing` events of the target `audit`. They never hold secrets: no tokens, no keys, no join tokens; of a
-//! CSR only its digest. What a line says is decided here, so that no service can forget a field of the caller.
+//! Owns what an event says and who receives it. The event of a call is written by the boundary of `api`, not by the
+//! handlers: a handler only adds details to the call's [`CallRecord`], so it cannot forget the event. Events hold no
+//! secrets: no token, no key, no join token; of a CSR only its digest.
 
+use std::fmt::Debug;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use async_trait::async_trait;
 use spiffe::id::SpiffeId;
 
-/// The target of the events, for filters and sinks.
-pub const TARGET: &str = "audit";
+mod log;
+mod record;
+
+pub use log::{LogSink, TARGET};
+pub use record::{Auditor, CallRecord, Unfinished};
+
+/// Receives the audit trail. The log is the first sink; a ledger is another.
+#[async_trait]
+pub trait AuditSink: Debug + Send + Sync {
+    /// Keeps one event. Once this has returned `Ok`, the event must not be lost: the server hands over a document or
+    /// answers a call only after that.
+    ///
+    /// # Errors
+    /// When the event could not be kept. A document is then not handed over, and a call is answered with an error.
+    async fn record(&self, event: Event) -> Result<(), AuditError>;
+}
+
+/// The audit trail cannot be written.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the audit event could not be recorded: {0}")]
+pub struct AuditError(pub String);
+
+/// One entry of the audit trail.
+#[derive(Debug, Clone)]
+pub struct Event {
+    pub at: SystemTime,
+    pub call: Arc<CallContext>,
+    pub kind: EventKind,
+}
+
+/// What an event reports.
+#[derive(Debug, Clone)]
+pub enum EventKind {
+    /// The call ended. There is exactly one such event for each call that reached the server.
+    Call {
+        outcome: Outcome,
+        /// What the call was about.
+        fields: Fields,
+        /// The items of a batch, each with an outcome of its own.
+        items: Vec<Item>,
+        /// How many documents of this call were recorded before.
+        documents: usize,
+    },
+    /// A document was issued and is about to leave.
+    Document {
+        /// Such as "an X509-SVID".
+        name: &'static str,
+        fields: Fields,
+    },
+}
+
+/// One item of a batch call.
+#[derive(Debug, Clone)]
+pub struct Item {
+    pub outcome: Outcome,
+    pub fields: Fields,
+}
+
+/// How a call or an item ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    Success,
+    /// Refused or failed, with the name of the gRPC code and the message that the caller receives.
+    Error {
+        code: &'static str,
+        message: String,
+    },
+}
+
+impl Outcome {
+    pub fn is_error(&self) -> bool {
+        matches!(self, Self::Error { .. })
+    }
+}
+
+/// The call that an event belongs to.
+#[derive(Debug, Clone, Default)]
+pub struct CallContext {
+    pub request_id: String,
+    /// SPIRE: the last three parts of the service's name, as in `svid.v1.SVID`.
+    pub service: String,
+    pub method: String,
+    /// nobody, local, admin, agent, downstream. SPIRE: `authorized_as`.
+    pub authorized_as: &'static str,
+    /// transport, config, entries, datastore. SPIRE: `authorized_via`.
+    pub authorized_via: &'static str,
+    pub caller: AuditCaller,
+}
 
 /// Who called, as far as the transport proved it.
 #[derive(Debug, Clone, Default)]
@@ -27,142 +119,8 @@ pub enum AuditCaller {
     },
 }
 
-/// What stays the same for every line of one call.
-#[derive(Debug, Clone, Default)]
-pub struct Audit {
-    enabled: bool,
-    pub request_id: String,
-    pub service: &'static str,
-    pub method: &'static str,
-    /// nobody, local, admin, agent, downstream. SPIRE: `authorized_as`.
-    pub authorized_as: &'static str,
-    /// transport, config, entries, datastore. SPIRE: `authorized_via`.
-    pub authorized_via: &'static str,
-    pub caller: AuditCaller,
-}
-
-impl Audit {
-    /// `enabled` is the server's `audit_log_enabled`; the other parts are filled in by whoever receives the call.
-    pub fn new(enabled: bool, service: &'static str, method: &'static str) -> Self {
-        Self {
-            enabled,
-            service,
-            method,
-            ..Self::default()
-        }
-    }
-
-    /// Whether a line would be written: callers skip the work of collecting fields when not.
-    pub fn is_enabled(&self) -> bool {
-        self.enabled
-    }
-
-    /// Records that the call, or this item of it, was done.
-    pub fn success(&self, fields: &Fields) {
-        if self.enabled {
-            self.write("success", None, fields);
-        }
-    }
-
-    /// Records a refusal or failure. `code` is the name of the gRPC code, `message` what the caller is told.
-    pub fn failure(&self, code: &str, message: &str, fields: &Fields) {
-        if self.enabled {
-            self.write("error", Some((code, message)), fields);
-        }
-    }
-
-    fn write(&self, status: &str, error: Option<(&str, &str)>, fields: &Fields) {
-        let (mut uid, mut gid, mut path, mut address, mut id) = (None, None, None, None, None);
-        match &self.caller {
-            AuditCaller::Itself => {}
-            AuditCaller::Local {
-                uid: caller_uid,
-                gid: caller_gid,
-                path: caller_path,
-            } => {
-                uid = Some(*caller_uid);
-                gid = Some(*caller_gid);
-                path = caller_path.as_deref();
-            }
-            AuditCaller::Remote {
-                address: caller_address,
-                id: caller_id,
-            } => {
-                address = Some(caller_address.as_str());
-                id = caller_id.as_ref().map(SpiffeId::as_str);
-            }
-        }
-        let common = (
-            set(&self.request_id),
-            set(self.authorized_as),
-            set(self.authorized_via),
-        );
-        tracing::info!(
-            target: "audit",
-            r#type = "audit",
-            request_id = common.0,
-            service = self.service,
-            method = self.method,
-            authorized_as = common.1,
-            authorized_via = common.2,
-            caller_uid = uid,
-            caller_gid = gid,
-            caller_path = path,
-            caller_addr = address,
-            caller_id = id,
-            status,
-            status_code = error.map(|(code, _)| code),
-            status_message = error.map(|(_, message)| message),
-            agent_id = fields.value("agent_id"),
-            audience = fields.value("audience"),
-            csr = fields.value("csr"),
-            dns_name = fields.value("dns_name"),
-            entry_id = fields.value("entry_id"),
-            expires_at = fields.value("expires_at"),
-            hint = fields.value("hint"),
-            local_authority_id = fields.value("local_authority_id"),
-            node_attestor_type = fields.value("node_attestor_type"),
-            parent_id = fields.value("parent_id"),
-            revision_number = fields.value("revision_number"),
-            selectors = fields.value("selectors"),
-            serial_num = fields.value("serial_num"),
-            spiffe_id = fields.value("spiffe_id"),
-            subject_key_id = fields.value("subject_key_id"),
-            trust_domain_id = fields.value("trust_domain_id"),
-            ttl = fields.value("ttl"),
-            more = fields.rest().as_deref(),
-            "API accessed"
-        );
-    }
-}
-
-fn set(text: &str) -> Option<&str> {
-    (!text.is_empty()).then_some(text)
-}
-
-/// The names that are fields of their own in an audit line; any other goes into `more` as `name=value`.
-const NAMED: [&str; 17] = [
-    "agent_id",
-    "audience",
-    "csr",
-    "dns_name",
-    "entry_id",
-    "expires_at",
-    "hint",
-    "local_authority_id",
-    "node_attestor_type",
-    "parent_id",
-    "revision_number",
-    "selectors",
-    "serial_num",
-    "spiffe_id",
-    "subject_key_id",
-    "trust_domain_id",
-    "ttl",
-];
-
-/// What one line says beyond the caller. Names are SPIRE's log field names.
-#[derive(Debug, Clone, Default)]
+/// The details of an event: names are SPIRE's log field names.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Fields(Vec<(&'static str, String)>);
 
 impl Fields {
@@ -190,6 +148,13 @@ impl Fields {
         }
     }
 
+    /// Adds the fields of `more`, whose values win.
+    pub fn merge(&mut self, more: Self) {
+        self.0
+            .retain(|(known, _)| more.0.iter().all(|(name, _)| name != known));
+        self.0.extend(more.0);
+    }
+
     /// The value of a field, if it was set.
     pub fn value(&self, name: &str) -> Option<&str> {
         self.0
@@ -198,15 +163,9 @@ impl Fields {
             .map(|(_, value)| value.as_str())
     }
 
-    fn rest(&self) -> Option<String> {
-        let mut text = String::new();
-        for (name, value) in self.0.iter().filter(|(name, _)| !NAMED.contains(name)) {
-            if !text.is_empty() {
-                text.push(' ');
-            }
-            text.push_str(&format!("{name}={value:?}"));
-        }
-        (!text.is_empty()).then_some(text)
+    /// Names and values, in the order in which they were added.
+    pub fn iter(&self) -> impl Iterator<Item = (&'static str, &str)> {
+        self.0.iter().map(|(name, value)| (*name, value.as_str()))
     }
 }
 

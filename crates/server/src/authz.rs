@@ -13,8 +13,8 @@ use spiffe::clock::{Clock, unix_seconds};
 use spiffe::id::SpiffeId;
 use tonic::{Code, Status};
 
-use crate::audit::{Audit, AuditCaller, Fields};
-use crate::caller::{Authority, Caller, Connection, Entitlement, Peer, PeerSvid, code_name};
+use crate::audit::CallRecord;
+use crate::caller::{Authority, Caller, Connection, Entitlement, PeerSvid};
 use crate::datastore::{AgentWriteError, Datastore};
 use crate::registry::Registry;
 use crate::status;
@@ -23,7 +23,9 @@ mod table;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use table::{Allowed, is_local_service, row};
+#[cfg(test)]
+pub(crate) use table::rows;
+pub(crate) use table::{Allowed, Lifetime, Row, is_local_service, row};
 
 /// Decides. Shared by both endpoints.
 #[derive(Debug)]
@@ -32,7 +34,6 @@ pub(crate) struct Authorizer {
     pub(crate) datastore: Datastore,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) admin_ids: HashSet<SpiffeId>,
-    pub(crate) audit_enabled: bool,
     /// How long an agent that seems unknown may be another server's news. Zero when there is no other server.
     pub(crate) follow_for: Duration,
 }
@@ -43,7 +44,7 @@ impl Authorizer {
         id.is_member_of(self.registry.trust_domain()) || self.admin_ids.contains(id)
     }
 
-    /// Lets the peer of `connection` make one call of `method`, or says why not.
+    /// Lets the peer of `connection` make one call of the row's method, or says why not.
     ///
     /// SPIRE's order: anybody, local, admin by configuration, admin by entry, downstream by entry, agent; the first that
     /// fits counts.
@@ -52,66 +53,21 @@ impl Authorizer {
     /// PermissionDenied, with details when an agent's credentials are what is wrong.
     pub(crate) async fn authorize(
         self: &Arc<Self>,
-        method: &'static str,
-        allowed: Allowed,
+        row: &Row,
         connection: &Arc<Connection>,
+        record: &Arc<CallRecord>,
     ) -> Result<Caller, Status> {
-        let decided = self
-            .authority(allowed, connection)
+        let authority = self
+            .authority(row.allowed, connection)
             .await
-            .map_err(|denial| denial.into_status(method));
-        let audit = self.audit(method, decided.as_ref().ok(), connection);
-        match decided {
-            Ok(authority) => Ok(Caller {
-                connection: Arc::clone(connection),
-                authority,
-                audit: Arc::new(audit),
-                entitlement: Arc::<Self>::clone(self),
-            }),
-            Err(refused) => {
-                audit.failure(code_name(refused.code()), refused.message(), &Fields::new());
-                Err(refused)
-            }
-        }
-    }
-
-    /// What the audit lines of this call have in common. Costs nothing when auditing is off.
-    fn audit(
-        &self,
-        method: &'static str,
-        authority: Option<&Authority>,
-        connection: &Connection,
-    ) -> Audit {
-        let (service, name) = method
-            .trim_start_matches('/')
-            .rsplit_once('/')
-            .unwrap_or(("", method));
-        // SPIRE: services go by their last three parts, as in `svid.v1.SVID`.
-        let short = service.strip_prefix("spire.api.server.").unwrap_or(service);
-        let mut audit = Audit::new(self.audit_enabled, short, name);
-        if !self.audit_enabled {
-            return audit;
-        }
-        audit.request_id = uuid::Uuid::new_v4().to_string();
-        (audit.authorized_as, audit.authorized_via) = authority
-            .map_or(("nobody", ""), |authority| {
-                (authority.name(), authority.via())
-            });
-        audit.caller = match connection.peer() {
-            Peer::Local { pid, uid, gid } => {
-                let path = pid.and_then(|pid| std::fs::read_link(format!("/proc/{pid}/exe")).ok());
-                AuditCaller::Local {
-                    uid: *uid,
-                    gid: *gid,
-                    path: path.map(|path| path.display().to_string()),
-                }
-            }
-            Peer::Remote { address, svid } => AuditCaller::Remote {
-                address: address.to_string(),
-                id: svid.as_ref().map(|svid| svid.id.clone()),
-            },
-        };
-        audit
+            .map_err(|denial| denial.into_status(row.method))?;
+        record.authorized(authority.name(), authority.via());
+        Ok(Caller {
+            connection: Arc::clone(connection),
+            authority,
+            record: Arc::clone(record),
+            entitlement: Arc::<Self>::clone(self),
+        })
     }
 
     async fn authority(

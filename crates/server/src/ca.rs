@@ -31,6 +31,7 @@ use spiffe::trust_domain::TrustDomain;
 use spiffe::x509::Subject;
 use tokio::sync::Notify;
 
+use crate::audit::Auditor;
 use crate::datastore::{BundleError, Datastore};
 use authority::{Authority, Ground};
 use journal::Journal;
@@ -73,8 +74,6 @@ pub struct IssuanceConfig {
     /// The `iss` claim of JWT-SVIDs.
     pub jwt_issuer: Option<String>,
     pub jwt_svids: bool,
-    /// Whether the server's issuance for itself is audited.
-    pub audit_log: bool,
 }
 
 /// What the authorities stand on.
@@ -85,6 +84,8 @@ pub struct CaParts {
     pub datastore: Datastore,
     pub clock: Arc<dyn Clock>,
     pub random: Arc<dyn Random>,
+    /// For what the server issues to itself.
+    pub auditor: Auditor,
 }
 
 /// The parts of the configuration that each issuance needs.
@@ -96,7 +97,6 @@ struct Profile {
     jwt_svid_ttl: Duration,
     jwt_issuer: Option<String>,
     server_key_type: KeyType,
-    audit: bool,
 }
 
 /// The certificate authority of this server.
@@ -106,6 +106,7 @@ pub struct Ca {
     profile: Profile,
     clock: Arc<dyn Clock>,
     random: Arc<dyn Random>,
+    auditor: Auditor,
     datastore: Datastore,
     ground: Arc<Ground>,
     x509: Authority<X509Kind>,
@@ -165,10 +166,10 @@ impl Ca {
                 jwt_svid_ttl: config.jwt_svid_ttl,
                 jwt_issuer: config.jwt_issuer,
                 server_key_type: config.ca_key_type,
-                audit: config.audit_log,
             },
             clock: parts.clock,
             random: parts.random,
+            auditor: parts.auditor,
             datastore: parts.datastore,
             x509: Authority::resume(x509, Arc::clone(&ground), now).await?,
             jwt: match config.jwt_svids {

@@ -12,7 +12,7 @@ use spiffe::id::SpiffeId;
 use tokio::sync::watch;
 use tonic::{Code, Request, Status};
 
-use crate::audit::{Audit, Fields};
+use crate::audit::{CallRecord, Fields, Outcome};
 use crate::status;
 
 /// What the transport proved about a peer.
@@ -130,7 +130,8 @@ pub(crate) trait Entitlement: std::fmt::Debug + Send + Sync {
 pub(crate) struct Caller {
     pub(crate) connection: Arc<Connection>,
     pub(crate) authority: Authority,
-    pub(crate) audit: Arc<Audit>,
+    /// What the audit trail will say of the call.
+    pub(crate) record: Arc<CallRecord>,
     pub(crate) entitlement: Arc<dyn Entitlement>,
 }
 
@@ -171,23 +172,32 @@ impl Caller {
         self.entitlement.recheck(&self.authority, &self.connection)
     }
 
-    /// Writes the audit line of a call or item that ended in `status`, when auditing is on.
-    pub(crate) fn audit(&self, outcome: Result<(), &Status>, fields: impl FnOnce() -> Fields) {
-        if !self.audit.is_enabled() {
-            return;
-        }
-        match outcome {
-            Ok(()) => self.audit.success(&fields()),
-            Err(status) => {
-                self.audit
-                    .failure(code_name(status.code()), status.message(), &fields());
-            }
+    /// Adds to what the audit event of this call is about. To be called before the first refusal that it should name.
+    pub(crate) fn describe(&self, fields: impl FnOnce() -> Fields) {
+        self.record.describe(fields);
+    }
+
+    /// Adds the outcome of a batch's item to the audit event of this call.
+    pub(crate) fn item(&self, outcome: Result<(), &Status>, fields: impl FnOnce() -> Fields) {
+        if self.record.is_enabled() {
+            self.record.item(outcome_of(outcome), fields());
         }
     }
 }
 
+/// How a call or an item ended, as the audit trail says it.
+pub(crate) fn outcome_of(outcome: Result<(), &Status>) -> Outcome {
+    match outcome {
+        Ok(()) => Outcome::Success,
+        Err(status) => Outcome::Error {
+            code: code_name(status.code()),
+            message: status.message().to_owned(),
+        },
+    }
+}
+
 /// SPIRE: the Go names of gRPC's codes.
-pub(crate) fn code_name(code: Code) -> &'static str {
+fn code_name(code: Code) -> &'static str {
     match code {
         Code::Ok => "OK",
         Code::Cancelled => "Canceled",

@@ -30,11 +30,12 @@ use tonic_health::pb::health_server::HealthServer;
 
 use crate::api::logger::LogControl;
 use crate::api::{
-    Api, agent::AgentService, bundle::BundleService, debug::DebugService, entry::EntryService,
-    health::HealthService, localauthority::LocalAuthorityService, logger::LoggerService,
-    svid::SvidService, trustdomain::TrustDomainService,
+    Api, RefusedJoins, agent::AgentService, bundle::BundleService, debug::DebugService,
+    entry::EntryService, health::HealthService, localauthority::LocalAuthorityService,
+    logger::LoggerService, svid::SvidService, trustdomain::TrustDomainService,
 };
 use crate::attest::Attestation;
+use crate::audit::{AuditSink, Auditor, LogSink};
 use crate::authz::Authorizer;
 use crate::ca::{Ca, CaParts};
 use crate::config::{Config, PruningConfig};
@@ -66,6 +67,8 @@ pub struct Environment {
     pub random: Arc<dyn Random>,
     /// None: the log level cannot be changed over the API.
     pub log: Option<Arc<dyn LogControl>>,
+    /// None: the audit trail goes into the log, when the configuration asks for one.
+    pub audit: Option<Arc<dyn AuditSink>>,
 }
 
 impl Default for Environment {
@@ -74,7 +77,19 @@ impl Default for Environment {
             clock: Arc::new(SystemClock),
             random: Arc::new(SystemRandom),
             log: None,
+            audit: None,
         }
+    }
+}
+
+impl Environment {
+    fn auditor(&self, log: bool) -> Auditor {
+        let sink = match &self.audit {
+            Some(sink) => Some(Arc::clone(sink)),
+            None if log => Some(Arc::new(LogSink) as Arc<dyn AuditSink>),
+            None => None,
+        };
+        Auditor::new(sink, Arc::clone(&self.clock))
     }
 }
 
@@ -162,12 +177,14 @@ impl World {
         )
         .await
         .map_err(|error| datastore_fault(&error))?;
+        let auditor = environment.auditor(config.audit_log);
         let parts = CaParts {
             keys,
             upstream,
             datastore: datastore.clone(),
             clock: Arc::clone(&environment.clock),
             random: Arc::clone(&environment.random),
+            auditor: auditor.clone(),
         };
         let ca = Arc::new(
             Ca::open(config.issuance, parts)
@@ -179,7 +196,6 @@ impl World {
             datastore: datastore.clone(),
             clock: Arc::clone(&environment.clock),
             admin_ids: HashSet::from_iter(config.admin_ids),
-            audit_enabled: config.audit_log,
             follow_for: if shared {
                 FOLLOW_OTHERS_FOR
             } else {
@@ -207,6 +223,7 @@ impl World {
         };
         let ground = Ground {
             authorizer,
+            auditor,
             attestation,
             limits,
             ca: Arc::clone(&ca),
@@ -226,6 +243,7 @@ impl World {
 /// What services are made of.
 struct Ground {
     authorizer: Arc<Authorizer>,
+    auditor: Auditor,
     attestation: Attestation,
     limits: Arc<RateLimits>,
     ca: Arc<Ca>,
@@ -236,6 +254,7 @@ impl Ground {
     fn api(self, watch: WatchService, environment: &Environment) -> Api {
         let Self {
             authorizer,
+            auditor,
             attestation,
             limits,
             ca,
@@ -294,6 +313,8 @@ impl Ground {
                 attestation,
             }),
             authorizer,
+            auditor,
+            refused_joins: RefusedJoins::default(),
         }
     }
 }

@@ -33,6 +33,7 @@ use tokio_rustls::client::TlsStream;
 use tonic::Status;
 use tonic::transport::Channel;
 
+use crate::audit::AuditSink;
 use crate::ca::IssuanceConfig;
 use crate::config::{Config, LogConfig, RateLimitConfig};
 use crate::datastore::{DatastoreConfig, DatastoreKind};
@@ -99,7 +100,6 @@ pub(crate) fn config(directory: &std::path::Path) -> Config {
             jwt_svid_ttl: Duration::from_secs(300),
             jwt_issuer: None,
             jwt_svids: true,
-            audit_log: true,
         },
         audit_log: true,
         log: LogConfig {
@@ -136,15 +136,29 @@ impl TestServer {
     }
 
     pub(crate) async fn start_with(change: impl FnOnce(&mut Config)) -> Self {
+        Self::start_in(change, |_| {}).await
+    }
+
+    /// A server whose audit trail goes to `audit`.
+    pub(crate) async fn start_audited(audit: Arc<dyn AuditSink>) -> Self {
+        Self::start_in(|_| {}, |environment| environment.audit = Some(audit)).await
+    }
+
+    pub(crate) async fn start_in(
+        change: impl FnOnce(&mut Config),
+        change_environment: impl FnOnce(&mut Environment),
+    ) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let mut config = config(directory.path());
         change(&mut config);
         let clock = ManualClock::new(from_unix(NOW));
-        let environment = Environment {
+        let mut environment = Environment {
             clock: Arc::new(clock.clone()),
             random: Arc::new(SystemRandom),
             log: None,
+            audit: None,
         };
+        change_environment(&mut environment);
         let bound = Server::bind_in(config, environment).await.unwrap();
         let (stop, stopping) = oneshot::channel();
         let (registry, datastore) = bound.state_for_tests();

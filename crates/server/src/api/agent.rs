@@ -60,8 +60,8 @@ impl AgentApi for AgentService {
             .filter
             .map(filter::Wire::from)
             .unwrap_or_default();
+        caller.describe(|| filter.audit_fields());
         let count = self.registry.agent_count(&filter.read()?);
-        caller.audit(Ok(()), || filter.audit_fields());
         Ok(Response::new(rpc::CountAgentsResponse {
             count: wire::count(count),
         }))
@@ -74,6 +74,7 @@ impl AgentApi for AgentService {
         let caller = Caller::of(&request)?;
         let request = request.into_inner();
         let filter = request.filter.map(filter::Wire::from).unwrap_or_default();
+        caller.describe(|| filter.audit_fields());
         let listed = self
             .registry
             .agents(
@@ -87,7 +88,6 @@ impl AgentApi for AgentService {
             .iter()
             .map(|agent| agent_to_wire(agent, mask))
             .collect();
-        caller.audit(Ok(()), || filter.audit_fields());
         Ok(Response::new(rpc::ListAgentsResponse {
             agents,
             next_page_token: listed.next_token,
@@ -101,15 +101,13 @@ impl AgentApi for AgentService {
         let caller = Caller::of(&request)?;
         let request = request.into_inner();
         let id = self.agent_id(request.id.as_ref())?;
+        caller.describe(|| Fields::new().with("spiffe_id", &id));
         let found = self
             .registry
             .agent(&id)
-            .ok_or_else(|| refused(Code::NotFound, "agent not found"));
-        caller.audit(found.as_ref().map(|_| ()), || {
-            Fields::new().with("spiffe_id", &id)
-        });
+            .ok_or_else(|| refused(Code::NotFound, "agent not found"))?;
         Ok(Response::new(agent_to_wire(
-            &*found?,
+            &found,
             request.output_mask.as_ref(),
         )))
     }
@@ -120,8 +118,11 @@ impl AgentApi for AgentService {
     ) -> Result<Response<()>, Status> {
         let caller = Caller::of(&request)?;
         let id = self.agent_id(request.get_ref().id.as_ref())?;
-        let deleted = self.datastore.delete_agent(&id).await;
-        Self::administered(&caller, &id, deleted, "failed to remove agent")?;
+        caller.describe(|| Fields::new().with("spiffe_id", &id));
+        self.datastore
+            .delete_agent(&id)
+            .await
+            .map_err(|error| agent_write_refusal(error, "failed to remove agent"))?;
         tracing::info!(spiffe_id = %id, "Agent deleted");
         Ok(Response::new(()))
     }
@@ -132,8 +133,11 @@ impl AgentApi for AgentService {
     ) -> Result<Response<()>, Status> {
         let caller = Caller::of(&request)?;
         let id = self.agent_id(request.get_ref().id.as_ref())?;
-        let banned = self.datastore.ban_agent(&id).await;
-        Self::administered(&caller, &id, banned, "failed to ban agent")?;
+        caller.describe(|| Fields::new().with("spiffe_id", &id));
+        self.datastore
+            .ban_agent(&id)
+            .await
+            .map_err(|error| agent_write_refusal(error, "failed to ban agent"))?;
         tracing::info!(spiffe_id = %id, "Agent banned");
         Ok(Response::new(()))
     }
@@ -195,12 +199,12 @@ impl AgentApi for AgentService {
     ) -> Result<Response<types::JoinToken>, Status> {
         let caller = Caller::of(&request)?;
         let request = request.into_inner();
-        let (ttl, named) = (request.ttl, wire::id_text(request.agent_id.as_ref()));
-        let outcome = self.create_token(request).await;
-        caller.audit(outcome.as_ref().map(|_| ()), || {
-            Fields::new().with("ttl", ttl).with("spiffe_id", named)
+        caller.describe(|| {
+            Fields::new()
+                .with("ttl", request.ttl)
+                .with("spiffe_id", wire::id_text(request.agent_id.as_ref()))
         });
-        outcome.map(Response::new)
+        self.create_token(request).await.map(Response::new)
     }
 
     async fn post_status(
@@ -215,12 +219,14 @@ impl AgentApi for AgentService {
         caller.still_entitled()?;
         let id = &caller.agent()?.id;
         let version = request.into_inner().agent_version;
+        caller.describe(|| Fields::new().with("spiffe_id", id));
         if version.len() > MAX_VERSION {
             return Err(refused(
                 Code::InvalidArgument,
                 "agent version is too long (max 255 characters)",
             ));
         }
+        caller.describe(|| Fields::new().with("agent_version", &version));
         let known = self
             .registry
             .agent(id)
@@ -235,11 +241,6 @@ impl AgentApi for AgentService {
             )
             .await?;
         }
-        caller.audit(Ok(()), || {
-            Fields::new()
-                .with("spiffe_id", id)
-                .with("agent_version", &version)
-        });
         Ok(Response::new(rpc::PostStatusResponse {}))
     }
 }
@@ -247,22 +248,6 @@ impl AgentApi for AgentService {
 impl AgentService {
     fn agent_id(&self, wire: Option<&types::Spiffeid>) -> Result<SpiffeId, Status> {
         agent_id_from_wire(&self.trust_domain, wire).map_err(malformed("invalid agent ID"))
-    }
-
-    /// The end of a change to one agent: its status and its audit line.
-    fn administered(
-        caller: &Caller,
-        id: &SpiffeId,
-        outcome: Result<Arc<Agent>, AgentWriteError>,
-        what: &str,
-    ) -> Result<(), Status> {
-        let outcome = outcome
-            .map(|_| ())
-            .map_err(|error| agent_write_refusal(error, what));
-        caller.audit(outcome.as_ref().copied(), || {
-            Fields::new().with("spiffe_id", id)
-        });
-        outcome
     }
 
     async fn attest(
@@ -280,18 +265,10 @@ impl AgentService {
             .as_ref()
             .map(|params| params.csr.as_slice())
             .unwrap_or_default();
-        let accepted = async {
-            // Read before the token is spent, so that a broken request does not cost it.
-            let key = requested_key(csr)?;
-            Ok((key, self.attestation.attest(params).await?))
-        };
-        let accepted = accepted.await;
-        if let Err(refused) = &accepted {
-            caller.audit(Err(refused), || {
-                Fields::new().with("node_attestor_type", &kind)
-            });
-        }
-        let (key, attested) = accepted?;
+        caller.describe(|| Fields::new().with("node_attestor_type", &kind));
+        // Read before the token is spent, so that a broken request does not cost it.
+        let key = requested_key(csr)?;
+        let attested = self.attestation.attest(params).await?;
         let (id, reattestable) = (attested.id.clone(), attested.can_reattest);
         let grant = Grant::agent(&id)
             .with_field("agent_id", &id)
@@ -318,7 +295,7 @@ impl AgentService {
         key: &PublicKey,
     ) -> Result<IssuedX509, Status> {
         self.ca
-            .issue_x509(grant, key, &caller.audit)
+            .issue_x509(grant, key, &caller.record)
             .await
             .map_err(|error| failed(Code::Internal, "failed to sign X509 SVID", error))
     }
@@ -329,6 +306,7 @@ impl AgentService {
         request: rpc::RenewAgentRequest,
     ) -> Result<types::X509svid, Status> {
         let id = &caller.agent()?.id;
+        caller.describe(|| Fields::new().with("spiffe_id", id));
         let agent = self
             .registry
             .agent(id)

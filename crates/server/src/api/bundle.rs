@@ -52,9 +52,8 @@ enum Write<'a> {
 impl BundleApi for BundleService {
     async fn count_bundles(
         &self,
-        request: Request<rpc::CountBundlesRequest>,
+        _: Request<rpc::CountBundlesRequest>,
     ) -> Result<Response<rpc::CountBundlesResponse>, Status> {
-        Caller::of(&request)?.audit(Ok(()), Fields::new);
         Ok(Response::new(rpc::CountBundlesResponse {
             count: wire::count(self.registry.bundles().len()),
         }))
@@ -65,15 +64,13 @@ impl BundleApi for BundleService {
         request: Request<rpc::GetBundleRequest>,
     ) -> Result<Response<types::Bundle>, Status> {
         let caller = Caller::of(&request)?;
+        caller.describe(|| Fields::new().with("trust_domain_id", &self.trust_domain));
         let found = self
             .registry
             .bundle(&self.trust_domain)
-            .ok_or_else(|| refused(Code::NotFound, "bundle not found"));
-        caller.audit(found.as_ref().map(|_| ()), || {
-            Fields::new().with("trust_domain_id", &self.trust_domain)
-        });
+            .ok_or_else(|| refused(Code::NotFound, "bundle not found"))?;
         Ok(Response::new(bundle_to_wire(
-            &*found?,
+            &found,
             request.get_ref().output_mask.as_ref(),
         )))
     }
@@ -84,12 +81,10 @@ impl BundleApi for BundleService {
     ) -> Result<Response<types::Bundle>, Status> {
         let caller = Caller::of(&request)?;
         let request = request.into_inner();
-        let outcome = self.append(&request).await;
-        caller.audit(outcome.as_ref().map(|_| ()), || {
-            Fields::new().with("trust_domain_id", &self.trust_domain)
-        });
+        caller.describe(|| Fields::new().with("trust_domain_id", &self.trust_domain));
+        let appended = self.append(&request).await?;
         Ok(Response::new(bundle_to_wire(
-            &*outcome?,
+            &appended,
             request.output_mask.as_ref(),
         )))
     }
@@ -108,12 +103,10 @@ impl BundleApi for BundleService {
             .into_inner()
             .jwt_authority
             .ok_or_else(|| refused(Code::InvalidArgument, "missing JWT authority"))?;
-        let key_id = authority.key_id.clone();
-        let outcome = self.publish(authority).await;
-        caller.audit(outcome.as_ref().map(|_| ()), || {
-            Fields::new().with("jwt_authority_key_id", key_id)
-        });
-        let jwt_authorities = outcome?
+        caller.describe(|| Fields::new().with("jwt_authority_key_id", &authority.key_id));
+        let jwt_authorities = self
+            .publish(authority)
+            .await?
             .jwt_authorities
             .iter()
             .map(jwt_authority_to_wire)
@@ -137,7 +130,6 @@ impl BundleApi for BundleService {
         &self,
         request: Request<rpc::ListFederatedBundlesRequest>,
     ) -> Result<Response<rpc::ListFederatedBundlesResponse>, Status> {
-        let caller = Caller::of(&request)?;
         let request = request.into_inner();
         let mut foreign = self.registry.bundles();
         foreign.retain(|bundle| bundle.trust_domain != self.trust_domain);
@@ -151,7 +143,6 @@ impl BundleApi for BundleService {
             .iter()
             .map(|bundle| bundle_to_wire(bundle, request.output_mask.as_ref()))
             .collect();
-        caller.audit(Ok(()), Fields::new);
         Ok(Response::new(rpc::ListFederatedBundlesResponse {
             bundles,
             next_page_token,
@@ -164,6 +155,7 @@ impl BundleApi for BundleService {
     ) -> Result<Response<types::Bundle>, Status> {
         let caller = Caller::of(&request)?;
         let request = request.into_inner();
+        caller.describe(|| Fields::new().with("trust_domain_id", &request.trust_domain));
         let name = self.foreign(
             &request.trust_domain,
             "getting a federated bundle for the server's own trust domain is not allowed",
@@ -171,12 +163,9 @@ impl BundleApi for BundleService {
         let found = self
             .registry
             .bundle(&name)
-            .ok_or_else(|| refused(Code::NotFound, "bundle not found"));
-        caller.audit(found.as_ref().map(|_| ()), || {
-            Fields::new().with("trust_domain_id", &name)
-        });
+            .ok_or_else(|| refused(Code::NotFound, "bundle not found"))?;
         Ok(Response::new(bundle_to_wire(
-            &*found?,
+            &found,
             request.output_mask.as_ref(),
         )))
     }
@@ -266,7 +255,7 @@ impl BundleApi for BundleService {
         let mut results = Vec::with_capacity(request.trust_domains.len());
         for trust_domain in request.trust_domains {
             let outcome = self.delete(&trust_domain, mode).await;
-            caller.audit(outcome.as_ref().copied(), || {
+            caller.item(outcome.as_ref().copied(), || {
                 Fields::new().with("trust_domain_id", &trust_domain)
             });
             let status = Some(outcome.map_or_else(|refused| item(&refused), |()| item_ok()));
@@ -329,7 +318,7 @@ impl BundleService {
         mask: Option<&BundleMask>,
     ) -> (types::Status, Option<types::Bundle>) {
         let outcome = self.try_write(bundle, how).await;
-        caller.audit(outcome.as_ref().map(|_| ()), || {
+        caller.item(outcome.as_ref().map(|_| ()), || {
             Fields::new()
                 .with("trust_domain_id", &bundle.trust_domain)
                 .with("refresh_hint", bundle.refresh_hint)

@@ -46,8 +46,8 @@ impl EntryApi for EntryService {
             .filter
             .map(filter::Wire::from)
             .unwrap_or_default();
+        caller.describe(|| filter.audit_fields());
         let count = self.registry.entry_count(&filter.read(&self.trust_domain)?);
-        caller.audit(Ok(()), || filter.audit_fields());
         Ok(Response::new(rpc::CountEntriesResponse {
             count: wire::count(count),
         }))
@@ -60,6 +60,7 @@ impl EntryApi for EntryService {
         let caller = Caller::of(&request)?;
         let request = request.into_inner();
         let filter = request.filter.map(filter::Wire::from).unwrap_or_default();
+        caller.describe(|| filter.audit_fields());
         let page = wire::page(request.page_size, &request.page_token);
         let listed = self
             .registry
@@ -71,7 +72,6 @@ impl EntryApi for EntryService {
             .iter()
             .map(|entry| entry_to_wire(entry, mask))
             .collect();
-        caller.audit(Ok(()), || filter.audit_fields());
         Ok(Response::new(rpc::ListEntriesResponse {
             entries,
             next_page_token: listed.next_token,
@@ -87,15 +87,13 @@ impl EntryApi for EntryService {
         if request.id.is_empty() {
             return Err(refused(Code::InvalidArgument, "missing ID"));
         }
+        caller.describe(|| Fields::new().with("entry_id", &request.id));
         let found = self
             .registry
             .entry(&request.id)
-            .ok_or_else(|| refused(Code::NotFound, "entry not found"));
-        caller.audit(found.as_ref().map(|_| ()), || {
-            Fields::new().with("entry_id", &request.id)
-        });
+            .ok_or_else(|| refused(Code::NotFound, "entry not found"))?;
         Ok(Response::new(entry_to_wire(
-            &*found?,
+            &found,
             request.output_mask.as_ref(),
         )))
     }
@@ -139,7 +137,6 @@ impl EntryApi for EntryService {
             .iter()
             .map(|entry| entry_to_wire(entry, mask))
             .collect();
-        caller.audit(Ok(()), Fields::new);
         Ok(Response::new(rpc::GetAuthorizedEntriesResponse { entries }))
     }
 
@@ -190,7 +187,7 @@ impl EntryService {
                     ))
                 }),
             };
-            caller.audit(
+            caller.item(
                 outcome.as_ref().map(|_| ()).map_err(|(refused, _)| refused),
                 || audit_fields(wire),
             );
@@ -256,7 +253,7 @@ impl EntryService {
             } else {
                 Err(refused(Code::NotFound, "entry not found"))
             };
-            caller.audit(outcome.as_ref().copied(), || {
+            caller.item(outcome.as_ref().copied(), || {
                 Fields::new().with("entry_id", &id)
             });
             let status = outcome.map_or_else(|refused| item(&refused), |()| item_ok());

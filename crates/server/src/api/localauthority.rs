@@ -65,11 +65,8 @@ fn concluded<T>(
     field: &'static str,
     value: &str,
 ) -> Result<T, Status> {
-    let outcome = outcome.map_err(|error| refusal(&error));
-    caller.audit(outcome.as_ref().map(|_| ()), || {
-        Fields::new().with(field, value)
-    });
-    outcome
+    caller.describe(|| Fields::new().with(field, value));
+    outcome.map_err(|error| refusal(&error))
 }
 
 const ID: &str = "local_authority_id";

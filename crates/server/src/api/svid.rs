@@ -62,6 +62,12 @@ impl SvidApi for SvidService {
         let caller = Caller::of(&request)?;
         self.jwt_enabled()?;
         let request = request.into_inner();
+        caller.describe(|| {
+            Fields::new()
+                .with("spiffe_id", wire::id_text(request.id.as_ref()))
+                .with("audience", request.audience.join(","))
+                .with("ttl", request.ttl)
+        });
         let id = workload_id_from_wire(&self.trust_domain, request.id.as_ref())
             .map_err(malformed("invalid SPIFFE ID"))?;
         audience(&request.audience)?;
@@ -125,12 +131,20 @@ impl SvidApi for SvidService {
         caller.still_entitled()?;
         self.jwt_enabled()?;
         let request = request.into_inner();
+        caller.describe(|| {
+            Fields::new()
+                .with("entry_id", &request.entry_id)
+                .with("audience", request.audience.join(","))
+        });
         let entry = self
             .registry
             .authorized_entry(&caller.agent()?.id, &request.entry_id)
             .ok_or_else(|| refused(Code::NotFound, NOT_AUTHORIZED))?;
         audience(&request.audience)?;
-        let grant = Grant::entry(&entry).with_field("audience", request.audience.join(","));
+        let mut grant = Grant::entry(&entry);
+        if caller.record.is_enabled() {
+            grant = grant.with_field("audience", request.audience.join(","));
+        }
         let svid = self.jwt(&caller, &grant, &request.audience).await?;
         Ok(Response::new(rpc::NewJwtsvidResponse { svid: Some(svid) }))
     }
@@ -175,6 +189,11 @@ impl SvidApi for SvidService {
             ));
         };
         let request = request.into_inner();
+        caller.describe(|| {
+            Fields::new()
+                .with("agent_id", &entry.spiffe_id)
+                .with("csr", wire::digest(&request.csr))
+        });
         let csr = verified(&request.csr, "invalid CSR signature")?;
         let grant = Grant::downstream_ca(entry, &self.trust_domain)
             .ok_or_else(|| refused(Code::Internal, "caller is not a downstream workload"))?
@@ -185,7 +204,7 @@ impl SvidApi for SvidService {
             .map(Duration::from_secs);
         let issued = self
             .ca
-            .issue_downstream_ca(&grant, &csr.public_key, ttl, &caller.audit)
+            .issue_downstream_ca(&grant, &csr.public_key, ttl, &caller.record)
             .await
             .map_err(|error| failed(Code::Internal, "failed to sign downstream X.509 CA", error))?;
         let bundle = self
@@ -223,23 +242,20 @@ impl SvidService {
         if request.csr.is_empty() {
             return Err(refused(Code::InvalidArgument, "missing CSR"));
         }
-        let read = verified(&request.csr, "failed to verify CSR signature")
-            .and_then(|csr| Ok((minted_identity(&self.trust_domain, &csr)?, csr)));
-        let fields = || {
+        caller.describe(|| {
             Fields::new()
                 .with("csr", wire::digest(&request.csr))
                 .with("ttl", request.ttl)
-        };
-        if let Err(refused) = &read {
-            caller.audit(Err(refused), fields);
-        }
+        });
+        let read = verified(&request.csr, "failed to verify CSR signature")
+            .and_then(|csr| Ok((minted_identity(&self.trust_domain, &csr)?, csr)));
         let (id, csr) = read?;
         let grant = Grant::minted(id, request.ttl)
             .with_names(csr.dns_names.clone(), csr.subject())
             .with_field("csr", wire::digest(&request.csr));
         let issued = self
             .ca
-            .issue_x509(&grant, &csr.public_key, &caller.audit)
+            .issue_x509(&grant, &csr.public_key, &caller.record)
             .await
             .map_err(|error| failed(Code::Internal, "failed to sign X509-SVID", error))?;
         Ok(wire::x509_svid(&issued))
@@ -255,7 +271,7 @@ impl SvidService {
         let (entry, csr) = match self.read_param(agent, param) {
             Ok(read) => read,
             Err(refused) => {
-                caller.audit(Err(&refused), || {
+                caller.item(Err(&refused), || {
                     Fields::new()
                         .with("csr", wire::digest(&param.csr))
                         .with("entry_id", &param.entry_id)
@@ -264,12 +280,12 @@ impl SvidService {
             }
         };
         let mut grant = Grant::entry(&entry);
-        if caller.audit.is_enabled() {
+        if caller.record.is_enabled() {
             grant = grant.with_field("csr", wire::digest(&param.csr));
         }
         let issued = self
             .ca
-            .issue_x509(&grant, &csr.public_key, &caller.audit)
+            .issue_x509(&grant, &csr.public_key, &caller.record)
             .await
             .map_err(|error| failed(Code::Internal, "failed to sign X509-SVID", error))?;
         Ok(wire::x509_svid(&issued))
@@ -301,7 +317,7 @@ impl SvidService {
     ) -> Result<types::Jwtsvid, Status> {
         let issued = self
             .ca
-            .issue_jwt(grant, audience, &caller.audit)
+            .issue_jwt(grant, audience, &caller.record)
             .await
             .map_err(|error| failed(Code::Internal, "failed to sign JWT-SVID", error))?;
         Ok(types::Jwtsvid {

@@ -34,7 +34,6 @@ impl TrustDomainApi for TrustDomainService {
         &self,
         request: Request<rpc::ListFederationRelationshipsRequest>,
     ) -> Result<Response<rpc::ListFederationRelationshipsResponse>, Status> {
-        let caller = Caller::of(&request)?;
         let request = request.into_inner();
         let all = self.registry.federation_relationships();
         let (page, next_page_token) = wire::page_by_trust_domain(
@@ -44,7 +43,6 @@ impl TrustDomainApi for TrustDomainService {
             &request.page_token,
         )?;
         let mask = request.output_mask.as_ref();
-        caller.audit(Ok(()), Fields::new);
         Ok(Response::new(rpc::ListFederationRelationshipsResponse {
             federation_relationships: page
                 .iter()
@@ -60,17 +58,15 @@ impl TrustDomainApi for TrustDomainService {
     ) -> Result<Response<types::FederationRelationship>, Status> {
         let caller = Caller::of(&request)?;
         let request = request.into_inner();
+        caller.describe(|| Fields::new().with("trust_domain_id", &request.trust_domain));
         let name = TrustDomain::parse(&request.trust_domain)
             .map_err(malformed("failed to parse trust domain"))?;
         let found = self
             .registry
             .federation_relationship(&name)
-            .ok_or_else(|| refused(Code::NotFound, "federation relationship does not exist"));
-        caller.audit(found.as_ref().map(|_| ()), || {
-            Fields::new().with("trust_domain_id", &name)
-        });
+            .ok_or_else(|| refused(Code::NotFound, "federation relationship does not exist"))?;
         Ok(Response::new(
-            self.to_wire(&*found?, request.output_mask.as_ref()),
+            self.to_wire(&found, request.output_mask.as_ref()),
         ))
     }
 
@@ -96,7 +92,7 @@ impl TrustDomainApi for TrustDomainService {
         let mut results = Vec::new();
         for trust_domain in request.into_inner().trust_domains {
             let outcome = self.delete(&trust_domain).await;
-            caller.audit(outcome.as_ref().copied(), || {
+            caller.item(outcome.as_ref().copied(), || {
                 Fields::new().with("trust_domain_id", &trust_domain)
             });
             let status = Some(outcome.map_or_else(|refused| item(&refused), |()| item_ok()));
@@ -114,8 +110,10 @@ impl TrustDomainApi for TrustDomainService {
         &self,
         request: Request<rpc::RefreshBundleRequest>,
     ) -> Result<Response<()>, Status> {
-        let name = TrustDomain::parse(&request.get_ref().trust_domain)
-            .map_err(malformed("failed to parse trust domain"))?;
+        let trust_domain = &request.get_ref().trust_domain;
+        Caller::of(&request)?.describe(|| Fields::new().with("trust_domain_id", trust_domain));
+        let name =
+            TrustDomain::parse(trust_domain).map_err(malformed("failed to parse trust domain"))?;
         if self.registry.federation_relationship(&name).is_none() {
             return Err(refused(
                 Code::NotFound,

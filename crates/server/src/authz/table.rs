@@ -25,13 +25,72 @@ impl Allowed {
     }
 }
 
-/// The row of a method, given as in the request line: `/package.Service/Method`.
-pub(crate) fn row(method: &str) -> Option<(&'static str, Allowed)> {
+/// How long a method's call may last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Lifetime {
+    /// One request, which must arrive within a time limit, and one answer.
+    Unary,
+    /// Requests and answers take turns for as long as the peer likes; how it went is known at its end.
+    Conversation,
+    /// Lasts for as long as the caller wants to hear of changes.
+    Subscription,
+}
+
+/// What is fixed for a method.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Row {
+    /// As in the request line: `/package.Service/Method`.
+    pub(crate) method: &'static str,
+    pub(crate) allowed: Allowed,
+    pub(crate) lifetime: Lifetime,
+}
+
+impl Row {
+    const fn unary(method: &'static str, allowed: Allowed) -> Self {
+        Self {
+            method,
+            allowed,
+            lifetime: Lifetime::Unary,
+        }
+    }
+
+    const fn conversation(method: &'static str, allowed: Allowed) -> Self {
+        Self {
+            method,
+            allowed,
+            lifetime: Lifetime::Conversation,
+        }
+    }
+
+    const fn subscription(method: &'static str, allowed: Allowed) -> Self {
+        Self {
+            method,
+            allowed,
+            lifetime: Lifetime::Subscription,
+        }
+    }
+
+    /// The service and the name of the method.
+    pub(crate) fn names(&self) -> (&'static str, &'static str) {
+        self.method
+            .trim_start_matches('/')
+            .split_once('/')
+            .unwrap_or(("", self.method))
+    }
+}
+
+/// The row of a method, given as in the request line.
+pub(crate) fn row(method: &str) -> Option<&'static Row> {
     TABLE
-        .binary_search_by(|(name, _)| (*name).cmp(method))
+        .binary_search_by(|row| row.method.cmp(method))
         .ok()
         .and_then(|row| TABLE.get(row))
-        .copied()
+}
+
+/// Every method that is served.
+#[cfg(test)]
+pub(crate) fn rows() -> &'static [Row] {
+    TABLE
 }
 
 /// Services that exist on the admin socket only.
@@ -46,73 +105,73 @@ pub(crate) fn is_local_service(service: &str) -> bool {
 
 /// Sorted, for the search above; a test holds it so.
 #[rustfmt::skip]
-const TABLE: &[(&str, Allowed)] = &[
-    ("/grpc.health.v1.Health/Check", Allowed::LOCAL),
-    ("/grpc.health.v1.Health/List", Allowed::LOCAL),
-    ("/grpc.health.v1.Health/Watch", Allowed::LOCAL),
-    ("/plastron.server.v1.Watch/Watch", Allowed::AGENT),
-    ("/spire.api.server.agent.v1.Agent/AttestAgent", Allowed::ANY),
-    ("/spire.api.server.agent.v1.Agent/BanAgent", Allowed::OPERATOR),
-    ("/spire.api.server.agent.v1.Agent/CountAgents", Allowed::OPERATOR),
-    ("/spire.api.server.agent.v1.Agent/CreateJoinToken", Allowed::OPERATOR),
-    ("/spire.api.server.agent.v1.Agent/DeleteAgent", Allowed::OPERATOR),
-    ("/spire.api.server.agent.v1.Agent/GetAgent", Allowed::OPERATOR),
-    ("/spire.api.server.agent.v1.Agent/ListAgents", Allowed::OPERATOR),
-    ("/spire.api.server.agent.v1.Agent/PostStatus", Allowed::AGENT),
-    ("/spire.api.server.agent.v1.Agent/RenewAgent", Allowed::AGENT),
-    ("/spire.api.server.bundle.v1.Bundle/AppendBundle", Allowed::OPERATOR),
-    ("/spire.api.server.bundle.v1.Bundle/BatchCreateFederatedBundle", Allowed::OPERATOR),
-    ("/spire.api.server.bundle.v1.Bundle/BatchDeleteFederatedBundle", Allowed::OPERATOR),
-    ("/spire.api.server.bundle.v1.Bundle/BatchSetFederatedBundle", Allowed::OPERATOR),
-    ("/spire.api.server.bundle.v1.Bundle/BatchUpdateFederatedBundle", Allowed::OPERATOR),
-    ("/spire.api.server.bundle.v1.Bundle/CountBundles", Allowed::OPERATOR),
-    ("/spire.api.server.bundle.v1.Bundle/GetBundle", Allowed::ANY),
-    ("/spire.api.server.bundle.v1.Bundle/GetFederatedBundle", Allowed::OPERATOR_OR_AGENT),
-    ("/spire.api.server.bundle.v1.Bundle/ListFederatedBundles", Allowed::OPERATOR),
-    ("/spire.api.server.bundle.v1.Bundle/PublishJWTAuthority", Allowed::DOWNSTREAM),
-    ("/spire.api.server.bundle.v1.Bundle/PublishWITAuthority", Allowed::DOWNSTREAM),
-    ("/spire.api.server.debug.v1.Debug/GetInfo", Allowed::LOCAL),
-    ("/spire.api.server.entry.v1.Entry/BatchCreateEntry", Allowed::OPERATOR),
-    ("/spire.api.server.entry.v1.Entry/BatchDeleteEntry", Allowed::OPERATOR),
-    ("/spire.api.server.entry.v1.Entry/BatchUpdateEntry", Allowed::OPERATOR),
-    ("/spire.api.server.entry.v1.Entry/CountEntries", Allowed::OPERATOR),
-    ("/spire.api.server.entry.v1.Entry/GetAuthorizedEntries", Allowed::AGENT),
-    ("/spire.api.server.entry.v1.Entry/GetEntry", Allowed::OPERATOR),
-    ("/spire.api.server.entry.v1.Entry/ListEntries", Allowed::OPERATOR),
-    ("/spire.api.server.entry.v1.Entry/SyncAuthorizedEntries", Allowed::AGENT),
-    ("/spire.api.server.localauthority.v1.LocalAuthority/ActivateJWTAuthority", Allowed::OPERATOR),
-    ("/spire.api.server.localauthority.v1.LocalAuthority/ActivateWITAuthority", Allowed::OPERATOR),
-    ("/spire.api.server.localauthority.v1.LocalAuthority/ActivateX509Authority", Allowed::OPERATOR),
-    ("/spire.api.server.localauthority.v1.LocalAuthority/GetJWTAuthorityState", Allowed::OPERATOR),
-    ("/spire.api.server.localauthority.v1.LocalAuthority/GetWITAuthorityState", Allowed::OPERATOR),
-    ("/spire.api.server.localauthority.v1.LocalAuthority/GetX509AuthorityState", Allowed::OPERATOR),
-    ("/spire.api.server.localauthority.v1.LocalAuthority/PrepareJWTAuthority", Allowed::OPERATOR),
-    ("/spire.api.server.localauthority.v1.LocalAuthority/PrepareWITAuthority", Allowed::OPERATOR),
-    ("/spire.api.server.localauthority.v1.LocalAuthority/PrepareX509Authority", Allowed::OPERATOR),
-    ("/spire.api.server.localauthority.v1.LocalAuthority/RevokeJWTAuthority", Allowed::OPERATOR),
-    ("/spire.api.server.localauthority.v1.LocalAuthority/RevokeWITAuthority", Allowed::OPERATOR),
-    ("/spire.api.server.localauthority.v1.LocalAuthority/RevokeX509Authority", Allowed::OPERATOR),
-    ("/spire.api.server.localauthority.v1.LocalAuthority/RevokeX509UpstreamAuthority", Allowed::OPERATOR),
-    ("/spire.api.server.localauthority.v1.LocalAuthority/TaintJWTAuthority", Allowed::OPERATOR),
-    ("/spire.api.server.localauthority.v1.LocalAuthority/TaintWITAuthority", Allowed::OPERATOR),
-    ("/spire.api.server.localauthority.v1.LocalAuthority/TaintX509Authority", Allowed::OPERATOR),
-    ("/spire.api.server.localauthority.v1.LocalAuthority/TaintX509UpstreamAuthority", Allowed::OPERATOR),
-    ("/spire.api.server.logger.v1.Logger/GetLogger", Allowed::LOCAL),
-    ("/spire.api.server.logger.v1.Logger/ResetLogLevel", Allowed::LOCAL),
-    ("/spire.api.server.logger.v1.Logger/SetLogLevel", Allowed::LOCAL),
-    ("/spire.api.server.svid.v1.SVID/BatchNewWITSVID", Allowed::AGENT),
-    ("/spire.api.server.svid.v1.SVID/BatchNewX509SVID", Allowed::AGENT),
-    ("/spire.api.server.svid.v1.SVID/MintJWTSVID", Allowed::OPERATOR),
-    ("/spire.api.server.svid.v1.SVID/MintWITSVID", Allowed::OPERATOR),
-    ("/spire.api.server.svid.v1.SVID/MintX509SVID", Allowed::OPERATOR),
-    ("/spire.api.server.svid.v1.SVID/NewDownstreamX509CA", Allowed::DOWNSTREAM),
-    ("/spire.api.server.svid.v1.SVID/NewJWTSVID", Allowed::AGENT),
-    ("/spire.api.server.trustdomain.v1.TrustDomain/BatchCreateFederationRelationship", Allowed::OPERATOR),
-    ("/spire.api.server.trustdomain.v1.TrustDomain/BatchDeleteFederationRelationship", Allowed::OPERATOR),
-    ("/spire.api.server.trustdomain.v1.TrustDomain/BatchUpdateFederationRelationship", Allowed::OPERATOR),
-    ("/spire.api.server.trustdomain.v1.TrustDomain/GetFederationRelationship", Allowed::OPERATOR),
-    ("/spire.api.server.trustdomain.v1.TrustDomain/ListFederationRelationships", Allowed::OPERATOR),
-    ("/spire.api.server.trustdomain.v1.TrustDomain/RefreshBundle", Allowed::OPERATOR),
+const TABLE: &[Row] = &[
+    Row::unary("/grpc.health.v1.Health/Check", Allowed::LOCAL),
+    Row::unary("/grpc.health.v1.Health/List", Allowed::LOCAL),
+    Row::subscription("/grpc.health.v1.Health/Watch", Allowed::LOCAL),
+    Row::subscription("/plastron.server.v1.Watch/Watch", Allowed::AGENT),
+    Row::unary("/spire.api.server.agent.v1.Agent/AttestAgent", Allowed::ANY),
+    Row::unary("/spire.api.server.agent.v1.Agent/BanAgent", Allowed::OPERATOR),
+    Row::unary("/spire.api.server.agent.v1.Agent/CountAgents", Allowed::OPERATOR),
+    Row::unary("/spire.api.server.agent.v1.Agent/CreateJoinToken", Allowed::OPERATOR),
+    Row::unary("/spire.api.server.agent.v1.Agent/DeleteAgent", Allowed::OPERATOR),
+    Row::unary("/spire.api.server.agent.v1.Agent/GetAgent", Allowed::OPERATOR),
+    Row::unary("/spire.api.server.agent.v1.Agent/ListAgents", Allowed::OPERATOR),
+    Row::unary("/spire.api.server.agent.v1.Agent/PostStatus", Allowed::AGENT),
+    Row::unary("/spire.api.server.agent.v1.Agent/RenewAgent", Allowed::AGENT),
+    Row::unary("/spire.api.server.bundle.v1.Bundle/AppendBundle", Allowed::OPERATOR),
+    Row::unary("/spire.api.server.bundle.v1.Bundle/BatchCreateFederatedBundle", Allowed::OPERATOR),
+    Row::unary("/spire.api.server.bundle.v1.Bundle/BatchDeleteFederatedBundle", Allowed::OPERATOR),
+    Row::unary("/spire.api.server.bundle.v1.Bundle/BatchSetFederatedBundle", Allowed::OPERATOR),
+    Row::unary("/spire.api.server.bundle.v1.Bundle/BatchUpdateFederatedBundle", Allowed::OPERATOR),
+    Row::unary("/spire.api.server.bundle.v1.Bundle/CountBundles", Allowed::OPERATOR),
+    Row::unary("/spire.api.server.bundle.v1.Bundle/GetBundle", Allowed::ANY),
+    Row::unary("/spire.api.server.bundle.v1.Bundle/GetFederatedBundle", Allowed::OPERATOR_OR_AGENT),
+    Row::unary("/spire.api.server.bundle.v1.Bundle/ListFederatedBundles", Allowed::OPERATOR),
+    Row::unary("/spire.api.server.bundle.v1.Bundle/PublishJWTAuthority", Allowed::DOWNSTREAM),
+    Row::unary("/spire.api.server.bundle.v1.Bundle/PublishWITAuthority", Allowed::DOWNSTREAM),
+    Row::unary("/spire.api.server.debug.v1.Debug/GetInfo", Allowed::LOCAL),
+    Row::unary("/spire.api.server.entry.v1.Entry/BatchCreateEntry", Allowed::OPERATOR),
+    Row::unary("/spire.api.server.entry.v1.Entry/BatchDeleteEntry", Allowed::OPERATOR),
+    Row::unary("/spire.api.server.entry.v1.Entry/BatchUpdateEntry", Allowed::OPERATOR),
+    Row::unary("/spire.api.server.entry.v1.Entry/CountEntries", Allowed::OPERATOR),
+    Row::unary("/spire.api.server.entry.v1.Entry/GetAuthorizedEntries", Allowed::AGENT),
+    Row::unary("/spire.api.server.entry.v1.Entry/GetEntry", Allowed::OPERATOR),
+    Row::unary("/spire.api.server.entry.v1.Entry/ListEntries", Allowed::OPERATOR),
+    Row::conversation("/spire.api.server.entry.v1.Entry/SyncAuthorizedEntries", Allowed::AGENT),
+    Row::unary("/spire.api.server.localauthority.v1.LocalAuthority/ActivateJWTAuthority", Allowed::OPERATOR),
+    Row::unary("/spire.api.server.localauthority.v1.LocalAuthority/ActivateWITAuthority", Allowed::OPERATOR),
+    Row::unary("/spire.api.server.localauthority.v1.LocalAuthority/ActivateX509Authority", Allowed::OPERATOR),
+    Row::unary("/spire.api.server.localauthority.v1.LocalAuthority/GetJWTAuthorityState", Allowed::OPERATOR),
+    Row::unary("/spire.api.server.localauthority.v1.LocalAuthority/GetWITAuthorityState", Allowed::OPERATOR),
+    Row::unary("/spire.api.server.localauthority.v1.LocalAuthority/GetX509AuthorityState", Allowed::OPERATOR),
+    Row::unary("/spire.api.server.localauthority.v1.LocalAuthority/PrepareJWTAuthority", Allowed::OPERATOR),
+    Row::unary("/spire.api.server.localauthority.v1.LocalAuthority/PrepareWITAuthority", Allowed::OPERATOR),
+    Row::unary("/spire.api.server.localauthority.v1.LocalAuthority/PrepareX509Authority", Allowed::OPERATOR),
+    Row::unary("/spire.api.server.localauthority.v1.LocalAuthority/RevokeJWTAuthority", Allowed::OPERATOR),
+    Row::unary("/spire.api.server.localauthority.v1.LocalAuthority/RevokeWITAuthority", Allowed::OPERATOR),
+    Row::unary("/spire.api.server.localauthority.v1.LocalAuthority/RevokeX509Authority", Allowed::OPERATOR),
+    Row::unary("/spire.api.server.localauthority.v1.LocalAuthority/RevokeX509UpstreamAuthority", Allowed::OPERATOR),
+    Row::unary("/spire.api.server.localauthority.v1.LocalAuthority/TaintJWTAuthority", Allowed::OPERATOR),
+    Row::unary("/spire.api.server.localauthority.v1.LocalAuthority/TaintWITAuthority", Allowed::OPERATOR),
+    Row::unary("/spire.api.server.localauthority.v1.LocalAuthority/TaintX509Authority", Allowed::OPERATOR),
+    Row::unary("/spire.api.server.localauthority.v1.LocalAuthority/TaintX509UpstreamAuthority", Allowed::OPERATOR),
+    Row::unary("/spire.api.server.logger.v1.Logger/GetLogger", Allowed::LOCAL),
+    Row::unary("/spire.api.server.logger.v1.Logger/ResetLogLevel", Allowed::LOCAL),
+    Row::unary("/spire.api.server.logger.v1.Logger/SetLogLevel", Allowed::LOCAL),
+    Row::unary("/spire.api.server.svid.v1.SVID/BatchNewWITSVID", Allowed::AGENT),
+    Row::unary("/spire.api.server.svid.v1.SVID/BatchNewX509SVID", Allowed::AGENT),
+    Row::unary("/spire.api.server.svid.v1.SVID/MintJWTSVID", Allowed::OPERATOR),
+    Row::unary("/spire.api.server.svid.v1.SVID/MintWITSVID", Allowed::OPERATOR),
+    Row::unary("/spire.api.server.svid.v1.SVID/MintX509SVID", Allowed::OPERATOR),
+    Row::unary("/spire.api.server.svid.v1.SVID/NewDownstreamX509CA", Allowed::DOWNSTREAM),
+    Row::unary("/spire.api.server.svid.v1.SVID/NewJWTSVID", Allowed::AGENT),
+    Row::unary("/spire.api.server.trustdomain.v1.TrustDomain/BatchCreateFederationRelationship", Allowed::OPERATOR),
+    Row::unary("/spire.api.server.trustdomain.v1.TrustDomain/BatchDeleteFederationRelationship", Allowed::OPERATOR),
+    Row::unary("/spire.api.server.trustdomain.v1.TrustDomain/BatchUpdateFederationRelationship", Allowed::OPERATOR),
+    Row::unary("/spire.api.server.trustdomain.v1.TrustDomain/GetFederationRelationship", Allowed::OPERATOR),
+    Row::unary("/spire.api.server.trustdomain.v1.TrustDomain/ListFederationRelationships", Allowed::OPERATOR),
+    Row::unary("/spire.api.server.trustdomain.v1.TrustDomain/RefreshBundle", Allowed::OPERATOR),
 ];
 
 #[cfg(test)]
@@ -121,7 +180,7 @@ mod tests {
 
     #[test]
     fn is_sorted_and_without_doubles() {
-        assert!(TABLE.windows(2).all(|pair| pair[0].0 < pair[1].0));
+        assert!(TABLE.windows(2).all(|pair| pair[0].method < pair[1].method));
         assert_eq!(TABLE.len(), 66);
     }
 
@@ -142,25 +201,25 @@ mod tests {
     fn lets_agents_in_where_agents_belong_and_nowhere_else() {
         let for_agents = TABLE
             .iter()
-            .filter(|(_, allowed)| allowed.lets_in(Allowed::AGENT))
+            .filter(|row| row.allowed.lets_in(Allowed::AGENT))
             .count();
         assert_eq!(for_agents, 9);
         assert!(
             !row("/spire.api.server.svid.v1.SVID/MintX509SVID")
                 .unwrap()
-                .1
+                .allowed
                 .lets_in(Allowed::AGENT)
         );
         assert!(
             !row("/spire.api.server.agent.v1.Agent/BanAgent")
                 .unwrap()
-                .1
+                .allowed
                 .lets_in(Allowed::AGENT)
         );
         assert!(
             !row("/spire.api.server.svid.v1.SVID/NewDownstreamX509CA")
                 .unwrap()
-                .1
+                .allowed
                 .lets_in(Allowed::ADMIN)
         );
     }
@@ -169,8 +228,8 @@ mod tests {
     fn opens_two_methods_to_anybody() {
         let open: Vec<_> = TABLE
             .iter()
-            .filter(|(_, allowed)| allowed.lets_in(Allowed::ANY))
-            .map(|(name, _)| *name)
+            .filter(|row| row.allowed.lets_in(Allowed::ANY))
+            .map(|row| row.method)
             .collect();
         assert_eq!(
             open,

@@ -43,7 +43,6 @@ async fn world() -> World {
         datastore,
         clock: Arc::new(clock.clone()),
         admin_ids,
-        audit_enabled: false,
         follow_for: Duration::ZERO,
     };
     World {
@@ -102,9 +101,8 @@ const GET_FEDERATED: &str = "/spire.api.server.bundle.v1.Bundle/GetFederatedBund
 
 impl World {
     async fn ask(&self, method: &str, connection: Arc<Connection>) -> Result<Caller, Status> {
-        let (method, allowed) = row(method).unwrap();
         self.authorizer
-            .authorize(method, allowed, &connection)
+            .authorize(row(method).unwrap(), &connection, &Arc::default())
             .await
     }
 

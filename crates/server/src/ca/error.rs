@@ -5,6 +5,7 @@ use spiffe::id::SpiffeId;
 use spiffe::svid::jwt::JwtSvidError;
 use spiffe::x509::BuildError;
 
+use crate::audit::AuditError;
 use crate::datastore::{BundleError, DatastoreError};
 
 /// What can go wrong with the authorities themselves.
@@ -72,6 +73,9 @@ pub enum IssueError {
     /// What was signed is not what was granted. It is a fault of ours, and the document is thrown away.
     #[error("BUG: the issued document does not match its grant: {0}")]
     Mismatch(&'static str),
+    /// The document is thrown away: none leaves without its record.
+    #[error(transparent)]
+    Audit(#[from] AuditError),
 }
 
 /// Why an operator's change of an authority was refused. Texts as SPIRE's, which tools match on.

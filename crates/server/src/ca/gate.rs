@@ -1,7 +1,7 @@
 //! The gate: the one way by which a document leaves this server.
 //!
 //! [`Ca::issue`] admits a grant, lets the document be signed by the active authority, reads what came out and compares
-//! it with the grant, writes the audit line, and only then hands it over. Every path (agents, entries, administrators,
+//! it with the grant, records it in the audit trail, and only then hands it over. Every path (agents, entries, administrators,
 //! servers below, the server itself) goes through it, so that no path can lack a check.
 //!
 //! The signature of each document is not verified again: that costs more than signing. Instead each authority proves
@@ -28,7 +28,7 @@ use super::grant::{Extent, Grant};
 use super::jwt::JwtIssuer;
 use super::x509::X509Issuer;
 use super::{BACKDATE, Ca, IssueError};
-use crate::audit::{Audit, Fields};
+use crate::audit::{CallRecord, Fields, Outcome};
 
 /// Documents of a batch between two moments at which other tasks of the thread may run.
 const BATCH_STRIDE: usize = 16;
@@ -82,23 +82,23 @@ impl Ca {
         &self,
         grant: &Grant,
         key: &PublicKey,
-        audit: &Audit,
+        record: &CallRecord,
     ) -> Result<IssuedX509, IssueError> {
-        self.issue(grant, &X509Document { key }, audit).await
+        self.issue(grant, &X509Document { key }, record).await
     }
 
     /// Issues many X509-SVIDs, each with its own outcome, in order. No lock is held; other tasks get their turn.
     pub async fn issue_x509_batch(
         &self,
         requests: &[(Grant, PublicKey)],
-        audit: &Audit,
+        record: &CallRecord,
     ) -> Vec<Result<IssuedX509, IssueError>> {
         let mut outcomes = Vec::with_capacity(requests.len());
         for (done, (grant, key)) in requests.iter().enumerate() {
             if done % BATCH_STRIDE == BATCH_STRIDE - 1 {
                 tokio::task::yield_now().await;
             }
-            outcomes.push(self.issue_x509(grant, key, audit).await);
+            outcomes.push(self.issue_x509(grant, key, record).await);
         }
         outcomes
     }
@@ -111,9 +111,9 @@ impl Ca {
         &self,
         grant: &Grant,
         audience: &[String],
-        audit: &Audit,
+        record: &CallRecord,
     ) -> Result<IssuedJwt, IssueError> {
-        self.issue(grant, &JwtDocument { audience }, audit).await
+        self.issue(grant, &JwtDocument { audience }, record).await
     }
 
     /// Issues a signing certificate for `key` to a server below. The chain ends below the root.
@@ -125,9 +125,9 @@ impl Ca {
         grant: &Grant,
         key: &PublicKey,
         preferred_ttl: Option<Duration>,
-        audit: &Audit,
+        record: &CallRecord,
     ) -> Result<IssuedX509, IssueError> {
-        self.issue(grant, &DownstreamCaDocument { key, preferred_ttl }, audit)
+        self.issue(grant, &DownstreamCaDocument { key, preferred_ttl }, record)
             .await
     }
 
@@ -136,21 +136,27 @@ impl Ca {
         &self,
         grant: &Grant,
         document: &D,
-        audit: &Audit,
+        record: &CallRecord,
     ) -> Result<D::Issued, IssueError> {
         let now = self.clock.now();
         let outcome = match self.admit::<D>(grant) {
             Ok(()) => document.sign(self, grant, now).await,
             Err(refused) => Err(refused),
         };
-        if audit.is_enabled() {
+        if record.is_enabled() {
             let mut fields = grant.audit_fields();
             match &outcome {
                 Ok(issued) => {
                     D::describe(issued, &mut fields);
-                    audit.success(&fields);
+                    record.document(D::NAME, fields).await?;
                 }
-                Err(error) => audit.failure("Internal", &error.to_string(), &fields),
+                Err(error) => {
+                    let outcome = Outcome::Error {
+                        code: "Internal",
+                        message: error.to_string(),
+                    };
+                    record.item(outcome, fields);
+                }
             }
         }
         if let Err(error @ IssueError::Mismatch(_)) = &outcome {

@@ -15,7 +15,7 @@ use super::authority::moment;
 use super::gate::IssuedX509;
 use super::grant::Grant;
 use super::{Ca, CaError};
-use crate::audit::Audit;
+use crate::audit::{CallContext, Outcome};
 
 /// The current one, and where it is shown.
 #[derive(Debug)]
@@ -105,11 +105,27 @@ impl Ca {
         let key = key
             .map_err(|cut_off| CaError::Trial(cut_off.to_string()))?
             .map_err(|error| CaError::Trial(error.to_string()))?;
-        let audit = Audit::new(self.profile.audit, "server", "RenewServerSVID");
+        let record = self.auditor.begin(|| CallContext {
+            service: "server".to_owned(),
+            method: "RenewServerSVID".to_owned(),
+            ..CallContext::default()
+        });
         let issued = self
-            .issue_x509(&Grant::server(&self.trust_domain), key.public_key(), &audit)
-            .await;
-        let issued = issued.map_err(|error| CaError::Trial(error.to_string()))?;
+            .issue_x509(
+                &Grant::server(&self.trust_domain),
+                key.public_key(),
+                &record,
+            )
+            .await
+            .map_err(|error| CaError::Trial(error.to_string()));
+        record.finish_now(match &issued {
+            Ok(_) => Outcome::Success,
+            Err(error) => Outcome::Error {
+                code: "Internal",
+                message: error.to_string(),
+            },
+        });
+        let issued = issued?;
         let (serial, expires_at) = (issued.serial.clone(), issued.not_after);
         self.server_svid.show(issued, &key)?;
         tracing::info!(

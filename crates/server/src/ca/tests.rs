@@ -20,7 +20,7 @@ use spiffe::trust_domain::TrustDomain;
 use spiffe::x509::Subject;
 
 use super::*;
-use crate::audit::Audit;
+use crate::audit::CallRecord;
 use crate::datastore::{DatastoreConfig, DatastoreKind};
 
 pub(super) const HOUR: Duration = Duration::from_secs(3_600);
@@ -68,6 +68,7 @@ impl World {
             datastore: self.datastore.clone(),
             clock: Arc::new(self.clock.clone()),
             random: Arc::new(SystemRandom),
+            auditor: Auditor::new(None, Arc::new(self.clock.clone())),
         };
         Ca::open(config, parts).await
     }
@@ -128,7 +129,6 @@ pub(super) fn config() -> IssuanceConfig {
         jwt_svid_ttl: Duration::from_secs(300),
         jwt_issuer: None,
         jwt_svids: true,
-        audit_log: false,
     }
 }
 
@@ -143,8 +143,8 @@ pub(super) fn key() -> spiffe::key::PublicKey {
         .clone()
 }
 
-pub(super) fn quiet() -> Audit {
-    Audit::default()
+pub(super) fn quiet() -> CallRecord {
+    CallRecord::default()
 }
 
 /// Ids of the active X.509 and JWT authority.

@@ -39,6 +39,7 @@ pub(super) struct ServerSection {
     socket_path: PathBuf,
     admin_ids: Vec<SpiffeId>,
     issuance: IssuanceConfig,
+    audit_log: bool,
     log: LogConfig,
     rate_limits: RateLimitConfig,
     pruning: Option<PruningConfig>,
@@ -61,7 +62,7 @@ impl ServerSection {
             bind_port: self.bind_port,
             socket_path: self.socket_path,
             admin_ids: self.admin_ids,
-            audit_log: self.issuance.audit_log,
+            audit_log: self.audit_log,
             issuance: self.issuance,
             log: self.log,
             rate_limits: self.rate_limits,
@@ -110,6 +111,7 @@ pub(super) fn read(root: &Section, flags: &Overrides) -> Option<ServerSection> {
     let pruning = pruning(&server, &mut notices);
     max_staleness(&server, &mut notices);
     let issuance = issuance(&server, &mut notices);
+    let audit_log = server.boolean("audit_log_enabled").unwrap_or(false);
     let agent_id_as_selector = experimental
         .boolean("agent_spiffe_id_as_selector")
         .unwrap_or(false);
@@ -124,6 +126,7 @@ pub(super) fn read(root: &Section, flags: &Overrides) -> Option<ServerSection> {
         bind_port: flags.server_port.unwrap_or(bind_port),
         socket_path: flags.socket_path.clone().unwrap_or(socket_path),
         admin_ids,
+        audit_log,
         log: log?,
         rate_limits,
         pruning,
@@ -414,7 +417,6 @@ fn issuance(
     let ca_subject = ca_subject(server, notices);
     let jwt_issuer = server.non_empty_string("jwt_issuer");
     let jwt_svids = !server.boolean("disable_jwt_svids").unwrap_or(false);
-    let audit_log = server.boolean("audit_log_enabled").unwrap_or(false);
     move |trust_domain| IssuanceConfig {
         trust_domain,
         ca_key_type,
@@ -426,7 +428,6 @@ fn issuance(
         jwt_svid_ttl,
         jwt_issuer,
         jwt_svids,
-        audit_log,
     }
 }
 

@@ -18,7 +18,6 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_stream::{Stream, StreamExt};
 use tonic::{Code, Status, Streaming};
 
-use crate::audit::Fields;
 use crate::authz::{Authorizer, StreamEnd};
 use crate::caller::Caller;
 use crate::status::refused;
@@ -58,7 +57,6 @@ pub(super) async fn answer(
             .iter()
             .map(|entry| entry_to_wire(entry, mask.as_ref()))
             .collect();
-        caller.audit(Ok(()), Fields::new);
         let all = SyncAuthorizedEntriesResponse {
             entries,
             ..SyncAuthorizedEntriesResponse::default()
@@ -105,12 +103,10 @@ impl Conversation {
             }
             Ok::<(), Gone>(())
         };
-        let ended = tokio::select! {
-            ended = talk => ended,
-            _ = closing.wait_for(|closing| *closing) => Ok(()),
-        };
-        if ended.is_ok() {
-            self.caller.audit(Ok(()), Fields::new);
+        tokio::select! {
+            // Gone: there is nobody to tell.
+            _ended = talk => {}
+            _ = closing.wait_for(|closing| *closing) => {}
         }
     }
 

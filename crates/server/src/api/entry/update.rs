@@ -41,7 +41,7 @@ impl EntryService {
                     ))
                 })
             });
-            caller.audit(outcome.as_ref().map(|_| ()), || audit_fields(wire));
+            caller.item(outcome.as_ref().map(|_| ()), || audit_fields(wire));
             match outcome {
                 Ok(entry) => batch_update_entry_response::Result {
                     status: Some(item_ok()),

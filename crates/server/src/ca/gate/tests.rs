@@ -2,6 +2,8 @@ use spiffe::key::SignatureScheme;
 use spiffe::trust_domain::TrustDomain;
 
 use super::*;
+use crate::audit::LogSink;
+use crate::audit::tests::Recording;
 use crate::ca::IssuanceConfig;
 use crate::ca::tests::{HOUR, World, config, id, key, quiet, trust_domain};
 
@@ -429,15 +431,16 @@ async fn never_shows_a_token_in_its_debug_form() {
 async fn writes_one_audit_line_for_each_outcome_and_no_secret_in_it() {
     let world = World::new().await;
     let ca = world.server().await;
-    let mut audit = Audit::new(true, "svid.v1.SVID", "NewJWTSVID");
-    audit.authorized_as = "agent";
+    let record =
+        crate::audit::tests::auditor(Arc::new(LogSink)).begin(crate::audit::CallContext::default);
     let grant = Grant::entry(&entry()).with_field("csr", "digest");
     let audience = ["a".to_owned()];
     let (lines, token) = crate::audit::tests::recorded(async {
-        let token = ca.issue_jwt(&grant, &audience, &audit).await.unwrap();
-        ca.issue_jwt(&grant, &[], &audit).await.unwrap_err();
-        ca.issue_x509(&grant, &key(), &audit).await.unwrap();
+        let token = ca.issue_jwt(&grant, &audience, &record).await.unwrap();
+        ca.issue_x509(&grant, &key(), &record).await.unwrap();
         ca.issue_x509(&grant, &key(), &quiet()).await.unwrap();
+        ca.issue_jwt(&grant, &[], &record).await.unwrap_err();
+        record.finish(Outcome::Success).await.unwrap();
         token
     })
     .await;
@@ -450,16 +453,36 @@ async fn writes_one_audit_line_for_each_outcome_and_no_secret_in_it() {
         (Some("e"), Some("digest"))
     );
     assert!(value(0, "expires_at").is_some());
+    assert!(value(1, "serial_num").is_some());
     assert_eq!(
-        (value(1, "status"), value(1, "status_code")),
+        (value(2, "status"), value(2, "status_code")),
         (Some("error"), Some("Internal"))
     );
     assert_eq!(
-        value(1, "status_message"),
+        value(2, "status_message"),
         Some("invalid JWT-SVID audience: cannot be empty")
     );
-    assert!(value(2, "serial_num").is_some());
     assert!(!format!("{lines:?}").contains(token.token.expose()));
+}
+
+#[tokio::test]
+async fn lets_no_document_out_that_the_audit_trail_did_not_take() {
+    let world = World::new().await;
+    let ca = world.server().await;
+    let sink = Arc::new(Recording::default());
+    let record = crate::audit::tests::auditor(Arc::<Recording>::clone(&sink))
+        .begin(crate::audit::CallContext::default);
+    sink.fail(true);
+    let grant = Grant::entry(&entry());
+    let refused = ca.issue_x509(&grant, &key(), &record).await.unwrap_err();
+    assert!(matches!(refused, IssueError::Audit(_)), "{refused}");
+    let refused = ca
+        .issue_jwt(&grant, &["a".to_owned()], &record)
+        .await
+        .unwrap_err();
+    assert!(matches!(refused, IssueError::Audit(_)), "{refused}");
+    sink.fail(false);
+    ca.issue_x509(&grant, &key(), &record).await.unwrap();
 }
 
 #[tokio::test]

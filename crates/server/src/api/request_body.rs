@@ -1,6 +1,7 @@
-//! A request's body on its way in: how large its message may be and how long it may take.
+//! The body of a request: how large its message may be and how long it may take to arrive.
 //!
-//! A message is held in memory until it is complete, so what anybody may send is small, and nobody may keep one unfinished.
+//! A message is held in memory until it is complete. An unauthenticated caller may therefore send only small ones, and no
+//! caller may leave one unfinished.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -11,46 +12,45 @@ use hyper::body::{Body, Frame, SizeHint};
 use tokio::time::Sleep;
 use tonic::Status;
 
+use crate::authz::Lifetime;
 use crate::caller::{Authority, Caller};
 
-/// For whoever can connect: an attestation payload and a CSR are a few KiB.
-const STRANGERS_MESSAGE: usize = 64 << 10;
+/// For callers without an identity: an attestation payload and a CSR are a few KiB.
+const UNAUTHENTICATED_MESSAGE: usize = 64 << 10;
 /// SPIRE: gRPC's default.
 const MESSAGE: usize = 4 << 20;
-/// From the first moment that a request has to be waited for until its end.
-const PATIENCE: Duration = Duration::from_secs(10);
-/// The one call on whose stream an agent may take its time.
-const UNHURRIED: &str = "/spire.api.server.entry.v1.Entry/SyncAuthorizedEntries";
+/// From the first moment that the server waits for a request until the request is complete.
+const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The largest message that this caller may send, in bytes.
 pub(super) fn largest_message(caller: &Caller) -> usize {
     if matches!(caller.authority, Authority::Anybody) && !caller.connection.is_local() {
-        STRANGERS_MESSAGE
+        UNAUTHENTICATED_MESSAGE
     } else {
         MESSAGE
     }
 }
 
-/// A body that fails when it does not end in time.
+/// A body that fails when it does not end in time, unless its method is a conversation.
 #[derive(Debug)]
-pub(super) struct Intake<B> {
+pub(super) struct RequestBody<B> {
     body: B,
-    hurried: bool,
-    /// Runs once the body had to be waited for, which most never have.
+    timed: bool,
+    /// Runs from the first moment that the server waits for the body; most bodies are there at once.
     deadline: Option<Pin<Box<Sleep>>>,
 }
 
-impl<B> Intake<B> {
-    pub(super) fn of_call(method: &str, body: B) -> Self {
+impl<B> RequestBody<B> {
+    pub(super) fn new(lifetime: Lifetime, body: B) -> Self {
         Self {
             body,
-            hurried: method != UNHURRIED,
+            timed: lifetime != Lifetime::Conversation,
             deadline: None,
         }
     }
 }
 
-impl<B> Body for Intake<B>
+impl<B> Body for RequestBody<B>
 where
     B: Body<Data = Bytes> + Unpin,
     B::Error: Into<tonic::codegen::StdError>,
@@ -66,14 +66,17 @@ where
         if let Poll::Ready(frame) = Pin::new(&mut this.body).poll_frame(context) {
             return Poll::Ready(frame.map(|frame| frame.map_err(Into::into)));
         }
-        if !this.hurried {
+        if !this.timed {
             return Poll::Pending;
         }
         let deadline = this
             .deadline
-            .get_or_insert_with(|| Box::pin(tokio::time::sleep(PATIENCE)));
+            .get_or_insert_with(|| Box::pin(tokio::time::sleep(BODY_TIMEOUT)));
         ready!(deadline.as_mut().poll(context));
-        let late = format!("the request did not arrive within {} s", PATIENCE.as_secs());
+        let late = format!(
+            "the request did not arrive within {} s",
+            BODY_TIMEOUT.as_secs()
+        );
         Poll::Ready(Some(Err(Status::deadline_exceeded(late).into())))
     }
 
@@ -99,14 +102,14 @@ mod tests {
     type Sent = Result<Frame<Bytes>, Infallible>;
 
     fn body(
-        method: &str,
+        lifetime: Lifetime,
     ) -> (
         UnboundedSender<Sent>,
         impl Body<Data = Bytes, Error = tonic::codegen::StdError> + Unpin,
     ) {
         let (sender, sent) = unbounded_channel();
         let body = StreamBody::new(UnboundedReceiverStream::new(sent));
-        (sender, Intake::of_call(method, body))
+        (sender, RequestBody::new(lifetime, body))
     }
 
     fn byte() -> Sent {
@@ -115,7 +118,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn gives_up_on_a_request_that_never_ends() {
-        let (sender, mut body) = body("/a.B/C");
+        let (sender, mut body) = body(Lifetime::Unary);
         sender.send(byte()).unwrap();
         body.frame().await.unwrap().unwrap();
         let late = body.frame().await.unwrap().unwrap_err();
@@ -125,7 +128,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn gives_up_on_a_request_that_drips() {
-        let (sender, mut body) = body("/a.B/C");
+        let (sender, mut body) = body(Lifetime::Unary);
         let dripping = tokio::spawn(async move {
             while sender.send(byte()).is_ok() {
                 tokio::time::sleep(Duration::from_secs(1)).await;
@@ -142,8 +145,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn waits_for_the_stream_of_a_live_agent() {
-        let (sender, mut body) = body(UNHURRIED);
-        let waited = tokio::time::timeout(PATIENCE * 6, body.frame()).await;
+        let (sender, mut body) = body(Lifetime::Conversation);
+        let waited = tokio::time::timeout(BODY_TIMEOUT * 6, body.frame()).await;
         waited.unwrap_err();
         drop(sender);
         assert!(body.frame().await.is_none());

@@ -1,0 +1,160 @@
+//! The end of every call: how it ended is read from the response itself and recorded before the response leaves.
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http::{HeaderMap, Response};
+use hyper::body::{Body as HttpBody, Frame, SizeHint};
+use tonic::body::Body;
+use tonic::{Code, Status};
+
+use crate::audit::{AuditCaller, CallContext, CallRecord, Outcome, Unfinished};
+use crate::authz::{Lifetime, Row};
+use crate::caller::{Connection, Peer, outcome_of};
+use crate::status::refused;
+
+/// As much of an unknown method's path as an audit event keeps: the caller made it up.
+const MAX_UNKNOWN_PATH: usize = 128;
+
+/// What the audit trail says of a call from its beginning.
+pub(super) fn context(
+    row: Option<&'static Row>,
+    path: &str,
+    connection: &Connection,
+) -> CallContext {
+    let (service, method) = match row {
+        Some(row) => {
+            let (service, method) = row.names();
+            // SPIRE: services go by their last three parts, as in `svid.v1.SVID`.
+            let short = service.strip_prefix("spire.api.server.").unwrap_or(service);
+            (short.to_owned(), method.to_owned())
+        }
+        None => (
+            String::new(),
+            path.chars()
+                .take(MAX_UNKNOWN_PATH)
+                .flat_map(char::escape_default)
+                .collect(),
+        ),
+    };
+    CallContext {
+        request_id: uuid::Uuid::new_v4().to_string(),
+        service,
+        method,
+        authorized_as: "nobody",
+        authorized_via: "",
+        caller: caller(connection),
+    }
+}
+
+fn caller(connection: &Connection) -> AuditCaller {
+    match connection.peer() {
+        Peer::Local { pid, uid, gid } => {
+            let path = pid.and_then(|pid| std::fs::read_link(format!("/proc/{pid}/exe")).ok());
+            AuditCaller::Local {
+                uid: *uid,
+                gid: *gid,
+                path: path.map(|path| path.display().to_string()),
+            }
+        }
+        Peer::Remote { address, svid } => AuditCaller::Remote {
+            address: address.to_string(),
+            id: svid.as_ref().map(|svid| svid.id.clone()),
+        },
+    }
+}
+
+/// The answer to a call whose handler panicked. The panic itself was reported by the panic hook.
+pub(super) fn panicked(record: &CallRecord) -> Response<Body> {
+    let status = refused(
+        Code::Internal,
+        "the server failed while it handled the call; this is a fault of the server",
+    );
+    record.finish_now(outcome_of(Err(&status)));
+    status.into_http()
+}
+
+/// How a call ended, or for a stream, how it began.
+pub(super) fn outcome(response: &Response<Body>) -> Outcome {
+    outcome_in(response.headers())
+}
+
+/// From headers or trailers: gRPC has the same fields in both.
+fn outcome_in(fields: &HeaderMap) -> Outcome {
+    match Status::from_header_map(fields) {
+        Some(status) if status.code() != Code::Ok => outcome_of(Err(&status)),
+        _ => Outcome::Success,
+    }
+}
+
+/// Records how the call ended, then lets the response go. A conversation's end is recorded when its stream ends.
+pub(super) async fn conclude(
+    response: Response<Body>,
+    lifetime: Lifetime,
+    unfinished: Unfinished,
+) -> Response<Body> {
+    if !unfinished.0.is_enabled() {
+        return response;
+    }
+    let outcome = outcome(&response);
+    let failed = outcome.is_error();
+    if !failed && lifetime == Lifetime::Conversation {
+        return response.map(|body| Body::new(Recorded { body, unfinished }));
+    }
+    match unfinished.0.finish(outcome).await {
+        Ok(()) => response,
+        Err(error) => {
+            tracing::error!(%error, "a call ended without its audit event");
+            if failed {
+                response
+            } else {
+                // What the call changed stays changed, but the caller must not take it for done.
+                Status::unavailable(error.to_string()).into_http()
+            }
+        }
+    }
+}
+
+/// The stream of a conversation, whose last frame says how the call ended.
+struct Recorded {
+    body: Body,
+    unfinished: Unfinished,
+}
+
+impl HttpBody for Recorded {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let frame = Pin::new(&mut self.body).poll_frame(context);
+        let outcome = match &frame {
+            Poll::Ready(Some(Ok(frame))) => {
+                frame
+                    .trailers_ref()
+                    .map(|trailers| match Status::from_header_map(trailers) {
+                        Some(status) if status.code() != Code::Ok => outcome_of(Err(&status)),
+                        _ => Outcome::Success,
+                    })
+            }
+            Poll::Ready(Some(Err(status))) => Some(outcome_of(Err(status))),
+            Poll::Ready(None) => Some(Outcome::Success),
+            Poll::Pending => None,
+        };
+        if let Some(outcome) = outcome {
+            self.unfinished.0.finish_now(outcome);
+        }
+        frame
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
