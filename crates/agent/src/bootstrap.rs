@@ -11,6 +11,7 @@ use spiffe::trust_domain::TrustDomain;
 use spiffe::x509::Certificate;
 
 use crate::config::{BundleFormat, Config, TrustSource};
+use crate::timefmt::rfc3339;
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// SPIRE: spiffeWorkloadAPIFetchTimeout.
@@ -50,7 +51,7 @@ pub(crate) async fn trust(
             return Ok(Trust::Insecure);
         }
         TrustSource::Path(path) => {
-            let bytes = tokio::fs::read(path).await.map_err(|error| {
+            let bytes = read_file(path).await.map_err(|error| {
                 BootstrapError::Permanent(unreadable(path, &error).hint(
                     "plastron server bundle show on the server prints it; see trust_bundle_path",
                 ))
@@ -77,6 +78,18 @@ pub(crate) async fn trust(
         )));
     }
     Ok(Trust::Bundle(bundle))
+}
+
+/// At most one byte more than is taken, so that [`parse`] sees that there is too much.
+async fn read_file(path: &Path) -> std::io::Result<Vec<u8>> {
+    use tokio::io::AsyncReadExt as _;
+    let file = tokio::fs::File::open(path).await?;
+    let mut bytes = Vec::new();
+    let limit = u64::try_from(MAX_BYTES).unwrap_or(u64::MAX);
+    file.take(limit.saturating_add(1))
+        .read_to_end(&mut bytes)
+        .await?;
+    Ok(bytes)
 }
 
 fn parse(config: &Config, bytes: &[u8]) -> Result<Bundle, String> {
@@ -209,16 +222,6 @@ fn invalid(name: &str, because: &str) -> Fault {
     )
     .because(because)
     .hint("check trust_bundle_format: pem (certificates) or spiffe (JSON)")
-}
-
-fn rfc3339(time: std::time::SystemTime) -> String {
-    let time = time::OffsetDateTime::from(time).replace_nanosecond(0);
-    time.ok()
-        .and_then(|time| {
-            time.format(&time::format_description::well_known::Rfc3339)
-                .ok()
-        })
-        .unwrap_or_default()
 }
 
 fn innermost(error: &dyn std::error::Error) -> String {

@@ -6,7 +6,6 @@ use std::time::Duration;
 use config::fault::{Code, Fault};
 use rustls_pki_types::ServerName;
 use spiffe::bundle::{Bundle, X509Bundle};
-use spiffe::clock::{Clock, SystemClock};
 use spiffe::csr::build_csr;
 use spiffe::entry::Entry;
 use spiffe::id::SpiffeId;
@@ -17,9 +16,8 @@ use spiffe::trust_domain::TrustDomain;
 use spiffe::x509::{Certificate, Subject};
 
 use crate::bootstrap::Trust;
-use crate::config::Config;
 use crate::link::Link;
-use crate::node::NodeIdentity;
+use crate::node::{Node, NodeIdentity};
 
 const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -49,15 +47,15 @@ impl BundleSource for TrustStore {
 ///
 /// # Errors
 /// When the server's address can't be used.
-pub(crate) fn joining(config: &Config, trust: &Trust) -> Result<Link, Fault> {
-    let expected = Expected::Id(SpiffeId::server(&config.trust_domain));
+pub(crate) fn joining(node: &Node, trust: &Trust) -> Result<Link, Fault> {
+    let expected = Expected::Id(SpiffeId::server(&node.config.trust_domain));
     let verifier = match trust {
         Trust::Bundle(bundle) => {
             SpiffeServerVerifier::new(expected, Arc::new(TrustStore::new(bundle)))
         }
         Trust::Insecure => SpiffeServerVerifier::trust_on_first_use(expected),
     };
-    link(config, verifier, None)
+    link(node, verifier, None)
 }
 
 /// A link for the joined node.
@@ -65,7 +63,7 @@ pub(crate) fn joining(config: &Config, trust: &Trust) -> Result<Link, Fault> {
 /// # Errors
 /// When the server's address or the node's certificate can't be used.
 pub(crate) fn as_node(
-    config: &Config,
+    node: &Node,
     identity: &NodeIdentity,
     trust: &TrustStore,
 ) -> Result<Link, Fault> {
@@ -82,20 +80,20 @@ pub(crate) fn as_node(
             )
             .because(error)
         })?;
-    let expected = Expected::Id(SpiffeId::server(&config.trust_domain));
+    let expected = Expected::Id(SpiffeId::server(&node.config.trust_domain));
     link(
-        config,
+        node,
         SpiffeServerVerifier::new(expected, Arc::new(trust.clone())),
         Some(resolver),
     )
 }
 
 fn link(
-    config: &Config,
+    node: &Node,
     verifier: SpiffeServerVerifier,
     resolver: Option<CertResolver>,
 ) -> Result<Link, Fault> {
-    let channel = proto::channel::lazy_tls(&config.server(), tls(config, verifier, resolver)?);
+    let channel = proto::channel::lazy_tls(&node.config.server(), tls(node, verifier, resolver)?);
     channel.map(Link::new).map_err(|error| {
         Fault::new(Code::InvalidValue, "the server's address cannot be used")
             .at("agent.server_address")
@@ -105,21 +103,19 @@ fn link(
 }
 
 fn tls(
-    config: &Config,
+    node: &Node,
     verifier: SpiffeServerVerifier,
     resolver: Option<CertResolver>,
 ) -> Result<rustls::ClientConfig, Fault> {
-    let key_exchange = if config.require_pq_kem {
+    let key_exchange = if node.config.require_pq_kem {
         KeyExchange::RequirePostQuantum
     } else {
         KeyExchange::PreferPostQuantum
     };
-    // Certificates are judged by the wall clock, also in tests that set the agent's own.
-    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     client_config(
         Arc::new(verifier),
         resolver.map(Arc::new),
-        clock,
+        Arc::clone(&node.clock),
         key_exchange,
     )
     .map_err(|error| Fault::new(Code::Internal, "TLS cannot be set up").because(error))
@@ -175,9 +171,10 @@ impl Shown {
 }
 
 /// Shakes hands with the server without believing it, to tell the operator who answers there.
-pub(crate) async fn probe(config: &Config) -> Option<Shown> {
+pub(crate) async fn probe(node: &Node) -> Option<Shown> {
+    let config = &node.config;
     let verifier = SpiffeServerVerifier::trust_on_first_use(Expected::Any);
-    let tls = Arc::new(tls(config, verifier, None).ok()?);
+    let tls = Arc::new(tls(node, verifier, None).ok()?);
     let name = ServerName::try_from(config.server_address.clone()).ok()?;
     let shake = async {
         let stream = tokio::net::TcpStream::connect(config.server()).await.ok()?;

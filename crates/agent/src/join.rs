@@ -16,7 +16,9 @@ use crate::bootstrap::{self, BootstrapError, Trust};
 use crate::config::Config;
 use crate::dial;
 use crate::link::{LinkError, Refusal};
-use crate::node::{Node, NodeIdentity};
+use crate::node::{Absence, Node, NodeIdentity};
+use crate::state::removal::{Reason, Removal};
+use crate::timefmt::rfc3339;
 
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
@@ -36,14 +38,17 @@ enum Attempt {
     Never(Fault),
 }
 
-/// Joins, and keeps the result on disk.
+/// Joins, and keeps the result on disk. `absence` is why the node has no identity, where that is known.
 ///
 /// # Errors
 /// The fault to end the process with: PLA-11xx.
-pub(crate) async fn join(node: &Arc<Node>, random: Arc<dyn Random>) -> Result<Joined, Fault> {
+pub(crate) async fn join(
+    node: &Arc<Node>,
+    absence: Option<&Absence>,
+    random: Arc<dyn Random>,
+) -> Result<Joined, Fault> {
     let Some(token) = &node.config.join_token else {
-        return Err(Fault::new(Code::NoJoinToken, "the node has not joined yet and has no join token")
-            .hint("on the server: plastron server token generate; then start the agent with -joinToken TOKEN or agent.join_token_file"));
+        return Err(no_token(absence));
     };
     let payload = Secret::new(token.expose().clone().into_bytes());
     let started = node.clock.now();
@@ -58,7 +63,7 @@ pub(crate) async fn join(node: &Arc<Node>, random: Arc<dyn Random>) -> Result<Jo
                 tracing::info!(id = %joined.identity.id(), reattestable = joined.identity.svid.reattestable, "node joined");
                 return Ok(joined);
             }
-            Attempt::Never(fault) => return Err(fault),
+            Attempt::Never(fault) => return Err(with_absence(fault, absence)),
             Attempt::Later(fault) => {
                 let pause = backoff.next();
                 if tokio::time::Instant::now() + pause > deadline {
@@ -74,6 +79,73 @@ pub(crate) async fn join(node: &Arc<Node>, random: Arc<dyn Random>) -> Result<Jo
                 tokio::time::sleep(pause).await;
             }
         }
+    }
+}
+
+const NEW_TOKEN: &str = "on the server: plastron server token generate; then start the agent with -joinToken TOKEN or agent.join_token_file";
+
+/// There is no token to attest with: what the operator has to know is why the node has to attest at all.
+fn no_token(absence: Option<&Absence>) -> Fault {
+    let (code, what) = match absence {
+        None | Some(Absence::NeverAttested) => (
+            Code::NoJoinToken,
+            "the node has not been attested yet, and no join token is configured".to_owned(),
+        ),
+        Some(Absence::Removed(Removal {
+            reason: Reason::Banned,
+            ..
+        })) => (Code::AgentBanned, "this node was banned".to_owned()),
+        Some(Absence::Removed(_)) => (
+            Code::AgentMustJoinAgain,
+            "the server no longer knows this node, and no new join token is configured".to_owned(),
+        ),
+        Some(Absence::Expired { .. }) => (
+            Code::AgentMustJoinAgain,
+            "the node's SVID is expired, and no new join token is configured".to_owned(),
+        ),
+        Some(Absence::KeyMissing(_)) => (
+            Code::AgentMustJoinAgain,
+            "the private key of the node's SVID is missing, and no new join token is configured"
+                .to_owned(),
+        ),
+    };
+    let fault = with_absence(Fault::new(code, what), absence);
+    match absence {
+        Some(Absence::Removed(Removal {
+            reason: Reason::Banned,
+            ..
+        })) => fault.hint("ask the operators of the server: after plastron server agent evict, a new token lets the node in again"),
+        Some(Absence::Expired { .. }) => {
+            fault.hint(format!("if this node's clock is wrong, correct it and start again; else {NEW_TOKEN}"))
+        }
+        _ => fault.hint(NEW_TOKEN),
+    }
+}
+
+/// Adds why the node has no identity to why it cannot get one.
+fn with_absence(fault: Fault, absence: Option<&Absence>) -> Fault {
+    let because = match absence {
+        None | Some(Absence::NeverAttested) => return fault,
+        Some(Absence::Removed(removal)) => {
+            let why = match removal.reason {
+                Reason::Banned => "was banned",
+                Reason::MustReattest => "was evicted or no longer known to the server",
+            };
+            format!("{} {why} at {}", removal.agent_id, rfc3339(removal.at))
+        }
+        Some(Absence::Expired { id, at }) => {
+            format!(
+                "the SVID of {id} expired at {} by this node's clock",
+                rfc3339(*at)
+            )
+        }
+        Some(Absence::KeyMissing(id)) => {
+            format!("the SVID of {id} is stored, but the key manager does not have its key")
+        }
+    };
+    match fault.because.clone() {
+        Some(first) => fault.because(format!("{first}; {because}")),
+        None => fault.because(because),
     }
 }
 
@@ -108,7 +180,7 @@ async fn attempt(
     match outcome {
         Ok(joined) => Attempt::Done(joined),
         Err(Failure::Fault(fault)) => Attempt::Never(fault),
-        Err(Failure::Link(error)) => explain(config, &trust, error).await,
+        Err(Failure::Link(error)) => explain(node, &trust, error).await,
     }
 }
 
@@ -141,8 +213,8 @@ async fn attest(
     payload: &Secret<Vec<u8>>,
     trust: &Trust,
 ) -> Result<Joined, Failure> {
-    let link = dial::joining(&node.config, trust)?;
-    let key = node.fresh_key(None).await?;
+    let link = dial::joining(node, trust)?;
+    let key = node.fresh_key().await?;
     let csr = dial::agent_csr(&key)?;
     let svid = link.attest(METHOD.name(), payload, csr).await?;
     if svid.facts.public_key != *key.public_key() {
@@ -213,12 +285,20 @@ async fn keep(node: &Arc<Node>, joined: &Joined) -> Result<(), Fault> {
 }
 
 /// Turns a failed attempt into what the operator has to know.
-async fn explain(config: &Config, trust: &Trust, error: LinkError) -> Attempt {
+async fn explain(node: &Node, trust: &Trust, error: LinkError) -> Attempt {
+    let config = &node.config;
     let address = config.server();
     match error {
-        LinkError::NotTrusted(because) => {
-            Attempt::Never(not_trusted(config, trust, &because).await)
-        }
+        LinkError::NotTrusted(because) => Attempt::Never(not_trusted(node, trust, &because).await),
+        // Nodes that just booted may have their clock corrected within the minute.
+        LinkError::ClocksDiffer(gap) => Attempt::Later(
+            Fault::new(
+                Code::ClocksDiffer,
+                format!("the clocks of this node and of the server at {address} differ"),
+            )
+            .because(gap)
+            .hint("compare `date -u` on both, and correct the clock that is wrong (NTP)"),
+        ),
         LinkError::Banned => Attempt::Never(banned(config)),
         LinkError::Refused(Refusal::PermissionDenied, message) if message.contains("banned") => {
             Attempt::Never(banned(config))
@@ -272,9 +352,10 @@ fn token_refused(message: &str) -> Fault {
 }
 
 /// Looks at the certificate that the server shows to say what is different.
-async fn not_trusted(config: &Config, trust: &Trust, because: &str) -> Fault {
+async fn not_trusted(node: &Node, trust: &Trust, because: &str) -> Fault {
+    let config = &node.config;
     let address = config.server();
-    let shown = dial::probe(config).await;
+    let shown = dial::probe(node).await;
     if let Some(shown) = &shown
         && let Some(theirs) = shown.trust_domain()
         && theirs != config.trust_domain

@@ -5,7 +5,6 @@ use std::time::{Duration, Instant};
 
 use crate::cache::Cache;
 use crate::node::{Node, NodeIdentity};
-use crate::state::last_good;
 use crate::stop::Stop;
 
 /// Changes come in bursts: one write for each.
@@ -52,12 +51,8 @@ async fn write(
         snapshot.svids.clear();
     }
     let agent_id = identity.borrow().id().clone();
-    let node = Arc::clone(node);
     let started = Instant::now();
-    let written =
-        tokio::task::spawn_blocking(move || last_good::store(&node.state, &agent_id, &snapshot))
-            .await;
-    if let Ok(Err(fault)) = written {
+    if let Err(fault) = node.store_last_good(agent_id, snapshot).await {
         tracing::warn!(%fault, "last good state not kept");
     }
     (started.elapsed() * SHARE).max(GATHER)

@@ -33,6 +33,7 @@ mod stop;
 mod sync;
 #[cfg(test)]
 mod testing;
+mod timefmt;
 mod workload_api;
 
 pub use self::config::{Config, Overrides};
@@ -44,7 +45,7 @@ use endpoints::http_health::HttpHealth;
 use endpoints::standard::Standard;
 use endpoints::{Serve, Socket};
 use join::Joined;
-use node::Node;
+use node::{Absence, Node, Stored};
 use rate_limit::RateLimiter;
 use state::{StateDir, last_good};
 use stop::{Stop, Stopper};
@@ -151,12 +152,19 @@ impl Bound {
             admin_api::AdminApi::new(Arc::clone(&context)),
             &stop,
         );
+        let healthy = watch::Sender::new(false);
         if let Some(health) = self.health {
-            tasks.spawn(health.serve(cache.ready(), stop.clone()));
+            tasks.spawn(health.serve(healthy.subscribe(), stop.clone()));
         }
         tasks.spawn(tell_health(
             Arc::clone(&context),
+            healthy.subscribe(),
+            stop.clone(),
+        ));
+        tasks.spawn(watch_health(
+            healthy,
             cache.ready(),
+            context.status.clone(),
             stop.clone(),
         ));
         let membership = Membership {
@@ -233,20 +241,24 @@ impl Membership {
     }
 
     async fn identity(&self) -> Result<Joined, Fault> {
-        let (Some(identity), Some(bundle)) = (
+        let absence = match (
             self.node.stored_identity().await?,
             self.node.stored_bundle(),
-        ) else {
-            let joined = join::join(&self.node, Arc::clone(&self.random)).await?;
-            self.cache.apply(Delta {
-                bundles: vec![joined.bundle.clone()],
-                ..Delta::default()
-            });
-            return Ok(joined);
+        ) {
+            (Stored::Usable(identity), Some(bundle)) => {
+                tracing::info!(id = %identity.id(), "using the stored identity");
+                self.restore(&identity);
+                return Ok(Joined { identity, bundle });
+            }
+            (Stored::Usable(_), None) => Absence::NeverAttested,
+            (Stored::Absent(absence), _) => absence,
         };
-        tracing::info!(id = %identity.id(), "taking up the stored identity");
-        self.restore(&identity);
-        Ok(Joined { identity, bundle })
+        let joined = join::join(&self.node, Some(&absence), Arc::clone(&self.random)).await?;
+        self.cache.apply(Delta {
+            bundles: vec![joined.bundle.clone()],
+            ..Delta::default()
+        });
+        Ok(joined)
     }
 
     /// Serves what was good when the agent stopped, until the server says otherwise.
@@ -314,19 +326,45 @@ fn serve(
     }
 }
 
-/// Turns gRPC health to serving when the cache is ready.
-async fn tell_health(
-    context: Arc<Context>,
+/// The agent is healthy when it can serve workloads and nothing is wrong that an operator has to mend.
+async fn watch_health(
+    healthy: watch::Sender<bool>,
     mut ready: watch::Receiver<bool>,
+    mut link: watch::Receiver<LinkStatus>,
     mut stop: Stop,
 ) -> Result<(), Fault> {
-    let became_ready = tokio::select! {
-        () = stop.stopped() => false,
-        outcome = ready.wait_for(|ready| *ready) => outcome.is_ok(),
-    };
-    if became_ready {
-        context.standard.serving(true).await;
-        stop.stopped().await;
+    loop {
+        healthy.send_replace(*ready.borrow_and_update() && !link.borrow_and_update().broken);
+        let changed = tokio::select! {
+            () = stop.stopped() => return Ok(()),
+            changed = ready.changed() => changed,
+            changed = link.changed() => changed,
+        };
+        if changed.is_err() {
+            // The membership ended, and the agent with it.
+            stop.stopped().await;
+            return Ok(());
+        }
+    }
+}
+
+/// Reports health over gRPC until the agent stops.
+async fn tell_health(
+    context: Arc<Context>,
+    mut healthy: watch::Receiver<bool>,
+    mut stop: Stop,
+) -> Result<(), Fault> {
+    loop {
+        let serving = *healthy.borrow_and_update();
+        context.standard.serving(serving).await;
+        let changed = tokio::select! {
+            () = stop.stopped() => break,
+            changed = healthy.changed() => changed,
+        };
+        if changed.is_err() {
+            stop.stopped().await;
+            break;
+        }
     }
     context.standard.serving(false).await;
     Ok(())

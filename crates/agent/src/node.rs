@@ -1,6 +1,6 @@
 //! The node's own identity: its SVID, the key behind it, and where both are kept between runs.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use config::fault::{Code, Fault};
@@ -11,9 +11,12 @@ use spiffe::id::SpiffeId;
 use spiffe::key::{KeyPair, KeyType};
 use spiffe::x509::Certificate;
 
+use crate::cache::Snapshot;
 use crate::config::Config;
 use crate::link::issued::AgentSvid;
-use crate::state::{AgentData, StateDir};
+use crate::state::removal::{Reason, Removal};
+use crate::state::{AgentData, StateDir, last_good};
+use crate::timefmt::rfc3339;
 
 /// SPIRE: svidkeymanager. The two names are used in turn, so that the key in use outlives a failed renewal.
 const KEY_IDS: [&str; 2] = ["agent-svid-A", "agent-svid-B"];
@@ -49,7 +52,33 @@ pub(crate) struct Node {
     pub(crate) state: StateDir,
     pub(crate) keys: Arc<dyn KeyManager>,
     pub(crate) clock: Arc<dyn Clock>,
+    /// What is stored, held only to copy it or to put in what was written.
     data: Mutex<AgentData>,
+    /// Why there is no identity, once one was removed.
+    removal: Mutex<Option<Removal>>,
+    /// One writer of the state directory at a time, so that nothing is written for an identity after its removal.
+    /// Taken on blocking threads only; `data` may be taken while it is held, never the other way round.
+    disk: Mutex<()>,
+}
+
+/// What is stored of the node's identity.
+#[derive(Debug)]
+pub(crate) enum Stored {
+    Usable(NodeIdentity),
+    Absent(Absence),
+}
+
+/// Why the node has no identity that it could use.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Absence {
+    /// It was never attested, as far as is known.
+    NeverAttested,
+    /// The server banned or forgot it.
+    Removed(Removal),
+    /// By this node's clock. The files stay: the clock may be wrong.
+    Expired { id: SpiffeId, at: SystemTime },
+    /// The SVID is stored, its private key is not.
+    KeyMissing(SpiffeId),
 }
 
 impl Node {
@@ -64,12 +93,15 @@ impl Node {
         clock: Arc<dyn Clock>,
     ) -> Result<Self, Fault> {
         let data = Mutex::new(state.load()?);
+        let removal = Mutex::new(state.removal());
         Ok(Self {
             config,
             state,
             keys,
             clock,
             data,
+            removal,
+            disk: Mutex::new(()),
         })
     }
 
@@ -77,10 +109,13 @@ impl Node {
     ///
     /// # Errors
     /// When the key manager fails, or the stored SVID is of another trust domain.
-    pub(crate) async fn stored_identity(&self) -> Result<Option<NodeIdentity>, Fault> {
+    pub(crate) async fn stored_identity(&self) -> Result<Stored, Fault> {
         let data = self.data();
         if data.svid.is_empty() {
-            return Ok(None);
+            let removal = lock(&self.removal).clone();
+            return Ok(Stored::Absent(
+                removal.map_or(Absence::NeverAttested, Absence::Removed),
+            ));
         }
         let svid = AgentSvid::of(data.svid, data.reattestable).map_err(|because| {
             Fault::new(
@@ -96,15 +131,16 @@ impl Node {
                 .hint(format!("set trust_domain = \"{stored}\", or use another data_dir")));
         }
         let Some(key) = self.key_of(&svid).await? else {
-            tracing::warn!("stored SVID has no key: the node has to join again");
-            return Ok(None);
+            tracing::warn!(id = %svid.facts.spiffe_id, "the private key of the stored SVID is missing: the node has to attest again");
+            return Ok(Stored::Absent(Absence::KeyMissing(svid.facts.spiffe_id)));
         };
         let identity = NodeIdentity { svid, key };
         if identity.is_expired(self.clock.now()) {
-            tracing::warn!(id = %identity.id(), "stored SVID is expired: the node has to join again");
-            return Ok(None);
+            let (id, at) = (identity.id().clone(), identity.svid.facts.not_after);
+            tracing::warn!(%id, expired_at = rfc3339(at), "the stored SVID is expired by this node's clock: the node has to attest again");
+            return Ok(Stored::Absent(Absence::Expired { id, at }));
         }
-        Ok(Some(identity))
+        Ok(Stored::Usable(identity))
     }
 
     /// The stored trust bundle: X.509 authorities only, enough to know the server by.
@@ -113,13 +149,14 @@ impl Node {
         (!data.bundle.is_empty()).then(|| bundle_of(&self.config, data.bundle))
     }
 
-    /// A fresh key for the node's next SVID; `current` stays untouched.
+    /// A fresh key for the node's next SVID. The key of the SVID in use, or stored, stays untouched.
     ///
     /// # Errors
     /// When the key manager can't make one or does not hand it out.
-    pub(crate) async fn fresh_key(&self, current: Option<&KeyPair>) -> Result<KeyPair, Fault> {
+    pub(crate) async fn fresh_key(&self) -> Result<KeyPair, Fault> {
+        let stored = self.data().svid;
         let mut slot = KEY_IDS[0];
-        if let Some(current) = current
+        if let Some(current) = stored.first()
             && let Some(first) = self
                 .keys
                 .key(slot)
@@ -147,14 +184,62 @@ impl Node {
         self: &Arc<Self>,
         change: impl FnOnce(&mut AgentData) + Send + 'static,
     ) -> Result<(), Fault> {
-        let node = Arc::clone(self);
-        tokio::task::spawn_blocking(move || {
-            let mut data = node.data.lock().unwrap_or_else(PoisonError::into_inner);
-            let mut next = data.clone();
+        self.on_disk(move |node| {
+            let mut next = node.data();
             change(&mut next);
             node.state.store(&next)?;
-            *data = next;
+            if !next.svid.is_empty() && lock(&node.removal).take().is_some() {
+                node.state.clear_removal();
+            }
+            *lock(&node.data) = next;
             Ok(())
+        })
+        .await
+    }
+
+    /// Keeps the node's SVID.
+    ///
+    /// # Errors
+    /// When it can't be written.
+    pub(crate) async fn store_identity(
+        self: &Arc<Self>,
+        identity: &NodeIdentity,
+    ) -> Result<(), Fault> {
+        let svid = identity.svid.clone();
+        self.store(move |data| {
+            data.svid = svid.chain;
+            data.reattestable = svid.reattestable;
+        })
+        .await
+    }
+
+    /// Keeps the last good state, unless the identity it belongs to was removed meanwhile.
+    ///
+    /// # Errors
+    /// When it can't be written.
+    pub(crate) async fn store_last_good(
+        self: &Arc<Self>,
+        agent_id: SpiffeId,
+        snapshot: Snapshot,
+    ) -> Result<(), Fault> {
+        self.on_disk(move |node| {
+            if lock(&node.removal).is_some() {
+                return Ok(());
+            }
+            last_good::store(&node.state, &agent_id, &snapshot)
+        })
+        .await
+    }
+
+    /// Runs `work` on a blocking thread, alone with the state directory.
+    async fn on_disk(
+        self: &Arc<Self>,
+        work: impl FnOnce(&Self) -> Result<(), Fault> + Send + 'static,
+    ) -> Result<(), Fault> {
+        let node = Arc::clone(self);
+        tokio::task::spawn_blocking(move || {
+            let _alone = lock(&node.disk);
+            work(&node)
         })
         .await
         .map_err(|error| {
@@ -184,14 +269,29 @@ impl Node {
         self.store(|data| data.bundle = certificates).await
     }
 
-    /// Forgets the node's SVID and all that was kept for it.
-    pub(crate) fn forget(&self) {
-        if let Err(fault) = self.state.forget_identity() {
-            tracing::error!(%fault, "the node's SVID could not be removed");
+    /// Removes the identity `agent_id` and all that was kept for it, because the server said so. Nothing else may call
+    /// this: a clock that is wrong must not cost the node its identity.
+    pub(crate) async fn forget(self: &Arc<Self>, agent_id: SpiffeId, reason: Reason) {
+        let removal = Removal {
+            agent_id,
+            reason,
+            at: self.clock.now(),
+        };
+        let removed = self
+            .on_disk(move |node| {
+                *lock(&node.removal) = Some(removal.clone());
+                {
+                    let mut data = lock(&node.data);
+                    data.svid.clear();
+                    data.reattestable = false;
+                }
+                node.state.forget_identity()?;
+                node.state.store_removal(&removal)
+            })
+            .await;
+        if let Err(fault) = removed {
+            tracing::error!(%fault, "the node's SVID could not be removed from disk");
         }
-        let mut data = self.data.lock().unwrap_or_else(PoisonError::into_inner);
-        data.svid.clear();
-        data.reattestable = false;
     }
 
     /// Whether the key manager keeps keys over a restart, in a file.
@@ -203,10 +303,7 @@ impl Node {
     }
 
     fn data(&self) -> AgentData {
-        self.data
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        lock(&self.data).clone()
     }
 
     async fn key_of(&self, svid: &AgentSvid) -> Result<Option<KeyPair>, Fault> {
@@ -217,6 +314,10 @@ impl Node {
             .find(|key| *key.public_key() == svid.facts.public_key)
             .cloned())
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A bundle of X.509 authorities only.

@@ -15,6 +15,7 @@ use spiffe::x509::Certificate;
 use zeroize::Zeroizing;
 
 pub(crate) mod last_good;
+pub(crate) mod removal;
 
 /// SPIRE: storage, dataPath.
 const AGENT_DATA: &str = "agent-data.json";
@@ -170,15 +171,31 @@ impl StateDir {
     /// # Errors
     /// As [`Self::store`].
     pub(crate) fn forget_identity(&self) -> Result<(), Fault> {
-        last_good::remove(self);
+        self.remove(last_good::FILE);
         let mut data = self.load()?;
         data.svid.clear();
         data.reattestable = false;
         self.store(&data)
     }
 
+    /// The file of the node's SVID and trust bundle.
+    pub(crate) fn agent_data_path(&self) -> PathBuf {
+        self.file(AGENT_DATA)
+    }
+
     fn file(&self, name: &str) -> PathBuf {
         self.0.join(name)
+    }
+
+    /// Removes a file that may not be there. A failure is logged.
+    fn remove(&self, name: &str) {
+        let path = self.file(name);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                tracing::warn!(%error, file = %path.display(), "file cannot be removed");
+            }
+            _ => {}
+        }
     }
 
     fn write(&self, name: &str, bytes: &[u8]) -> Result<(), Fault> {

@@ -8,7 +8,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use config::fault::{Code, Fault};
+use config::fault::Fault;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt as _, StreamExt as _};
@@ -20,6 +20,7 @@ use tokio::time::Instant;
 
 mod jwt;
 mod node_svid;
+mod outage;
 mod poll;
 mod svids;
 mod unreadable;
@@ -31,9 +32,10 @@ use crate::backoff::{Backoff, spread};
 use crate::cache::keys::KeyPool;
 use crate::cache::{Cache, Delta};
 use crate::dial;
-use crate::join::{self, Joined};
+use crate::join::Joined;
 use crate::link::{Link, LinkError};
 use crate::node::{Node, NodeIdentity};
+use crate::state::removal::Reason;
 use crate::stop::Stop;
 
 /// SPIRE: synchronizeMaxInterval, synchronizeMaxIntervalMultiple.
@@ -57,8 +59,10 @@ const LOOK_FOR_STREAM: Duration = Duration::from_secs(600);
 #[derive(Debug, Clone, Default)]
 pub(crate) struct LinkStatus {
     pub(crate) connected: bool,
-    pub(crate) last_sync: Option<SystemTime>,
     pub(crate) last_error: Option<String>,
+    /// What is wrong does not pass by itself: somebody has to correct a clock, a file or an address. The agent is not
+    /// healthy then, though it serves what it has.
+    pub(crate) broken: bool,
 }
 
 /// A call that ended. `generation` is that of the link it ran on.
@@ -79,7 +83,8 @@ enum Outcome {
     ),
     Svids(svids::Issued),
     Jwt(jwt::Answer),
-    Renewed(Result<NodeIdentity, node_svid::RenewalError>),
+    Renewed(Result<node_svid::Renewed, node_svid::RenewalError>),
+    Saved(Result<(), Fault>),
     Stored(Result<(), Fault>),
 }
 
@@ -103,6 +108,10 @@ pub(crate) struct Sync {
     trust: dial::TrustStore,
     generation: u64,
     calls: FuturesUnordered<BoxFuture<'static, Done>>,
+    /// What the server said that costs the node its identity; carried out when the task ends.
+    removal: Option<Reason>,
+    /// What was logged last of an outage, so that each cause is logged once.
+    reported: Option<String>,
     status: watch::Sender<LinkStatus>,
     identities: watch::Sender<NodeIdentity>,
 
@@ -140,7 +149,7 @@ impl Sync {
     ) -> Result<(Self, SyncEnds), Fault> {
         let Joined { identity, bundle } = joined;
         let trust = dial::TrustStore::new(&bundle);
-        let link = dial::as_node(&node.config, &identity, &trust)?;
+        let link = dial::as_node(&node, &identity, &trust)?;
         let (jwt, jwt_orders) = mpsc::channel(jwt::WAITING);
         let status = watch::Sender::new(LinkStatus::default());
         let identities = watch::Sender::new(identity.clone());
@@ -176,6 +185,8 @@ impl Sync {
             trust,
             generation: 0,
             calls: FuturesUnordered::new(),
+            removal: None,
+            reported: None,
             status,
             identities,
         };
@@ -186,7 +197,16 @@ impl Sync {
     ///
     /// # Errors
     /// PLA-1114 when the node is banned, PLA-1116 when it has to join anew.
-    pub(crate) async fn run(mut self, mut stop: Stop) -> Result<(), Fault> {
+    pub(crate) async fn run(mut self, stop: Stop) -> Result<(), Fault> {
+        let outcome = self.follow(stop).await;
+        if let Some(reason) = self.removal {
+            let agent_id = self.identity.id().clone();
+            self.node.forget(agent_id, reason).await;
+        }
+        outcome
+    }
+
+    async fn follow(&mut self, mut stop: Stop) -> Result<(), Fault> {
         self.svids.pool.refill();
         self.post_status();
         let cache = Arc::clone(&self.cache);
@@ -209,6 +229,7 @@ impl Sync {
             self.cache.tick();
         }
         self.start_renewal(now);
+        self.save_again();
         self.start_following();
         self.start_issuing();
     }
@@ -244,6 +265,9 @@ impl Sync {
         if let Some(pause) = self.svids.pause_left() {
             sleep = sleep.min(pause);
         }
+        if let Some(pause) = self.renewal.save_pause_left() {
+            sleep = sleep.min(pause);
+        }
         // Never a busy loop, whatever the clocks say.
         sleep.max(Duration::from_millis(1))
     }
@@ -267,83 +291,12 @@ impl Sync {
             Outcome::WatchSaid(stream, said) => self.watch_said(current, stream, said),
             Outcome::Svids(issued) => self.svids_issued(current, issued),
             Outcome::Jwt(answer) => self.jwt_answered(current, answer),
-            Outcome::Renewed(outcome) => self.renewed(outcome),
-        }
-    }
-
-    /// Logs a failed call, and ends the agent if the server does not want the node any more. Calls that ran on an
-    /// earlier link, with an SVID that was since renewed, prove nothing.
-    fn failed(
-        &mut self,
-        current: bool,
-        what: &'static str,
-        error: &LinkError,
-    ) -> Result<(), Fault> {
-        if !current {
-            tracing::debug!(%error, "{what}, on the link before this one");
-            return Ok(());
-        }
-        let text = error.to_string();
-        let repeated = self.status.borrow().last_error.as_ref() == Some(&text);
-        self.status.send_modify(|status| {
-            status.connected =
-                !matches!(error, LinkError::Unavailable(_) | LinkError::NotTrusted(_));
-            status.last_error = Some(text);
-        });
-        match error {
-            LinkError::Banned => {
-                self.node.forget();
-                let fault = Fault::new(Code::AgentBanned, "this node was banned");
-                Err(fault.at(self.identity.id().to_string()).hint(format!(
-                    "ask the operators of {}",
-                    self.node.config.trust_domain
-                )))
-            }
-            LinkError::MustReattest(because) => {
-                if join::can_reattest(&self.identity) {
-                    self.reattest();
-                    return Ok(());
-                }
-                self.node.forget();
-                let fault = Fault::new(
-                    Code::AgentMustJoinAgain,
-                    "the server no longer knows this node, and its way of attestation works only once",
-                );
-                Err(fault.at(self.identity.id().to_string()).because(because).hint("on the server: plastron server token generate; then start the agent with the new token"))
-            }
-            // An outage is told once, not with every attempt.
-            error if repeated => {
-                tracing::debug!(%error, "{what}");
-                Ok(())
-            }
-            error => {
-                tracing::warn!(%error, "{what}");
+            Outcome::Renewed(outcome) => self.renewed(current, outcome),
+            Outcome::Saved(outcome) => {
+                self.saved(current, outcome);
                 Ok(())
             }
         }
-    }
-
-    /// The server answered a call: whatever failed before, it is there.
-    fn answered(&self) {
-        if !self.status.borrow().connected {
-            self.status.send_modify(|status| {
-                status.connected = true;
-                status.last_error = None;
-            });
-        }
-    }
-
-    fn synced(&mut self) {
-        let now = self.node.clock.now();
-        if self.status.borrow().last_error.is_some() {
-            tracing::info!("the server answers again");
-        }
-        self.status.send_modify(|status| {
-            status.connected = true;
-            status.last_sync = Some(now);
-            status.last_error = None;
-        });
-        self.cache.set_ready();
     }
 
     /// Takes a change in: into the cache, onto disk, and into what the link trusts.

@@ -169,16 +169,27 @@ impl Authority {
 
 /// The system's time, moved by what a test says.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct MovedClock(Arc<Mutex<Duration>>);
+pub(crate) struct MovedClock(Arc<Mutex<Moved>>);
+
+#[derive(Debug, Default)]
+struct Moved {
+    ahead: Duration,
+    behind: Duration,
+}
 
 impl MovedClock {
     pub(crate) fn advance(&self, step: Duration) {
-        *self.0.lock().unwrap() += step;
+        self.0.lock().unwrap().ahead += step;
+    }
+
+    pub(crate) fn set_back(&self, step: Duration) {
+        self.0.lock().unwrap().behind += step;
     }
 }
 
 impl Clock for MovedClock {
     fn now(&self) -> SystemTime {
-        SystemClock.now() + *self.0.lock().unwrap()
+        let moved = self.0.lock().unwrap();
+        SystemClock.now() + moved.ahead - moved.behind
     }
 }

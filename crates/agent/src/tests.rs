@@ -240,3 +240,28 @@ async fn probes_say_when_the_agent_serves() {
     assert_eq!(status("/other").await, 404);
     running.stop().await;
 }
+
+#[tokio::test]
+async fn a_fault_that_only_an_operator_can_mend_makes_the_agent_unhealthy_while_it_lasts() {
+    let (ready, is_ready) = watch::channel(false);
+    let (link, status) = watch::channel(LinkStatus::default());
+    let healthy = watch::Sender::new(true);
+    let mut seen = healthy.subscribe();
+    let (stopper, stop) = Stopper::new();
+    let watching = tokio::spawn(watch_health(healthy, is_ready, status, stop));
+    let mut becomes = async |expected: bool| {
+        tokio::time::timeout(LONG, seen.wait_for(|healthy| *healthy == expected))
+            .await
+            .expect("in time")
+            .unwrap();
+    };
+    becomes(false).await;
+    ready.send_replace(true);
+    becomes(true).await;
+    link.send_modify(|status| status.broken = true);
+    becomes(false).await;
+    link.send_modify(|status| status.broken = false);
+    becomes(true).await;
+    stopper.stop();
+    watching.await.unwrap().unwrap();
+}

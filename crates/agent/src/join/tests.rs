@@ -1,13 +1,17 @@
 use std::path::Path;
 
 use config::Document;
+use spiffe::clock::Clock;
+use spiffe::id::SpiffeId;
 use spiffe::random::SystemRandom;
 use tonic::Status;
 
 use super::*;
 use crate::config::Overrides;
+use crate::node::Stored;
 use crate::state::StateDir;
-use crate::testing::fake_server::FakeServer;
+use crate::testing::MovedClock;
+use crate::testing::fake_server::{FakeServer, TokenState};
 
 struct Wish<'a> {
     trust_domain: &'a str,
@@ -26,6 +30,10 @@ impl Default for Wish<'_> {
 }
 
 fn node(port: u16, directory: &Path, wish: &Wish<'_>) -> Arc<Node> {
+    node_at(port, directory, wish, Arc::new(spiffe::clock::SystemClock))
+}
+
+fn node_at(port: u16, directory: &Path, wish: &Wish<'_>, clock: Arc<dyn Clock>) -> Arc<Node> {
     let trust = match &wish.bundle {
         Some(bundle) => {
             let path = directory.join("bundle.pem");
@@ -50,19 +58,22 @@ fn node(port: u16, directory: &Path, wish: &Wish<'_>) -> Arc<Node> {
         .unwrap_or_else(|faults| panic!("{faults}"));
     let keys = config.plugins.open_key_manager().unwrap();
     let state = StateDir::open(&config.data_dir).unwrap();
-    Arc::new(Node::open(config, state, keys, Arc::new(spiffe::clock::SystemClock)).unwrap())
+    Arc::new(Node::open(config, state, keys, clock).unwrap())
 }
 
 async fn refused(server: &FakeServer, wish: Wish<'_>) -> Fault {
     let directory = tempfile::tempdir().unwrap();
     let node = node(server.port, directory.path(), &wish);
     let started = std::time::Instant::now();
-    let fault = join(&node, Arc::new(SystemRandom)).await.unwrap_err();
+    let fault = join(&node, None, Arc::new(SystemRandom)).await.unwrap_err();
     assert!(
         started.elapsed() < Duration::from_secs(3),
         "permanent errors are reported at once"
     );
-    assert!(node.stored_identity().await.unwrap().is_none());
+    assert!(matches!(
+        node.stored_identity().await.unwrap(),
+        Stored::Absent(Absence::NeverAttested)
+    ));
     fault
 }
 
@@ -77,6 +88,7 @@ async fn a_good_token_joins_and_the_identity_is_kept() {
     };
     let joined = join(
         &node(server.port, directory.path(), &wish),
+        None,
         Arc::new(SystemRandom),
     )
     .await
@@ -93,7 +105,9 @@ async fn a_good_token_joins_and_the_identity_is_kept() {
             ..wish
         },
     );
-    let stored = again.stored_identity().await.unwrap().unwrap();
+    let Stored::Usable(stored) = again.stored_identity().await.unwrap() else {
+        panic!("the identity is not kept");
+    };
     assert_eq!(stored.id(), joined.identity.id());
     assert_eq!(again.stored_bundle().unwrap().x509_authorities.len(), 1);
     assert_eq!(server.calls("AttestAgent"), 1);
@@ -242,7 +256,10 @@ async fn a_bundle_file_that_is_missing_or_empty_or_garbage_is_reported_at_once()
     );
     std::fs::remove_file(directory.path().join("bundle.pem")).unwrap();
     assert_eq!(
-        join(&node, Arc::new(SystemRandom)).await.unwrap_err().code,
+        join(&node, None, Arc::new(SystemRandom))
+            .await
+            .unwrap_err()
+            .code,
         Code::BootstrapBundleInvalid
     );
 }
@@ -255,6 +272,7 @@ async fn what_may_pass_is_tried_again() {
     let directory = tempfile::tempdir().unwrap();
     join(
         &node(server.port, directory.path(), &Wish::default()),
+        None,
         Arc::new(SystemRandom),
     )
     .await
@@ -273,6 +291,7 @@ async fn a_server_that_never_answers_ends_patience() {
         .port();
     let fault = join(
         &node(port, directory.path(), &Wish::default()),
+        None,
         Arc::new(SystemRandom),
     )
     .await
@@ -290,11 +309,14 @@ async fn a_configured_bundle_replaces_the_stored_one_of_a_server_made_anew() {
         ..Wish::default()
     };
     let joined = node(old.port, directory.path(), &wish);
-    join(&joined, Arc::new(SystemRandom)).await.unwrap();
-    joined.forget();
+    join(&joined, None, Arc::new(SystemRandom)).await.unwrap();
+    let id = SpiffeId::from_path(&joined.config.trust_domain, "/spire/agent/join_token/good");
+    joined.forget(id.unwrap(), Reason::MustReattest).await;
     let new = FakeServer::start("example.org").await;
     let insecure = node(new.port, directory.path(), &Wish::default());
-    let fault = join(&insecure, Arc::new(SystemRandom)).await.unwrap_err();
+    let fault = join(&insecure, None, Arc::new(SystemRandom))
+        .await
+        .unwrap_err();
     assert_eq!(
         fault.code,
         Code::ServerNotTrusted,
@@ -305,5 +327,124 @@ async fn a_configured_bundle_replaces_the_stored_one_of_a_server_made_anew() {
         ..Wish::default()
     };
     let again = node(new.port, directory.path(), &wish);
-    join(&again, Arc::new(SystemRandom)).await.unwrap();
+    join(&again, None, Arc::new(SystemRandom)).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_wrong_clock_is_named_and_tried_again() {
+    let server = FakeServer::start("example.org").await;
+    let directory = tempfile::tempdir().unwrap();
+    let wish = Wish {
+        bundle: Some(server.state.lock().unwrap().bundle.to_pem()),
+        ..Wish::default()
+    };
+    for (ahead, text) in [
+        (true, "ahead of the server's by at least"),
+        (false, "behind the server's by at least 1h59m"),
+    ] {
+        let clock = MovedClock::default();
+        let two_hours = Duration::from_secs(7200);
+        if ahead {
+            clock.advance(two_hours);
+        } else {
+            clock.set_back(two_hours);
+        }
+        let node = node_at(server.port, directory.path(), &wish, Arc::new(clock));
+        let payload = Secret::new(b"good".to_vec());
+        let Attempt::Later(fault) = attempt(&node, &payload, 1, node.clock.now()).await else {
+            panic!("the clock may be corrected");
+        };
+        assert_eq!(fault.code, Code::ClocksDiffer);
+        let because = fault.because.unwrap();
+        assert!(because.contains(text), "{because}");
+    }
+    assert_eq!(server.calls("AttestAgent"), 0);
+}
+
+/// What a node whose identity cannot be used says that has no token, and one that has a used one.
+async fn refusals(server: &FakeServer, directory: &Path, clock: MovedClock) -> Vec<Fault> {
+    let mut faults = Vec::new();
+    for token in [None, Some("used")] {
+        let wish = Wish {
+            token,
+            ..Wish::default()
+        };
+        let node = node_at(server.port, directory, &wish, Arc::new(clock.clone()));
+        let Stored::Absent(absence) = node.stored_identity().await.unwrap() else {
+            panic!("it has an identity");
+        };
+        let joined = join(&node, Some(&absence), Arc::new(SystemRandom)).await;
+        faults.push(joined.unwrap_err());
+    }
+    faults
+}
+
+#[tokio::test]
+async fn a_node_that_lost_its_identity_says_how() {
+    let server = FakeServer::start("example.org").await;
+    let directory = tempfile::tempdir().unwrap();
+    let first = node(server.port, directory.path(), &Wish::default());
+    join(&first, None, Arc::new(SystemRandom)).await.unwrap();
+    let refusals = async |clock| refusals(&server, directory.path(), clock).await;
+    let late = MovedClock::default();
+    late.advance(Duration::from_secs(3700));
+    let expired = refusals(late).await;
+    assert_eq!(
+        (expired[0].code, expired[1].code),
+        (Code::AgentMustJoinAgain, Code::JoinTokenRefused)
+    );
+    for fault in &expired {
+        let because = fault.because.as_deref().unwrap();
+        assert!(
+            because.contains("/spire/agent/join_token/good expired at"),
+            "{because}"
+        );
+    }
+    assert!(
+        expired[0]
+            .hint
+            .as_deref()
+            .unwrap()
+            .contains("clock is wrong"),
+        "{}",
+        expired[0]
+    );
+    // The identity was there all the time: with the right clock the node is itself again.
+    let without = Wish {
+        token: None,
+        ..Wish::default()
+    };
+    let again = node(server.port, directory.path(), &without);
+    let Stored::Usable(identity) = again.stored_identity().await.unwrap() else {
+        panic!("a clock cost the node its identity");
+    };
+    std::fs::rename(
+        directory.path().join("keys.json"),
+        directory.path().join("elsewhere"),
+    )
+    .unwrap();
+    let keyless = refusals(MovedClock::default()).await;
+    assert_eq!(keyless[0].code, Code::AgentMustJoinAgain);
+    assert!(keyless[0].what.contains("private key"), "{}", keyless[0]);
+    for (reason, code, text) in [
+        (Reason::MustReattest, Code::AgentMustJoinAgain, "evicted"),
+        (Reason::Banned, Code::AgentBanned, "was banned at"),
+    ] {
+        again.forget(identity.id().clone(), reason).await;
+        let removed = refusals(MovedClock::default()).await;
+        assert_eq!(
+            (removed[0].code, removed[1].code),
+            (code, Code::JoinTokenRefused)
+        );
+        for fault in &removed {
+            assert!(fault.because.as_deref().unwrap().contains(text), "{fault}");
+        }
+    }
+    // A new token lets the node in, and the past is past.
+    server.change(|state| {
+        state.tokens.insert("good".into(), TokenState::Good);
+    });
+    let new = node(server.port, directory.path(), &Wish::default());
+    join(&new, None, Arc::new(SystemRandom)).await.unwrap();
+    assert_eq!(new.state.removal(), None);
 }

@@ -2,11 +2,16 @@
 
 use std::error::Error as StdError;
 use std::fmt;
+use std::time::{Duration, SystemTime};
 
 use prost::Message as _;
 use proto::spire::api::types::PermissionDeniedDetails;
 use proto::spire::api::types::permission_denied_details::Reason;
+use rustls::AlertDescription;
+use rustls_pki_types::UnixTime;
 use tonic::{Code, Status};
+
+use crate::timefmt::{rfc3339, span};
 
 /// Why a call to the server brought nothing.
 #[derive(Debug, thiserror::Error)]
@@ -23,6 +28,12 @@ pub(crate) enum LinkError {
     /// What answers is not the server that the bundle speaks of.
     #[error("server not trusted: {0}")]
     NotTrusted(String),
+    /// The server's certificate is out of date by this node's clock.
+    #[error("{0}")]
+    ClocksDiffer(ClockGap),
+    /// The server's TLS refused this node's certificate. The server itself was verified before.
+    #[error("the server refused the node's certificate: {0:?}")]
+    SvidRefused(AlertDescription),
     /// The server understood and refused.
     #[error("{1}")]
     Refused(Refusal, String),
@@ -32,6 +43,41 @@ pub(crate) enum LinkError {
     /// The server's answer makes no sense.
     #[error("server's answer is not usable: {0}")]
     Malformed(String),
+}
+
+/// The time by this node's clock, and the date of the server's certificate that it lies beyond.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct ClockGap {
+    pub(crate) here: SystemTime,
+    pub(crate) limit: SystemTime,
+}
+
+impl ClockGap {
+    fn new(here: UnixTime, limit: UnixTime) -> Self {
+        let time = |unix: UnixTime| SystemTime::UNIX_EPOCH + Duration::from_secs(unix.as_secs());
+        Self {
+            here: time(here),
+            limit: time(limit),
+        }
+    }
+}
+
+impl fmt::Display for ClockGap {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (here, limit) = (rfc3339(self.here), rfc3339(self.limit));
+        match self.here.duration_since(self.limit) {
+            Ok(gap) => write!(
+                f,
+                "this node's clock is ahead of the server's by at least {}: it says {here}, but the server's certificate expired at {limit}",
+                span(gap)
+            ),
+            Err(gap) => write!(
+                f,
+                "this node's clock is behind the server's by at least {}: it says {here}, but the server's certificate is valid only from {limit}",
+                span(gap.duration())
+            ),
+        }
+    }
 }
 
 /// The kinds of refusal that the agent tells apart.
@@ -60,8 +106,8 @@ impl LinkError {
 
 impl From<Status> for LinkError {
     fn from(status: Status) -> Self {
-        if let Some(because) = trust_failure(&status) {
-            return Self::NotTrusted(because);
+        if let Some(failed) = handshake_failure(&status) {
+            return failed;
         }
         let message = status.message().to_owned();
         match status.code() {
@@ -104,17 +150,51 @@ fn denied_reason(status: &Status) -> Option<Reason> {
         .map(|denied| denied.reason())
 }
 
-/// The reason why TLS did not take the server's certificate, if that is why the call failed.
-fn trust_failure(status: &Status) -> Option<String> {
+/// Why TLS did not take the server's certificate, or the server not ours, if that is why the call failed.
+fn handshake_failure(status: &Status) -> Option<LinkError> {
+    use rustls::CertificateError as Invalid;
     let mut cause: Option<&(dyn StdError + 'static)> = status.source();
     while let Some(error) = cause {
-        if let Some(rustls::Error::InvalidCertificate(because)) = rustls_error(error) {
-            return Some(because.to_string());
+        match rustls_error(error) {
+            Some(rustls::Error::InvalidCertificate(Invalid::ExpiredContext {
+                time,
+                not_after,
+            })) => return Some(LinkError::ClocksDiffer(ClockGap::new(*time, *not_after))),
+            Some(rustls::Error::InvalidCertificate(Invalid::NotValidYetContext {
+                time,
+                not_before,
+            })) => return Some(LinkError::ClocksDiffer(ClockGap::new(*time, *not_before))),
+            Some(rustls::Error::InvalidCertificate(because)) => {
+                return Some(LinkError::NotTrusted(because.to_string()));
+            }
+            _ => {}
+        }
+        if let Some(alert) = certificate_alert(&error.to_string()) {
+            return Some(LinkError::SvidRefused(alert));
         }
         cause = error.source();
     }
     None
 }
+
+/// With TLS 1.3 the server's refusal comes when HTTP/2 reads first, and h2 keeps only the text of what it met.
+fn certificate_alert(error: &str) -> Option<AlertDescription> {
+    let (_, name) = error.rsplit_once("received fatal alert: ")?;
+    CERTIFICATE_ALERTS
+        .into_iter()
+        .find(|alert| format!("{alert:?}") == name)
+}
+
+/// The alerts by which a server says that it does not take the client's certificate.
+const CERTIFICATE_ALERTS: [AlertDescription; 7] = [
+    AlertDescription::BadCertificate,
+    AlertDescription::CertificateExpired,
+    AlertDescription::CertificateRevoked,
+    AlertDescription::CertificateUnknown,
+    AlertDescription::UnsupportedCertificate,
+    AlertDescription::UnknownCA,
+    AlertDescription::AccessDenied,
+];
 
 /// A rustls error, also where an I/O error wraps it.
 pub(crate) fn rustls_error<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a rustls::Error> {
@@ -225,6 +305,46 @@ mod tests {
         let io = std::io::Error::new(std::io::ErrorKind::InvalidData, tls);
         let status = Status::from_error(Box::new(io));
         assert!(matches!(LinkError::from(status), LinkError::NotTrusted(_)));
+        let unix = |seconds| UnixTime::since_unix_epoch(Duration::from_secs(seconds));
+        for (error, text) in [
+            (
+                rustls::CertificateError::ExpiredContext {
+                    time: unix(1_800_007_300),
+                    not_after: unix(1_800_000_000),
+                },
+                "ahead of the server's by at least 2h1m: it says 2027-01-15T10:01:40Z, but the server's certificate expired at 2027-01-15T08:00:00Z",
+            ),
+            (
+                rustls::CertificateError::NotValidYetContext {
+                    time: unix(1_800_000_000),
+                    not_before: unix(1_800_007_300),
+                },
+                "behind the server's by at least 2h1m",
+            ),
+        ] {
+            let tls = rustls::Error::InvalidCertificate(error);
+            let io = std::io::Error::new(std::io::ErrorKind::InvalidData, tls);
+            let error = LinkError::from(Status::from_error(Box::new(io)));
+            assert!(matches!(error, LinkError::ClocksDiffer(_)), "{error:?}");
+            assert!(error.to_string().contains(text), "{error}");
+        }
+        for (alert, refused) in [
+            (AlertDescription::CertificateExpired, true),
+            (AlertDescription::BadCertificate, true),
+            (AlertDescription::HandshakeFailure, false),
+            (AlertDescription::InternalError, false),
+        ] {
+            let io = std::io::Error::new(
+                std::io::ErrorKind::InvalidData,
+                rustls::Error::AlertReceived(alert),
+            );
+            let error = LinkError::from(Status::from_error(Box::new(io)));
+            assert_eq!(
+                matches!(error, LinkError::SvidRefused(_)),
+                refused,
+                "{error:?}"
+            );
+        }
         let other = std::io::Error::new(std::io::ErrorKind::ConnectionRefused, "no");
         assert!(matches!(
             LinkError::from(Status::from_error(Box::new(other))),

@@ -21,7 +21,7 @@ use crate::cache::Snapshot;
 use crate::cache::svids::IssuedSvid;
 use crate::link::issued::chain_facts;
 
-const FILE: &str = "plastron-last-good.json";
+pub(super) const FILE: &str = "plastron-last-good.json";
 const VERSION: u32 = 1;
 
 #[derive(Serialize, Deserialize)]
@@ -99,18 +99,6 @@ pub(crate) fn load(dir: &StateDir, agent_id: &SpiffeId, now: SystemTime) -> Snap
         entries: json.entries,
         bundles: json.bundles,
         svids,
-    }
-}
-
-/// Removes the kept state.
-pub(super) fn remove(dir: &StateDir) {
-    let path = dir.file(FILE);
-    match std::fs::remove_file(&path) {
-        Ok(()) => {}
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-        Err(error) => {
-            tracing::warn!(%error, file = %path.display(), "last good state cannot be removed");
-        }
     }
 }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use config::fault::{Code, Fault};
+use config::fault::Fault;
 use tokio::time::Instant;
 
 use super::{Following, Outcome, Sync};
@@ -13,6 +13,10 @@ use crate::dial;
 use crate::join;
 use crate::link::{Link, LinkError};
 use crate::node::{Node, NodeIdentity};
+use crate::timefmt::rfc3339;
+
+/// Between attempts to write an SVID to disk that could not be written.
+const SAVE_PAUSE: Duration = Duration::from_secs(5);
 
 /// The state of renewal.
 #[derive(Debug)]
@@ -23,6 +27,8 @@ pub(super) struct Renewal {
     not_before: Option<Instant>,
     /// A fresh SVID is used for a while, however short it lives.
     not_sooner: Option<SystemTime>,
+    /// When the SVID in use, which could not be written to disk, is written again.
+    unsaved: Option<Instant>,
 }
 
 /// Why there is no new SVID.
@@ -42,6 +48,7 @@ impl Renewal {
             backoff,
             not_before: None,
             not_sooner: None,
+            unsaved: None,
         }
     }
 
@@ -62,6 +69,12 @@ impl Renewal {
         Some(due.max(self.not_sooner.unwrap_or(due)))
     }
 
+    /// Until an SVID that is not on disk is written again.
+    pub(super) fn save_pause_left(&self) -> Option<Duration> {
+        self.unsaved
+            .map(|due| due.saturating_duration_since(Instant::now()))
+    }
+
     pub(super) fn pause_left(&self) -> Duration {
         self.not_before.map_or(Duration::ZERO, |when| {
             when.saturating_duration_since(Instant::now())
@@ -78,6 +91,11 @@ impl Sync {
         if !due || !self.renewal.pause_left().is_zero() {
             return;
         }
+        if self.identity.is_expired(now) && join::can_reattest(&self.identity) {
+            // An expired SVID renews nothing, but the node can prove itself again.
+            self.reattest();
+            return;
+        }
         self.renewal.busy = true;
         let (link, node, current) = (
             self.link.clone(),
@@ -85,6 +103,27 @@ impl Sync {
             self.identity.clone(),
         );
         self.call(async move { Outcome::Renewed(renew(&link, &node, &current).await) });
+    }
+
+    /// Writes the SVID in use to disk if that failed before and is due again.
+    pub(super) fn save_again(&mut self) {
+        if self.renewal.unsaved.is_none_or(|due| due > Instant::now()) {
+            return;
+        }
+        self.renewal.unsaved = Some(Instant::now() + SAVE_PAUSE);
+        let (node, identity) = (Arc::clone(&self.node), self.identity.clone());
+        self.call(async move { Outcome::Saved(node.store_identity(&identity).await) });
+    }
+
+    pub(super) fn saved(&mut self, current: bool, outcome: Result<(), Fault>) {
+        match outcome {
+            Ok(()) if current => {
+                tracing::info!("the node's SVID is on disk again");
+                self.renewal.unsaved = None;
+            }
+            Ok(()) => {}
+            Err(fault) => tracing::warn!(%fault, "the node's SVID is still not on disk"),
+        }
     }
 
     /// Joins again in place of the identity that the server forgot.
@@ -96,10 +135,13 @@ impl Sync {
         self.renewal.busy = true;
         let (node, random) = (Arc::clone(&self.node), Arc::clone(&self.random));
         self.call(async move {
-            let joined = join::join(&node, random).await;
+            let joined = join::join(&node, None, random).await;
             Outcome::Renewed(
                 joined
-                    .map(|joined| joined.identity)
+                    .map(|joined| Renewed {
+                        identity: joined.identity,
+                        unsaved: false,
+                    })
                     .map_err(RenewalError::Node),
             )
         });
@@ -107,33 +149,37 @@ impl Sync {
 
     pub(super) fn renewed(
         &mut self,
-        outcome: Result<NodeIdentity, RenewalError>,
+        current: bool,
+        outcome: Result<Renewed, RenewalError>,
     ) -> Result<(), Fault> {
         self.renewal.busy = false;
+        let now = self.node.clock.now();
         match outcome {
-            Ok(identity) => {
+            Ok(Renewed { identity, unsaved }) => {
                 tracing::info!(id = %identity.id(), "the node's SVID was renewed");
-                self.renewal.backoff.reset();
-                (self.renewal.not_before, self.renewal.hurry) = (None, false);
-                let now = self.node.clock.now();
-                self.renewal.not_sooner = Some(not_sooner(identity.svid.facts.not_after, now));
+                self.renewal.hurry = false;
+                let not_after = identity.svid.facts.not_after;
+                if identity.is_expired(now) {
+                    // Renewing it again at once would bring the same.
+                    tracing::error!(
+                        expired_at = rfc3339(not_after),
+                        now = rfc3339(now),
+                        "the renewed SVID is expired by this node's clock: the clock is ahead of the server's"
+                    );
+                    self.renewal.not_before = Some(Instant::now() + self.renewal.backoff.next());
+                } else {
+                    self.renewal.backoff.reset();
+                    self.renewal.not_before = None;
+                }
+                self.renewal.not_sooner = Some(not_sooner(not_after, now));
+                self.renewal.unsaved = unsaved.then(|| Instant::now() + SAVE_PAUSE);
                 self.use_identity(identity)
             }
             Err(error) => {
                 self.renewal.not_before = Some(Instant::now() + self.renewal.backoff.next());
-                if self.identity.is_expired(self.node.clock.now())
-                    && !join::can_reattest(&self.identity)
-                {
-                    self.node.forget();
-                    let fault = Fault::new(
-                        Code::AgentMustJoinAgain,
-                        "the node's SVID expired before it could be renewed",
-                    );
-                    return Err(fault.because(&error).hint("on the server: plastron server token generate; then start the agent with the new token"));
-                }
                 match error {
                     RenewalError::Link(error) => {
-                        self.failed(true, "the node's SVID not renewed", &error)
+                        self.failed(current, "the node's SVID not renewed", &error)
                     }
                     RenewalError::Node(fault) => {
                         tracing::error!(%fault, "the node's SVID not renewed");
@@ -146,7 +192,7 @@ impl Sync {
 
     /// From now on the node is `identity`: a new connection, and the stream taken up on it.
     fn use_identity(&mut self, identity: NodeIdentity) -> Result<(), Fault> {
-        self.link = dial::as_node(&self.node.config, &identity, &self.trust)?;
+        self.link = dial::as_node(&self.node, &identity, &self.trust)?;
         self.generation += 1;
         self.identity = identity.clone();
         self.identities.send_replace(identity);
@@ -160,24 +206,40 @@ impl Sync {
     }
 }
 
+/// A new SVID for the node.
+#[derive(Debug)]
+pub(super) struct Renewed {
+    identity: NodeIdentity,
+    /// It is not on disk yet.
+    unsaved: bool,
+}
+
 async fn renew(
     link: &Link,
     node: &Arc<Node>,
     current: &NodeIdentity,
-) -> Result<NodeIdentity, RenewalError> {
-    let key = node
-        .fresh_key(Some(&current.key))
-        .await
-        .map_err(RenewalError::Node)?;
+) -> Result<Renewed, RenewalError> {
+    // A key that cannot be stored is no reason to lose the identity: the present one stays in use.
+    let key = match node.fresh_key().await {
+        Ok(key) => key,
+        Err(fault) => {
+            tracing::warn!(%fault, "no new key for the node's SVID; it is renewed with the present key");
+            current.key.clone()
+        }
+    };
     let csr = dial::agent_csr(&key).map_err(RenewalError::Node)?;
     let mut svid = link.renew_agent(csr).await?;
     if svid.facts.public_key != *key.public_key() || svid.facts.spiffe_id != *current.id() {
         return Err(LinkError::malformed("the renewed SVID is for another key or identity").into());
     }
     svid.reattestable = current.svid.reattestable;
-    let chain = svid.chain.clone();
-    node.store(|data| data.svid = chain)
-        .await
-        .map_err(RenewalError::Node)?;
-    Ok(NodeIdentity { svid, key })
+    let identity = NodeIdentity { svid, key };
+    let unsaved = match node.store_identity(&identity).await {
+        Ok(()) => false,
+        Err(fault) => {
+            tracing::warn!(%fault, "the renewed SVID is in use but not on disk; storing it is tried again");
+            true
+        }
+    };
+    Ok(Renewed { identity, unsaved })
 }

@@ -1,6 +1,7 @@
 use std::path::Path;
 
 use config::Document;
+use config::fault::Code;
 use proto::spire::api::types::permission_denied_details::Reason;
 use spiffe::random::SystemRandom;
 use spiffe::trust_domain::TrustDomain;
@@ -12,6 +13,7 @@ use crate::cache::CacheOptions;
 use crate::cache::svids::RotationRule;
 use crate::cache::update::WorkloadUpdate;
 use crate::config::{Config, Overrides};
+use crate::join;
 use crate::state::StateDir;
 use crate::stop::Stopper;
 use crate::testing::fake_server::{FakeServer, denied};
@@ -54,7 +56,7 @@ async fn start(prepare: impl FnOnce(&FakeServer)) -> Fixture {
     let state = StateDir::open(&config.data_dir).unwrap();
     let node = Arc::new(Node::open(config, state, keys, Arc::new(clock.clone())).unwrap());
     let random: Arc<dyn Random> = Arc::new(SystemRandom);
-    let joined = join::join(&node, Arc::clone(&random)).await.unwrap();
+    let joined = join::join(&node, None, Arc::clone(&random)).await.unwrap();
     let options = CacheOptions {
         trust_domain: trust_domain(),
         x509_svids: 100,
@@ -500,10 +502,176 @@ async fn an_evicted_node_that_cannot_attest_again_ends() {
     }
 }
 
+const HOUR: Duration = Duration::from_secs(3600);
+
+impl Fixture {
+    fn stored(&self) -> crate::state::AgentData {
+        StateDir::open(self.directory.path())
+            .unwrap()
+            .load()
+            .unwrap()
+    }
+
+    /// What the operator is told of a link that does not mend itself.
+    async fn broken(&mut self, text: &str) {
+        let status = self
+            .status(|status| {
+                status.broken
+                    && status
+                        .last_error
+                        .as_ref()
+                        .is_some_and(|error| error.contains(text))
+            })
+            .await;
+        assert!(!status.connected);
+        assert!(!self.running.is_finished(), "the agent goes on");
+        assert!(!self.stored().svid.is_empty(), "the identity is kept");
+    }
+}
+
+#[tokio::test]
+async fn a_clock_that_jumps_two_hours_ahead_and_back_costs_the_node_nothing() {
+    for (watch, cut) in [(true, true), (true, false), (false, true)] {
+        let mut f = start(|server| {
+            server.change(|state| state.watch = watch);
+            add(server, &entry("a", "/a", &["unix:uid:1"]));
+        })
+        .await;
+        f.status(|status| status.connected).await;
+        f.clock.advance(2 * HOUR);
+        if cut {
+            f.server.cut_connections();
+        }
+        f.token(&entry("a", "/a", &["unix:uid:1"]), "x").await.ok();
+        f.broken("this node's clock is ahead of the server's by at least")
+            .await;
+        f.clock.set_back(2 * HOUR);
+        f.status(|status| status.connected && !status.broken).await;
+        f.until(&["unix:uid:1"], |update| {
+            update.has_identity() && update.is_complete()
+        })
+        .await;
+        assert!(!f.stored().svid.is_empty());
+    }
+}
+
+#[tokio::test]
+async fn a_clock_that_is_behind_is_named() {
+    let mut f = start(|_| {}).await;
+    f.status(|status| status.connected).await;
+    f.clock.set_back(2 * HOUR);
+    f.server.cut_connections();
+    f.broken("this node's clock is behind the server's by at least 1h59m")
+        .await;
+    f.clock.advance(2 * HOUR);
+    f.status(|status| status.connected && !status.broken).await;
+}
+
+#[tokio::test]
+async fn an_outage_longer_than_the_nodes_svid_lives_does_not_cost_its_identity() {
+    let mut f = start(|server| add(server, &entry("a", "/a", &["unix:uid:1"]))).await;
+    f.until(&["unix:uid:1"], |update| {
+        update.has_identity() && update.is_complete()
+    })
+    .await;
+    let down = Status::unavailable("down");
+    f.server.change(|state| state.verdict = Some(down));
+    f.status(|status| !status.connected).await;
+    f.clock.advance(65 * HOUR / 60);
+    f.server.clock.advance(65 * HOUR / 60);
+    f.broken("meanwhile the node's SVID expired at").await;
+    // The server is back, and its TLS does not take the expired SVID.
+    f.server.change(|state| state.verdict = None);
+    f.server.cut_connections();
+    f.broken("the server refuses the node's SVID, which expired at")
+        .await;
+}
+
+#[tokio::test]
+async fn a_server_whose_clock_is_ahead_is_named() {
+    let mut f = start(|_| {}).await;
+    f.status(|status| status.connected).await;
+    f.server.clock.advance(65 * HOUR / 60);
+    f.server.cut_connections();
+    f.broken("the server says that the node's SVID is expired, but by this node's clock")
+        .await;
+    f.server.clock.set_back(65 * HOUR / 60);
+    f.status(|status| status.connected && !status.broken).await;
+}
+
+#[tokio::test]
+async fn a_server_that_was_re_created_is_a_fault_that_names_the_stored_bundle() {
+    let mut f = start(|_| {}).await;
+    f.status(|status| status.connected).await;
+    f.server.show_certificate_of_another_authority();
+    f.server.cut_connections();
+    let file = f.directory.path().join("agent-data.json");
+    f.broken(&format!(
+        "does not fit the trust bundle in {}",
+        file.display()
+    ))
+    .await;
+}
+
+#[tokio::test]
+async fn a_renewed_svid_that_cannot_be_written_is_used_and_written_later() {
+    let mut f = start(|server| server.change(|state| state.watch = true)).await;
+    f.status(|status| status.connected).await;
+    let before = f.ends.identity.borrow_and_update().clone();
+    // A directory in the place of each file: no rename can replace it.
+    let files = ["agent-data.json", "keys.json"].map(|name| f.directory.path().join(name));
+    for file in &files {
+        std::fs::remove_file(file).unwrap();
+        std::fs::create_dir(file).unwrap();
+    }
+    f.clock.advance(Duration::from_secs(1900));
+    f.token(&entry("a", "/a", &["unix:uid:1"]), "x").await.ok();
+    tokio::time::timeout(LONG, f.ends.identity.changed())
+        .await
+        .expect("in time")
+        .unwrap();
+    let renewed = f.ends.identity.borrow_and_update().clone();
+    assert_ne!(before.svid.chain[0].der(), renewed.svid.chain[0].der());
+    f.streams(2).await;
+    f.status(|status| status.connected).await;
+    for file in &files {
+        std::fs::remove_dir(file).unwrap();
+    }
+    let written = async {
+        while f.stored().svid.is_empty() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(LONG, written).await.expect("in time");
+    assert_eq!(f.stored().svid[0].der(), renewed.svid.chain[0].der());
+}
+
+#[tokio::test]
+async fn an_svid_that_is_expired_when_it_comes_is_not_renewed_without_pause() {
+    let mut f = start(|_| {}).await;
+    f.status(|status| status.connected).await;
+    f.ends.identity.borrow_and_update();
+    // Beyond the life of an agent's SVID, within that of the server's certificate.
+    f.clock.advance(70 * HOUR / 60);
+    f.token(&entry("a", "/a", &["unix:uid:1"]), "x").await.ok();
+    tokio::time::timeout(LONG, f.ends.identity.changed())
+        .await
+        .expect("in time")
+        .unwrap();
+    let syncs = f.server.calls("SyncAuthorizedEntries");
+    let later = async {
+        while f.server.calls("SyncAuthorizedEntries") < syncs + 10 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(LONG, later).await.expect("in time");
+    assert_eq!(f.server.calls("RenewAgent"), 1);
+}
+
 #[tokio::test]
 async fn other_refusals_and_outages_do_not_end_the_node() {
     let mut f = start(|_| {}).await;
-    f.status(|status| status.last_sync.is_some()).await;
+    f.status(|status| status.connected).await;
     f.server
         .change(|state| state.verdict = Some(Status::permission_denied("not for you")));
     f.status(|status| status.last_error.is_some()).await;
@@ -553,7 +721,7 @@ async fn a_token_for_another_identity_is_refused() {
 #[tokio::test]
 async fn the_nodes_svid_is_renewed_at_half_life_with_the_other_key() {
     let mut f = start(|server| server.change(|state| state.watch = true)).await;
-    f.status(|status| status.last_sync.is_some()).await;
+    f.status(|status| status.connected).await;
     let before = f.ends.identity.borrow_and_update().clone();
     f.clock.advance(Duration::from_secs(1900));
     // The clock was moved by hand: something has to make the task look at it.

@@ -148,6 +148,8 @@ impl Sync {
     ) -> Result<(), Fault> {
         match outcome {
             Ok(stream) if current => {
+                // Where nothing changed since the cursor, this is all that the server says.
+                self.answered();
                 self.listen(Box::new(stream));
                 Ok(())
             }

@@ -16,14 +16,15 @@ use proto::spire::api::server::bundle::v1 as bundle_v1;
 use proto::spire::api::server::entry::v1 as entry_v1;
 use proto::spire::api::server::svid::v1 as svid_v1;
 use proto::spire::api::types;
-use spiffe::bundle::{Bundle, JwtAuthority};
+use spiffe::bundle::{Bundle, JwtAuthority, X509Bundle};
 use spiffe::clock::{Clock as _, SystemClock, unix_seconds};
 use spiffe::csr::Csr;
 use spiffe::entry::Entry;
 use spiffe::id::SpiffeId;
 use spiffe::key::{JwsAlgorithm, KeyPair, KeyType};
 use spiffe::svid::jwt::{JwtClaims, sign_jwt_svid};
-use spiffe::tls::{CertResolver, KeyExchange, server_config};
+use spiffe::svid::x509::BundleSource;
+use spiffe::tls::{CertResolver, KeyExchange, SpiffeClientVerifier, server_config};
 use spiffe::trust_domain::TrustDomain;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::broadcast;
@@ -32,7 +33,7 @@ use tonic::{Code, Status, Streaming};
 use tonic_prost::ProstCodec;
 use tower::service_fn;
 
-use super::Authority;
+use super::{Authority, MovedClock};
 
 type Messages<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
@@ -69,11 +70,35 @@ pub(crate) enum TokenState {
     Expired,
 }
 
+/// How long the server's own certificate is valid.
+const OWN_LIFE: Duration = Duration::from_secs(90 * 60);
+
+/// The server's bundle as it is, for the handshakes of its clients.
+struct OwnBundle(Arc<Mutex<State>>);
+
+impl std::fmt::Debug for OwnBundle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("OwnBundle")
+    }
+}
+
+impl BundleSource for OwnBundle {
+    fn x509_bundle(&self, trust_domain: &TrustDomain) -> Option<Arc<X509Bundle>> {
+        let state = self.0.lock().unwrap();
+        (state.trust_domain == *trust_domain).then(|| Arc::new(state.bundle.x509_bundle()))
+    }
+}
+
 /// A running server. It ends with the test's runtime.
 #[derive(Clone)]
 pub(crate) struct FakeServer {
     pub(crate) port: u16,
     pub(crate) state: Arc<Mutex<State>>,
+    /// Its own clock, by which it judges the certificates of its clients.
+    pub(crate) clock: MovedClock,
+    certificate: Arc<CertResolver>,
+    /// Ends every connection.
+    cut: broadcast::Sender<()>,
     pub(crate) events: broadcast::Sender<WatchEvent>,
 }
 
@@ -107,14 +132,17 @@ async fn converse(acceptor: tokio_rustls::TlsAcceptor, stream: TcpStream, server
     let Ok(stream) = acceptor.accept(stream).await else {
         return;
     };
+    let mut cut = server.cut.subscribe();
     let service = hyper::service::service_fn(move |request| {
         let server = server.clone();
         async move { Ok::<_, Infallible>(server.answer(request).await) }
     });
     let http = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
-    http.serve_connection(TokioIo::new(stream), service)
-        .await
-        .ok();
+    let connection = http.serve_connection(TokioIo::new(stream), service);
+    tokio::select! {
+        ended = connection => drop(ended.ok()),
+        _cut = cut.recv() => {}
+    }
 }
 
 fn unary<T>(answer: Result<T, Status>) -> std::future::Ready<Result<tonic::Response<T>, Status>> {
@@ -156,17 +184,16 @@ impl FakeServer {
             streams: 0,
         };
         let key = KeyPair::generate(KeyType::EcP256).unwrap();
-        let leaf = authority.issue(
-            &SpiffeId::server(&trust_domain),
-            key.public_key(),
-            Duration::from_secs(3600),
-        );
-        let resolver = CertResolver::new();
-        resolver.set([leaf.der()], &key).unwrap();
+        let leaf = authority.issue(&SpiffeId::server(&trust_domain), key.public_key(), OWN_LIFE);
+        let certificate = Arc::new(CertResolver::new());
+        certificate.set([leaf.der()], &key).unwrap();
+        let state = Arc::new(Mutex::new(state));
+        let clock = MovedClock::default();
+        let clients = SpiffeClientVerifier::optional(Arc::new(OwnBundle(Arc::clone(&state))));
         let tls = server_config(
-            Arc::new(resolver),
-            None,
-            Arc::new(SystemClock),
+            Arc::clone(&certificate),
+            Some(Arc::new(clients)),
+            Arc::new(clock.clone()),
             KeyExchange::default(),
         )
         .unwrap();
@@ -174,8 +201,11 @@ impl FakeServer {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let server = Self {
             port: listener.local_addr().unwrap().port(),
-            state: Arc::new(Mutex::new(state)),
+            state,
+            certificate,
+            clock,
             events: broadcast::Sender::new(64),
+            cut: broadcast::Sender::new(1),
         };
         tokio::spawn(accept(listener, acceptor, server.clone()));
         server
@@ -183,6 +213,23 @@ impl FakeServer {
 
     pub(crate) fn change(&self, change: impl FnOnce(&mut State)) {
         change(&mut self.state.lock().unwrap());
+    }
+
+    /// From the next handshake on the server is one of another authority.
+    pub(crate) fn show_certificate_of_another_authority(&self) {
+        let trust_domain = self.state.lock().unwrap().trust_domain.clone();
+        let key = KeyPair::generate(KeyType::EcP256).unwrap();
+        let leaf = Authority::new(&trust_domain).issue(
+            &SpiffeId::server(&trust_domain),
+            key.public_key(),
+            OWN_LIFE,
+        );
+        self.certificate.set([leaf.der()], &key).unwrap();
+    }
+
+    /// Ends every connection, as a restart does.
+    pub(crate) fn cut_connections(&self) {
+        self.cut.send(()).ok();
     }
 
     pub(crate) fn calls(&self, method: &str) -> usize {

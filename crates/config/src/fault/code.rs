@@ -147,6 +147,10 @@ codes! {
         "The file or document holds no certificate that can be read in the configured trust_bundle_format (pem or spiffe).";
     BootstrapUrlFailed = 1106, Unreachable, "the bootstrap bundle cannot be fetched",
         "trust_bundle_url did not give a bundle. The URL must be https with a certificate that this host trusts, and answer 200.";
+    ClocksDiffer = 1107, Denied, "the clocks of this node and of the server differ",
+        "By this node's clock the server's certificate has expired or is not valid yet, so the server cannot be verified. Compare \
+         `date -u` on both machines and correct the clock that is wrong, best with NTP. If both agree, the server's own certificate \
+         was not renewed: look at its log.";
     JoinTokenRefused = 1110, Denied, "the join token was refused",
         "A join token works once and for a limited time. The server says here only whether it was used, expired or unknown; which \
          node used it stands in the server's log. Make a new one with `plastron server token generate` on the server.";

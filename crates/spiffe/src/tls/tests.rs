@@ -256,7 +256,16 @@ fn xs_18_xs_20_expired_and_one_sided_certificates_are_refused() {
             ..Mold::leaf(SERVER)
         },
     );
-    client_refuses(&pair, "Expired");
+    client_refuses(&pair, "is not valid after 1699999999 (1 seconds ago)");
+    pair.server = showing(
+        &pair.ca,
+        &Mold {
+            not_before: NOW + 7200,
+            not_after: NOW + 9000,
+            ..Mold::leaf(SERVER)
+        },
+    );
+    client_refuses(&pair, "(7200 seconds in future)");
     pair.server = showing(
         &pair.ca,
         &Mold {

@@ -2,11 +2,11 @@
 //! we want.
 
 use super::crypto_provider;
-use crate::clock::from_unix;
+use crate::clock::{from_unix, unix_seconds};
 use crate::id::SpiffeId;
 use crate::svid::x509::{BundleSource, Purpose, VerifiedX509Svid, X509SvidError, verify_svid_for};
 use crate::trust_domain::TrustDomain;
-use crate::x509::PathError;
+use crate::x509::{Certificate, PathError};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
@@ -15,7 +15,7 @@ use rustls::{
 };
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 /// Which peers we want.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -99,7 +99,7 @@ impl ServerCertVerifier for SpiffeServerVerifier {
             ),
             None => super::peer_svid(std::slice::from_ref(end_entity)),
         };
-        let peer = peer.map_err(refusal)?;
+        let peer = peer.map_err(|fault| refusal(fault, end_entity, now))?;
         if !self.expected.accepts(&peer.id) {
             return Err(other(Unexpected(peer.id)));
         }
@@ -185,7 +185,7 @@ impl ClientCertVerifier for SpiffeClientVerifier {
             self.bundles.as_ref(),
             now,
         );
-        let peer = peer.map_err(refusal)?;
+        let peer = peer.map_err(|fault| refusal(fault, end_entity, now))?;
         if !self.expected.accepts(&peer.id) {
             return Err(other(Unexpected(peer.id)));
         }
@@ -238,10 +238,14 @@ fn algorithms() -> WebPkiSupportedAlgorithms {
 }
 
 /// The refusal as rustls reports it, so that the peer gets the alert that says why.
-fn refusal(fault: X509SvidError) -> Error {
+fn refusal(fault: X509SvidError, end_entity: &CertificateDer<'_>, now: UnixTime) -> Error {
     let known = match &fault {
-        X509SvidError::Path(PathError::Expired) => CertificateError::Expired,
-        X509SvidError::Path(PathError::NotYetValid) => CertificateError::NotValidYet,
+        X509SvidError::Path(PathError::Expired) => out_of_date(end_entity, now)
+            .filter(|error| matches!(error, CertificateError::ExpiredContext { .. }))
+            .unwrap_or(CertificateError::Expired),
+        X509SvidError::Path(PathError::NotYetValid) => out_of_date(end_entity, now)
+            .filter(|error| matches!(error, CertificateError::NotValidYetContext { .. }))
+            .unwrap_or(CertificateError::NotValidYet),
         X509SvidError::Path(PathError::UnknownIssuer)
         | X509SvidError::NoBundle(_)
         | X509SvidError::EmptyBundle(_) => CertificateError::UnknownIssuer,
@@ -250,6 +254,30 @@ fn refusal(fault: X509SvidError) -> Error {
         _ => return other(fault),
     };
     Error::InvalidCertificate(known)
+}
+
+/// The peer's own certificate with the date that it fails by: who reports it can say how far the clocks are apart.
+/// Nothing when another certificate of the path is the one out of date.
+fn out_of_date(end_entity: &CertificateDer<'_>, now: UnixTime) -> Option<CertificateError> {
+    let leaf = Certificate::from_der(end_entity).ok()?;
+    let unix = |time| {
+        let seconds = u64::try_from(unix_seconds(time)).unwrap_or(0);
+        UnixTime::since_unix_epoch(Duration::from_secs(seconds))
+    };
+    let (not_before, not_after) = (unix(leaf.not_before()), unix(leaf.not_after()));
+    if now < not_before {
+        Some(CertificateError::NotValidYetContext {
+            time: now,
+            not_before,
+        })
+    } else if now > not_after {
+        Some(CertificateError::ExpiredContext {
+            time: now,
+            not_after,
+        })
+    } else {
+        None
+    }
 }
 
 fn other(fault: impl std::error::Error + Send + Sync + 'static) -> Error {

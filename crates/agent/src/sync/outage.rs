@@ -1,0 +1,196 @@
+//! What a failed call to the server means for the node: an outage that passes, a fault that an operator has to mend, or
+//! the end of the node's membership.
+//!
+//! Only what the server said on the current link ends a membership. A clock, this node's or the server's, never does.
+
+use config::fault::{Code, Fault};
+use rustls::AlertDescription;
+
+use super::Sync;
+use crate::join;
+use crate::link::LinkError;
+use crate::state::removal::Reason;
+use crate::timefmt::rfc3339;
+
+impl Sync {
+    /// Logs a failed call, and ends the agent if the server does not want the node any more. Calls that ran on an
+    /// earlier link, with an SVID that was since renewed, prove nothing.
+    pub(super) fn failed(
+        &mut self,
+        current: bool,
+        what: &'static str,
+        error: &LinkError,
+    ) -> Result<(), Fault> {
+        if !current {
+            tracing::debug!(%error, "{what}, on the link before this one");
+            return Ok(());
+        }
+        match error {
+            LinkError::Banned => {
+                self.removal = Some(Reason::Banned);
+                let fault = Fault::new(Code::AgentBanned, "this node was banned");
+                Err(fault.at(self.identity.id().to_string()).hint(format!(
+                    "ask the operators of {}",
+                    self.node.config.trust_domain
+                )))
+            }
+            LinkError::MustReattest(_) if join::can_reattest(&self.identity) => {
+                self.not_connected(what, error);
+                self.reattest();
+                Ok(())
+            }
+            LinkError::MustReattest(because) => {
+                self.removal = Some(Reason::MustReattest);
+                let fault = Fault::new(
+                    Code::AgentMustJoinAgain,
+                    "the server no longer knows this node, and its way of attestation works only once",
+                );
+                Err(fault.at(self.identity.id().to_string()).because(because).hint("on the server: plastron server token generate; then start the agent with the new token"))
+            }
+            error => {
+                self.not_connected(what, error);
+                Ok(())
+            }
+        }
+    }
+
+    /// Keeps the state of the link for those who ask, and logs each cause once, not with every attempt.
+    fn not_connected(&mut self, what: &'static str, error: &LinkError) {
+        let mut problem = self.problem(error);
+        if problem.hint.is_none() && self.identity.is_expired(self.node.clock.now()) {
+            problem.svid_expired(&rfc3339(self.identity.svid.facts.not_after));
+        }
+        self.status.send_modify(|status| {
+            status.connected = !matches!(
+                error,
+                LinkError::Unavailable(_)
+                    | LinkError::NotTrusted(_)
+                    | LinkError::ClocksDiffer(_)
+                    | LinkError::SvidRefused(_)
+            );
+            status.broken = problem.hint.is_some();
+            status.last_error = Some(problem.text.clone());
+        });
+        let error = &problem.text;
+        if self.reported.as_ref() == Some(&problem.kind) {
+            tracing::debug!(%error, "{what}");
+            return;
+        }
+        self.reported = Some(problem.kind);
+        match problem.hint {
+            Some(hint) => tracing::error!(%error, hint, "{what}"),
+            None => tracing::warn!(%error, "{what}"),
+        }
+    }
+
+    /// The server answered a call: whatever failed before, it is there.
+    pub(super) fn answered(&mut self) {
+        if !self.status.borrow().connected {
+            self.connected();
+        }
+    }
+
+    pub(super) fn synced(&mut self) {
+        if self.status.borrow().last_error.is_some() {
+            tracing::info!("the server answers again");
+        }
+        self.connected();
+        self.cache.set_ready();
+    }
+
+    fn connected(&mut self) {
+        self.reported = None;
+        // The server takes the SVID, so it is not expired, whatever this node's clock says.
+        self.status.send_modify(|status| {
+            status.connected = true;
+            status.broken = false;
+            status.last_error = None;
+        });
+    }
+
+    fn problem(&self, error: &LinkError) -> Problem {
+        let address = self.node.config.server();
+        match error {
+            LinkError::NotTrusted(because) => {
+                let file = self.node.state.agent_data_path();
+                Problem::for_operator(
+                    format!("the server at {address} does not fit the trust bundle in {}: {because}", file.display()),
+                    format!("was the server re-created? Then stop the agent, move {} away and attest the node again with a new token; else check server_address", file.display()),
+                )
+            }
+            LinkError::ClocksDiffer(gap) => Problem {
+                kind: format!("clock ahead: {}", gap.here > gap.limit),
+                ..Problem::for_operator(
+                    gap.to_string(),
+                    "compare `date -u` on this node and on the server, and correct the clock that is wrong (NTP)".to_owned(),
+                )
+            },
+            LinkError::SvidRefused(alert) => self.svid_refused(*alert),
+            other => Problem {
+                kind: other.to_string(),
+                text: other.to_string(),
+                hint: None,
+            },
+        }
+    }
+
+    /// The server refused the node's certificate: it is expired, or the two clocks differ.
+    fn svid_refused(&self, alert: AlertDescription) -> Problem {
+        let (now, until) = (self.node.clock.now(), self.identity.svid.facts.not_after);
+        let file = self.node.state.agent_data_path();
+        if self.identity.is_expired(now) {
+            return Problem::for_operator(
+                format!("the server refuses the node's SVID, which expired at {}", rfc3339(until)),
+                "stop the agent, make a new token (on the server: plastron server token generate) and start the agent with it".to_owned(),
+            );
+        }
+        let by_its_clock = if alert == AlertDescription::CertificateExpired {
+            "the server says that the node's SVID is expired".to_owned()
+        } else {
+            format!("the server refuses the node's SVID ({alert:?})")
+        };
+        Problem {
+            kind: format!("SVID refused {alert:?}"),
+            ..Problem::for_operator(
+                format!(
+                    "{by_its_clock}, but by this node's clock ({}) it is valid until {}",
+                    rfc3339(now),
+                    rfc3339(until)
+                ),
+                format!(
+                    "compare `date -u` on this node and on the server; if the clocks agree, the server was re-created: move {} away and attest again with a new token",
+                    file.display()
+                ),
+            )
+        }
+    }
+}
+
+/// A failed call in the operator's words.
+struct Problem {
+    /// The same for as long as the cause is the same, also where the text holds the time.
+    kind: String,
+    text: String,
+    /// What somebody has to do, if it does not pass by itself.
+    hint: Option<String>,
+}
+
+impl Problem {
+    /// An outage has outlasted the node's SVID.
+    fn svid_expired(&mut self, at: &str) {
+        self.kind = format!("{}; SVID expired {at}", self.kind);
+        self.text = format!(
+            "{}; meanwhile the node's SVID expired at {at} by this node's clock",
+            self.text
+        );
+        self.hint = Some("the identity is kept and renewal goes on; if the server refuses it, the node needs a new token".to_owned());
+    }
+
+    fn for_operator(text: String, hint: String) -> Self {
+        Self {
+            kind: text.clone(),
+            text,
+            hint: Some(hint),
+        }
+    }
+}
