@@ -13,6 +13,7 @@ mod go_flags;
 mod healthcheck;
 mod house;
 mod ids;
+mod json_input;
 mod logger;
 mod moment;
 mod native;

@@ -3,7 +3,7 @@
 
 use super::args::Args;
 use super::duration;
-use super::spec::{Command, Flag, Kind, shared_flags};
+use super::spec::{Command, Flag, Kind, Surface, shared_flags};
 
 /// Why parsing ended without values: the text for stderr.
 #[derive(Debug, PartialEq, Eq)]
@@ -19,14 +19,23 @@ pub(crate) fn wants_help(argv: &[String]) -> bool {
 /// The usage text of a command.
 pub(crate) fn help(command: &Command) -> String {
     let shared = shared_flags(command);
-    let flags: Vec<&Flag> = command.flags.iter().chain(&shared).collect();
-    usage(command, &flags)
+    usage(command, &of_spire(command, &shared))
+}
+
+/// The flags that SPIRE's command has.
+fn of_spire<'f>(command: &'f Command, shared: &'f [Flag]) -> Vec<&'f Flag> {
+    command
+        .flags
+        .iter()
+        .chain(shared)
+        .filter(|flag| flag.surface == Surface::Both)
+        .collect()
 }
 
 /// Parses the arguments after the command's words.
 pub(crate) fn parse(command: &Command, argv: &[String]) -> Result<Args, Stop> {
     let shared = shared_flags(command);
-    let flags: Vec<&Flag> = command.flags.iter().chain(&shared).collect();
+    let flags = of_spire(command, &shared);
     let mut args = Args::default();
     for flag in flags
         .iter()

@@ -8,6 +8,7 @@ mod bundle;
 mod bundle_set;
 mod bundle_show;
 mod entry;
+mod entry_check;
 pub(super) mod entry_create;
 mod entry_data;
 mod entry_delete;

@@ -50,6 +50,7 @@ pub(crate) struct Flag {
     pub(crate) default: &'static str,
     /// The same on the shims alone, where SPIRE's default is not ours.
     pub(crate) shim_default: &'static str,
+    pub(crate) surface: Surface,
     pub(crate) help: &'static str,
 }
 
@@ -66,11 +67,18 @@ pub(crate) const fn flag(
         kind,
         default: "",
         shim_default: "",
+        surface: Surface::Both,
         help,
     }
 }
 
 impl Flag {
+    /// A flag that SPIRE's command does not have.
+    pub(crate) const fn natively(mut self) -> Self {
+        self.surface = Surface::Native;
+        self
+    }
+
     /// A default of the shims alone.
     pub(crate) const fn or_on_shim(mut self, default: &'static str) -> Self {
         self.shim_default = default;

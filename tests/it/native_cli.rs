@@ -436,7 +436,8 @@ fn a_node_joins_a_server_and_both_have_no_file() -> Result<()> {
 #[test]
 fn refusals_of_a_server_have_the_code_of_their_object() -> Result<()> {
     let server = Bare::start()?;
-    let entry = "entry create --parent-id node --spiffe-id web --selector unix:uid:1";
+    let entry =
+        "entry create --parent-id node --spiffe-id web --selector unix:uid:1 --allow-unknown";
     let admin = |line: &str| server.admin(&line.split(' ').collect::<Vec<&str>>());
     admin(entry)?.ok()?;
     for (line, code, fault) in [
@@ -451,11 +452,138 @@ fn refusals_of_a_server_have_the_code_of_their_object() -> Result<()> {
         ("bundle list --id other.example", 3, "PLA-2010"),
         ("entry create --spiffe-id web --selector a:b", 2, "PLA-1008"),
         ("localauthority x509 taint --authority-id x", 2, "PLA-1007"),
+        (
+            "entry create --parent-id nodee --spiffe-id db --selector unix:uid:1",
+            3,
+            "PLA-2007",
+        ),
+        (
+            "entry create --parent-id web --spiffe-id db --selector unxi:uid:1",
+            2,
+            "PLA-2003",
+        ),
+        (
+            "entry create --parent-id web --spiffe-id db --selector unix:udi:1",
+            2,
+            "PLA-2003",
+        ),
+        (
+            "entry create --parent-id web --spiffe-id db --selector unix:uid:db",
+            2,
+            "PLA-2002",
+        ),
+        (
+            "entry create --parent-id web --spiffe-id db --selector unix:uid:1 --expires-at 1",
+            2,
+            "PLA-2004",
+        ),
     ] {
         let ran = admin(line)?;
         let told = ran.stderr.starts_with(&format!("error[{fault}]: "));
         ensure!(ran.code == code && told, "{line}: {ran:?}");
     }
+    Ok(())
+}
+
+#[test]
+fn an_entry_file_from_which_nothing_would_come_is_refused() -> Result<()> {
+    let server = Bare::start()?;
+    let path = server.home.path().join("entries.json");
+    let file = path.display().to_string();
+    for (json, named) in [
+        ("", "nothing was given"),
+        ("{}", "no entries"),
+        (r#"{"Entries":[]}"#, "Entries is unknown"),
+        (
+            r#"{"entries":[{"spiffe_id":"spiffe://example.org/a","spiffe_id":"spiffe://example.org/b"}]}"#,
+            "entries[0].spiffe_id is given twice",
+        ),
+    ] {
+        std::fs::write(&path, json)?;
+        let ran = server.admin(&["entry", "create", "--data", &file])?;
+        ensure!(
+            ran.code == 2 && ran.stderr.contains(named),
+            "{json}: {ran:?}"
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn a_bundle_that_is_empty_or_lacks_a_key_replaces_nothing() -> Result<()> {
+    let server = Bare::start()?;
+    let good = server
+        .admin(&["bundle", "show", "--format", "spiffe"])?
+        .ok()?;
+    let path = server.home.path().join("bundle.json");
+    let file = path.display().to_string();
+    std::fs::write(&path, &good)?;
+    let set = [
+        "bundle",
+        "set",
+        "--id",
+        "other.example",
+        "--format",
+        "spiffe",
+    ];
+    let with_file = [&set[..], &["--path", &file]].concat();
+    server.admin(&with_file)?.ok()?;
+    let list = ["bundle", "list", "-o", "json"];
+    let before = server.admin(&list)?.json()?;
+    for json in [
+        r#"{"keys":[]}"#,
+        r#"{"keys":[{"use":"x509-svid","kty":"EC"}]}"#,
+        r#"{"keys":[{"use":"jwt-svid","kty":"EC"}]}"#,
+    ] {
+        std::fs::write(&path, json)?;
+        let ran = server.admin(&with_file)?;
+        ensure!(
+            ran.code == 2 && ran.stderr.contains("PLA-2013"),
+            "{json}: {ran:?}"
+        );
+    }
+    // The harness gives an empty standard input.
+    let ran = server.admin(&set)?;
+    ensure!(
+        ran.code == 2 && ran.stderr.contains("no bundle was given"),
+        "{ran:?}"
+    );
+    ensure!(
+        server.admin(&list)?.json()? == before,
+        "the bundle was replaced"
+    );
+    Ok(())
+}
+
+#[test]
+fn a_lifetime_beyond_the_authoritys_is_warned_of() -> Result<()> {
+    let server = Bare::start()?;
+    let create = |ttl: &str| {
+        let id = format!("ttl/{ttl}");
+        server.admin(&[
+            "entry",
+            "create",
+            "--parent-id",
+            "n",
+            "--spiffe-id",
+            &id,
+            "--selector",
+            "unix:uid:1",
+            "--allow-unknown",
+            "--x509-svid-ttl",
+            ttl,
+        ])
+    };
+    let long = create("168h")?;
+    ensure!(
+        long.succeeded() && long.stderr.contains("longer than the server's authority"),
+        "{long:?}"
+    );
+    let short = create("5m")?;
+    ensure!(
+        short.succeeded() && !short.stderr.contains("longer than"),
+        "{short:?}"
+    );
     Ok(())
 }
 

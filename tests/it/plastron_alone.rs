@@ -1,6 +1,7 @@
 //! What Plastron promises beyond SPIRE: runs only when both roles are Plastron's.
 
 mod dev;
+mod entry_slips;
 mod kill;
 mod noise;
 mod offline;

@@ -1,4 +1,4 @@
-use super::{Stop, parse};
+use super::{Stop, of_spire, parse};
 use crate::cli::args::Args;
 use crate::cli::output::Output;
 use crate::cli::spec::{Command, Endpoint, Flag, Kind, Program, Surface, flag, shared_flags};
@@ -112,12 +112,9 @@ fn stops_at_two_dashes_and_at_the_first_word() {
 /// The names of the flags that the shim takes for a command, in the order of the alphabet.
 fn flag_names(command: &Command) -> String {
     let shared = shared_flags(command);
-    let mut names: Vec<&str> = command
-        .flags
-        .iter()
-        .chain(&shared)
+    let mut names: Vec<&str> = of_spire(command, &shared)
+        .into_iter()
         .map(|flag| flag.spire)
-        .filter(|name| !name.is_empty())
         .collect();
     names.sort_by_key(|name| name.to_lowercase());
     names.join(" ")

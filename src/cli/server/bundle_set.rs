@@ -1,19 +1,20 @@
 //! `bundle set` and `bundle delete`: the bundles of other trust domains.
 
-use config::fault::Code;
+use config::fault::{Code, Fault};
 use proto::spire::api::server::bundle::v1::batch_delete_federated_bundle_request::Mode;
 use proto::spire::api::server::bundle::v1::bundle_client::BundleClient;
 use proto::spire::api::server::bundle::v1::{
     BatchDeleteFederatedBundleRequest, BatchSetFederatedBundleRequest,
 };
 use proto::spire::api::types::Status;
+use serde_json::Value;
 use spiffe::TrustDomain;
 use spiffe::bundle::Bundle;
 
 use super::batch::succeeded;
 use super::bundle::{BundleFormat, FORMAT, ID, format};
 use crate::cli::args::Args;
-use crate::cli::context::Context;
+use crate::cli::context::{Context, Face};
 use crate::cli::error::{Batch, CliError, FailedItem};
 use crate::cli::output::Output;
 use crate::cli::spec::{Command, Endpoint, Flag, Kind, Program, Surface, flag};
@@ -65,18 +66,29 @@ async fn set(context: Context, args: Args) -> Result<Output, CliError> {
     let data = context
         .read_input(args.optional("path").unwrap_or("-"))
         .map_err(|error| error.within("unable to load bundle data"))?;
+    if context.face == Face::Native && data.trim_ascii().is_empty() {
+        let given = args.optional("path").unwrap_or("standard input");
+        return Err(Fault::new(Code::InvalidBundle, "no bundle was given")
+            .at(given)
+            .because("it is empty")
+            .hint("name the file with --path, or pipe the bundle in")
+            .into());
+    }
     if let Some(fault) = not_a_document(&data, format) {
         return Err(CliError::wrong(Code::InvalidBundle, "", fault));
     }
     let domain = TrustDomain::parse(id).map_err(|error| CliError::usage(error.to_string()))?;
     let bundle = match format {
-        BundleFormat::Spiffe => Bundle::from_spiffe_json(domain, &data).map_err(|error| {
-            CliError::wrong(
-                Code::InvalidBundle,
-                "",
-                format!("unable to parse to spiffe bundle: {error}"),
-            )
-        })?,
+        BundleFormat::Spiffe => {
+            let invalid = |fault: &dyn std::fmt::Display| {
+                let text = format!("unable to parse to spiffe bundle: {fault}");
+                CliError::wrong(Code::InvalidBundle, "", text)
+            };
+            if let Some(fault) = incomplete_key(&data) {
+                return Err(invalid(&fault));
+            }
+            Bundle::from_spiffe_json(domain, &data).map_err(|error| invalid(&error))?
+        }
         BundleFormat::Pem => {
             Bundle::from_pem(domain, &String::from_utf8_lossy(&data)).map_err(|error| {
                 let text = format!("unable to parse bundle data: {error}");
@@ -84,6 +96,20 @@ async fn set(context: Context, args: Args) -> Result<Output, CliError> {
             })?
         }
     };
+    if context.face == Face::Native
+        && bundle.x509_authorities.is_empty()
+        && bundle.jwt_authorities.is_empty()
+    {
+        return Err(
+            Fault::new(Code::InvalidBundle, "the bundle has no authority")
+                .at(args.optional("path").unwrap_or("standard input"))
+                .because("with it nothing of the trust domain could be verified")
+                .hint(format!(
+                    "to remove the bundle: plastron server bundle delete --id {id}"
+                ))
+                .into(),
+        );
+    }
     let request = BatchSetFederatedBundleRequest {
         bundle: vec![proto::convert::bundle_to_wire(&bundle, None)],
         output_mask: None,
@@ -111,6 +137,26 @@ async fn set(context: Context, args: Args) -> Result<Output, CliError> {
         output.partial_failure = failed(&text, id, status);
     }
     Ok(output)
+}
+
+/// The first key that says what it is for and lacks what that needs. A bundle that is fetched is read without such keys
+/// (SPIFFE Trust Domain and Bundle §4.2); one that an operator hands in would replace a good bundle by less.
+fn incomplete_key(json: &[u8]) -> Option<String> {
+    let document: Value = serde_json::from_slice(json).ok()?;
+    let keys = document.get("keys")?.as_array()?;
+    keys.iter().enumerate().find_map(|(index, key)| {
+        let is_missing = |member: &str| match key.get(member) {
+            Some(Value::String(text)) => text.is_empty(),
+            Some(Value::Array(items)) => items.is_empty(),
+            _ => true,
+        };
+        let (kind, member) = match key.get("use").and_then(Value::as_str)? {
+            "x509-svid" => ("x509-svid", "x5c"),
+            "jwt-svid" => ("jwt-svid", "kid"),
+            _ => return None,
+        };
+        is_missing(member).then(|| format!("keys[{index}] is a {kind} key without {member}"))
+    })
 }
 
 /// What SPIRE says of data that is not in the format at all.
@@ -182,4 +228,36 @@ async fn delete(context: Context, args: Args) -> Result<Output, CliError> {
         output.partial_failure = failed(&text, id, status);
     }
     Ok(output)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::incomplete_key;
+
+    #[test]
+    fn a_key_that_lacks_what_its_use_needs_is_named() {
+        for (key, named) in [
+            (r#"{"use":"x509-svid","kty":"EC"}"#, Some("x5c")),
+            (r#"{"use":"x509-svid","x5c":[]}"#, Some("x5c")),
+            (r#"{"use":"x509-svid","x5c":null}"#, Some("x5c")),
+            (r#"{"use":"jwt-svid","kty":"EC"}"#, Some("kid")),
+            (r#"{"use":"jwt-svid","kid":""}"#, Some("kid")),
+            (r#"{"use":"jwt-svid","kid":"a"}"#, None),
+            (r#"{"use":"x509-svid","x5c":["MII"]}"#, None),
+            (r#"{"use":"other"}"#, None),
+            (r#"{}"#, None),
+        ] {
+            let fault = incomplete_key(format!(r#"{{"keys":[{{}},{key}]}}"#).as_bytes());
+            match (fault, named) {
+                (Some(fault), Some(named)) => {
+                    assert!(
+                        fault.starts_with("keys[1]") && fault.ends_with(named),
+                        "{fault}"
+                    );
+                }
+                (None, None) => {}
+                other => panic!("{key}: {other:?}"),
+            }
+        }
+    }
 }

@@ -3,9 +3,7 @@
 use proto::spire::api::server::agent::v1::agent_client::AgentClient;
 use proto::spire::api::server::agent::v1::{ListAgentsRequest, list_agents_request};
 use proto::spire::api::server::entry::v1::entry_client::EntryClient;
-use proto::spire::api::server::entry::v1::{
-    BatchCreateEntryRequest, BatchCreateEntryResponse, batch_create_entry_response,
-};
+use proto::spire::api::server::entry::v1::{BatchCreateEntryRequest, BatchCreateEntryResponse};
 use proto::spire::api::types::{AgentMask, Entry, Spiffeid};
 use tonic::transport::Channel;
 
@@ -13,7 +11,7 @@ use super::entry::{
     ADMIN, DATA, DNS, DOWNSTREAM, ENTRY_ID, EXPIRY, FEDERATES_WITH, HINT, JTI, JWT_TTL,
     NO_PREFETCH, PARENT_ID, SPIFFE_ID, STORE_SVID, X509_TTL, check_ttls, from_args, table, text,
 };
-use super::{batch, entry_data};
+use super::{batch, entry_check, entry_data};
 use crate::cli::args::Args;
 use crate::cli::context::{Context, Face};
 use crate::cli::error::CliError;
@@ -45,6 +43,7 @@ const FLAGS: &[Flag] = &[
     NO_PREFETCH,
     JTI,
     DATA,
+    entry_check::ALLOW_UNKNOWN,
 ];
 
 pub(crate) fn command() -> Command {
@@ -90,7 +89,8 @@ async fn run(context: Context, args: Args) -> Result<Output, CliError> {
         (None, Some(entry)) => vec![with_ids(entry, &context, &channel, &args).await?],
         (None, None) => Vec::new(),
     };
-    let mut reply = EntryClient::new(channel)
+    entry_check::refuse(&context, &channel, &args, &entries).await?;
+    let mut reply = EntryClient::new(channel.clone())
         .batch_create_entry(BatchCreateEntryRequest {
             entries: entries.clone(),
             output_mask: None,
@@ -104,7 +104,23 @@ async fn run(context: Context, args: Args) -> Result<Output, CliError> {
             result.entry = Some(entry);
         }
     }
-    outcome(&context, &reply)
+    let mut output = outcome(&context, &reply)?;
+    if output.partial_failure.is_none() {
+        entry_check::warn(&context, &channel, &created(&reply)).await;
+        if let Some(note) = entry_check::lifetime_note(&context, &channel, &created(&reply)).await {
+            output = output.note(note);
+        }
+    }
+    Ok(output)
+}
+
+fn created(reply: &BatchCreateEntryResponse) -> Vec<Entry> {
+    reply
+        .results
+        .iter()
+        .filter(|result| batch::succeeded(result.status.as_ref()))
+        .filter_map(|result| result.entry.clone())
+        .collect()
 }
 
 /// Checks the flags as SPIRE does, before anything is sent.
@@ -146,8 +162,9 @@ async fn with_ids(
     Ok(entry)
 }
 
-/// The parent when none is named: the node, if exactly one is attested. With several, the user chooses, since a wrong
-/// guess would give the identity to the wrong node.
+/// The parent when none is named: the node, if exactly one is attested, by its alias where it has one, so that the entry
+/// outlives the join token. With several nodes the user chooses, since a wrong guess would give the identity to the
+/// wrong one.
 pub(crate) async fn only_node(channel: &Channel) -> Result<Spiffeid, CliError> {
     let request = ListAgentsRequest {
         filter: Some(list_agents_request::Filter {
@@ -165,9 +182,12 @@ pub(crate) async fn only_node(channel: &Channel) -> Result<Spiffeid, CliError> {
         .into_inner()
         .agents;
     match <[_; 1]>::try_from(agents) {
-        Ok([agent]) => agent
-            .id
-            .ok_or_else(|| CliError::failed("the server listed a node without an ID")),
+        Ok([agent]) => match entry_check::alias(channel, agent.id.as_ref()).await {
+            Some(alias) => Ok(alias),
+            None => agent
+                .id
+                .ok_or_else(|| CliError::failed("the server listed a node without an ID")),
+        },
         Err(agents) if agents.is_empty() => Err(CliError::usage(
             "no node is attested yet: join one first (`plastron server token generate`), or name the parent with --parent-id",
         )),
@@ -189,8 +209,7 @@ fn needs_discovery(entry: &Entry) -> bool {
 
 fn outcome(context: &Context, reply: &BatchCreateEntryResponse) -> Result<Output, CliError> {
     let split = batch::split(&reply.results, |result| result.status.as_ref());
-    let created = |result: &&batch_create_entry_response::Result| result.entry.clone();
-    let made: Vec<Entry> = split.done.iter().filter_map(created).collect();
+    let made = created(reply);
     let refused = split
         .failed
         .iter()

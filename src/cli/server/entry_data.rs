@@ -2,134 +2,65 @@
 //! its stored form).
 
 use proto::spire::api::types::{Entry, Selector, entry::AdditionalAttributes};
-use serde::Deserialize;
 
 use crate::cli::context::Face;
 use crate::cli::error::CliError;
 use crate::cli::ids;
+use crate::cli::json_input::{Json, Object};
+use crate::cli::output;
 
-#[derive(Deserialize)]
-struct File {
-    #[serde(default)]
-    entries: Vec<Item>,
-}
-
-#[derive(Deserialize)]
-struct Item {
-    #[serde(default)]
-    selectors: Vec<Pair>,
-    #[serde(default)]
-    parent_id: String,
-    #[serde(default)]
-    spiffe_id: String,
-    #[serde(default)]
-    x509_svid_ttl: i32,
-    #[serde(default)]
-    jwt_svid_ttl: i32,
-    #[serde(default)]
-    federates_with: Vec<String>,
-    #[serde(default)]
-    entry_id: String,
-    #[serde(default)]
-    admin: bool,
-    #[serde(default)]
-    downstream: bool,
-    #[serde(default, rename = "entryExpiry")]
-    entry_expiry: i64,
-    #[serde(default)]
-    dns_names: Vec<String>,
-    #[serde(default)]
-    revision_number: i64,
-    #[serde(default)]
-    store_svid: bool,
-    #[serde(default)]
-    hint: String,
-    #[serde(default)]
-    created_at: i64,
-    additional_attributes: Option<Attributes>,
-}
-
-#[derive(Deserialize)]
-struct Pair {
-    #[serde(rename = "type")]
-    kind: String,
-    value: String,
-}
-
-#[derive(Deserialize)]
-struct Attributes {
-    #[serde(default)]
-    disable_x509_svid_prefetch: bool,
-    #[serde(default)]
-    jwt_svid_include_jti: bool,
-}
-
-/// The members of the file, of an entry and of what lies in it.
-const MEMBERS: [&str; 19] = [
-    "entries",
-    "selectors",
-    "parent_id",
-    "spiffe_id",
-    "x509_svid_ttl",
-    "jwt_svid_ttl",
-    "federates_with",
-    "entry_id",
-    "admin",
-    "downstream",
-    "entryExpiry",
-    "dns_names",
-    "revision_number",
-    "store_svid",
-    "hint",
-    "created_at",
-    "additional_attributes",
-    "disable_x509_svid_prefetch",
-    "jwt_svid_include_jti",
-];
-
-/// Reads the entries of a file. A member that does not exist is refused natively; SPIRE passes over it.
+/// Reads the entries of a file. On the shims what is ignored, as SPIRE ignores it, is warned of.
 pub(super) fn parse(json: &[u8], face: Face) -> Result<Vec<Entry>, CliError> {
-    let wrong = |error: serde_json::Error| CliError::usage(fault(json, &error, face));
-    if json.trim_ascii_start().starts_with(b"[") {
+    let document: Json = serde_json::from_slice(json)
+        .map_err(|error| CliError::usage(unreadable(json, &error, face)))?;
+    if matches!(document, Json::List(_)) {
         return Err(CliError::usage(
             "the entry file is not valid: it is a list, not an object with the member \"entries\"",
         ));
     }
-    if face == Face::Native {
-        let value: serde_json::Value = serde_json::from_slice(json).map_err(wrong)?;
-        if let Some(name) = unknown_member(&value) {
-            return Err(CliError::usage(format!(
-                "the entry file has a member {name:?}, which an entry does not have"
-            )));
+    let mut warnings = Vec::new();
+    let entries = document_entries(&document, face, &mut warnings)?;
+    if entries.is_empty() {
+        let text = "the file has no entries, so nothing is done";
+        match face {
+            Face::Native => return Err(CliError::usage(text)),
+            // (SPIRE: exit code 0 and no word.)
+            Face::Shim => warnings.push(text.to_owned()),
         }
     }
-    let file: File = serde_json::from_slice(json).map_err(wrong)?;
-    file.entries.into_iter().map(entry).collect()
+    for warning in warnings {
+        output::say(&format!("Warning: {warning}"));
+    }
+    Ok(entries)
 }
 
-fn unknown_member(value: &serde_json::Value) -> Option<&str> {
-    match value {
-        serde_json::Value::Object(fields) => fields.iter().find_map(|(name, value)| {
-            let known =
-                MEMBERS.contains(&name.as_str()) || matches!(name.as_str(), "type" | "value");
-            if known {
-                unknown_member(value)
-            } else {
-                Some(name.as_str())
-            }
-        }),
-        serde_json::Value::Array(items) => items.iter().find_map(unknown_member),
-        _ => None,
-    }
+fn invalid(fault: impl std::fmt::Display) -> CliError {
+    CliError::usage(format!("the entry file is not valid: {fault}"))
+}
+
+fn document_entries(
+    document: &Json,
+    face: Face,
+    warnings: &mut Vec<String>,
+) -> Result<Vec<Entry>, CliError> {
+    let file = Object::new(document, "", face).map_err(invalid)?;
+    let items = file.list("entries").map_err(invalid)?;
+    let entries = items
+        .into_iter()
+        .map(|(path, item)| entry(item, &path, face, warnings))
+        .collect::<Result<_, _>>()?;
+    warnings.extend(file.finish().map_err(invalid)?);
+    Ok(entries)
 }
 
 /// What is wrong with the JSON; on the shim in Go's words for the two common faults.
-fn fault(json: &[u8], error: &serde_json::Error, face: Face) -> String {
+fn unreadable(json: &[u8], error: &serde_json::Error, face: Face) -> String {
     if face == Face::Shim && error.is_eof() {
         return "unexpected end of JSON input".to_owned();
     }
     let first = json.trim_ascii_start().first().copied();
     match first {
+        None => "nothing was given: the entry file is empty".to_owned(),
         Some(byte) if face == Face::Shim && !b"{[\"-0123456789tfn".contains(&byte) => {
             format!(
                 "invalid character {:?} looking for beginning of value",
@@ -140,38 +71,72 @@ fn fault(json: &[u8], error: &serde_json::Error, face: Face) -> String {
     }
 }
 
-fn entry(item: Item) -> Result<Entry, CliError> {
-    let attributes = item
-        .additional_attributes
-        .map(|attributes| AdditionalAttributes {
-            disable_x509_svid_prefetch: attributes.disable_x509_svid_prefetch,
-            jwt_svid_include_jti: attributes.jwt_svid_include_jti,
-        });
+fn entry(
+    item: &Json,
+    path: &str,
+    face: Face,
+    warnings: &mut Vec<String>,
+) -> Result<Entry, CliError> {
+    let mut ids = (String::new(), String::new());
+    let entry = fields(item, path, face, &mut ids, warnings).map_err(invalid)?;
+    let (spiffe_id, parent_id) = ids;
     Ok(Entry {
-        id: item.entry_id,
-        spiffe_id: Some(ids::parse(&item.spiffe_id)?),
-        parent_id: Some(ids::parse(&item.parent_id)?),
-        selectors: item
-            .selectors
-            .into_iter()
-            .map(|pair| Selector {
-                r#type: pair.kind,
-                value: pair.value,
-            })
-            .collect(),
-        x509_svid_ttl: item.x509_svid_ttl,
-        federates_with: item.federates_with,
-        admin: item.admin,
-        downstream: item.downstream,
-        expires_at: item.entry_expiry,
-        dns_names: item.dns_names,
-        revision_number: item.revision_number,
-        store_svid: item.store_svid,
-        jwt_svid_ttl: item.jwt_svid_ttl,
-        hint: item.hint,
-        created_at: item.created_at,
-        additional_attributes: attributes,
+        spiffe_id: Some(ids::parse(&spiffe_id)?),
+        parent_id: Some(ids::parse(&parent_id)?),
+        ..entry
     })
+}
+
+/// Everything but the SPIFFE ID and the parent ID, which are parsed last, as SPIRE does.
+fn fields(
+    item: &Json,
+    path: &str,
+    face: Face,
+    ids: &mut (String, String),
+    warnings: &mut Vec<String>,
+) -> Result<Entry, String> {
+    let object = Object::new(item, path, face)?;
+    *ids = (object.text("spiffe_id")?, object.text("parent_id")?);
+    let mut selectors = Vec::new();
+    for (path, item) in object.list("selectors")? {
+        let selector = Object::new(item, path, face)?;
+        selectors.push(Selector {
+            r#type: selector.text("type")?,
+            value: selector.text("value")?,
+        });
+        warnings.extend(selector.finish()?);
+    }
+    let additional_attributes = match object.object("additional_attributes")? {
+        None => None,
+        Some(attributes) => {
+            let read = AdditionalAttributes {
+                disable_x509_svid_prefetch: attributes.boolean("disable_x509_svid_prefetch")?,
+                jwt_svid_include_jti: attributes.boolean("jwt_svid_include_jti")?,
+            };
+            warnings.extend(attributes.finish()?);
+            Some(read)
+        }
+    };
+    let entry = Entry {
+        id: object.text("entry_id")?,
+        spiffe_id: None,
+        parent_id: None,
+        selectors,
+        x509_svid_ttl: object.integer("x509_svid_ttl")?,
+        federates_with: object.texts("federates_with")?,
+        admin: object.boolean("admin")?,
+        downstream: object.boolean("downstream")?,
+        expires_at: object.integer("entryExpiry")?,
+        dns_names: object.texts("dns_names")?,
+        revision_number: object.integer("revision_number")?,
+        store_svid: object.boolean("store_svid")?,
+        jwt_svid_ttl: object.integer("jwt_svid_ttl")?,
+        hint: object.text("hint")?,
+        created_at: object.integer("created_at")?,
+        additional_attributes,
+    };
+    warnings.extend(object.finish()?);
+    Ok(entry)
 }
 
 #[cfg(test)]
@@ -199,11 +164,86 @@ mod tests {
         for json in [
             "",
             "[]",
+            "{}",
+            r#"{"entries":[]}"#,
+            r#"{"entries":null}"#,
             r#"{"entry":[]}"#,
             r#"{"entries":[{"spiffeID":"x"}]}"#,
             r#"{"entries":[{"spiffe_id":"nope","parent_id":"spiffe://a/p"}]}"#,
         ] {
             parse(json.as_bytes(), Face::Native).unwrap_err();
+        }
+    }
+
+    const PLAIN: &str = r#""selectors":[{"type":"unix","value":"uid:1"}],"spiffe_id":"spiffe://a/w","parent_id":"spiffe://a/p""#;
+
+    #[test]
+    fn null_is_an_absent_member() {
+        let nulls: String = [
+            "x509_svid_ttl",
+            "jwt_svid_ttl",
+            "federates_with",
+            "entry_id",
+            "admin",
+            "downstream",
+            "entryExpiry",
+            "dns_names",
+            "revision_number",
+            "store_svid",
+            "hint",
+            "created_at",
+            "additional_attributes",
+        ]
+        .map(|name| format!(r#","{name}":null"#))
+        .concat();
+        let plain = format!(r#"{{"entries":[{{{PLAIN}}}]}}"#);
+        let with_nulls = format!(r#"{{"entries":[{{{PLAIN}{nulls}}}]}}"#);
+        for face in [Face::Native, Face::Shim] {
+            assert_eq!(
+                parse(with_nulls.as_bytes(), face).unwrap(),
+                parse(plain.as_bytes(), face).unwrap()
+            );
+        }
+    }
+
+    #[test]
+    fn the_shims_read_any_case_and_the_last_of_several_as_go_does() {
+        let json = r#"{"Entries":[{"SELECTORS":[{"Type":"unix","VALUE":"uid:1"}],"SPIFFE_ID":"spiffe://a/w",
+            "Parent_ID":"spiffe://a/p","hint":"first","Hint":"last","ttl":200}]}"#;
+        let entries = parse(json.as_bytes(), Face::Shim).unwrap();
+        assert_eq!(entries[0].hint, "last");
+        assert_eq!(entries[0].selectors.len(), 1);
+        assert_eq!(entries[0].x509_svid_ttl, 0);
+    }
+
+    #[test]
+    fn natively_a_member_in_another_case_or_twice_is_named() {
+        for (json, named) in [
+            (
+                r#"{"Entries":[]}"#.to_owned(),
+                r#"Entries is unknown; did you mean "entries"?"#,
+            ),
+            (
+                format!(r#"{{"entries":[{{{PLAIN},"ttl":200}}]}}"#),
+                "entries[0].ttl is unknown; use x509_svid_ttl and jwt_svid_ttl",
+            ),
+            (
+                format!(r#"{{"entries":[{{{PLAIN},"hint":"a","hint":"b"}}]}}"#),
+                "entries[0].hint is given twice",
+            ),
+            (
+                format!(r#"{{"entries":[{{{PLAIN},"admin":1}}]}}"#),
+                "entries[0].admin takes true or false, found a number",
+            ),
+            (
+                r#"{"entries":[{"selectors":[{"type":"unix","values":"uid:1"}]}]}"#.to_owned(),
+                "entries[0].selectors[0].values is unknown; did you mean \"value\"?",
+            ),
+        ] {
+            let fault = parse(json.as_bytes(), Face::Native)
+                .unwrap_err()
+                .to_string();
+            assert!(fault.contains(named), "{fault}");
         }
     }
 

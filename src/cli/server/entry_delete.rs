@@ -2,14 +2,14 @@
 
 use proto::spire::api::server::entry::v1::entry_client::EntryClient;
 use proto::spire::api::server::entry::v1::{BatchDeleteEntryRequest, BatchDeleteEntryResponse};
-use serde::Deserialize;
 
 use super::batch;
 use super::entry::ENTRY_ID;
 use crate::cli::args::Args;
 use crate::cli::context::{Context, Face};
 use crate::cli::error::CliError;
-use crate::cli::output::Output;
+use crate::cli::json_input::{Json, Object};
+use crate::cli::output::{self, Output};
 use crate::cli::spec::{Command, Endpoint, Flag, Kind, Program, Surface, flag};
 
 const FLAGS: &[Flag] = &[
@@ -35,20 +35,29 @@ pub(crate) fn command() -> Command {
     }
 }
 
-#[derive(Deserialize)]
-struct File {
-    ids: Vec<String>,
+/// The IDs of `{"ids": [...]}`.
+fn parse(json: &[u8], face: Face) -> Result<Vec<String>, CliError> {
+    let invalid =
+        |fault: String| CliError::usage(format!("the file of entry IDs is not valid: {fault}"));
+    if json.trim_ascii().is_empty() {
+        return Err(invalid("nothing was given".to_owned()));
+    }
+    let document: Json =
+        serde_json::from_slice(json).map_err(|error| invalid(error.to_string()))?;
+    let file = Object::new(&document, "", face).map_err(invalid)?;
+    let ids = file.texts("ids").map_err(invalid)?;
+    for warning in file.finish().map_err(invalid)? {
+        output::say(&format!("Warning: {warning}"));
+    }
+    if ids.is_empty() && face == Face::Native {
+        return Err(invalid("it has no IDs, so nothing is done".to_owned()));
+    }
+    Ok(ids)
 }
 
 async fn run(context: Context, args: Args) -> Result<Output, CliError> {
     let ids = match (args.optional("file"), args.optional("entryID")) {
-        (Some(path), _) => {
-            let file: File =
-                serde_json::from_slice(&context.read_input(path)?).map_err(|error| {
-                    CliError::usage(format!("the file of entry IDs is not valid: {error}"))
-                })?;
-            file.ids
-        }
+        (Some(path), _) => parse(&context.read_input(path)?, context.face)?,
         (None, Some(id)) => vec![id.to_owned()],
         (None, None) => return Err(CliError::usage("an entry ID is required")),
     };
@@ -101,4 +110,34 @@ fn outcome(context: &Context, reply: &BatchDeleteEntryResponse) -> Result<Output
     output.unterminated = true;
     output.text = text;
     Ok(output)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Face, parse};
+
+    #[test]
+    fn a_file_without_ids_is_refused_natively() {
+        for json in [
+            "",
+            " ",
+            "{}",
+            r#"{"ids":null}"#,
+            r#"{"ids":[]}"#,
+            r#"{"IDs":["a"]}"#,
+            "[]",
+        ] {
+            parse(json.as_bytes(), Face::Native).unwrap_err();
+        }
+    }
+
+    #[test]
+    fn the_shim_reads_the_ids_as_go_does() {
+        for (json, ids) in [
+            (r#"{"IDs":["a","b"],"other":1}"#, &["a", "b"][..]),
+            (r#"{"ids":["a"]}"#, &["a"]),
+        ] {
+            assert_eq!(parse(json.as_bytes(), Face::Shim).unwrap(), ids);
+        }
+    }
 }

@@ -11,7 +11,7 @@ use super::entry::{
     ADMIN, DATA, DNS, DOWNSTREAM, ENTRY_ID, EXPIRY, FEDERATES_WITH, HINT, JTI, JWT_TTL,
     NO_PREFETCH, PARENT_ID, SPIFFE_ID, STORE_SVID, X509_TTL, check_ttls, from_args, table, text,
 };
-use super::{batch, entry_data};
+use super::{batch, entry_check, entry_data};
 use crate::cli::args::Args;
 use crate::cli::context::Context;
 use crate::cli::error::CliError;
@@ -37,6 +37,7 @@ const FLAGS: &[Flag] = &[
     NO_PREFETCH,
     JTI,
     DATA,
+    entry_check::ALLOW_UNKNOWN,
 ];
 
 pub(crate) fn command() -> Command {
@@ -71,7 +72,8 @@ async fn run(context: Context, args: Args) -> Result<Output, CliError> {
         (None, Some(entry)) => vec![complete(entry, &context, &channel, &args).await?],
         (None, None) => Vec::new(),
     };
-    let mut reply = EntryClient::new(channel)
+    entry_check::refuse(&context, &channel, &args, &entries).await?;
+    let mut reply = EntryClient::new(channel.clone())
         .batch_update_entry(BatchUpdateEntryRequest {
             entries: entries.clone(),
             input_mask: None,
@@ -85,7 +87,19 @@ async fn run(context: Context, args: Args) -> Result<Output, CliError> {
             result.entry = Some(entry);
         }
     }
-    outcome(&context, &reply)
+    let mut output = outcome(&context, &reply)?;
+    if output.partial_failure.is_none() {
+        let updated: Vec<Entry> = reply
+            .results
+            .iter()
+            .filter_map(|result| result.entry.clone())
+            .collect();
+        entry_check::warn(&context, &channel, &updated).await;
+        if let Some(note) = entry_check::lifetime_note(&context, &channel, &updated).await {
+            output = output.note(note);
+        }
+    }
+    Ok(output)
 }
 
 fn check(args: &Args) -> Result<(), CliError> {
