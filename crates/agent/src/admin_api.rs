@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use http::{Request, Response};
 use hyper::body::Incoming;
-use plugin::workload_attestor::Peer;
 
+use crate::attestor::Workload;
 use crate::endpoints::Serve;
 use crate::workload_api::Context;
 
@@ -22,7 +22,7 @@ impl AdminApi {
 impl Serve for AdminApi {
     async fn serve(
         &self,
-        _peer: Arc<Peer>,
+        _workload: Arc<Workload>,
         request: Request<Incoming>,
     ) -> Response<tonic::body::Body> {
         self.0.standard.answer(request).await

@@ -23,6 +23,7 @@ pub(crate) mod standard;
 
 use connections::{Connections, Slot};
 
+use crate::attestor::Workload;
 use crate::stop::Stop;
 
 /// A client that connects has something to say: its HTTP/2 preface comes within this time.
@@ -44,7 +45,7 @@ pub(crate) trait Serve: Clone + Send + Sync + 'static {
     /// Answers one request. The peer is the process that opened the connection.
     fn serve(
         &self,
-        peer: Arc<Peer>,
+        workload: Arc<Workload>,
         request: Request<Incoming>,
     ) -> impl Future<Output = Response<tonic::body::Body>> + Send;
 }
@@ -127,7 +128,7 @@ async fn in_time(
 /// One connection. Until its client speaks it costs little more than the socket.
 async fn connection(stream: UnixStream, service: impl Serve, slot: Slot, mut stop: Stop) {
     let peer = match Peer::from_unix_stream(&stream) {
-        Ok(peer) => Arc::new(peer),
+        Ok(peer) => Arc::new(Workload::new(Arc::new(peer))),
         Err(error) => {
             tracing::warn!(%error, "caller not identified");
             return;
@@ -146,7 +147,7 @@ async fn connection(stream: UnixStream, service: impl Serve, slot: Slot, mut sto
 /// A connection whose client has spoken, to its end.
 async fn converse(
     stream: UnixStream,
-    peer: Arc<Peer>,
+    peer: Arc<Workload>,
     service: impl Serve,
     slot: Arc<Slot>,
     mut stop: Stop,

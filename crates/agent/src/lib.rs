@@ -138,6 +138,7 @@ impl Bound {
             standard: Standard::new().await,
             options: options(&node.config),
             searched: std::sync::Mutex::default(),
+            log_limits: workload_api::LogLimits::default(),
         });
         let mut tasks: JoinSet<Result<(), Fault>> = JoinSet::new();
         serve(
@@ -312,6 +313,7 @@ fn options(config: &Config) -> Options {
         allowed_foreign_jwt_claims: config.allowed_foreign_jwt_claims.clone(),
         cache_hit_timeout: config.jwt_svid_cache_hit_timeout,
         log_selectors: config.log.selectors.clone(),
+        exempt: std::process::id(),
     }
 }
 

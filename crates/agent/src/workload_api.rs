@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use http::{HeaderMap, Request, Response};
 use hyper::body::Incoming;
-use plugin::workload_attestor::Peer;
 use proto::workload::{
     JwtBundlesRequest, JwtsvidRequest, ValidateJwtsvidRequest, X509BundlesRequest, X509svidRequest,
 };
@@ -28,8 +27,9 @@ mod streams;
 mod validate;
 
 use codec::PreEncoded;
+pub(crate) use refusal::LogLimits;
 
-use crate::attestor::{AttestError, Attestors};
+use crate::attestor::{AttestError, Attestation, Attestors, Incomplete, Workload};
 use crate::cache::Cache;
 use crate::endpoints::Serve;
 use crate::endpoints::standard::Standard;
@@ -59,6 +59,7 @@ pub(crate) struct Context {
     pub(crate) options: Options,
     /// When the entries were last searched for one that nearly matches: a caller may not make that the agent's work.
     pub(crate) searched: std::sync::Mutex<Option<tokio::time::Instant>>,
+    pub(crate) log_limits: LogLimits,
 }
 
 /// What of the configuration the service needs.
@@ -69,6 +70,8 @@ pub(crate) struct Options {
     pub(crate) allowed_foreign_jwt_claims: Vec<String>,
     pub(crate) cache_hit_timeout: Duration,
     pub(crate) log_selectors: Vec<String>,
+    /// The process that is held to no rate: this one, for its health probes.
+    pub(crate) exempt: u32,
 }
 
 /// The public socket's services.
@@ -78,8 +81,10 @@ pub(crate) struct WorkloadApi(Arc<Context>);
 /// A caller that passed the gate.
 #[derive(Debug, Clone)]
 pub(crate) struct Caller {
-    pub(crate) peer: Arc<Peer>,
+    pub(crate) workload: Arc<Workload>,
     pub(crate) selectors: SelectorSet,
+    /// What could not be found out: then nothing that the caller lacks is a reason to refuse it.
+    pub(crate) incomplete: Vec<Incomplete>,
 }
 
 impl WorkloadApi {
@@ -91,7 +96,7 @@ impl WorkloadApi {
 impl Serve for WorkloadApi {
     async fn serve(
         &self,
-        peer: Arc<Peer>,
+        workload: Arc<Workload>,
         request: Request<Incoming>,
     ) -> Response<tonic::body::Body> {
         match request.uri().path().strip_prefix(PREFIX) {
@@ -100,7 +105,7 @@ impl Serve for WorkloadApi {
                 if let Err(status) = check_header(request.headers()) {
                     return status.into_http();
                 }
-                self.dispatch(&method, peer, request).await
+                self.dispatch(&method, workload, request).await
             }
             _ => self.0.standard.answer(request).await,
         }
@@ -111,38 +116,54 @@ impl WorkloadApi {
     async fn dispatch(
         &self,
         method: &str,
-        peer: Arc<Peer>,
+        workload: Arc<Workload>,
         request: Request<Incoming>,
     ) -> Response<tonic::body::Body> {
         let context = &self.0;
         match method {
             "FetchX509SVID" => {
                 let call = service_fn(|_: tonic::Request<X509svidRequest>| {
-                    streams::x509_svids(Arc::clone(context), Arc::clone(&peer))
+                    streams::x509_svids(Arc::clone(context), Arc::clone(&workload))
                 });
                 grpc().server_streaming(call, request).await
             }
             "FetchX509Bundles" => {
                 let call = service_fn(|_: tonic::Request<X509BundlesRequest>| {
-                    streams::bundles(Arc::clone(context), Arc::clone(&peer), streams::Kind::X509)
+                    streams::bundles(
+                        Arc::clone(context),
+                        Arc::clone(&workload),
+                        streams::Kind::X509,
+                    )
                 });
                 grpc().server_streaming(call, request).await
             }
             "FetchJWTBundles" => {
                 let call = service_fn(|_: tonic::Request<JwtBundlesRequest>| {
-                    streams::bundles(Arc::clone(context), Arc::clone(&peer), streams::Kind::Jwt)
+                    streams::bundles(
+                        Arc::clone(context),
+                        Arc::clone(&workload),
+                        streams::Kind::Jwt,
+                    )
                 });
                 grpc().server_streaming(call, request).await
             }
             "FetchJWTSVID" => {
                 let call = service_fn(|request: tonic::Request<JwtsvidRequest>| {
-                    jwt::fetch(Arc::clone(context), Arc::clone(&peer), request.into_inner())
+                    jwt::fetch(
+                        Arc::clone(context),
+                        Arc::clone(&workload),
+                        request.into_inner(),
+                    )
                 });
                 grpc().unary(call, request).await
             }
             "ValidateJWTSVID" => {
                 let call = service_fn(|request: tonic::Request<ValidateJwtsvidRequest>| {
-                    validate::validate(Arc::clone(context), Arc::clone(&peer), request.into_inner())
+                    validate::validate(
+                        Arc::clone(context),
+                        Arc::clone(&workload),
+                        request.into_inner(),
+                    )
                 });
                 grpc().unary(call, request).await
             }
@@ -177,26 +198,39 @@ fn check_header(headers: &HeaderMap) -> Result<(), Status> {
 
 impl Context {
     /// The gate: waits for a starting agent, attests the caller, holds it to its rate.
-    async fn admit(&self, peer: Arc<Peer>, method: Option<Method>) -> Result<Caller, Status> {
+    async fn admit(
+        &self,
+        workload: Arc<Workload>,
+        method: Option<Method>,
+    ) -> Result<Caller, Status> {
         self.until_ready().await?;
-        let selectors = self.attest(&peer).await?;
+        let attestation = self.attest(&workload).await?;
         if let Some(method) = method
-            && !self.limiter.allows(method, &selectors)
-            && !is_this_process(&peer)
+            && !self.limiter.allows(method, &attestation.selectors)
+            && u32::try_from(workload.peer().pid) != Ok(self.options.exempt)
         {
             return Err(Status::unavailable("rate limit exceeded; try again later"));
         }
-        Ok(Caller { peer, selectors })
+        Ok(Caller {
+            workload,
+            selectors: attestation.selectors.clone(),
+            incomplete: attestation.incomplete.clone(),
+        })
     }
 
-    async fn attest(&self, peer: &Peer) -> Result<SelectorSet, Status> {
-        self.attestors.attest(peer).await.map_err(|error| {
-            tracing::warn!(pid = peer.pid, %error, "caller not attested");
-            match error {
-                AttestError::Gone | AttestError::Failed => {
-                    Status::unavailable("workload attestation failed")
+    async fn attest(&self, workload: &Workload) -> Result<Arc<Attestation>, Status> {
+        let attestation = self.attestors.attest(workload).await;
+        match &attestation {
+            Ok(attestation) => {
+                for incomplete in &attestation.incomplete {
+                    self.log_incomplete(workload.peer(), incomplete);
                 }
             }
+            Err(error) => self.log_refused(workload.peer(), *error),
+        }
+        attestation.map_err(|error| match error {
+            AttestError::Gone => Status::unavailable("workload attestation failed"),
+            AttestError::Denied => refusal::not_who_connected(),
         })
     }
 
@@ -212,11 +246,6 @@ impl Context {
             )),
         }
     }
-}
-
-/// The agent's own health probes are not held to a rate.
-fn is_this_process(peer: &Peer) -> bool {
-    u32::try_from(peer.pid).is_ok_and(|pid| pid == std::process::id())
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! What a plugin is, and the plugins that ship with Plastron.
 
+pub mod blocking;
 pub mod builtin;
 pub mod catalog;
 pub mod error;

@@ -8,7 +8,9 @@ use crate::testing::selectors;
 #[derive(Debug)]
 enum Fake {
     Says(&'static str),
+    Half(&'static str),
     Fails,
+    Refuses(ErrorKind),
     Hangs,
 }
 
@@ -18,9 +20,14 @@ impl WorkloadAttestor for Fake {
         "fake"
     }
 
-    async fn attest(&self, _peer: &Peer) -> Result<Vec<Selector>, Error> {
+    async fn attest(&self, _peer: &Peer) -> Result<Attested, Error> {
         match self {
-            Self::Says(text) => Ok(vec![Selector::parse(text).unwrap()]),
+            Self::Says(text) => Ok(vec![Selector::parse(text).unwrap()].into()),
+            Self::Half(text) => Ok(Attested {
+                selectors: vec![Selector::parse(text).unwrap()],
+                incomplete: Some(Error::new("fake", ErrorKind::Transient, "half")),
+            }),
+            Self::Refuses(kind) => Err(Error::new("fake", *kind, "refused")),
             Self::Fails => Err(Error::new("fake", ErrorKind::Transient, "away")),
             Self::Hangs => std::future::pending().await,
         }
@@ -36,37 +43,156 @@ fn attestors(fakes: Vec<Fake>) -> Attestors {
     )
 }
 
-fn this_process() -> Peer {
+fn this_process() -> Workload {
     let (one, other) = UnixStream::pair().unwrap();
     let peer = Peer::from_unix_stream(&one).unwrap();
     drop(other);
-    peer
+    Workload::new(Arc::new(peer))
+}
+
+async fn attest(fakes: Vec<Fake>) -> Result<Arc<Attestation>, AttestError> {
+    attestors(fakes).attest(&this_process()).await
 }
 
 #[tokio::test(start_paused = true)]
-async fn attestors_that_fail_or_hang_are_left_out() {
-    let all = attestors(vec![
+async fn what_failing_attestors_lack_is_said_beside_what_the_others_know() {
+    let attestation = attest(vec![
         Fake::Says("a:1"),
         Fake::Fails,
         Fake::Hangs,
-        Fake::Says("b:2"),
-    ]);
-    assert_eq!(
-        all.attest(&this_process()).await.unwrap(),
-        selectors(&["a:1", "b:2"])
-    );
+        Fake::Half("b:2"),
+    ])
+    .await
+    .unwrap();
+    assert_eq!(attestation.selectors, selectors(&["a:1", "b:2"]));
+    let why: Vec<_> = attestation
+        .incomplete
+        .iter()
+        .map(|incomplete| incomplete.fault.to_string())
+        .collect();
+    assert_eq!(why.len(), 3);
+    assert!(why[0].contains("away"), "{why:?}");
+    assert!(why[1].contains("within 5 s"), "{why:?}");
+    assert!(why[2].contains("half"), "{why:?}");
 }
 
 #[tokio::test(start_paused = true)]
-async fn when_all_fail_there_is_no_identity() {
+async fn attestors_that_all_fail_make_an_incomplete_attestation_and_no_verdict() {
     for fakes in [
         vec![Fake::Fails],
         vec![Fake::Hangs],
         vec![Fake::Fails, Fake::Hangs],
     ] {
-        assert!(matches!(
-            attestors(fakes).attest(&this_process()).await,
-            Err(AttestError::Failed)
-        ));
+        let count = fakes.len();
+        let attestation = attest(fakes).await.unwrap();
+        assert!(attestation.selectors.is_empty());
+        assert_eq!(attestation.incomplete.len(), count);
     }
+}
+
+#[tokio::test]
+async fn a_process_that_is_not_who_connected_is_refused_whatever_others_say() {
+    for (kind, refused) in [
+        (ErrorKind::Gone, AttestError::Gone),
+        (ErrorKind::Denied, AttestError::Denied),
+    ] {
+        let outcome = attest(vec![Fake::Says("a:1"), Fake::Refuses(kind)]).await;
+        assert_eq!(outcome.unwrap_err(), refused);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn streams_of_one_process_are_one_attestation_for_a_moment() {
+    #[derive(Debug, Default)]
+    struct Counting(std::sync::atomic::AtomicUsize);
+    #[async_trait]
+    impl WorkloadAttestor for Counting {
+        fn name(&self) -> &str {
+            "counting"
+        }
+        async fn attest(&self, _peer: &Peer) -> Result<Attested, Error> {
+            let count = self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            Ok(vec![Selector::parse(&format!("counting:{count}")).unwrap()].into())
+        }
+    }
+    let attestors = Attestors::new(vec![Arc::new(Counting::default())]);
+    let workload = this_process();
+    let all = join_all((0..1000).map(|_| attestors.attest(&workload))).await;
+    let first = selectors(&["counting:0"]);
+    assert!(all.into_iter().all(|one| one.unwrap().selectors == first));
+    tokio::time::advance(FRESH).await;
+    let later = attestors.attest(&workload).await.unwrap();
+    assert_eq!(later.selectors, selectors(&["counting:1"]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_attestor_looks_at_no_more_callers_at_once_than_it_says() {
+    #[derive(Debug, Default)]
+    struct Busy {
+        now: std::sync::atomic::AtomicUsize,
+        most: std::sync::atomic::AtomicUsize,
+    }
+    #[async_trait]
+    impl WorkloadAttestor for Busy {
+        fn name(&self) -> &str {
+            "busy"
+        }
+        fn concurrency(&self) -> usize {
+            3
+        }
+        async fn attest(&self, _peer: &Peer) -> Result<Attested, Error> {
+            use std::sync::atomic::Ordering::Relaxed;
+            let now = self.now.fetch_add(1, Relaxed) + 1;
+            self.most.fetch_max(now, Relaxed);
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            self.now.fetch_sub(1, Relaxed);
+            Ok(Attested::default())
+        }
+    }
+    let busy = Arc::new(Busy::default());
+    let attestors = Attestors::new(vec![Arc::<Busy>::clone(&busy)]);
+    let workloads: Vec<_> = (0..20).map(|_| this_process()).collect();
+    let all = join_all(workloads.iter().map(|one| attestors.attest(one))).await;
+    assert!(
+        all.into_iter()
+            .all(|one| one.unwrap().incomplete.is_empty())
+    );
+    assert_eq!(busy.most.load(std::sync::atomic::Ordering::Relaxed), 3);
+}
+
+fn incomplete(now: &[&str], attestors: &[&str]) -> Attestation {
+    Attestation {
+        selectors: selectors(now),
+        incomplete: attestors
+            .iter()
+            .map(|attestor| Incomplete {
+                attestor: (*attestor).to_owned(),
+                fault: Fault::new(Code::PluginUnavailable, "away"),
+            })
+            .collect(),
+    }
+}
+
+#[test]
+fn what_an_attestor_cannot_say_now_is_what_it_said_before() {
+    let before = selectors(&["unix:uid:1", "k8s:ns:a", "k8s:pod:b"]);
+    let now = incomplete(&["unix:uid:1"], &["k8s"]);
+    assert_eq!(now.completed_from(&before), before);
+    let half = incomplete(&["unix:uid:1", "k8s:ns:a"], &["k8s"]);
+    assert_eq!(half.completed_from(&before), before);
+}
+
+#[test]
+fn what_an_attestor_does_say_now_is_not_overruled_by_what_it_said_before() {
+    let before = selectors(&["unix:uid:1", "unix:path:/a", "k8s:ns:a"]);
+    // A complete answer counts as it is.
+    let complete = incomplete(&["unix:uid:1"], &[]);
+    assert_eq!(complete.completed_from(&before), selectors(&["unix:uid:1"]));
+    // Another program: what was true of the former one is not true of this one.
+    let other = incomplete(&["unix:uid:1", "unix:path:/b"], &["unix"]);
+    assert_eq!(
+        other.completed_from(&before),
+        selectors(&["unix:uid:1", "unix:path:/b"])
+    );
 }

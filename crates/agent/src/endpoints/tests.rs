@@ -11,7 +11,7 @@ struct Echo;
 impl Serve for Echo {
     async fn serve(
         &self,
-        _peer: Arc<Peer>,
+        _workload: Arc<Workload>,
         _request: Request<Incoming>,
     ) -> Response<tonic::body::Body> {
         tonic::Status::ok("").into_http()

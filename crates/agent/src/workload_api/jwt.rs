@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use futures_util::future::try_join_all;
-use plugin::workload_attestor::Peer;
 use proto::workload::{Jwtsvid, JwtsvidRequest, JwtsvidResponse};
 use spiffe::entry::Entry;
 use spiffe::id::SpiffeId;
@@ -12,6 +11,7 @@ use tokio::sync::oneshot;
 use tonic::{Response, Status};
 
 use super::Context;
+use crate::attestor::Workload;
 use crate::cache::jwt::{Cached, JwtKey, JwtToken};
 use crate::cache::update::Encoded;
 use crate::rate_limit::Method;
@@ -19,7 +19,7 @@ use crate::sync::JwtOrder;
 
 pub(super) async fn fetch(
     context: Arc<Context>,
-    peer: Arc<Peer>,
+    workload: Arc<Workload>,
     request: JwtsvidRequest,
 ) -> Result<Response<Encoded>, Status> {
     if request.audience.is_empty() || request.audience.iter().any(String::is_empty) {
@@ -31,7 +31,7 @@ pub(super) async fn fetch(
             Status::invalid_argument(format!("invalid requested SPIFFE ID: {error}"))
         })?),
     };
-    let caller = context.admit(peer, Some(Method::FetchJwtSvid)).await?;
+    let caller = context.admit(workload, Some(Method::FetchJwtSvid)).await?;
     let update = context.cache.current(&caller.selectors);
     if !update.has_identity() {
         return Err(context.no_identity(&caller));

@@ -1,56 +1,86 @@
 //! "No identity issued": a short answer for the workload, the reasons for the operator's log.
 
+use std::collections::HashMap;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
+use config::fault::Code;
+use daemon::log_limit::LogLimit;
+use plugin::workload_attestor::Peer;
 use spiffe::entry::Entry;
 use spiffe::random::alphanumeric;
 use spiffe::selector::SelectorSet;
 use tokio::time::Instant;
-use tonic::{Code, Status};
+use tonic::Status;
 use tonic_types::{ErrorDetails, StatusExt as _};
 
 use super::{Caller, Context};
+use crate::attestor::{AttestError, Incomplete};
 
-/// The reason in `google.rpc.ErrorInfo`, for clients that read details instead of texts.
-const REASON: &str = "NO_IDENTITY_ISSUED";
+/// In `google.rpc.ErrorInfo`, for clients that read details instead of texts: the reason is the code.
 const DOMAIN: &str = "plastron";
 const SEARCH_PAUSE: Duration = Duration::from_millis(200);
+
+/// What users of this machine, and attestors that fail, may write to the log.
+#[derive(Debug, Default)]
+pub(crate) struct LogLimits {
+    by_user: LogLimit<u32>,
+    by_attestor: LogLimit<String>,
+}
 
 impl Context {
     /// The caller matches no entry. Clients match on the text's beginning, and the workload learns nothing about others'
     /// entries; the request's name ties its error to our log line.
     pub(super) fn no_identity(&self, caller: &Caller) -> Status {
-        let request = format!("r-{}", alphanumeric(&*self.random, 8));
-        let counts = self.cache.counts();
-        let nearest = self.nearest(caller);
-        tracing::warn!(
-            code = "PLA-2101",
-            %request,
-            pid = caller.peer.pid,
-            uid = caller.peer.uid,
-            selectors = caller.selectors.len(),
-            shown_selectors = %loggable(&caller.selectors, &self.options.log_selectors),
-            entries = counts.entries,
-            nearest = nearest.as_ref().map(|(entry, _)| &*entry.id).unwrap_or_default(),
-            lacks = nearest.as_ref().map(|(_, lacking)| *lacking).unwrap_or_default(),
-            "no identity issued"
-        );
-        let details = ErrorDetails::with_error_info(
-            REASON,
-            DOMAIN,
-            [
-                ("request".to_owned(), request.clone()),
-                ("code".to_owned(), "PLA-2101".to_owned()),
-            ],
-        );
-        Status::with_error_details(
-            Code::PermissionDenied,
-            format!(
-                "no identity issued: no registration entry matches this process (request {request})"
-            ),
-            details,
+        if let [first, ..] = &*caller.incomplete {
+            return incomplete(first);
+        }
+        let request = self.request_name();
+        let peer = caller.workload.peer();
+        if let Some(left_out) = self.log_limits.by_user.admit(&peer.uid) {
+            let nearest = self.nearest(caller);
+            tracing::warn!(
+                code = Code::NoIdentityIssued.as_str(),
+                %request,
+                pid = peer.pid,
+                uid = peer.uid,
+                selectors = caller.selectors.len(),
+                shown_selectors = %loggable(&caller.selectors, &self.options.log_selectors),
+                entries = self.cache.counts().entries,
+                nearest = nearest.as_ref().map(|(entry, _)| &*entry.id).unwrap_or_default(),
+                lacks = nearest.as_ref().map(|(_, lacking)| *lacking).unwrap_or_default(),
+                left_out,
+                "no identity issued"
+            );
+        }
+        denied(&request, "no registration entry matches this process")
+    }
+
+    /// The caller asked for an identity that it does not have.
+    pub(super) fn not_owned(&self, caller: &Caller) -> Status {
+        if let [first, ..] = &*caller.incomplete {
+            return incomplete(first);
+        }
+        let request = self.request_name();
+        let peer = caller.workload.peer();
+        if let Some(left_out) = self.log_limits.by_user.admit(&peer.uid) {
+            tracing::warn!(
+                code = Code::NoIdentityIssued.as_str(),
+                %request,
+                pid = peer.pid,
+                uid = peer.uid,
+                left_out,
+                "no identity issued: the process does not have the SPIFFE ID it asked for"
+            );
+        }
+        denied(
+            &request,
+            "this process does not have the SPIFFE ID it asked for",
         )
+    }
+
+    fn request_name(&self) -> String {
+        format!("r-{}", alphanumeric(&*self.random, 8))
     }
 
     /// The entry that nearly matches, searched for a few times a second at most.
@@ -67,34 +97,92 @@ impl Context {
     /// There are entries, but the server has not issued their SVIDs.
     pub(super) fn not_issued_yet(&self, caller: &Caller) -> Status {
         let because = self.status.borrow().last_error.clone();
-        tracing::warn!(
-            pid = caller.peer.pid,
-            because = because.as_deref().unwrap_or("no answer yet"),
-            "X509-SVID not issued in time"
-        );
+        let peer = caller.workload.peer();
+        if let Some(left_out) = self.log_limits.by_user.admit(&peer.uid) {
+            tracing::warn!(
+                pid = peer.pid,
+                uid = peer.uid,
+                because = because.as_deref().unwrap_or("no answer yet"),
+                left_out,
+                "X509-SVID not issued in time"
+            );
+        }
         Status::unavailable("X509-SVID not issued yet: the server did not answer in time")
     }
 
-    /// The caller asked for an identity that it does not have.
-    pub(super) fn not_owned(&self, caller: &Caller) -> Status {
-        let request = format!("r-{}", alphanumeric(&*self.random, 8));
-        tracing::warn!(code = "PLA-2101", %request, pid = caller.peer.pid, uid = caller.peer.uid, "no identity issued: the process does not have the SPIFFE ID it asked for");
-        let details = ErrorDetails::with_error_info(
-            REASON,
-            DOMAIN,
-            [
-                ("request".to_owned(), request.clone()),
-                ("code".to_owned(), "PLA-2101".to_owned()),
-            ],
+    /// An attestor could not say all of a caller.
+    pub(super) fn log_incomplete(&self, peer: &Peer, incomplete: &Incomplete) {
+        let Some(left_out) = self.log_limits.by_attestor.admit(&incomplete.attestor) else {
+            return;
+        };
+        let fault = &incomplete.fault;
+        tracing::warn!(
+            code = fault.code.as_str(),
+            attestor = %incomplete.attestor,
+            pid = peer.pid,
+            uid = peer.uid,
+            because = fault.because.as_deref().unwrap_or_default(),
+            hint = fault.hint.as_deref().unwrap_or_default(),
+            left_out,
+            "workload attestation is incomplete: {}",
+            fault.what
         );
-        Status::with_error_details(
-            Code::PermissionDenied,
-            format!(
-                "no identity issued: this process does not have the SPIFFE ID it asked for (request {request})"
-            ),
-            details,
-        )
     }
+
+    /// A caller that is gone, or is not who connected.
+    pub(super) fn log_refused(&self, peer: &Peer, error: AttestError) {
+        if let Some(left_out) = self.log_limits.by_user.admit(&peer.uid) {
+            tracing::warn!(
+                code = Code::WorkloadGone.as_str(),
+                pid = peer.pid,
+                uid = peer.uid,
+                left_out,
+                "workload not attested: {error}"
+            );
+        }
+    }
+}
+
+/// SDKs match on the first words.
+fn denied(request: &str, because: &str) -> Status {
+    status(
+        tonic::Code::PermissionDenied,
+        format!("no identity issued: {because} (request {request})"),
+        Code::NoIdentityIssued,
+        [("request".to_owned(), request.to_owned())],
+    )
+}
+
+/// It is not the process that connected: a definite answer, which trying again does not change.
+pub(super) fn not_who_connected() -> Status {
+    status(
+        tonic::Code::PermissionDenied,
+        "no identity issued: this process is not the one that connected".to_owned(),
+        Code::WorkloadGone,
+        [],
+    )
+}
+
+/// The caller may be entitled to what it asked for: whoever could tell cannot at the moment.
+fn incomplete(incomplete: &Incomplete) -> Status {
+    let fault = &incomplete.fault;
+    let message = format!(
+        "workload attestation is incomplete: {}: {}",
+        incomplete.attestor, fault.what
+    );
+    let hint = fault.hint.clone().map(|hint| ("hint".to_owned(), hint));
+    status(tonic::Code::Unavailable, message, fault.code, hint)
+}
+
+fn status(
+    code: tonic::Code,
+    message: String,
+    reason: Code,
+    metadata: impl IntoIterator<Item = (String, String)>,
+) -> Status {
+    let metadata: HashMap<_, _> = metadata.into_iter().collect();
+    let details = ErrorDetails::with_error_info(reason.as_str(), DOMAIN, metadata);
+    Status::with_error_details(code, message, details)
 }
 
 /// Selectors may be secret: only those whose prefix the operator named are logged. SPIRE: log_selectors.

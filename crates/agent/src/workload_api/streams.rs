@@ -7,12 +7,12 @@ use std::time::Duration;
 
 use futures_util::Stream;
 use futures_util::stream::unfold;
-use plugin::workload_attestor::Peer;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tonic::{Response, Status};
 
 use super::{Caller, Context};
+use crate::attestor::Workload;
 use crate::cache::update::{Encoded, WorkloadUpdate};
 use crate::rate_limit::Method;
 
@@ -20,6 +20,9 @@ use crate::rate_limit::Method;
 const ALL_PATIENCE: Duration = Duration::from_secs(5);
 /// A caller that has no SVID at all by then is told to come back.
 const ANY_PATIENCE: Duration = Duration::from_secs(20);
+
+/// A caller of whom not all is known is attested again after this time.
+const INCOMPLETE_RETRY: Duration = Duration::from_secs(5);
 
 /// A stream of encoded messages.
 type Messages = Pin<Box<dyn Stream<Item = Result<Encoded, Status>> + Send>>;
@@ -45,37 +48,39 @@ struct Sending {
     updates: watch::Receiver<Arc<WorkloadUpdate>>,
     sent: Option<Encoded>,
     opened: Instant,
+    /// Time has passed since the caller was attested.
+    waited: bool,
     over: bool,
 }
 
 /// FetchX509SVID.
 pub(super) async fn x509_svids(
     context: Arc<Context>,
-    peer: Arc<Peer>,
+    workload: Arc<Workload>,
 ) -> Result<Response<Messages>, Status> {
-    open(context, peer, What::Svids, Method::FetchX509Svid).await
+    open(context, workload, What::Svids, Method::FetchX509Svid).await
 }
 
 /// FetchX509Bundles and FetchJWTBundles.
 pub(super) async fn bundles(
     context: Arc<Context>,
-    peer: Arc<Peer>,
+    workload: Arc<Workload>,
     kind: Kind,
 ) -> Result<Response<Messages>, Status> {
     let method = match kind {
         Kind::X509 => Method::FetchX509Bundles,
         Kind::Jwt => Method::FetchJwtBundles,
     };
-    open(context, peer, What::Bundles(kind), method).await
+    open(context, workload, What::Bundles(kind), method).await
 }
 
 async fn open(
     context: Arc<Context>,
-    peer: Arc<Peer>,
+    workload: Arc<Workload>,
     what: What,
     method: Method,
 ) -> Result<Response<Messages>, Status> {
-    let caller = context.admit(peer, Some(method)).await?;
+    let caller = context.admit(workload, Some(method)).await?;
     let updates = subscribe(&context, &caller, what);
     let mut sending = Sending {
         context,
@@ -84,6 +89,7 @@ async fn open(
         updates,
         sent: None,
         opened: Instant::now(),
+        waited: false,
         over: false,
     };
     // A refusal is the whole answer and needs no stream.
@@ -119,13 +125,22 @@ impl Sending {
         loop {
             let update = Arc::clone(&self.updates.borrow_and_update());
             if let Some(message) = self.message_of(&update)? {
-                if self.sent.is_some() && self.caller_changed().await? {
+                if self.waited && self.caller_changed().await? {
                     continue;
                 }
+                self.waited = true;
                 self.sent = Some(message.clone());
                 return Ok(message);
             }
-            self.wait(&update).await?;
+            self.waited = true;
+            let incomplete = !self.caller.incomplete.is_empty();
+            tokio::select! {
+                changed = self.wait(&update) => changed?,
+                // The caller may have more than what it was given so far.
+                () = tokio::time::sleep(INCOMPLETE_RETRY), if incomplete => {
+                    self.caller_changed().await?;
+                }
+            }
         }
     }
 
@@ -177,15 +192,18 @@ impl Sending {
         outcome.map_err(|_closed| Status::unavailable("the agent is stopping"))
     }
 
-    /// Looks at the process again before it gets something new: it may have become another program.
+    /// Looks at the process again before it gets something new: it may have become another program. What an attestor
+    /// cannot say at the moment is taken to be as it was.
     async fn caller_changed(&mut self) -> Result<bool, Status> {
-        let selectors = self.context.attest(&self.caller.peer).await?;
+        let attestation = self.context.attest(&self.caller.workload).await?;
+        let selectors = attestation.completed_from(&self.caller.selectors);
+        self.caller.incomplete.clone_from(&attestation.incomplete);
         if selectors == self.caller.selectors {
             return Ok(false);
         }
-        tracing::info!(
-            pid = self.caller.peer.pid,
-            "the caller's selectors changed while it was listening"
+        tracing::debug!(
+            pid = self.caller.workload.peer().pid,
+            "the caller's selectors changed while its stream was open"
         );
         self.caller.selectors = selectors;
         self.updates = subscribe(&self.context, &self.caller, self.what);

@@ -23,6 +23,7 @@ use crate::link::issued::facts_of;
 use crate::stop::Stopper;
 use crate::testing::{Authority, entry, id};
 
+mod attestation;
 mod jwt;
 
 const LONG: Duration = Duration::from_secs(10);
@@ -43,6 +44,10 @@ struct Wish {
     limits: RateLimits,
     starting: bool,
     disabled: bool,
+    /// The process without a rate.
+    exempt: u32,
+    /// Beside `unix`.
+    attestor: Option<Arc<dyn plugin::workload_attestor::WorkloadAttestor>>,
 }
 
 /// The selector that this test process has for certain.
@@ -84,12 +89,17 @@ async fn start(wish: Wish) -> Fixture {
         plugin::builtin::workload_attestor::UnixConfig::default(),
         Arc::clone(&clock),
     );
+    let attestors = wish
+        .attestor
+        .into_iter()
+        .chain([Arc::new(unix) as Arc<dyn plugin::workload_attestor::WorkloadAttestor>])
+        .collect();
     let (orders_in, orders) = watch::channel(None);
     let (status_in, status) = watch::channel(LinkStatus::default());
     let context = Arc::new(Context {
         trust_domain,
         cache,
-        attestors: Attestors::new(vec![Arc::new(unix)]),
+        attestors: Attestors::new(attestors).always_fresh(),
         limiter: RateLimiter::new(wish.limits),
         jwt: orders,
         status,
@@ -102,8 +112,10 @@ async fn start(wish: Wish) -> Fixture {
             allowed_foreign_jwt_claims: vec!["jti".into()],
             cache_hit_timeout: Duration::from_secs(5),
             log_selectors: Vec::new(),
+            exempt: wish.exempt,
         },
         searched: std::sync::Mutex::default(),
+        log_limits: LogLimits::default(),
     });
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("public/api.sock");
@@ -323,7 +335,7 @@ async fn we_12_a_caller_without_entries_is_denied_in_the_words_that_sdks_look_fo
             status.message()
         );
         let info = status.get_details_error_info().unwrap();
-        assert_eq!(info.reason, "NO_IDENTITY_ISSUED");
+        assert_eq!(info.reason, "PLA-2101");
         assert!(status.message().contains(&info.metadata["request"]));
     }
 }
@@ -465,7 +477,33 @@ async fn over_its_rate_a_caller_is_told_to_wait() {
     })
     .await;
     f.entry("a", "/a");
-    // The test is the agent's own process, which is exempt.
+    let mut client = f.client().await;
+    let mut ask = async || {
+        client
+            .fetch_x509_bundles(request(X509BundlesRequest {}))
+            .await
+    };
+    ask().await.unwrap();
+    let refused = ask().await.unwrap_err();
+    assert_eq!(
+        (refused.code(), refused.message()),
+        (Code::Unavailable, "rate limit exceeded; try again later")
+    );
+}
+
+#[tokio::test]
+async fn the_agents_own_process_has_no_rate() {
+    let limits = RateLimits {
+        fetch_x509_bundles: 1,
+        ..RateLimits::default()
+    };
+    let f = start(Wish {
+        limits,
+        exempt: std::process::id(),
+        ..Wish::default()
+    })
+    .await;
+    f.entry("a", "/a");
     let mut client = f.client().await;
     for _ in 0..5 {
         client

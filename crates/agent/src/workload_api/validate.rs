@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use plugin::workload_attestor::Peer;
 use prost_types::value::Kind;
 use prost_types::{ListValue, Struct, Value};
 use proto::workload::{ValidateJwtsvidRequest, ValidateJwtsvidResponse};
@@ -13,6 +12,7 @@ use spiffe::trust_domain::TrustDomain;
 use tonic::{Response, Status};
 
 use super::Context;
+use crate::attestor::Workload;
 use crate::cache::update::{Encoded, WorkloadUpdate};
 
 /// What is always told about a token of another trust domain.
@@ -22,7 +22,7 @@ const DEEPEST: usize = 32;
 
 pub(super) async fn validate(
     context: Arc<Context>,
-    peer: Arc<Peer>,
+    workload: Arc<Workload>,
     request: ValidateJwtsvidRequest,
 ) -> Result<Response<Encoded>, Status> {
     if request.audience.is_empty() {
@@ -32,7 +32,7 @@ pub(super) async fn validate(
         return Err(Status::invalid_argument("svid must be specified"));
     }
     let svid = Secret::new(request.svid);
-    let caller = context.admit(peer, None).await?;
+    let caller = context.admit(workload, None).await?;
     let update = context.cache.current(&caller.selectors);
     let verified = verify_jwt_svid(
         svid.expose(),

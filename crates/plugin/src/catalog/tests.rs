@@ -63,7 +63,7 @@ fn reads_the_agents_plugins() {
     assert_eq!(plugins.key_manager, KeyManagerPlugin::Memory);
     let unix = UnixConfig {
         discover_workload_path: true,
-        workload_size_limit: -1,
+        workload_size_limit: Some(-1),
     };
     assert_eq!(
         plugins.workload_attestors,

@@ -104,9 +104,9 @@ impl Peer {
         }
     }
 
-    /// A process by its number, for tests and for a caller that names another process.
-    #[cfg(test)]
-    pub(crate) fn of_process(pid: i32, uid: u32, gid: u32) -> Result<Self, PeerError> {
+    /// A process by its number, for a caller that names another process. It is to be of this user and group: an
+    /// attestor refuses it otherwise.
+    pub fn of_process(pid: i32, uid: u32, gid: u32) -> Result<Self, PeerError> {
         let hold = hold_by_number(pid)?;
         Ok(Self {
             pid,

@@ -9,37 +9,50 @@ mod names;
 mod problem;
 mod process;
 
+use std::io;
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use spiffe::clock::Clock;
 use spiffe::selector::Selector;
-use tokio::sync::Semaphore;
 
 use crate::error::Error;
-use crate::workload_attestor::{Peer, WorkloadAttestor};
+use crate::workload_attestor::{Attested, Peer, WorkloadAttestor};
 use config::Section;
 use digest::Digests;
 use names::Names;
 use problem::Problem;
+use process::Credentials;
 
 const NAME: &str = "unix";
 
-/// What the plugin is told to do.
+/// The plugin's configuration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct UnixConfig {
     /// Whether `path` and `sha256` are wanted; they need the right to read other users' programs.
     pub discover_workload_path: bool,
-    /// In bytes: programs beyond it are refused. 0 is no limit; below 0 there is no `sha256`.
-    pub workload_size_limit: i64,
+    /// In bytes: a larger program is refused. 0 is no limit; below 0 there is no `sha256`. When nothing is set, a program
+    /// of more than [`USUAL_LIMIT`] is not read but keeps its other selectors. SPIRE: the default is no limit.
+    pub workload_size_limit: Option<i64>,
 }
+
+/// No program that is common is larger, and reading it takes about a second.
+const USUAL_LIMIT: u64 = 1 << 30;
 
 impl UnixConfig {
     /// Reads the plugin's `plugin_data`.
     pub fn read(data: &Section) -> Self {
         Self {
             discover_workload_path: data.boolean("discover_workload_path").unwrap_or(false),
-            workload_size_limit: data.integer("workload_size_limit").unwrap_or(0),
+            workload_size_limit: data.integer("workload_size_limit"),
+        }
+    }
+
+    /// The limit in bytes, 0 for none; nothing when no digest is wanted.
+    fn size_limit(&self) -> Option<u64> {
+        match self.workload_size_limit {
+            None => Some(USUAL_LIMIT),
+            Some(limit) => u64::try_from(limit).ok(),
         }
     }
 }
@@ -50,46 +63,79 @@ pub struct UnixAttestor {
     config: UnixConfig,
     digests: Arc<Digests>,
     names: Arc<Names>,
-    /// Programs that are read at the same time, at most: callers decide what is read, and it may be large.
-    reading: Semaphore,
 }
-
-const READ_AT_ONCE: usize = 2;
 
 impl UnixAttestor {
     pub fn new(config: UnixConfig, clock: Arc<dyn Clock>) -> Self {
+        let limit = config.size_limit().unwrap_or_default();
         Self {
             config,
-            digests: Arc::new(Digests::new(Arc::clone(&clock))),
+            digests: Arc::new(Digests::new(Arc::clone(&clock), limit)),
             names: Arc::new(Names::new(clock)),
-            reading: Semaphore::new(READ_AT_ONCE),
         }
     }
 
-    /// `path` and `sha256`, both of the file behind one descriptor.
-    async fn program(&self, pid: i32) -> Result<Vec<String>, Problem> {
-        let limit = self.config.workload_size_limit;
-        let Ok(limit) = u64::try_from(limit) else {
-            let path = blocking(move || process::program_path(pid)).await?;
-            return Ok(vec![format!("path:{path}")]);
-        };
-        let digests = Arc::clone(&self.digests);
-        let opened = blocking(move || digests.open(pid, limit)).await?;
-        let path = opened.path().to_owned();
-        let digest = match opened.known() {
-            Some(digest) => digest,
-            None => {
-                let _turn = self
-                    .reading
-                    .acquire()
-                    .await
-                    .map_err(|_closed| Problem::Interrupted)?;
-                let digests = Arc::clone(&self.digests);
-                blocking(move || digests.compute(opened)).await?
-            }
-        };
-        Ok(vec![format!("path:{path}"), format!("sha256:{digest}")])
+    /// Adds user and groups.
+    async fn who(&self, found: &mut Found, credentials: &Credentials) -> Result<(), Problem> {
+        // Names that are in memory are read without a change of threads, which would cost more than all the rest.
+        if let Some(values) = self.names.remembered(credentials) {
+            found.values = values;
+            return Ok(());
+        }
+        let looked_up = self.names.look_up(credentials.clone()).await?;
+        found.values = looked_up.values;
+        found.incomplete = looked_up.failed.map(|(kind, because)| Problem::Unreadable {
+            pid: found.pid,
+            what: "the names of the user and groups",
+            source: io::Error::new(kind, because),
+        });
+        Ok(())
     }
+
+    /// Adds `path` and `sha256`, both of the file behind one descriptor.
+    async fn program(&self, found: &mut Found, user: u32) -> Result<(), Problem> {
+        if self.config.size_limit().is_none() {
+            let path = self.digests.path(found.pid, user).await?;
+            found.values.push(format!("path:{path}"));
+            return Ok(());
+        }
+        let opened = self.digests.open(found.pid, user).await?;
+        let path = format!("path:{}", opened.path());
+        match self.digests.digest(opened, user).await {
+            Ok(digest) => found.values.extend([path, format!("sha256:{digest}")]),
+            // Nobody asked for this limit: it takes away the digest alone.
+            Err(error @ Problem::TooLarge { .. }) if self.config.workload_size_limit.is_none() => {
+                found.values.push(path);
+                found.incomplete = Some(error);
+            }
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+
+    async fn find(&self, found: &mut Found, peer: &Peer) -> Result<(), Problem> {
+        // The kernel answers for itself: reading it waits for nobody.
+        let credentials = process::credentials(peer.pid)?;
+        if (credentials.uid, credentials.gid) != (peer.uid, peer.gid) {
+            return Err(Problem::Changed { pid: peer.pid });
+        }
+        self.who(found, &credentials).await?;
+        if self.config.discover_workload_path {
+            self.program(found, peer.uid).await?;
+            // It may have started a set-user-ID program in the meantime, whose path this then is.
+            if process::credentials(peer.pid)? != credentials {
+                return Err(Problem::Changed { pid: peer.pid });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What is known of a process so far.
+struct Found {
+    pid: i32,
+    values: Vec<String>,
+    incomplete: Option<Problem>,
 }
 
 #[async_trait]
@@ -98,45 +144,27 @@ impl WorkloadAttestor for UnixAttestor {
         NAME
     }
 
-    async fn attest(&self, peer: &Peer) -> Result<Vec<Selector>, Error> {
-        let pid = peer.pid;
-        let gone_or = |problem: Problem| match peer.still_alive() {
-            // Reading failed because the process exited: say that.
-            Err(gone) => gone.of(NAME),
-            Ok(()) => problem.into(),
+    async fn attest(&self, peer: &Peer) -> Result<Attested, Error> {
+        let mut found = Found {
+            pid: peer.pid,
+            values: Vec::new(),
+            incomplete: None,
         };
-        // The kernel answers for itself: reading it waits for nobody, and a change of threads would cost more.
-        let credentials = process::credentials(pid).map_err(gone_or)?;
-        let (uid, gid) = (credentials.uid, credentials.gid);
-        let mut values = match self.names.remembered(&credentials) {
-            Some(values) => values,
-            None => {
-                let names = Arc::clone(&self.names);
-                blocking(move || Ok(names.look_up(&credentials))).await?
-            }
-        };
-        if self.config.discover_workload_path {
-            values.extend(self.program(pid).await.map_err(gone_or)?);
-        }
-        // Asked last: all that was read before is then known to be about this process.
-        peer.still_alive().map_err(|error| error.of(NAME))?;
-        if (uid, gid) != (peer.uid, peer.gid) {
-            return Err(Problem::Changed { pid }.into());
-        }
-        values
-            .iter()
-            .map(|value| Ok(Selector::new(NAME, value).map_err(Problem::Selector)?))
-            .collect()
+        let outcome = self.find(&mut found, peer).await;
+        // Asked last: all that was read before is then known to be about this process. When reading failed because the
+        // process ended, that is the reason to give.
+        peer.still_alive().map_err(|gone| gone.of(NAME))?;
+        outcome?;
+        let selector = |value: &String| Selector::new(NAME, value).map_err(Problem::Selector);
+        Ok(Attested {
+            selectors: found
+                .values
+                .iter()
+                .map(selector)
+                .collect::<Result<_, _>>()?,
+            incomplete: found.incomplete.map(Error::from),
+        })
     }
-}
-
-/// Runs where it may wait for a disk or for the directory service behind the user names.
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, Problem> + Send + 'static,
-) -> Result<T, Problem> {
-    tokio::task::spawn_blocking(work)
-        .await
-        .map_err(|_cancelled| Problem::Interrupted)?
 }
 
 #[cfg(test)]

@@ -1,10 +1,15 @@
 //! The SHA-256 digest of a program, remembered by what the kernel says of the file.
+//!
+//! Callers decide what is read here, so its cost is bounded: by size, by the number of readings at the same time, and by
+//! one reading for all who wait for the same file. A reading that nobody waits for any more is finished all the same
+//! (whoever comes back finds its result), unless the file is huge.
 
 use std::collections::{HashMap, VecDeque};
 use std::fs::{File, Metadata};
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use aws_lc_rs::digest::{Context, SHA256};
@@ -12,6 +17,7 @@ use spiffe::clock::{Clock, unix_seconds};
 
 use super::problem::Problem;
 use super::process;
+use crate::blocking::{self, Interrupted, SingleFlight, Turns, Waiters};
 
 /// Digests that are remembered at most.
 const CAPACITY: usize = 1024;
@@ -19,6 +25,13 @@ const CAPACITY: usize = 1024;
 /// A file that changed within these seconds is not remembered: a second change could leave all of [`FileId`] as it is,
 /// since the kernel's time stamps are coarse.
 const SETTLED_SECONDS: i64 = 5;
+
+/// Programs that are read at the same time, half of them for one user.
+const READ_AT_ONCE: usize = 2;
+/// Programs that are being opened at the same time, half of them for one user: a network file system may not answer.
+const OPENED_AT_ONCE: usize = 16;
+const FINISHED_ANYWAY: u64 = 1 << 30;
+const CHUNK: usize = 128 << 10;
 
 /// What changes when a file's content does. The owner of a file can set back its modification time, but not the time
 /// of its last change.
@@ -43,123 +56,172 @@ impl FileId {
     }
 }
 
-/// A program that was opened and found within the limit.
+/// A program that was opened.
 pub(super) struct Opened {
     pid: i32,
     file: File,
     path: String,
     id: FileId,
-    limit: u64,
-    known: Option<String>,
 }
+
+/// Why a reading gave no digest; each who waited makes its own error of it.
+#[derive(Debug, Clone)]
+enum Failure {
+    Unreadable(io::ErrorKind),
+    TooLarge(u64),
+    Interrupted,
+}
+
+/// What a reading came to.
+type Reading = Result<Arc<str>, Failure>;
 
 impl Opened {
     pub(super) fn path(&self) -> &str {
         &self.path
     }
-
-    /// The digest, if it need not be computed.
-    pub(super) fn known(&self) -> Option<String> {
-        self.known.clone()
-    }
-
-    fn unreadable(&self, source: io::Error) -> Problem {
-        Problem::Unreadable {
-            pid: self.pid,
-            what: "the program",
-            source,
-        }
-    }
-
-    fn too_large(&self, size: u64) -> Problem {
-        Problem::TooLarge {
-            path: PathBuf::from(&self.path),
-            size,
-            limit: self.limit,
-        }
-    }
 }
 
+/// The digests of programs, remembered and under way.
 #[derive(Debug)]
 pub(super) struct Digests {
     clock: Arc<dyn Clock>,
+    /// In bytes; 0 is none.
+    limit: u64,
     known: Mutex<Known>,
+    under_way: Arc<SingleFlight<FileId, Reading>>,
+    reading: Turns,
+    opening: Turns,
+    /// A reading that nobody waits for ends after so many bytes.
+    pub(super) finished_anyway: u64,
+    /// How many programs were read.
+    pub(super) readings: AtomicUsize,
 }
 
 #[derive(Debug, Default)]
 struct Known {
-    by_file: HashMap<FileId, String>,
+    by_file: HashMap<FileId, Arc<str>>,
     /// In the order they came: the oldest goes first.
     order: VecDeque<FileId>,
 }
 
+/// Blocks.
+fn open(pid: i32) -> Result<Opened, Problem> {
+    let (file, path) = process::program(pid)?;
+    let metadata = file.metadata().map_err(|source| Problem::Unreadable {
+        pid,
+        what: "the program",
+        source,
+    })?;
+    Ok(Opened {
+        pid,
+        file,
+        path,
+        id: FileId::of(&metadata),
+    })
+}
+
 impl Digests {
-    pub(super) fn new(clock: Arc<dyn Clock>) -> Self {
+    /// `limit` is in bytes, 0 for none.
+    pub(super) fn new(clock: Arc<dyn Clock>, limit: u64) -> Self {
         Self {
             clock,
-            known: Mutex::default(),
-        }
-    }
-
-    /// Opens the program of a process. `limit` is in bytes, 0 for none. Blocks.
-    pub(super) fn open(&self, pid: i32, limit: u64) -> Result<Opened, Problem> {
-        let (file, path) = process::program(pid)?;
-        let metadata = file.metadata().map_err(|source| Problem::Unreadable {
-            pid,
-            what: "the program",
-            source,
-        })?;
-        let id = FileId::of(&metadata);
-        let known = self
-            .known
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .by_file
-            .get(&id)
-            .cloned();
-        let opened = Opened {
-            pid,
-            file,
-            path,
-            id,
             limit,
-            known,
-        };
-        if limit > 0 && id.size > limit {
-            return Err(opened.too_large(id.size));
+            known: Mutex::default(),
+            under_way: Arc::default(),
+            reading: Turns::new(READ_AT_ONCE, READ_AT_ONCE / 2),
+            opening: Turns::new(OPENED_AT_ONCE, OPENED_AT_ONCE / 2),
+            finished_anyway: FINISHED_ANYWAY,
+            readings: AtomicUsize::new(0),
         }
-        Ok(opened)
     }
 
-    /// Reads the program through. Lower-case hexadecimal. Blocks, for as long as the program is large.
-    pub(super) fn compute(&self, mut opened: Opened) -> Result<String, Problem> {
+    /// Opens the program of a process.
+    pub(super) async fn open(&self, pid: i32, user: u32) -> Result<Opened, Problem> {
+        let turn = self.opening.take(user).await?;
+        blocking::run(turn, move || open(pid)).await?
+    }
+
+    /// The path of the program of a process, which need not be readable.
+    pub(super) async fn path(&self, pid: i32, user: u32) -> Result<String, Problem> {
+        let turn = self.opening.take(user).await?;
+        blocking::run(turn, move || process::program_path(pid)).await?
+    }
+
+    /// The digest of the program, in lower-case hexadecimal: remembered, or read on behalf of `user`.
+    pub(super) async fn digest(
+        self: &Arc<Self>,
+        opened: Opened,
+        user: u32,
+    ) -> Result<Arc<str>, Problem> {
+        let (id, pid, path) = (opened.id, opened.pid, opened.path.clone());
+        let too_large = |size| Problem::TooLarge {
+            path: PathBuf::from(&path),
+            size,
+            limit: self.limit,
+        };
+        if self.limit > 0 && id.size > self.limit {
+            return Err(too_large(id.size));
+        }
+        if let Some(known) = self.known(&id) {
+            return Ok(known);
+        }
+        let this = Arc::clone(self);
+        let work = |waiters: Waiters<Reading>| async move {
+            let turn = this.reading.take(user).await?;
+            if waiters.are_gone() {
+                return Err(Interrupted);
+            }
+            blocking::run(turn, move || this.read(opened, &waiters)).await
+        };
+        let outcome = self.under_way.join(id, work).await?;
+        outcome.map_err(|failure| match failure {
+            Failure::TooLarge(size) => too_large(size),
+            Failure::Interrupted => Problem::Interrupted,
+            Failure::Unreadable(kind) => Problem::Unreadable {
+                pid,
+                what: "the program",
+                source: kind.into(),
+            },
+        })
+    }
+
+    fn known(&self, id: &FileId) -> Option<Arc<str>> {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.by_file.get(id).cloned()
+    }
+
+    /// Reads the program through. Blocks, for as long as the program is large.
+    fn read(&self, mut opened: Opened, waiters: &Waiters<Reading>) -> Reading {
+        self.readings.fetch_add(1, Ordering::Relaxed);
+        let unreadable = |error: io::Error| Failure::Unreadable(error.kind());
         let mut context = Context::new(&SHA256);
-        let mut buffer = vec![0; 64 << 10];
+        let mut buffer = vec![0; CHUNK];
         let mut size: u64 = 0;
         loop {
             let count = match opened.file.read(&mut buffer) {
                 Ok(0) => break,
                 Ok(count) => count,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) => return Err(opened.unreadable(error)),
+                Err(error) => return Err(unreadable(error)),
             };
             context.update(buffer.get(..count).unwrap_or_default());
             size = size.saturating_add(u64::try_from(count).unwrap_or(u64::MAX));
             // It may grow while it is read.
-            if opened.limit > 0 && size > opened.limit {
-                return Err(opened.too_large(size));
+            if self.limit > 0 && size > self.limit {
+                return Err(Failure::TooLarge(size));
+            }
+            if size > self.finished_anyway && waiters.are_gone() {
+                return Err(Failure::Interrupted);
             }
         }
-        let digest: String = context
+        let digest: Arc<str> = context
             .finish()
             .as_ref()
             .iter()
             .map(|byte| format!("{byte:02x}"))
-            .collect();
-        let after = opened
-            .file
-            .metadata()
-            .map_err(|error| opened.unreadable(error))?;
+            .collect::<String>()
+            .into();
+        let after = opened.file.metadata().map_err(unreadable)?;
         let settled = unix_seconds(self.clock.now()) - opened.id.changed.0 > SETTLED_SECONDS;
         if settled && FileId::of(&after) == opened.id {
             self.remember(opened.id, &digest);
@@ -167,9 +229,9 @@ impl Digests {
         Ok(digest)
     }
 
-    fn remember(&self, id: FileId, digest: &str) {
+    fn remember(&self, id: FileId, digest: &Arc<str>) {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        if known.by_file.insert(id, digest.to_owned()).is_some() {
+        if known.by_file.insert(id, Arc::clone(digest)).is_some() {
             return;
         }
         known.order.push_back(id);
@@ -185,6 +247,14 @@ impl Digests {
         self.known.lock().unwrap().by_file.len()
     }
 
+    /// Whether all turns to read are free.
+    #[cfg(test)]
+    pub(super) async fn until_idle(&self) {
+        for user in 0..2 {
+            drop(self.reading.take(user).await.unwrap());
+        }
+    }
+
     #[cfg(test)]
     pub(super) fn remember_some(&self, count: u64) {
         for inode in 0..count {
@@ -195,7 +265,7 @@ impl Digests {
                 modified: (0, 0),
                 changed: (0, 0),
             };
-            self.remember(id, "x");
+            self.remember(id, &"x".into());
         }
     }
 }

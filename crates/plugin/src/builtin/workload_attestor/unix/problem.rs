@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use config::fault::{Code, Fault};
 use spiffe::selector::SelectorError;
 
+use crate::blocking::Interrupted;
 use crate::error::{Error, ErrorKind};
 
 /// Why a process could not be attested.
@@ -30,8 +31,14 @@ pub(super) enum Problem {
     },
     #[error(transparent)]
     Selector(#[from] SelectorError),
-    #[error("interrupted by the shutdown")]
+    #[error("the attestation was interrupted")]
     Interrupted,
+}
+
+impl From<Interrupted> for Problem {
+    fn from(_: Interrupted) -> Self {
+        Self::Interrupted
+    }
 }
 
 impl Problem {
@@ -44,7 +51,7 @@ impl Problem {
                 fault(Code::WorkloadUnreadable).hint("run the agent as root, or with CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH")
             }
             Self::TooLarge { .. } => fault(Code::WorkloadUnreadable)
-                .hint("raise workload_size_limit of the unix workload attestor, or set it to -1 to go without sha256"),
+                .hint("raise workload_size_limit of the unix workload attestor (0 is no limit), or set it to -1 to go without sha256"),
             Self::Unintelligible { .. } | Self::Selector(_) | Self::Interrupted => fault(Code::Internal),
         }
     }

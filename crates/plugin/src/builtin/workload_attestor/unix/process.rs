@@ -7,7 +7,7 @@ use std::os::fd::AsRawFd;
 use super::problem::Problem;
 
 /// Who a process is to the kernel.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Credentials {
     /// Effective.
     pub(super) uid: u32,

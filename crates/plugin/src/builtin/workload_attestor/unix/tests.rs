@@ -6,6 +6,7 @@ use config::Document;
 use spiffe::clock::{ManualClock, SystemClock};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 /// A process that waits until it is dropped.
@@ -42,7 +43,7 @@ impl Drop for Sleeper {
 fn config(discover_workload_path: bool, workload_size_limit: i64) -> UnixConfig {
     UnixConfig {
         discover_workload_path,
-        workload_size_limit,
+        workload_size_limit: Some(workload_size_limit),
     }
 }
 
@@ -50,8 +51,14 @@ fn attestor(config: UnixConfig) -> UnixAttestor {
     UnixAttestor::new(config, Arc::new(SystemClock))
 }
 
-fn texts(selectors: &[Selector]) -> Vec<String> {
-    selectors
+fn texts(attested: &Attested) -> Vec<String> {
+    assert!(attested.incomplete.is_none(), "{attested:?}");
+    values(attested)
+}
+
+fn values(attested: &Attested) -> Vec<String> {
+    attested
+        .selectors
         .iter()
         .map(|selector| selector.value().to_owned())
         .collect()
@@ -73,7 +80,12 @@ async fn tells_user_and_groups_without_looking_at_the_program() {
         .attest(&sleeper.peer())
         .await
         .unwrap();
-    assert!(selectors.iter().all(|selector| selector.kind() == "unix"));
+    assert!(
+        selectors
+            .selectors
+            .iter()
+            .all(|selector| selector.kind() == "unix")
+    );
     let texts = texts(&selectors);
     let id = |flags: &[&str]| {
         let output = Command::new("id").args(flags).output().unwrap();
@@ -106,8 +118,7 @@ async fn tells_supplementary_groups_when_it_runs_as_root() {
     command
         .args(["--groups", "4,12345", "sleep", "60"])
         .stdin(Stdio::null());
-    let Ok(child) = command.spawn() else { return };
-    let sleeper = Sleeper(child);
+    let sleeper = Sleeper(command.spawn().unwrap());
     let peer = sleeper.peer();
     // Until setpriv has changed the groups and become sleep, the process has those of this test.
     let texts = loop {
@@ -246,9 +257,103 @@ async fn a_digest_is_remembered_once_the_file_has_settled() {
     }
 }
 
+/// A program of this many bytes, all but the first of which are a hole.
+fn sparse_program(directory: &Path, size: u64) -> std::path::PathBuf {
+    let (path, _) = own_program(directory);
+    let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+    file.set_len(size).unwrap();
+    path
+}
+
+/// A clock by which every file is settled.
+fn later() -> Arc<ManualClock> {
+    let clock = ManualClock::new(std::time::SystemTime::UNIX_EPOCH);
+    clock.advance(Duration::from_secs(10_000_000_000));
+    Arc::new(clock)
+}
+
+#[tokio::test]
+async fn a_hundred_processes_of_one_program_are_one_reading() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = sparse_program(directory.path(), 32 << 20);
+    let sleepers: Vec<_> = (0..100).map(|_| Sleeper::start(&path)).collect();
+    let attestor = Arc::new(UnixAttestor::new(config(true, 0), later()));
+    let mut asking = tokio::task::JoinSet::new();
+    for peer in sleepers.iter().map(Sleeper::peer) {
+        let attestor = Arc::clone(&attestor);
+        asking.spawn(async move { attestor.attest(&peer).await.unwrap() });
+    }
+    let all = asking.join_all().await;
+    let first = texts(&all[0]);
+    assert!(first.iter().any(|text| text.starts_with("sha256:")));
+    assert!(all.iter().all(|one| texts(one) == first));
+    assert_eq!(attestor.digests.readings.load(Ordering::Relaxed), 1);
+}
+
+#[tokio::test]
+async fn a_huge_program_costs_nothing_and_keeps_its_other_selectors() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = sparse_program(directory.path(), 500 << 30);
+    let sleeper = Sleeper::start(&path);
+    let attestor = attestor(UnixConfig {
+        discover_workload_path: true,
+        workload_size_limit: None,
+    });
+    let attested = attestor.attest(&sleeper.peer()).await.unwrap();
+    let incomplete = attested.incomplete.as_ref().unwrap();
+    assert_eq!(incomplete.kind(), ErrorKind::Permanent, "{incomplete}");
+    let texts = values(&attested);
+    assert!(texts.iter().any(|text| text.starts_with("uid:")));
+    assert!(texts.iter().any(|text| text.starts_with("path:")));
+    assert!(!texts.iter().any(|text| text.starts_with("sha256:")));
+    assert_eq!(attestor.digests.readings.load(Ordering::Relaxed), 0);
+}
+
+#[tokio::test]
+async fn a_reading_that_nobody_waits_for_ends_and_gives_its_turn_back() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = sparse_program(directory.path(), 500 << 30);
+    let sleeper = Sleeper::start(&path);
+    let mut digests = Digests::new(later(), 0);
+    digests.finished_anyway = 0;
+    let digests = Arc::new(digests);
+    let pid = sleeper.peer().pid;
+    let opened = digests.open(pid, 1).await.unwrap();
+    let reading = tokio::spawn({
+        let digests = Arc::clone(&digests);
+        async move { digests.digest(opened, 1).await.is_ok() }
+    });
+    while digests.readings.load(Ordering::Relaxed) == 0 {
+        tokio::task::yield_now().await;
+    }
+    reading.abort();
+    digests.until_idle().await;
+    assert_eq!(digests.remembered(), 0);
+}
+
+#[tokio::test]
+async fn names_that_cannot_be_looked_up_leave_the_numbers_and_say_so() {
+    #[derive(Debug)]
+    struct Down;
+    impl names::Directory for Down {
+        fn name(&self, _number: names::Number) -> io::Result<Option<String>> {
+            Err(io::ErrorKind::TimedOut.into())
+        }
+    }
+    let sleeper = Sleeper::start(Path::new("/bin/sleep"));
+    let mut attestor = attestor(UnixConfig::default());
+    attestor.names = Arc::new(Names::of(Arc::new(SystemClock), Arc::new(Down)));
+    let attested = attestor.attest(&sleeper.peer()).await.unwrap();
+    let incomplete = attested.incomplete.as_ref().unwrap();
+    assert_eq!(incomplete.kind(), ErrorKind::Transient, "{incomplete}");
+    let values = values(&attested);
+    assert!(values.contains(&format!("uid:{}", nix::unistd::geteuid())));
+    assert!(!values.iter().any(|value| value.starts_with("user:")));
+}
+
 #[test]
 fn remembers_a_bounded_number_of_digests() {
-    let digests = Digests::new(Arc::new(SystemClock));
+    let digests = Digests::new(Arc::new(SystemClock), 0);
     digests.remember_some(5000);
     assert_eq!(digests.remembered(), 1024);
 }
