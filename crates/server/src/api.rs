@@ -113,7 +113,7 @@ impl Api {
         }
         let caller = match self.authorizer.authorize(row, connection, record).await {
             Ok(caller) => caller,
-            Err(refused) => return refused.into_http(),
+            Err(refused) => return Status::from(refused).into_http(),
         };
         tracing::debug!(
             method = row.method,

@@ -11,11 +11,10 @@ use spiffe::id::SpiffeId;
 use spiffe::key::PublicKey;
 use spiffe::selector::{Selector, SelectorSet};
 use spiffe::trust_domain::TrustDomain;
-use tonic::{Code, Status};
 
 use crate::datastore::{Datastore, TokenError};
+use crate::error::{Kind, OpError, failed, refused};
 use crate::registry::{Agent, Registry};
-use crate::status::{failed, refused};
 
 /// SPIRE: the attestor's name, the path segment and the attestation type are the same word.
 pub(crate) const JOIN_TOKEN: &str = "join_token";
@@ -46,13 +45,13 @@ impl Attestation {
     /// # Errors
     /// InvalidArgument for what the node sent, FailedPrecondition for an attestor that is not configured,
     /// PermissionDenied for a banned node.
-    pub(crate) async fn attest(&self, params: &Params) -> Result<Attested, Status> {
+    pub(crate) async fn attest(&self, params: &Params) -> Result<Attested, OpError> {
         let data = params.data.clone().unwrap_or_default();
         let mut attested = if data.r#type == JOIN_TOKEN {
             self.redeem(&data.payload).await?
         } else {
             return Err(failed(
-                Code::FailedPrecondition,
+                Kind::FailedPrecondition,
                 "error getting node attestor",
                 format!("could not find node attestor type \"{}\"", data.r#type),
             ));
@@ -68,23 +67,23 @@ impl Attestation {
             .is_some_and(|agent| agent.banned)
         {
             return Err(refused(
-                Code::PermissionDenied,
+                Kind::PermissionDenied,
                 "failed to attest: agent is banned",
             ));
         }
         Ok(attested)
     }
 
-    async fn redeem(&self, payload: &[u8]) -> Result<Attested, Status> {
+    async fn redeem(&self, payload: &[u8]) -> Result<Attested, OpError> {
         let unknown = "failed to attest: join token does not exist or has already been used";
         let Ok(token) = std::str::from_utf8(payload) else {
-            return Err(refused(Code::InvalidArgument, unknown));
+            return Err(refused(Kind::InvalidArgument, unknown));
         };
         // Before the token is spent: one that cannot be an ID's segment was never handed out.
         let Ok(id) =
             SpiffeId::from_segments(&self.trust_domain, &["spire", "agent", JOIN_TOKEN, token])
         else {
-            return Err(refused(Code::InvalidArgument, unknown));
+            return Err(refused(Kind::InvalidArgument, unknown));
         };
         match self
             .datastore
@@ -92,11 +91,11 @@ impl Attestation {
             .await
         {
             Ok(()) => {}
-            Err(TokenError::Unknown) => return Err(refused(Code::InvalidArgument, unknown)),
+            Err(TokenError::Unknown) => return Err(refused(Kind::InvalidArgument, unknown)),
             Err(TokenError::Expired) => {
-                return Err(refused(Code::InvalidArgument, "join token expired"));
+                return Err(refused(Kind::InvalidArgument, "join token expired"));
             }
-            Err(error) => return Err(failed(Code::Internal, "failed to fetch join token", error)),
+            Err(error) => return Err(failed(Kind::Internal, "failed to fetch join token", error)),
         }
         Ok(Attested {
             id,
@@ -116,7 +115,7 @@ impl Attestation {
         attested: Attested,
         serial: String,
         expires_at: i64,
-    ) -> Result<(), Status> {
+    ) -> Result<(), OpError> {
         let agent_version = self
             .registry
             .agent(&attested.id)
@@ -136,11 +135,11 @@ impl Attestation {
         self.datastore
             .put_agent(agent)
             .await
-            .map_err(|error| failed(Code::Internal, "failed to create attested agent", error))
+            .map_err(|error| failed(Kind::Internal, "failed to create attested agent", error))
             .and_then(|written| {
                 if written.banned {
                     Err(refused(
-                        Code::PermissionDenied,
+                        Kind::PermissionDenied,
                         "failed to attest: agent is banned",
                     ))
                 } else {
@@ -154,9 +153,9 @@ impl Attestation {
 ///
 /// # Errors
 /// InvalidArgument.
-pub(crate) fn requested_key(csr: &[u8]) -> Result<PublicKey, Status> {
+pub(crate) fn requested_key(csr: &[u8]) -> Result<PublicKey, OpError> {
     match spiffe::csr::Csr::parse_and_verify(csr) {
         Ok(verified) => Ok(verified.public_key),
-        Err(error) => Err(failed(Code::InvalidArgument, "failed to parse CSR", error)),
+        Err(error) => Err(failed(Kind::InvalidArgument, "failed to parse CSR", error)),
     }
 }

@@ -8,16 +8,15 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use proto::spire::api::types::permission_denied_details::Reason;
+use config::fault;
 use spiffe::clock::{Clock, unix_seconds};
 use spiffe::id::SpiffeId;
-use tonic::{Code, Status};
 
 use crate::audit::CallRecord;
 use crate::caller::{Authority, Caller, Connection, Entitlement, PeerSvid};
 use crate::datastore::{AgentWriteError, Datastore};
+use crate::error::{self, AgentRefusal, Kind, OpError};
 use crate::registry::Registry;
-use crate::status;
 
 mod table;
 #[cfg(test)]
@@ -56,11 +55,11 @@ impl Authorizer {
         row: &Row,
         connection: &Arc<Connection>,
         record: &Arc<CallRecord>,
-    ) -> Result<Caller, Status> {
+    ) -> Result<Caller, OpError> {
         let authority = self
             .authority(row.allowed, connection)
             .await
-            .map_err(|denial| denial.into_status(row.method))?;
+            .map_err(|denial| denial.into_error(row.method))?;
         record.authorized(authority.name(), authority.via());
         Ok(Caller {
             connection: Arc::clone(connection),
@@ -177,8 +176,8 @@ impl Authorizer {
         self.check_agent(svid)
             .map(|_| ())
             .map_err(|denial| match denial.reason {
-                Some(Reason::AgentNotActive) => StreamEnd::Superseded,
-                _ => StreamEnd::Denied(denial.into_bare_status()),
+                Some(AgentRefusal::NotActive) => StreamEnd::Superseded,
+                _ => StreamEnd::Denied(denial.into_bare_error()),
             })
     }
 
@@ -186,19 +185,19 @@ impl Authorizer {
         let id = &svid.id;
         if self.clock.now() > svid.not_after {
             return Err(Denial::agent(
-                Reason::AgentExpired,
+                AgentRefusal::Expired,
                 format!("agent \"{id}\" SVID is expired"),
             ));
         }
         let Some(agent) = self.registry.agent(id) else {
             return Err(Denial::agent(
-                Reason::AgentNotAttested,
+                AgentRefusal::NotAttested,
                 format!("agent \"{id}\" is not attested"),
             ));
         };
         if agent.banned {
             return Err(Denial::agent(
-                Reason::AgentBanned,
+                AgentRefusal::Banned,
                 format!("agent \"{id}\" is banned"),
             ));
         }
@@ -212,12 +211,12 @@ impl Authorizer {
             "agent \"{id}\" expected to have serial number \"{}\"; has \"{}\"",
             agent.serial, svid.serial
         );
-        Err(Denial::agent(Reason::AgentNotActive, because))
+        Err(Denial::agent(AgentRefusal::NotActive, because))
     }
 }
 
 impl Entitlement for Authorizer {
-    fn recheck(&self, authority: &Authority, connection: &Connection) -> Result<(), Status> {
+    fn recheck(&self, authority: &Authority, connection: &Connection) -> Result<(), OpError> {
         let by_entry = |class: Allowed| {
             connection
                 .svid()
@@ -230,8 +229,8 @@ impl Entitlement for Authorizer {
             Authority::Agent(svid) => {
                 return self.recheck_agent(svid).map_err(|end| match end {
                     StreamEnd::Denied(denied) => denied,
-                    StreamEnd::Superseded => status::refused(
-                        Code::Unavailable,
+                    StreamEnd::Superseded => error::refused(
+                        Kind::Unavailable,
                         "the agent's SVID was renewed while the call waited; try again",
                     ),
                 });
@@ -240,7 +239,7 @@ impl Entitlement for Authorizer {
         if stands {
             Ok(())
         } else {
-            Err(Denial::because("the caller is no longer entitled").into_bare_status())
+            Err(Denial::because("the caller is no longer entitled").into_bare_error())
         }
     }
 }
@@ -250,7 +249,7 @@ impl Entitlement for Authorizer {
 pub(crate) enum StreamEnd {
     /// It goes on under a newer SVID, with which it connects again: nothing to blame it for.
     Superseded,
-    Denied(Status),
+    Denied(OpError),
 }
 
 enum Standing {
@@ -261,8 +260,8 @@ enum Standing {
 
 /// Why a call is refused.
 struct Denial {
-    code: Code,
-    reason: Option<Reason>,
+    code: Kind,
+    reason: Option<AgentRefusal>,
     because: String,
     stranger: bool,
 }
@@ -270,7 +269,7 @@ struct Denial {
 impl Denial {
     fn because(because: &str) -> Self {
         Self {
-            code: Code::PermissionDenied,
+            code: Kind::PermissionDenied,
             reason: None,
             because: because.to_owned(),
             stranger: false,
@@ -284,9 +283,9 @@ impl Denial {
         }
     }
 
-    fn agent(reason: Reason, because: String) -> Self {
+    fn agent(reason: AgentRefusal, because: String) -> Self {
         Self {
-            code: Code::PermissionDenied,
+            code: Kind::PermissionDenied,
             reason: Some(reason),
             because,
             stranger: false,
@@ -295,7 +294,7 @@ impl Denial {
 
     fn internal(error: &dyn std::error::Error) -> Self {
         Self {
-            code: Code::Internal,
+            code: Kind::Internal,
             reason: None,
             because: format!("unable to look up agent information: {error}"),
             stranger: false,
@@ -305,26 +304,35 @@ impl Denial {
     fn may_be_stale(&self) -> bool {
         matches!(
             self.reason,
-            Some(Reason::AgentNotAttested | Reason::AgentNotActive)
+            Some(AgentRefusal::NotAttested | AgentRefusal::NotActive)
         )
     }
 
-    fn into_status(self, method: &str) -> Status {
-        if self.code == Code::Internal {
-            return status::refused(Code::Internal, self.because);
+    fn into_error(self, method: &str) -> OpError {
+        if self.code == Kind::Internal {
+            return error::refused(Kind::Internal, self.because);
         }
         let message = format!("authorization denied for method {method}: {}", self.because);
         match self.reason {
-            Some(reason) => status::agent_denied(reason, message),
-            None if self.stranger => status::stranger_denied(message),
-            None => status::refused(Code::PermissionDenied, message),
+            Some(reason) => agent_denied(reason, message),
+            None if self.stranger => error::refused(Kind::PermissionDenied, message).quiet(),
+            None => error::refused(Kind::PermissionDenied, message),
         }
     }
 
-    fn into_bare_status(self) -> Status {
+    fn into_bare_error(self) -> OpError {
         match self.reason {
-            Some(reason) => status::agent_denied(reason, self.because),
-            None => status::refused(self.code, self.because),
+            Some(reason) => agent_denied(reason, self.because),
+            None => error::refused(self.code, self.because),
         }
+    }
+}
+
+fn agent_denied(refusal: AgentRefusal, message: String) -> OpError {
+    let error = error::refused(Kind::PermissionDenied, message).agent(refusal);
+    match refusal {
+        AgentRefusal::Banned => error.with_code(fault::Code::AgentBanned),
+        AgentRefusal::NotAttested => error.with_code(fault::Code::AgentMustJoinAgain),
+        AgentRefusal::Expired | AgentRefusal::NotActive | AgentRefusal::MustReattest => error,
     }
 }

@@ -10,10 +10,9 @@ use std::time::SystemTime;
 use spiffe::entry::Entry;
 use spiffe::id::SpiffeId;
 use tokio::sync::watch;
-use tonic::{Code, Request, Status};
 
 use crate::audit::{CallRecord, Fields, Outcome};
-use crate::status;
+use crate::error::{Kind, OpError, refused};
 
 /// What the transport proved about a peer.
 #[derive(Debug)]
@@ -122,7 +121,7 @@ impl Authority {
 pub(crate) trait Entitlement: std::fmt::Debug + Send + Sync {
     /// # Errors
     /// PermissionDenied; Unavailable for an agent that has renewed its SVID meanwhile, since it did nothing wrong.
-    fn recheck(&self, authority: &Authority, connection: &Connection) -> Result<(), Status>;
+    fn recheck(&self, authority: &Authority, connection: &Connection) -> Result<(), OpError>;
 }
 
 /// An authorized call's caller: only `authz` makes one, so a handler that holds it has been authorized.
@@ -136,28 +135,15 @@ pub(crate) struct Caller {
 }
 
 impl Caller {
-    /// The caller that `api` put beside the request when it let it in.
-    ///
-    /// # Errors
-    /// Internal, when a request reaches a handler without having been authorized, which is a fault of this server.
-    pub(crate) fn of<T>(request: &Request<T>) -> Result<Self, Status> {
-        request.extensions().get::<Self>().cloned().ok_or_else(|| {
-            status::refused(
-                Code::Internal,
-                "the call was not authorized; this is a fault of the server",
-            )
-        })
-    }
-
     /// The agent that calls.
     ///
     /// # Errors
     /// Internal, when the table lets somebody else in where an agent is needed.
-    pub(crate) fn agent(&self) -> Result<&PeerSvid, Status> {
+    pub(crate) fn agent(&self) -> Result<&PeerSvid, OpError> {
         match &self.authority {
             Authority::Agent(svid) => Ok(svid),
-            _ => Err(status::refused(
-                Code::Internal,
+            _ => Err(refused(
+                Kind::Internal,
                 "caller ID missing from request context",
             )),
         }
@@ -168,7 +154,7 @@ impl Caller {
     ///
     /// # Errors
     /// As at the call's beginning; Unavailable when the agent has renewed its SVID meanwhile.
-    pub(crate) fn still_entitled(&self) -> Result<(), Status> {
+    pub(crate) fn still_entitled(&self) -> Result<(), OpError> {
         self.entitlement.recheck(&self.authority, &self.connection)
     }
 
@@ -178,44 +164,14 @@ impl Caller {
     }
 
     /// Adds the outcome of a batch's item to the audit event of this call.
-    pub(crate) fn item(&self, outcome: Result<(), &Status>, fields: impl FnOnce() -> Fields) {
+    pub(crate) fn item<E>(&self, outcome: Result<(), E>, fields: impl FnOnce() -> Fields)
+    where
+        Outcome: From<E>,
+    {
         if self.record.is_enabled() {
-            self.record.item(outcome_of(outcome), fields());
+            let outcome = outcome.map_or_else(Outcome::from, |()| Outcome::Success);
+            self.record.item(outcome, fields());
         }
-    }
-}
-
-/// How a call or an item ended, as the audit trail says it.
-pub(crate) fn outcome_of(outcome: Result<(), &Status>) -> Outcome {
-    match outcome {
-        Ok(()) => Outcome::Success,
-        Err(status) => Outcome::Error {
-            code: code_name(status.code()),
-            message: status.message().to_owned(),
-        },
-    }
-}
-
-/// SPIRE: the Go names of gRPC's codes.
-fn code_name(code: Code) -> &'static str {
-    match code {
-        Code::Ok => "OK",
-        Code::Cancelled => "Canceled",
-        Code::Unknown => "Unknown",
-        Code::InvalidArgument => "InvalidArgument",
-        Code::DeadlineExceeded => "DeadlineExceeded",
-        Code::NotFound => "NotFound",
-        Code::AlreadyExists => "AlreadyExists",
-        Code::PermissionDenied => "PermissionDenied",
-        Code::ResourceExhausted => "ResourceExhausted",
-        Code::FailedPrecondition => "FailedPrecondition",
-        Code::Aborted => "Aborted",
-        Code::OutOfRange => "OutOfRange",
-        Code::Unimplemented => "Unimplemented",
-        Code::Internal => "Internal",
-        Code::Unavailable => "Unavailable",
-        Code::DataLoss => "DataLoss",
-        Code::Unauthenticated => "Unauthenticated",
     }
 }
 

@@ -14,6 +14,7 @@ mod attest;
 mod authz;
 mod caller;
 mod endpoints;
+mod error;
 mod health;
 mod prune;
 mod ratelimit;

@@ -8,13 +8,13 @@ use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use config::fault::Code;
 use tokio::time::Instant;
-use tonic::{Code, Status};
 
 use crate::caller::Connection;
 use crate::config::RateLimitConfig;
+use crate::error::{Kind, OpError, failed};
 use crate::source::Source;
-use crate::status;
 
 /// SPIRE: limits.AttestLimitPerIP and its siblings, per second; the burst is the same number.
 const ATTEST_PER_SECOND: u32 = 1;
@@ -117,31 +117,33 @@ impl Limiter {
         connection: &Connection,
         count: usize,
         what: &str,
-    ) -> Result<(), Status> {
+    ) -> Result<(), OpError> {
         let (Some(rate), Some(address)) = (self.rate, connection.remote_ip()) else {
             return Ok(());
         };
         let Some(count) = u32::try_from(count).ok().filter(|count| *count <= rate) else {
-            return Err(status::failed(
-                Code::ResourceExhausted,
+            return Err(failed(
+                Kind::ResourceExhausted,
                 &format!("rejecting request due to {what} rate limiting"),
                 format!(
                     "rate ({count}) exceeds burst size ({rate}); send at most {rate} in one call"
                 ),
-            ));
+            )
+            .with_code(Code::TooManyRequests));
         };
         let source = Source::of(address);
         let wait = self.reserve(source, rate, count);
         if wait > LONGEST_WAIT {
             self.give_back(source, count);
-            return Err(status::failed(
-                Code::ResourceExhausted,
+            return Err(failed(
+                Kind::ResourceExhausted,
                 &format!("rejecting request due to {what} rate limiting"),
                 format!(
                     "{} s of work from {address} are queued already; back off and retry",
                     wait.as_secs()
                 ),
-            ));
+            )
+            .with_code(Code::TooManyRequests));
         }
         if wait > Duration::ZERO {
             let mut reservation = Reservation {
@@ -237,7 +239,7 @@ mod tests {
             .take(&remote(), 501, "certificate signing")
             .await
             .unwrap_err();
-        assert_eq!(refused.code(), Code::ResourceExhausted);
+        assert_eq!(refused.kind(), Kind::ResourceExhausted);
         assert!(
             refused
                 .message()
@@ -269,7 +271,7 @@ mod tests {
             .take(&remote(), 1, "attest agent")
             .await
             .unwrap_err();
-        assert_eq!(refused.code(), Code::ResourceExhausted);
+        assert_eq!(refused.kind(), Kind::ResourceExhausted);
     }
 
     #[tokio::test(start_paused = true)]

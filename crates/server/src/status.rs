@@ -3,45 +3,14 @@
 //! Codes and the leading words are those that SPIRE's clients match on; what follows the colon may say more. It must not
 //! hold secrets: a status travels to the caller and into logs.
 
-use std::fmt::Display;
-
+use config::fault;
 use proto::spire::api::types;
-use tonic::{Code, Status};
+use tonic::{Code, Request, Status};
 use tonic_types::pb;
 
-/// `what: because`, in the given code, and one line in the log: callers see what operators see.
-pub(crate) fn failed(code: Code, what: &str, because: impl Display) -> Status {
-    let status = Status::new(code, format!("{what}: {because}"));
-    log(&status);
-    status
-}
-
-/// A refusal with no cause beyond its own words.
-pub(crate) fn refused(code: Code, what: impl Into<String>) -> Status {
-    let status = Status::new(code, what);
-    log(&status);
-    status
-}
-
-/// A denial for somebody unknown, who may cause as many as he likes: a line only for whoever debugs.
-pub(crate) fn stranger_denied(what: impl Into<String>) -> Status {
-    let status = Status::new(Code::PermissionDenied, what);
-    tracing::debug!(code = ?status.code(), "{}", status.message());
-    status
-}
-
-/// Our own faults are an operator's business; a caller's mistakes are worth a line only to whoever debugs them.
-fn log(status: &Status) {
-    match status.code() {
-        Code::Internal | Code::Unknown | Code::DataLoss | Code::Unavailable => {
-            tracing::error!(code = ?status.code(), "{}", status.message());
-        }
-        Code::PermissionDenied | Code::Unauthenticated => {
-            tracing::warn!(code = ?status.code(), "{}", status.message());
-        }
-        _ => tracing::debug!(code = ?status.code(), "{}", status.message()),
-    }
-}
+use crate::audit::Outcome;
+use crate::caller::Caller;
+use crate::error::{self, AgentRefusal, Kind, OpError};
 
 /// The status of a batch item that went well. SPIRE: the message is the code's name.
 pub(crate) fn item_ok() -> types::Status {
@@ -51,100 +20,184 @@ pub(crate) fn item_ok() -> types::Status {
     }
 }
 
-/// The status of a batch item that did not.
-pub(crate) fn item(status: &Status) -> types::Status {
+/// The status of a batch item that did not, and its line in the log.
+pub(crate) fn item(error: &OpError) -> types::Status {
+    error.log();
     types::Status {
-        code: status.code() as i32,
-        message: status.message().to_owned(),
+        code: grpc_code(error.kind()) as i32,
+        message: error.message().to_owned(),
     }
 }
 
-/// Why an agent's credentials no longer count. Agents act on the detail, not on the text.
-pub(crate) fn agent_denied(
-    reason: types::permission_denied_details::Reason,
-    message: impl Into<String>,
-) -> Status {
-    let message = message.into();
-    let details = types::PermissionDeniedDetails {
-        reason: reason as i32,
+impl Caller {
+    /// The caller that `api` put beside the request when it let it in.
+    ///
+    /// # Errors
+    /// Internal, when a request reaches a handler without having been authorized, which is a fault of this server.
+    pub(crate) fn of<T>(request: &Request<T>) -> Result<Self, OpError> {
+        request.extensions().get::<Self>().cloned().ok_or_else(|| {
+            error::refused(
+                Kind::Internal,
+                "the call was not authorized; this is a fault of the server",
+            )
+        })
+    }
+}
+
+impl From<&Status> for Outcome {
+    /// For what reaches the boundary as a status: the message is the one that the caller receives.
+    fn from(status: &Status) -> Self {
+        Self::Error {
+            code: code_name(status.code()),
+            message: status.message().to_owned(),
+        }
+    }
+}
+
+/// SPIRE: the Go names of gRPC's codes.
+fn code_name(code: Code) -> &'static str {
+    match code {
+        Code::Ok => "OK",
+        Code::Cancelled => "Canceled",
+        Code::Unknown => "Unknown",
+        Code::InvalidArgument => "InvalidArgument",
+        Code::DeadlineExceeded => "DeadlineExceeded",
+        Code::NotFound => "NotFound",
+        Code::AlreadyExists => "AlreadyExists",
+        Code::PermissionDenied => "PermissionDenied",
+        Code::ResourceExhausted => "ResourceExhausted",
+        Code::FailedPrecondition => "FailedPrecondition",
+        Code::Aborted => "Aborted",
+        Code::OutOfRange => "OutOfRange",
+        Code::Unimplemented => "Unimplemented",
+        Code::Internal => "Internal",
+        Code::Unavailable => "Unavailable",
+        Code::DataLoss => "DataLoss",
+        Code::Unauthenticated => "Unauthenticated",
+    }
+}
+
+impl From<OpError> for Status {
+    /// The error on the wire, and its line in the log.
+    fn from(error: OpError) -> Self {
+        error.log();
+        let code = grpc_code(error.kind());
+        let details: Vec<prost_types::Any> = error
+            .agent_refusal()
+            .map(denial)
+            .into_iter()
+            .chain(error.fault_code().map(error_info))
+            .collect();
+        if details.is_empty() {
+            return Self::new(code, error.message());
+        }
+        let encoded = prost::Message::encode_to_vec(&pb::Status {
+            code: code as i32,
+            message: error.message().to_owned(),
+            details,
+        });
+        Self::with_details(code, error.message(), encoded.into())
+    }
+}
+
+fn grpc_code(kind: Kind) -> Code {
+    match kind {
+        Kind::InvalidArgument => Code::InvalidArgument,
+        Kind::NotFound => Code::NotFound,
+        Kind::AlreadyExists => Code::AlreadyExists,
+        Kind::PermissionDenied => Code::PermissionDenied,
+        Kind::FailedPrecondition => Code::FailedPrecondition,
+        Kind::ResourceExhausted => Code::ResourceExhausted,
+        Kind::Unimplemented => Code::Unimplemented,
+        Kind::Unavailable => Code::Unavailable,
+        Kind::Internal => Code::Internal,
+    }
+}
+
+/// SPIRE's agents look for this message among the details and act on its reason.
+fn denial(refusal: AgentRefusal) -> prost_types::Any {
+    use types::permission_denied_details::Reason;
+    let reason = match refusal {
+        AgentRefusal::Expired => Reason::AgentExpired,
+        AgentRefusal::NotAttested => Reason::AgentNotAttested,
+        AgentRefusal::NotActive => Reason::AgentNotActive,
+        AgentRefusal::Banned => Reason::AgentBanned,
+        AgentRefusal::MustReattest => Reason::AgentMustReattest,
     };
-    let any = prost_types::Any {
-        type_url: "type.googleapis.com/spire.api.types.PermissionDeniedDetails".to_owned(),
-        value: prost::Message::encode_to_vec(&details),
-    };
-    let encoded = prost::Message::encode_to_vec(&pb::Status {
-        code: Code::PermissionDenied as i32,
-        message: message.clone(),
-        details: vec![any],
-    });
-    let status = Status::with_details(Code::PermissionDenied, message, encoded.into());
-    log(&status);
-    status
+    any(
+        "spire.api.types.PermissionDeniedDetails",
+        &types::PermissionDeniedDetails {
+            reason: reason as i32,
+        },
+    )
+}
+
+/// The domain of the codes in `google.rpc.ErrorInfo`.
+const DOMAIN: &str = "plastron";
+
+/// The code of the error, so that no client has to match English.
+fn error_info(code: fault::Code) -> prost_types::Any {
+    any(
+        "google.rpc.ErrorInfo",
+        &pb::ErrorInfo {
+            reason: code.as_str().to_owned(),
+            domain: DOMAIN.to_owned(),
+            metadata: Default::default(),
+        },
+    )
+}
+
+fn any(name: &str, message: &impl prost::Message) -> prost_types::Any {
+    prost_types::Any {
+        type_url: format!("type.googleapis.com/{name}"),
+        value: message.encode_to_vec(),
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-    use std::sync::atomic::{AtomicUsize, Ordering};
-
-    use tracing::span::{Attributes, Id, Record};
-    use tracing::{Event, Level, Metadata, Subscriber};
-
     use super::*;
 
-    /// Counts what an operator would read.
-    struct Warnings(Arc<AtomicUsize>);
-
-    impl Subscriber for Warnings {
-        fn enabled(&self, _: &Metadata<'_>) -> bool {
-            true
-        }
-        fn new_span(&self, _: &Attributes<'_>) -> Id {
-            Id::from_u64(1)
-        }
-        fn record(&self, _: &Id, _: &Record<'_>) {}
-        fn record_follows_from(&self, _: &Id, _: &Id) {}
-        fn event(&self, event: &Event<'_>) {
-            if *event.metadata().level() <= Level::WARN {
-                self.0.fetch_add(1, Ordering::Relaxed);
-            }
-        }
-        fn enter(&self, _: &Id) {}
-        fn exit(&self, _: &Id) {}
-    }
-
-    #[test]
-    fn lets_no_stranger_fill_the_log() {
-        let warnings = Arc::new(AtomicUsize::new(0));
-        tracing::subscriber::with_default(Warnings(Arc::clone(&warnings)), || {
-            drop(stranger_denied("the caller showed no X509-SVID"));
-            assert_eq!(warnings.load(Ordering::Relaxed), 0);
-            drop(refused(Code::PermissionDenied, "agent is banned"));
-            assert_eq!(warnings.load(Ordering::Relaxed), 1);
-        });
+    fn details(status: &Status) -> pb::Status {
+        prost::Message::decode(status.details()).unwrap()
     }
 
     #[test]
     fn carries_the_reason_in_the_details_of_a_denial() {
-        let status = agent_denied(
-            types::permission_denied_details::Reason::AgentBanned,
-            "agent \"spiffe://td/x\" is banned",
+        let error = error::refused(Kind::PermissionDenied, "agent \"spiffe://td/x\" is banned");
+        let status = Status::from(
+            error
+                .agent(AgentRefusal::Banned)
+                .with_code(fault::Code::AgentBanned),
         );
-        let decoded: pb::Status = prost::Message::decode(status.details()).unwrap();
+        let decoded = details(&status);
         assert_eq!(decoded.code, Code::PermissionDenied as i32);
+        assert_eq!(decoded.message, status.message());
         let details: types::PermissionDeniedDetails =
             prost::Message::decode(decoded.details[0].value.as_slice()).unwrap();
         assert_eq!(
             details.reason(),
             types::permission_denied_details::Reason::AgentBanned
         );
+        let info: pb::ErrorInfo =
+            prost::Message::decode(decoded.details[1].value.as_slice()).unwrap();
+        assert_eq!(
+            (info.reason.as_str(), info.domain.as_str()),
+            ("PLA-1114", "plastron")
+        );
+        assert_eq!(
+            decoded.details[1].type_url,
+            "type.googleapis.com/google.rpc.ErrorInfo"
+        );
     }
 
     #[test]
-    fn joins_what_and_because() {
+    fn an_error_without_a_code_has_no_details() {
+        let status = Status::from(error::refused(Kind::NotFound, "entry not found"));
         assert_eq!(
-            failed(Code::InvalidArgument, "malformed CSR", "short").message(),
-            "malformed CSR: short"
+            (status.code(), status.message()),
+            (Code::NotFound, "entry not found")
         );
+        assert!(status.details().is_empty());
     }
 }

@@ -84,7 +84,7 @@ impl WatchApi for WatchService {
         let checked = ReceiverStream::new(stream).scan((), move |(), event| {
             std::future::ready(match authorizer.recheck_agent(&svid) {
                 Ok(()) => Some(event),
-                Err(StreamEnd::Denied(denied)) => Some(Err(denied)),
+                Err(StreamEnd::Denied(denied)) => Some(Err(denied.into())),
                 Err(StreamEnd::Superseded) => None,
             })
         });
@@ -143,7 +143,7 @@ impl Watcher {
             if let Err(end) = self.authorizer.recheck_agent(&self.svid) {
                 if let StreamEnd::Denied(denied) = end {
                     // The agent learns why; if it does not read, the stream ends all the same.
-                    drop(self.events.try_send(Err(denied)));
+                    drop(self.events.try_send(Err(denied.into())));
                 }
                 return;
             }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use config::fault::Code;
 use proto::convert::{
     agent_id_from_wire, selectors_to_wire, spiffe_id_to_wire, workload_id_from_wire,
 };
@@ -16,17 +17,17 @@ use spiffe::id::SpiffeId;
 use spiffe::key::PublicKey;
 use spiffe::selector::{Selector, SelectorSet};
 use spiffe::trust_domain::TrustDomain;
-use tonic::{Code, Request, Response, Status, Streaming};
+use tonic::{Request, Response, Status, Streaming};
 
-use super::wire::{self, malformed};
+use super::wire;
 use crate::attest::{Attestation, JOIN_TOKEN, requested_key};
 use crate::audit::Fields;
 use crate::ca::{Ca, Grant, IssuedX509};
 use crate::caller::Caller;
 use crate::datastore::{AgentWriteError, Datastore, JoinToken, TokenError};
+use crate::error::{AgentRefusal, Kind, OpError, failed, malformed, refused};
 use crate::ratelimit::RateLimits;
 use crate::registry::{Agent, AgentPatch, Registry};
-use crate::status::{agent_denied, failed, refused};
 
 mod filter;
 #[cfg(test)]
@@ -81,7 +82,7 @@ impl AgentApi for AgentService {
                 &filter.read()?,
                 &wire::page(request.page_size, &request.page_token),
             )
-            .map_err(|error| failed(Code::InvalidArgument, "failed to list agents", error))?;
+            .map_err(|error| failed(Kind::InvalidArgument, "failed to list agents", error))?;
         let mask = request.output_mask.as_ref();
         let agents = listed
             .items
@@ -102,10 +103,9 @@ impl AgentApi for AgentService {
         let request = request.into_inner();
         let id = self.agent_id(request.id.as_ref())?;
         caller.describe(|| Fields::new().with("spiffe_id", &id));
-        let found = self
-            .registry
-            .agent(&id)
-            .ok_or_else(|| refused(Code::NotFound, "agent not found"))?;
+        let found = self.registry.agent(&id).ok_or_else(|| {
+            refused(Kind::NotFound, "agent not found").with_code(Code::AgentNotFound)
+        })?;
         Ok(Response::new(agent_to_wire(
             &found,
             request.output_mask.as_ref(),
@@ -159,19 +159,19 @@ impl AgentApi for AgentService {
             .await
             .map_err(|error| {
                 failed(
-                    Code::InvalidArgument,
+                    Kind::InvalidArgument,
                     "failed to receive request from stream",
                     error.message(),
                 )
             })?
             .ok_or_else(|| {
                 refused(
-                    Code::InvalidArgument,
+                    Kind::InvalidArgument,
                     "failed to receive request from stream: EOF",
                 )
             })?;
         let params = attestation_params(first)
-            .map_err(|missing| failed(Code::InvalidArgument, "malformed param", missing))?;
+            .map_err(|missing| failed(Kind::InvalidArgument, "malformed param", missing))?;
         let outcome = self.attest(&caller, &params).await;
         let step = Some(attest_agent_response::Step::Result(outcome?));
         Ok(Response::new(tokio_stream::once(Ok(
@@ -204,7 +204,7 @@ impl AgentApi for AgentService {
                 .with("ttl", request.ttl)
                 .with("spiffe_id", wire::id_text(request.agent_id.as_ref()))
         });
-        self.create_token(request).await.map(Response::new)
+        Ok(Response::new(self.create_token(request).await?))
     }
 
     async fn post_status(
@@ -222,9 +222,10 @@ impl AgentApi for AgentService {
         caller.describe(|| Fields::new().with("spiffe_id", id));
         if version.len() > MAX_VERSION {
             return Err(refused(
-                Code::InvalidArgument,
+                Kind::InvalidArgument,
                 "agent version is too long (max 255 characters)",
-            ));
+            )
+            .into());
         }
         caller.describe(|| Fields::new().with("agent_version", &version));
         let known = self
@@ -246,7 +247,7 @@ impl AgentApi for AgentService {
 }
 
 impl AgentService {
-    fn agent_id(&self, wire: Option<&types::Spiffeid>) -> Result<SpiffeId, Status> {
+    fn agent_id(&self, wire: Option<&types::Spiffeid>) -> Result<SpiffeId, OpError> {
         agent_id_from_wire(&self.trust_domain, wire).map_err(malformed("invalid agent ID"))
     }
 
@@ -254,7 +255,7 @@ impl AgentService {
         &self,
         caller: &Caller,
         params: &attest_agent_request::Params,
-    ) -> Result<attest_agent_response::Result, Status> {
+    ) -> Result<attest_agent_response::Result, OpError> {
         let kind = params
             .data
             .as_ref()
@@ -293,35 +294,32 @@ impl AgentService {
         caller: &Caller,
         grant: &Grant,
         key: &PublicKey,
-    ) -> Result<IssuedX509, Status> {
+    ) -> Result<IssuedX509, OpError> {
         self.ca
             .issue_x509(grant, key, &caller.record)
             .await
-            .map_err(|error| failed(Code::Internal, "failed to sign X509 SVID", error))
+            .map_err(|error| failed(Kind::Internal, "failed to sign X509 SVID", error))
     }
 
     async fn renew(
         &self,
         caller: &Caller,
         request: rpc::RenewAgentRequest,
-    ) -> Result<types::X509svid, Status> {
+    ) -> Result<types::X509svid, OpError> {
         let id = &caller.agent()?.id;
         caller.describe(|| Fields::new().with("spiffe_id", id));
-        let agent = self
-            .registry
-            .agent(id)
-            .ok_or_else(|| refused(Code::NotFound, "agent not found"))?;
+        let agent = self.registry.agent(id).ok_or_else(|| {
+            refused(Kind::NotFound, "agent not found").with_code(Code::AgentNotFound)
+        })?;
         if agent.can_reattest {
-            return Err(agent_denied(
-                types::permission_denied_details::Reason::AgentMustReattest,
-                "agent must reattest instead of renew",
-            ));
+            let refusal = "agent must reattest instead of renew";
+            return Err(refused(Kind::PermissionDenied, refusal).agent(AgentRefusal::MustReattest));
         }
         let params = request
             .params
-            .ok_or_else(|| refused(Code::InvalidArgument, "params cannot be nil"))?;
+            .ok_or_else(|| refused(Kind::InvalidArgument, "params cannot be nil"))?;
         if params.csr.is_empty() {
-            return Err(refused(Code::InvalidArgument, "missing CSR"));
+            return Err(refused(Kind::InvalidArgument, "missing CSR"));
         }
         let key = requested_key(&params.csr)?;
         let grant = Grant::agent(id).with_field("csr", wire::digest(&params.csr));
@@ -335,7 +333,7 @@ impl AgentService {
         Ok(wire::x509_svid(&issued))
     }
 
-    async fn patch(&self, id: &SpiffeId, patch: AgentPatch) -> Result<(), Status> {
+    async fn patch(&self, id: &SpiffeId, patch: AgentPatch) -> Result<(), OpError> {
         let outcome = self.datastore.update_agent(id, patch).await;
         outcome
             .map(|_| ())
@@ -345,10 +343,10 @@ impl AgentService {
     async fn create_token(
         &self,
         request: rpc::CreateJoinTokenRequest,
-    ) -> Result<types::JoinToken, Status> {
+    ) -> Result<types::JoinToken, OpError> {
         if request.ttl < 1 {
             return Err(refused(
-                Code::InvalidArgument,
+                Kind::InvalidArgument,
                 "ttl is required, you must provide one",
             ));
         }
@@ -365,7 +363,7 @@ impl AgentService {
         };
         if token.len() > MAX_TOKEN {
             return Err(refused(
-                Code::InvalidArgument,
+                Kind::InvalidArgument,
                 format!("token is too long (max {MAX_TOKEN} characters)"),
             ));
         }
@@ -373,7 +371,7 @@ impl AgentService {
             SpiffeId::from_segments(&self.trust_domain, &["spire", "agent", JOIN_TOKEN, &token])
                 .map_err(|error| {
                     failed(
-                        Code::InvalidArgument,
+                        Kind::InvalidArgument,
                         "token cannot be part of an agent ID",
                         error,
                     )
@@ -389,13 +387,13 @@ impl AgentService {
             .create_join_token(made)
             .await
             .map_err(|error| match error {
-                TokenError::Taken => failed(Code::AlreadyExists, "failed to create token", error),
+                TokenError::Taken => failed(Kind::AlreadyExists, "failed to create token", error),
                 TokenError::Alias(error) => failed(
-                    Code::InvalidArgument,
+                    Kind::InvalidArgument,
                     "failed to create join token registration entry",
                     error,
                 ),
-                error => failed(Code::Internal, "failed to create token", error),
+                error => failed(Kind::Internal, "failed to create token", error),
             })?;
         Ok(types::JoinToken {
             value: token,
@@ -404,18 +402,20 @@ impl AgentService {
     }
 }
 
-fn agent_write_refusal(error: AgentWriteError, what: &str) -> Status {
+fn agent_write_refusal(error: AgentWriteError, what: &str) -> OpError {
     match error {
-        AgentWriteError::NotFound => refused(Code::NotFound, "agent not found"),
-        other => failed(Code::Internal, what, other),
+        AgentWriteError::NotFound => {
+            refused(Kind::NotFound, "agent not found").with_code(Code::AgentNotFound)
+        }
+        other => failed(Kind::Internal, what, other),
     }
 }
 
 /// The entry that gives a token's node the asked ID as well. SPIRE: its parent and its one selector name the node.
-fn alias_entry(named: SpiffeId, node: SpiffeId) -> Result<Entry, Status> {
+fn alias_entry(named: SpiffeId, node: SpiffeId) -> Result<Entry, OpError> {
     let selector = Selector::new("spiffe_id", node.as_str()).map_err(|error| {
         failed(
-            Code::Internal,
+            Kind::Internal,
             "failed to create join token registration entry",
             error,
         )

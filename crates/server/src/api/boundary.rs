@@ -11,8 +11,7 @@ use tonic::{Code, Status};
 
 use crate::audit::{AuditCaller, CallContext, CallRecord, Outcome, Unfinished};
 use crate::authz::{Lifetime, Row};
-use crate::caller::{Connection, Peer, outcome_of};
-use crate::status::refused;
+use crate::caller::{Connection, Peer};
 
 /// As much of an unknown method's path as an audit event keeps: the caller made it up.
 const MAX_UNKNOWN_PATH: usize = 128;
@@ -67,11 +66,10 @@ fn caller(connection: &Connection) -> AuditCaller {
 
 /// The answer to a call whose handler panicked. The panic itself was reported by the panic hook.
 pub(super) fn panicked(record: &CallRecord) -> Response<Body> {
-    let status = refused(
-        Code::Internal,
+    let status = Status::internal(
         "the server failed while it handled the call; this is a fault of the server",
     );
-    record.finish_now(outcome_of(Err(&status)));
+    record.finish_now(Outcome::from(&status));
     status.into_http()
 }
 
@@ -83,7 +81,7 @@ pub(super) fn outcome(response: &Response<Body>) -> Outcome {
 /// From headers or trailers: gRPC has the same fields in both.
 fn outcome_in(fields: &HeaderMap) -> Outcome {
     match Status::from_header_map(fields) {
-        Some(status) if status.code() != Code::Ok => outcome_of(Err(&status)),
+        Some(status) if status.code() != Code::Ok => Outcome::from(&status),
         _ => Outcome::Success,
     }
 }
@@ -136,11 +134,11 @@ impl HttpBody for Recorded {
                 frame
                     .trailers_ref()
                     .map(|trailers| match Status::from_header_map(trailers) {
-                        Some(status) if status.code() != Code::Ok => outcome_of(Err(&status)),
+                        Some(status) if status.code() != Code::Ok => Outcome::from(&status),
                         _ => Outcome::Success,
                     })
             }
-            Poll::Ready(Some(Err(status))) => Some(outcome_of(Err(status))),
+            Poll::Ready(Some(Err(status))) => Some(Outcome::from(status)),
             Poll::Ready(None) => Some(Outcome::Success),
             Poll::Pending => None,
         };

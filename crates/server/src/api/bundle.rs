@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
+use config::fault::Code;
 use proto::convert::{
     bundle_from_caller, bundle_to_wire, jwt_authorities_from_wire, jwt_authority_to_wire,
     x509_authorities_from_wire,
@@ -16,15 +17,16 @@ use proto::spire::api::server::bundle::v1::{
 use proto::spire::api::types::{self, BundleMask};
 use spiffe::bundle::{Bundle, JwtAuthority};
 use spiffe::trust_domain::TrustDomain;
-use tonic::{Code, Request, Response, Status};
+use tonic::{Request, Response, Status};
 
-use super::wire::{self, malformed};
+use super::wire;
 use crate::audit::Fields;
 use crate::caller::Caller;
 use crate::datastore::{BundleError, BundleMask as Written, Datastore, DeleteMode};
+use crate::error::{Kind, OpError, failed, malformed, refused};
 use crate::ratelimit::RateLimits;
 use crate::registry::Registry;
-use crate::status::{failed, item, item_ok, refused};
+use crate::status::{item, item_ok};
 
 #[cfg(test)]
 mod tests;
@@ -65,10 +67,9 @@ impl BundleApi for BundleService {
     ) -> Result<Response<types::Bundle>, Status> {
         let caller = Caller::of(&request)?;
         caller.describe(|| Fields::new().with("trust_domain_id", &self.trust_domain));
-        let found = self
-            .registry
-            .bundle(&self.trust_domain)
-            .ok_or_else(|| refused(Code::NotFound, "bundle not found"))?;
+        let found = self.registry.bundle(&self.trust_domain).ok_or_else(|| {
+            refused(Kind::NotFound, "bundle not found").with_code(Code::BundleNotFound)
+        })?;
         Ok(Response::new(bundle_to_wire(
             &found,
             request.get_ref().output_mask.as_ref(),
@@ -102,7 +103,7 @@ impl BundleApi for BundleService {
         let authority = request
             .into_inner()
             .jwt_authority
-            .ok_or_else(|| refused(Code::InvalidArgument, "missing JWT authority"))?;
+            .ok_or_else(|| refused(Kind::InvalidArgument, "missing JWT authority"))?;
         caller.describe(|| Fields::new().with("jwt_authority_key_id", &authority.key_id));
         let jwt_authorities = self
             .publish(authority)
@@ -121,9 +122,10 @@ impl BundleApi for BundleService {
         _: Request<rpc::PublishWitAuthorityRequest>,
     ) -> Result<Response<rpc::PublishWitAuthorityResponse>, Status> {
         Err(refused(
-            Code::Unimplemented,
+            Kind::Unimplemented,
             "WIT-SVID functionality is not yet implemented",
-        ))
+        )
+        .into())
     }
 
     async fn list_federated_bundles(
@@ -160,10 +162,9 @@ impl BundleApi for BundleService {
             &request.trust_domain,
             "getting a federated bundle for the server's own trust domain is not allowed",
         )?;
-        let found = self
-            .registry
-            .bundle(&name)
-            .ok_or_else(|| refused(Code::NotFound, "bundle not found"))?;
+        let found = self.registry.bundle(&name).ok_or_else(|| {
+            refused(Kind::NotFound, "bundle not found").with_code(Code::BundleNotFound)
+        })?;
         Ok(Response::new(bundle_to_wire(
             &found,
             request.output_mask.as_ref(),
@@ -246,10 +247,11 @@ impl BundleApi for BundleService {
             Ok(Mode::Dissociate) => DeleteMode::Dissociate,
             Err(_) => {
                 return Err(failed(
-                    Code::InvalidArgument,
+                    Kind::InvalidArgument,
                     "failed to parse deletion mode",
                     format!("unhandled delete mode \"{}\"", request.mode),
-                ));
+                )
+                .into());
             }
         };
         let mut results = Vec::with_capacity(request.trust_domains.len());
@@ -272,18 +274,18 @@ impl BundleApi for BundleService {
 
 impl BundleService {
     /// The name of a trust domain other than our own.
-    fn foreign(&self, name: &str, not_own: &str) -> Result<TrustDomain, Status> {
+    fn foreign(&self, name: &str, not_own: &str) -> Result<TrustDomain, OpError> {
         let name =
             TrustDomain::parse(name).map_err(malformed("trust domain argument is not valid"))?;
         if name == self.trust_domain {
-            return Err(refused(Code::InvalidArgument, not_own));
+            return Err(refused(Kind::InvalidArgument, not_own));
         }
         Ok(name)
     }
 
-    async fn append(&self, request: &rpc::AppendBundleRequest) -> Result<Arc<Bundle>, Status> {
+    async fn append(&self, request: &rpc::AppendBundleRequest) -> Result<Arc<Bundle>, OpError> {
         if request.jwt_authorities.is_empty() && request.x509_authorities.is_empty() {
-            return Err(refused(Code::InvalidArgument, "no authorities to append"));
+            return Err(refused(Kind::InvalidArgument, "no authorities to append"));
         }
         let mut more = Bundle::new(self.trust_domain.clone());
         more.jwt_authorities = jwt_authorities_from_wire(&request.jwt_authorities)
@@ -293,10 +295,10 @@ impl BundleService {
         self.datastore
             .append_bundle(more)
             .await
-            .map_err(|error| failed(Code::Internal, "failed to append bundle", error))
+            .map_err(|error| failed(Kind::Internal, "failed to append bundle", error))
     }
 
-    async fn publish(&self, authority: types::JwtKey) -> Result<Arc<Bundle>, Status> {
+    async fn publish(&self, authority: types::JwtKey) -> Result<Arc<Bundle>, OpError> {
         let authorities = jwt_authorities_from_wire(std::slice::from_ref(&authority))
             .map_err(malformed("invalid JWT authority"))?;
         if let Some(own) = self.registry.bundle(&self.trust_domain) {
@@ -307,7 +309,7 @@ impl BundleService {
         self.datastore
             .append_bundle(more)
             .await
-            .map_err(|error| failed(Code::Internal, "failed to publish JWT key", error))
+            .map_err(|error| failed(Kind::Internal, "failed to publish JWT key", error))
     }
 
     async fn write(
@@ -334,7 +336,7 @@ impl BundleService {
         &self,
         bundle: &types::Bundle,
         how: Write<'_>,
-    ) -> Result<Arc<Bundle>, Status> {
+    ) -> Result<Arc<Bundle>, OpError> {
         let (verb, what) = match how {
             Write::Create => ("creating", "unable to create bundle"),
             Write::Update(_) => ("updating", "failed to update bundle"),
@@ -358,7 +360,7 @@ impl BundleService {
         outcome.map_err(|error| refusal(error, what))
     }
 
-    async fn delete(&self, trust_domain: &str, mode: DeleteMode) -> Result<(), Status> {
+    async fn delete(&self, trust_domain: &str, mode: DeleteMode) -> Result<(), OpError> {
         let name = self.foreign(
             trust_domain,
             "removing the bundle for the server trust domain is not allowed",
@@ -368,12 +370,16 @@ impl BundleService {
     }
 }
 
-fn refusal(error: BundleError, what: &str) -> Status {
+fn refusal(error: BundleError, what: &str) -> OpError {
     match error {
-        BundleError::Exists => refused(Code::AlreadyExists, "bundle already exists"),
-        BundleError::NotFound => refused(Code::NotFound, "bundle not found"),
-        BundleError::Referenced(_) => failed(Code::FailedPrecondition, what, error),
-        other => failed(Code::Internal, what, other),
+        BundleError::Exists => refused(Kind::AlreadyExists, "bundle already exists"),
+        BundleError::NotFound => {
+            refused(Kind::NotFound, "bundle not found").with_code(Code::BundleNotFound)
+        }
+        BundleError::Referenced(_) => {
+            failed(Kind::FailedPrecondition, what, error).with_code(Code::BundleInUse)
+        }
+        other => failed(Kind::Internal, what, other),
     }
 }
 
@@ -391,10 +397,10 @@ fn written(mask: Option<&BundleMask>) -> Written {
 }
 
 /// Whether downstream keys may join the bundle: they leave it again, and there is room.
-fn publishable(own: &Bundle, authorities: &[JwtAuthority]) -> Result<(), Status> {
+fn publishable(own: &Bundle, authorities: &[JwtAuthority]) -> Result<(), OpError> {
     if authorities.iter().any(|key| key.expires_at.is_none()) {
         return Err(refused(
-            Code::InvalidArgument,
+            Kind::InvalidArgument,
             "invalid JWT authority: it never expires; set expires_at",
         ));
     }
@@ -405,7 +411,7 @@ fn publishable(own: &Bundle, authorities: &[JwtAuthority]) -> Result<(), Status>
     };
     if own.jwt_authorities.len() >= MAX_JWT_AUTHORITIES && !authorities.iter().all(known) {
         return Err(refused(
-            Code::ResourceExhausted,
+            Kind::ResourceExhausted,
             format!(
                 "the bundle has {MAX_JWT_AUTHORITIES} JWT authorities already; wait until some expire"
             ),
@@ -415,7 +421,7 @@ fn publishable(own: &Bundle, authorities: &[JwtAuthority]) -> Result<(), Status>
 }
 
 /// A bundle document with two keys of one ID is refused by its readers.
-fn distinct(authorities: &[JwtAuthority]) -> Result<(), Status> {
+fn distinct(authorities: &[JwtAuthority]) -> Result<(), OpError> {
     let mut seen = HashSet::new();
     match authorities
         .iter()
@@ -423,7 +429,7 @@ fn distinct(authorities: &[JwtAuthority]) -> Result<(), Status> {
     {
         None => Ok(()),
         Some(twice) => Err(refused(
-            Code::InvalidArgument,
+            Kind::InvalidArgument,
             format!(
                 "failed to convert bundle: two JWT authorities have the key ID \"{}\"",
                 twice.key_id

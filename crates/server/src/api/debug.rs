@@ -10,12 +10,12 @@ use spiffe::clock::{Clock, unix_seconds};
 use spiffe::id::SpiffeId;
 use spiffe::trust_domain::TrustDomain;
 use spiffe::x509::{Certificate, Subject};
-use tonic::{Code, Request, Response, Status};
+use tonic::{Request, Response, Status};
 
 use super::wire;
 use crate::ca::Ca;
+use crate::error::{Kind, OpError, refused};
 use crate::registry::{AgentFilter, EntryFilter, Registry};
-use crate::status::refused;
 
 /// SPIRE: cacheExpiry.
 const CACHE: Duration = Duration::from_secs(5);
@@ -50,11 +50,11 @@ impl DebugApi for DebugService {
 }
 
 impl DebugService {
-    fn info(&self, now: SystemTime) -> Result<GetInfoResponse, Status> {
+    fn info(&self, now: SystemTime) -> Result<GetInfoResponse, OpError> {
         let bundle = self
             .registry
             .bundle(&self.trust_domain)
-            .ok_or_else(|| refused(Code::NotFound, "trust domain bundle not found"))?;
+            .ok_or_else(|| refused(Kind::NotFound, "trust domain bundle not found"))?;
         let shown = self
             .ca
             .server_svid()

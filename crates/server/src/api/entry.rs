@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use config::fault::Code;
 use proto::convert::{entry_to_wire, new_entry_from_wire};
 use proto::spire::api::server::entry::v1::entry_server::Entry as EntryApi;
 use proto::spire::api::server::entry::v1::{
@@ -10,15 +11,16 @@ use proto::spire::api::server::entry::v1::{
 use proto::spire::api::types;
 use spiffe::entry::Entry;
 use spiffe::trust_domain::TrustDomain;
-use tonic::{Code, Request, Response, Status, Streaming};
+use tonic::{Request, Response, Status, Streaming};
 
-use super::wire::{self, malformed};
+use super::wire;
 use crate::audit::Fields;
 use crate::authz::Authorizer;
 use crate::caller::Caller;
 use crate::datastore::{Datastore, EntryWriteError};
+use crate::error::{Kind, OpError, failed, malformed, refused};
 use crate::registry::Registry;
-use crate::status::{failed, item, item_ok, refused};
+use crate::status::{item, item_ok};
 
 mod filter;
 mod sync;
@@ -65,7 +67,7 @@ impl EntryApi for EntryService {
         let listed = self
             .registry
             .entries(&filter.read(&self.trust_domain)?, &page)
-            .map_err(|error| failed(Code::InvalidArgument, "failed to list entries", error))?;
+            .map_err(|error| failed(Kind::InvalidArgument, "failed to list entries", error))?;
         let mask = request.output_mask.as_ref();
         let entries = listed
             .items
@@ -85,13 +87,12 @@ impl EntryApi for EntryService {
         let caller = Caller::of(&request)?;
         let request = request.into_inner();
         if request.id.is_empty() {
-            return Err(refused(Code::InvalidArgument, "missing ID"));
+            return Err(refused(Kind::InvalidArgument, "missing ID").into());
         }
         caller.describe(|| Fields::new().with("entry_id", &request.id));
-        let found = self
-            .registry
-            .entry(&request.id)
-            .ok_or_else(|| refused(Code::NotFound, "entry not found"))?;
+        let found = self.registry.entry(&request.id).ok_or_else(|| {
+            refused(Kind::NotFound, "entry not found").with_code(Code::EntryNotFound)
+        })?;
         Ok(Response::new(entry_to_wire(
             &found,
             request.output_mask.as_ref(),
@@ -165,10 +166,10 @@ impl EntryService {
         &self,
         request: &rpc::BatchCreateEntryRequest,
         caller: &Caller,
-    ) -> Result<Vec<batch_create_entry_response::Result>, Status> {
+    ) -> Result<Vec<batch_create_entry_response::Result>, OpError> {
         let mask = request.output_mask.as_ref();
         let mut good = Vec::new();
-        let read: Vec<Result<(), Status>> = request
+        let read: Vec<Result<(), OpError>> = request
             .entries
             .iter()
             .map(|wire| self.new_entry(wire).map(|entry| good.push(entry)))
@@ -180,7 +181,7 @@ impl EntryService {
                 Ok(()) => outcomes.next().unwrap_or_else(|| {
                     Err((
                         refused(
-                            Code::Internal,
+                            Kind::Internal,
                             "failed to create entry: the datastore gave no outcome",
                         ),
                         None,
@@ -205,12 +206,12 @@ impl EntryService {
         Ok(results.collect())
     }
 
-    fn new_entry(&self, wire: &types::Entry) -> Result<Entry, Status> {
+    fn new_entry(&self, wire: &types::Entry) -> Result<Entry, OpError> {
         let entry = new_entry_from_wire(&self.trust_domain, wire)
             .map_err(malformed("failed to convert entry"))?;
         entry.validate(&self.trust_domain).map_err(|error| {
             failed(
-                Code::InvalidArgument,
+                Kind::InvalidArgument,
                 "failed to create entry: datastore-validation",
                 error,
             )
@@ -218,7 +219,10 @@ impl EntryService {
         Ok(entry)
     }
 
-    async fn write(&self, entries: Vec<Entry>) -> Result<Vec<Result<Arc<Entry>, Refusal>>, Status> {
+    async fn write(
+        &self,
+        entries: Vec<Entry>,
+    ) -> Result<Vec<Result<Arc<Entry>, Refusal>>, OpError> {
         if entries.is_empty() {
             return Ok(Vec::new());
         }
@@ -226,7 +230,7 @@ impl EntryService {
             .datastore
             .create_entries(entries)
             .await
-            .map_err(|error| failed(Code::Internal, "failed to create entry", error))?;
+            .map_err(|error| failed(Kind::Internal, "failed to create entry", error))?;
         Ok(outcomes
             .into_iter()
             .map(|outcome| outcome.map(|created| created.entry).map_err(create_refusal))
@@ -237,21 +241,21 @@ impl EntryService {
         &self,
         ids: Vec<String>,
         caller: &Caller,
-    ) -> Result<Vec<batch_delete_entry_response::Result>, Status> {
+    ) -> Result<Vec<batch_delete_entry_response::Result>, OpError> {
         let named: Vec<String> = ids.iter().filter(|id| !id.is_empty()).cloned().collect();
         let mut outcomes = self
             .datastore
             .delete_entries(named)
             .await
-            .map_err(|error| failed(Code::Internal, "failed to delete entry", error))?
+            .map_err(|error| failed(Kind::Internal, "failed to delete entry", error))?
             .into_iter();
         let results = ids.into_iter().map(|id| {
             let outcome = if id.is_empty() {
-                Err(refused(Code::InvalidArgument, "missing entry ID"))
+                Err(refused(Kind::InvalidArgument, "missing entry ID"))
             } else if outcomes.next().is_some_and(|outcome| outcome.is_ok()) {
                 Ok(())
             } else {
-                Err(refused(Code::NotFound, "entry not found"))
+                Err(refused(Kind::NotFound, "entry not found").with_code(Code::EntryNotFound))
             };
             caller.item(outcome.as_ref().copied(), || {
                 Fields::new().with("entry_id", &id)
@@ -267,13 +271,14 @@ impl EntryService {
 }
 
 /// An item's refusal, and the entry that is in the way if one is.
-type Refusal = (Status, Option<Arc<Entry>>);
+type Refusal = (OpError, Option<Arc<Entry>>);
 
 fn create_refusal(error: EntryWriteError) -> Refusal {
     match error {
         // SPIRE's clients match on the code and read the entry that is there already.
         EntryWriteError::Similar(existing) => (
-            refused(Code::AlreadyExists, "similar entry already exists"),
+            refused(Kind::AlreadyExists, "similar entry already exists")
+                .with_code(Code::SimilarEntry),
             Some(existing),
         ),
         other => (
@@ -283,12 +288,12 @@ fn create_refusal(error: EntryWriteError) -> Refusal {
     }
 }
 
-fn write_code(error: &EntryWriteError) -> Code {
+fn write_code(error: &EntryWriteError) -> Kind {
     match error {
-        EntryWriteError::Similar(_) | EntryWriteError::IdTaken(_) => Code::AlreadyExists,
-        EntryWriteError::NotFound => Code::NotFound,
+        EntryWriteError::Similar(_) | EntryWriteError::IdTaken(_) => Kind::AlreadyExists,
+        EntryWriteError::NotFound => Kind::NotFound,
         EntryWriteError::UnknownFederatedBundle(_) | EntryWriteError::Invalid(_) => {
-            Code::InvalidArgument
+            Kind::InvalidArgument
         }
     }
 }

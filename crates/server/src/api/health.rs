@@ -5,14 +5,14 @@ use std::sync::Arc;
 
 use spiffe::trust_domain::TrustDomain;
 use tokio_stream::{Stream, StreamExt};
-use tonic::{Code, Request, Response, Status};
+use tonic::{Request, Response, Status};
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_server::Health;
 use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
 
 use crate::caller::Caller;
+use crate::error::{Kind, OpError, refused};
 use crate::registry::Registry;
-use crate::status::refused;
 
 #[derive(Debug)]
 pub(crate) struct HealthService {
@@ -37,12 +37,12 @@ fn serving(registry: &Registry, own: &TrustDomain) -> HealthCheckResponse {
     }
 }
 
-fn whole_server_only(request: &HealthCheckRequest) -> Result<(), Status> {
+fn whole_server_only(request: &HealthCheckRequest) -> Result<(), OpError> {
     if request.service.is_empty() {
         return Ok(());
     }
     Err(refused(
-        Code::InvalidArgument,
+        Kind::InvalidArgument,
         "per-service health is not supported",
     ))
 }

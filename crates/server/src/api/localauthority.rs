@@ -5,12 +5,12 @@ use std::sync::Arc;
 
 use proto::spire::api::server::localauthority::v1 as rpc;
 use proto::spire::api::server::localauthority::v1::local_authority_server::LocalAuthority;
-use tonic::{Code, Request, Response, Status};
+use tonic::{Request, Response, Status};
 
 use crate::audit::Fields;
 use crate::ca::{AuthorityKind, AuthorityState, AuthorityStates, Ca, OperationError};
 use crate::caller::Caller;
-use crate::status::refused;
+use crate::error::{Kind, OpError, refused};
 
 #[derive(Debug)]
 pub(crate) struct LocalAuthorityService {
@@ -19,25 +19,26 @@ pub(crate) struct LocalAuthorityService {
 
 fn wit_not_yet<T>() -> Result<Response<T>, Status> {
     Err(refused(
-        Code::Unimplemented,
+        Kind::Unimplemented,
         "WIT-SVID functionality is not yet implemented",
-    ))
+    )
+    .into())
 }
 
-fn refusal(error: &OperationError) -> Status {
+fn refusal(error: &OperationError) -> OpError {
     let code = match error {
-        OperationError::JwtDisabled => Code::Unimplemented,
-        OperationError::Initializing => Code::Unavailable,
-        OperationError::NotPrepared(_) | OperationError::Failed { .. } => Code::Internal,
+        OperationError::JwtDisabled => Kind::Unimplemented,
+        OperationError::Initializing => Kind::Unavailable,
+        OperationError::NotPrepared(_) | OperationError::Failed { .. } => Kind::Internal,
         OperationError::TaintsBelowUpstream
         | OperationError::RevokesBelowUpstream
-        | OperationError::NoUpstream => Code::FailedPrecondition,
+        | OperationError::NoUpstream => Kind::FailedPrecondition,
         OperationError::NoAuthorityId
         | OperationError::UnexpectedAuthorityId
         | OperationError::TaintsCurrent
         | OperationError::TaintsNotOld(_)
         | OperationError::InvalidAuthorityId(_)
-        | OperationError::InvalidSubjectKeyId { .. } => Code::InvalidArgument,
+        | OperationError::InvalidSubjectKeyId { .. } => Kind::InvalidArgument,
     };
     refused(code, error.to_string())
 }
@@ -64,7 +65,7 @@ fn concluded<T>(
     outcome: Result<T, OperationError>,
     field: &'static str,
     value: &str,
-) -> Result<T, Status> {
+) -> Result<T, OpError> {
     caller.describe(|| Fields::new().with(field, value));
     outcome.map_err(|error| refusal(&error))
 }
@@ -73,7 +74,11 @@ const ID: &str = "local_authority_id";
 const KEY_ID: &str = "subject_key_id";
 
 impl LocalAuthorityService {
-    fn states(&self, caller: &Caller, kind: AuthorityKind) -> Result<Arc<AuthorityStates>, Status> {
+    fn states(
+        &self,
+        caller: &Caller,
+        kind: AuthorityKind,
+    ) -> Result<Arc<AuthorityStates>, OpError> {
         concluded(caller, self.ca.authorities(kind), ID, "")
     }
 
@@ -81,7 +86,7 @@ impl LocalAuthorityService {
         &self,
         caller: &Caller,
         kind: AuthorityKind,
-    ) -> Result<rpc::AuthorityState, Status> {
+    ) -> Result<rpc::AuthorityState, OpError> {
         concluded(caller, self.ca.prepare(kind).await, ID, "").map(|state| to_wire(&state))
     }
 
@@ -90,7 +95,7 @@ impl LocalAuthorityService {
         caller: &Caller,
         kind: AuthorityKind,
         id: &str,
-    ) -> Result<rpc::AuthorityState, Status> {
+    ) -> Result<rpc::AuthorityState, OpError> {
         concluded(caller, self.ca.activate(kind, id).await, ID, id).map(|state| to_wire(&state))
     }
 
@@ -99,7 +104,7 @@ impl LocalAuthorityService {
         caller: &Caller,
         kind: AuthorityKind,
         id: &str,
-    ) -> Result<rpc::AuthorityState, Status> {
+    ) -> Result<rpc::AuthorityState, OpError> {
         concluded(caller, self.ca.taint(kind, id).await, ID, id).map(|state| to_wire(&state))
     }
 
@@ -108,7 +113,7 @@ impl LocalAuthorityService {
         caller: &Caller,
         kind: AuthorityKind,
         id: &str,
-    ) -> Result<rpc::AuthorityState, Status> {
+    ) -> Result<rpc::AuthorityState, OpError> {
         concluded(caller, self.ca.revoke(kind, id).await, ID, id)?;
         Ok(named(id.to_owned()))
     }

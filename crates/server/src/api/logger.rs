@@ -8,12 +8,12 @@ use proto::spire::api::server::logger::v1::{
     GetLoggerRequest, ResetLogLevelRequest, SetLogLevelRequest,
 };
 use proto::spire::api::types;
-use tonic::{Code, Request, Response, Status};
+use tonic::{Request, Response, Status};
 use tracing::Level;
 
 use crate::audit::Fields;
 use crate::caller::Caller;
-use crate::status::refused;
+use crate::error::{Kind, OpError, refused};
 
 /// The switch of the process's logging, which whoever sets logging up hands to the server.
 pub trait LogControl: Send + Sync + Debug {
@@ -38,16 +38,16 @@ impl LoggerService {
         }
     }
 
-    fn control(&self) -> Result<&dyn LogControl, Status> {
+    fn control(&self) -> Result<&dyn LogControl, OpError> {
         self.control.as_deref().ok_or_else(|| {
             refused(
-                Code::Unimplemented,
+                Kind::Unimplemented,
                 "this process's log level cannot be changed while it runs",
             )
         })
     }
 
-    fn answer(&self) -> Result<Response<types::Logger>, Status> {
+    fn answer(&self) -> Result<Response<types::Logger>, OpError> {
         Ok(Response::new(types::Logger {
             current_level: to_wire(self.control()?.level()) as i32,
             launch_level: to_wire(self.launched_at) as i32,
@@ -61,7 +61,7 @@ impl LoggerApi for LoggerService {
         &self,
         _: Request<GetLoggerRequest>,
     ) -> Result<Response<types::Logger>, Status> {
-        self.answer()
+        Ok(self.answer()?)
     }
 
     async fn set_log_level(
@@ -73,7 +73,7 @@ impl LoggerApi for LoggerService {
         self.control()?.set_level(level);
         tracing::info!(new_log_level = %level, "log level set");
         caller.describe(|| Fields::new().with("new_log_level", level));
-        self.answer()
+        Ok(self.answer()?)
     }
 
     async fn reset_log_level(
@@ -82,7 +82,7 @@ impl LoggerApi for LoggerService {
     ) -> Result<Response<types::Logger>, Status> {
         self.control()?.set_level(self.launched_at);
         tracing::info!(launch_log_level = %self.launched_at, "log level reset");
-        self.answer()
+        Ok(self.answer()?)
     }
 }
 
@@ -97,10 +97,10 @@ fn to_wire(level: Level) -> types::LogLevel {
 }
 
 /// Panic and fatal have no level of their own here: both show errors only.
-fn from_wire(level: i32) -> Result<Level, Status> {
+fn from_wire(level: i32) -> Result<Level, OpError> {
     match types::LogLevel::try_from(level) {
         Ok(types::LogLevel::Unspecified) => Err(refused(
-            Code::InvalidArgument,
+            Kind::InvalidArgument,
             "newLevel value cannot be LogLevel_UNSPECIFIED",
         )),
         Ok(types::LogLevel::Panic | types::LogLevel::Fatal | types::LogLevel::Error) => {
@@ -110,7 +110,7 @@ fn from_wire(level: i32) -> Result<Level, Status> {
         Ok(types::LogLevel::Info) => Ok(Level::INFO),
         Ok(types::LogLevel::Debug) => Ok(Level::DEBUG),
         Ok(types::LogLevel::Trace) => Ok(Level::TRACE),
-        Err(_) => Err(refused(Code::InvalidArgument, "unsupported log level")),
+        Err(_) => Err(refused(Kind::InvalidArgument, "unsupported log level")),
     }
 }
 
@@ -133,8 +133,8 @@ mod tests {
     #[test]
     fn refuses_to_pretend_when_there_is_no_switch() {
         assert_eq!(
-            LoggerService::new(None).answer().unwrap_err().code(),
-            Code::Unimplemented
+            LoggerService::new(None).answer().unwrap_err().kind(),
+            Kind::Unimplemented
         );
     }
 }

@@ -16,15 +16,16 @@ use spiffe::csr::{Csr, CsrError, VerifiedCsr};
 use spiffe::entry::{Entry, check_wildcard_overlap, validate_dns_name};
 use spiffe::id::SpiffeId;
 use spiffe::trust_domain::TrustDomain;
-use tonic::{Code, Request, Response, Status};
+use tonic::{Request, Response, Status};
 
-use super::wire::{self, malformed};
+use super::wire;
 use crate::audit::Fields;
 use crate::ca::{Ca, Grant};
 use crate::caller::{Authority, Caller};
+use crate::error::{Kind, OpError, failed, malformed, refused};
 use crate::ratelimit::RateLimits;
 use crate::registry::Registry;
-use crate::status::{failed, item, item_ok, refused};
+use crate::status::{item, item_ok};
 
 #[cfg(test)]
 mod tests;
@@ -81,7 +82,7 @@ impl SvidApi for SvidService {
         &self,
         _: Request<rpc::MintWitsvidRequest>,
     ) -> Result<Response<rpc::MintWitsvidResponse>, Status> {
-        Err(refused(Code::Unimplemented, WIT_DISABLED))
+        Err(refused(Kind::Unimplemented, WIT_DISABLED).into())
     }
 
     async fn batch_new_x509svid(
@@ -91,7 +92,7 @@ impl SvidApi for SvidService {
         let caller = Caller::of(&request)?;
         let params = request.into_inner().params;
         if params.is_empty() {
-            return Err(refused(Code::InvalidArgument, "missing parameters"));
+            return Err(refused(Kind::InvalidArgument, "missing parameters").into());
         }
         self.limits
             .x509_signing
@@ -139,7 +140,7 @@ impl SvidApi for SvidService {
         let entry = self
             .registry
             .authorized_entry(&caller.agent()?.id, &request.entry_id)
-            .ok_or_else(|| refused(Code::NotFound, NOT_AUTHORIZED))?;
+            .ok_or_else(|| refused(Kind::NotFound, NOT_AUTHORIZED))?;
         audience(&request.audience)?;
         let mut grant = Grant::entry(&entry);
         if caller.record.is_enabled() {
@@ -156,13 +157,13 @@ impl SvidApi for SvidService {
         let caller = Caller::of(&request)?;
         let params = request.into_inner().params;
         if params.is_empty() {
-            return Err(refused(Code::InvalidArgument, "missing parameters"));
+            return Err(refused(Kind::InvalidArgument, "missing parameters").into());
         }
         self.limits
             .wit_signing
             .take(&caller.connection, params.len(), "certificate signing")
             .await?;
-        let disabled = item(&refused(Code::Unimplemented, WIT_DISABLED));
+        let disabled = item(&refused(Kind::Unimplemented, WIT_DISABLED));
         let result = batch_new_witsvid_response::Result {
             status: Some(disabled),
             svid: None,
@@ -183,10 +184,7 @@ impl SvidApi for SvidService {
             .await?;
         caller.still_entitled()?;
         let Authority::Downstream(entry) = &caller.authority else {
-            return Err(refused(
-                Code::Internal,
-                "caller is not a downstream workload",
-            ));
+            return Err(refused(Kind::Internal, "caller is not a downstream workload").into());
         };
         let request = request.into_inner();
         caller.describe(|| {
@@ -196,7 +194,7 @@ impl SvidApi for SvidService {
         });
         let csr = verified(&request.csr, "invalid CSR signature")?;
         let grant = Grant::downstream_ca(entry, &self.trust_domain)
-            .ok_or_else(|| refused(Code::Internal, "caller is not a downstream workload"))?
+            .ok_or_else(|| refused(Kind::Internal, "caller is not a downstream workload"))?
             .with_field("csr", wire::digest(&request.csr));
         let ttl = u64::try_from(request.preferred_ttl)
             .ok()
@@ -206,11 +204,11 @@ impl SvidApi for SvidService {
             .ca
             .issue_downstream_ca(&grant, &csr.public_key, ttl, &caller.record)
             .await
-            .map_err(|error| failed(Code::Internal, "failed to sign downstream X.509 CA", error))?;
+            .map_err(|error| failed(Kind::Internal, "failed to sign downstream X.509 CA", error))?;
         let bundle = self
             .registry
             .bundle(&self.trust_domain)
-            .ok_or_else(|| refused(Code::NotFound, "bundle not found"))?;
+            .ok_or_else(|| refused(Kind::NotFound, "bundle not found"))?;
         let roots = bundle
             .x509_authorities
             .iter()
@@ -224,12 +222,12 @@ impl SvidApi for SvidService {
 }
 
 impl SvidService {
-    fn jwt_enabled(&self) -> Result<(), Status> {
+    fn jwt_enabled(&self) -> Result<(), OpError> {
         if self.ca.issues_jwt() {
             return Ok(());
         }
         Err(refused(
-            Code::Unimplemented,
+            Kind::Unimplemented,
             "JWT functionality is disabled",
         ))
     }
@@ -238,9 +236,9 @@ impl SvidService {
         &self,
         caller: &Caller,
         request: rpc::MintX509svidRequest,
-    ) -> Result<types::X509svid, Status> {
+    ) -> Result<types::X509svid, OpError> {
         if request.csr.is_empty() {
-            return Err(refused(Code::InvalidArgument, "missing CSR"));
+            return Err(refused(Kind::InvalidArgument, "missing CSR"));
         }
         caller.describe(|| {
             Fields::new()
@@ -257,7 +255,7 @@ impl SvidService {
             .ca
             .issue_x509(&grant, &csr.public_key, &caller.record)
             .await
-            .map_err(|error| failed(Code::Internal, "failed to sign X509-SVID", error))?;
+            .map_err(|error| failed(Kind::Internal, "failed to sign X509-SVID", error))?;
         Ok(wire::x509_svid(&issued))
     }
 
@@ -267,7 +265,7 @@ impl SvidService {
         caller: &Caller,
         agent: &SpiffeId,
         param: &rpc::NewX509svidParams,
-    ) -> Result<types::X509svid, Status> {
+    ) -> Result<types::X509svid, OpError> {
         let (entry, csr) = match self.read_param(agent, param) {
             Ok(read) => read,
             Err(refused) => {
@@ -287,7 +285,7 @@ impl SvidService {
             .ca
             .issue_x509(&grant, &csr.public_key, &caller.record)
             .await
-            .map_err(|error| failed(Code::Internal, "failed to sign X509-SVID", error))?;
+            .map_err(|error| failed(Kind::Internal, "failed to sign X509-SVID", error))?;
         Ok(wire::x509_svid(&issued))
     }
 
@@ -295,17 +293,17 @@ impl SvidService {
         &self,
         agent: &SpiffeId,
         param: &rpc::NewX509svidParams,
-    ) -> Result<(Arc<Entry>, VerifiedCsr), Status> {
+    ) -> Result<(Arc<Entry>, VerifiedCsr), OpError> {
         if param.entry_id.is_empty() {
-            return Err(refused(Code::InvalidArgument, "missing entry ID"));
+            return Err(refused(Kind::InvalidArgument, "missing entry ID"));
         }
         if param.csr.is_empty() {
-            return Err(refused(Code::InvalidArgument, "missing CSR"));
+            return Err(refused(Kind::InvalidArgument, "missing CSR"));
         }
         let entry = self
             .registry
             .authorized_entry(agent, &param.entry_id)
-            .ok_or_else(|| refused(Code::NotFound, NOT_AUTHORIZED))?;
+            .ok_or_else(|| refused(Kind::NotFound, NOT_AUTHORIZED))?;
         Ok((entry, verified(&param.csr, "invalid CSR signature")?))
     }
 
@@ -314,12 +312,12 @@ impl SvidService {
         caller: &Caller,
         grant: &Grant,
         audience: &[String],
-    ) -> Result<types::Jwtsvid, Status> {
+    ) -> Result<types::Jwtsvid, OpError> {
         let issued = self
             .ca
             .issue_jwt(grant, audience, &caller.record)
             .await
-            .map_err(|error| failed(Code::Internal, "failed to sign JWT-SVID", error))?;
+            .map_err(|error| failed(Kind::Internal, "failed to sign JWT-SVID", error))?;
         Ok(types::Jwtsvid {
             token: issued.token.expose().clone(),
             id: Some(spiffe_id_to_wire(&issued.id)),
@@ -331,13 +329,13 @@ impl SvidService {
 }
 
 /// The rules that SPIRE has for a minted certificate's request: one SPIFFE ID of a workload of ours, valid DNS names.
-fn minted_identity(own: &TrustDomain, csr: &VerifiedCsr) -> Result<SpiffeId, Status> {
+fn minted_identity(own: &TrustDomain, csr: &VerifiedCsr) -> Result<SpiffeId, OpError> {
     let uri = match csr.uris.as_slice() {
-        [] => return Err(refused(Code::InvalidArgument, "CSR URI SAN is required")),
+        [] => return Err(refused(Kind::InvalidArgument, "CSR URI SAN is required")),
         [uri] => uri,
         _ => {
             return Err(refused(
-                Code::InvalidArgument,
+                Kind::InvalidArgument,
                 "only one URI SAN is expected",
             ));
         }
@@ -354,17 +352,17 @@ fn minted_identity(own: &TrustDomain, csr: &VerifiedCsr) -> Result<SpiffeId, Sta
 }
 
 /// A request whose signature was checked.
-fn verified(csr: &[u8], bad_signature: &'static str) -> Result<VerifiedCsr, Status> {
+fn verified(csr: &[u8], bad_signature: &'static str) -> Result<VerifiedCsr, OpError> {
     Csr::parse_and_verify(csr).map_err(|error| match error {
-        CsrError::Signature => refused(Code::InvalidArgument, bad_signature),
-        other => failed(Code::InvalidArgument, "malformed CSR", other),
+        CsrError::Signature => refused(Kind::InvalidArgument, bad_signature),
+        other => failed(Kind::InvalidArgument, "malformed CSR", other),
     })
 }
 
-fn audience(audience: &[String]) -> Result<(), Status> {
+fn audience(audience: &[String]) -> Result<(), OpError> {
     if audience.is_empty() {
         return Err(refused(
-            Code::InvalidArgument,
+            Kind::InvalidArgument,
             "at least one audience is required",
         ));
     }

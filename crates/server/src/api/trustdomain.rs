@@ -10,14 +10,15 @@ use proto::spire::api::server::trustdomain::v1::{
 use proto::spire::api::types::federation_relationship::BundleEndpointProfile as WireProfile;
 use proto::spire::api::types::{self, FederationRelationshipMask};
 use spiffe::trust_domain::TrustDomain;
-use tonic::{Code, Request, Response, Status};
+use tonic::{Request, Response, Status};
 
-use super::wire::{self, malformed};
+use super::wire;
 use crate::audit::Fields;
 use crate::caller::Caller;
 use crate::datastore::{Datastore, RelationshipError};
+use crate::error::{Kind, OpError, failed, malformed, refused};
 use crate::registry::{BundleEndpointProfile, FederationRelationship, Registry};
-use crate::status::{failed, item, item_ok, refused};
+use crate::status::{item, item_ok};
 
 #[derive(Debug)]
 pub(crate) struct TrustDomainService {
@@ -64,7 +65,7 @@ impl TrustDomainApi for TrustDomainService {
         let found = self
             .registry
             .federation_relationship(&name)
-            .ok_or_else(|| refused(Code::NotFound, "federation relationship does not exist"))?;
+            .ok_or_else(|| refused(Kind::NotFound, "federation relationship does not exist"))?;
         Ok(Response::new(
             self.to_wire(&found, request.output_mask.as_ref()),
         ))
@@ -74,14 +75,14 @@ impl TrustDomainApi for TrustDomainService {
         &self,
         _: Request<rpc::BatchCreateFederationRelationshipRequest>,
     ) -> Result<Response<rpc::BatchCreateFederationRelationshipResponse>, Status> {
-        Err(refused(Code::Unimplemented, NOT_YET))
+        Err(refused(Kind::Unimplemented, NOT_YET).into())
     }
 
     async fn batch_update_federation_relationship(
         &self,
         _: Request<rpc::BatchUpdateFederationRelationshipRequest>,
     ) -> Result<Response<rpc::BatchUpdateFederationRelationshipResponse>, Status> {
-        Err(refused(Code::Unimplemented, NOT_YET))
+        Err(refused(Kind::Unimplemented, NOT_YET).into())
     }
 
     async fn batch_delete_federation_relationship(
@@ -116,18 +117,19 @@ impl TrustDomainApi for TrustDomainService {
             TrustDomain::parse(trust_domain).map_err(malformed("failed to parse trust domain"))?;
         if self.registry.federation_relationship(&name).is_none() {
             return Err(refused(
-                Code::NotFound,
+                Kind::NotFound,
                 format!("no relationship with trust domain \"{name}\""),
-            ));
+            )
+            .into());
         }
-        Err(refused(Code::Unimplemented, NOT_YET))
+        Err(refused(Kind::Unimplemented, NOT_YET).into())
     }
 }
 
 impl TrustDomainService {
-    async fn delete(&self, trust_domain: &str) -> Result<(), Status> {
+    async fn delete(&self, trust_domain: &str) -> Result<(), OpError> {
         if trust_domain.is_empty() {
-            return Err(refused(Code::InvalidArgument, "missing trust domain"));
+            return Err(refused(Kind::InvalidArgument, "missing trust domain"));
         }
         let name =
             TrustDomain::parse(trust_domain).map_err(malformed("failed to parse trust domain"))?;
@@ -136,10 +138,10 @@ impl TrustDomainService {
             .await
             .map_err(|error| match error {
                 RelationshipError::NotFound => {
-                    refused(Code::NotFound, "federation relationship not found")
+                    refused(Kind::NotFound, "federation relationship not found")
                 }
                 other => failed(
-                    Code::Internal,
+                    Kind::Internal,
                     "failed to delete federation relationship",
                     other,
                 ),

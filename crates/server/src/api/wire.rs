@@ -7,11 +7,10 @@ use spiffe::clock::unix_seconds;
 use spiffe::id::SpiffeId;
 use spiffe::selector::SelectorSet;
 use spiffe::trust_domain::TrustDomain;
-use tonic::{Code, Status};
 
 use crate::ca::IssuedX509;
+use crate::error::{Kind, OpError, failed, malformed};
 use crate::registry::{Page, SetMatch};
-use crate::status::failed;
 
 /// SPIRE: MatchBehavior of selectors and of federates_with have the same numbers.
 pub(super) fn set_match(wire: i32) -> Result<SetMatch, String> {
@@ -40,11 +39,6 @@ pub(super) fn page(size: i32, token: &str) -> Page {
 /// A count as it goes on the wire.
 pub(super) fn count(count: usize) -> i32 {
     i32::try_from(count).unwrap_or(i32::MAX)
-}
-
-/// `InvalidArgument: what: because`.
-pub(super) fn malformed<E: std::fmt::Display>(what: &'static str) -> impl Fn(E) -> Status {
-    move |because| failed(Code::InvalidArgument, what, because)
 }
 
 /// SPIRE: an ID that a workload may have.
@@ -92,11 +86,11 @@ pub(super) fn id_text(wire: Option<&types::Spiffeid>) -> String {
 pub(super) fn selector_filter(
     asked: &types::SelectorMatch,
     what: &'static str,
-) -> Result<(SelectorSet, SetMatch), Status> {
+) -> Result<(SelectorSet, SetMatch), OpError> {
     let selectors =
         proto::convert::selectors_from_wire(&asked.selectors).map_err(malformed(what))?;
     if selectors.is_empty() {
-        return Err(failed(Code::InvalidArgument, what, "empty selector set"));
+        return Err(failed(Kind::InvalidArgument, what, "empty selector set"));
     }
     Ok((
         selectors,
@@ -115,7 +109,7 @@ pub(super) fn page_by_trust_domain<'l, T>(
     trust_domain: fn(&T) -> &TrustDomain,
     size: i32,
     token: &str,
-) -> Result<(&'l [T], String), Status> {
+) -> Result<(&'l [T], String), OpError> {
     let Some(size) = usize::try_from(size).ok().filter(|size| *size > 0) else {
         return Ok((all, String::new()));
     };
@@ -124,7 +118,7 @@ pub(super) fn page_by_trust_domain<'l, T>(
     } else {
         let name = token.strip_prefix(AFTER).ok_or_else(|| {
             failed(
-                Code::InvalidArgument,
+                Kind::InvalidArgument,
                 "could not parse token",
                 "it is not one that this server gave",
             )

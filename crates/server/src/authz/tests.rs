@@ -1,6 +1,5 @@
 use std::time::{Duration, SystemTime};
 
-use proto::spire::api::types;
 use spiffe::clock::{ManualClock, from_unix};
 use spiffe::entry::Entry;
 use spiffe::selector::{Selector, SelectorSet};
@@ -100,19 +99,19 @@ const DOWNSTREAM_CA: &str = "/spire.api.server.svid.v1.SVID/NewDownstreamX509CA"
 const GET_FEDERATED: &str = "/spire.api.server.bundle.v1.Bundle/GetFederatedBundle";
 
 impl World {
-    async fn ask(&self, method: &str, connection: Arc<Connection>) -> Result<Caller, Status> {
+    async fn ask(&self, method: &str, connection: Arc<Connection>) -> Result<Caller, OpError> {
         self.authorizer
             .authorize(row(method).unwrap(), &connection, &Arc::default())
             .await
     }
 
-    async fn refusal(&self, method: &str, connection: Arc<Connection>) -> Status {
+    async fn refusal(&self, method: &str, connection: Arc<Connection>) -> OpError {
         let refused = self
             .ask(method, connection)
             .await
             .map(|caller| caller.authority)
             .unwrap_err();
-        assert_eq!(refused.code(), Code::PermissionDenied, "{refused}");
+        assert_eq!(refused.kind(), Kind::PermissionDenied, "{refused}");
         assert!(
             refused
                 .message()
@@ -123,11 +122,8 @@ impl World {
     }
 }
 
-fn reason(status: &Status) -> Reason {
-    let decoded: tonic_types::pb::Status = prost::Message::decode(status.details()).unwrap();
-    let details: types::PermissionDeniedDetails =
-        prost::Message::decode(decoded.details[0].value.as_slice()).unwrap();
-    details.reason()
+fn reason(refused: &OpError) -> AgentRefusal {
+    refused.agent_refusal().unwrap()
 }
 
 #[tokio::test]
@@ -139,7 +135,7 @@ async fn denies_an_agent_that_is_not_attested() {
             remote(Some(svid(id("/spire/agent/join_token/x"), "1"))),
         )
         .await;
-    assert_eq!(reason(&refused), Reason::AgentNotAttested);
+    assert_eq!(reason(&refused), AgentRefusal::NotAttested);
 }
 
 #[tokio::test]
@@ -158,7 +154,7 @@ async fn denies_an_agent_whose_svid_is_expired() {
         .unwrap();
     world.clock.advance(Duration::from_secs(3_601));
     let refused = world.refusal(SIGN, remote(Some(svid(node, "1")))).await;
-    assert_eq!(reason(&refused), Reason::AgentExpired);
+    assert_eq!(reason(&refused), AgentRefusal::Expired);
 }
 
 #[tokio::test]
@@ -174,11 +170,11 @@ async fn denies_an_agent_under_a_former_svid() {
     let refused = world
         .refusal(SIGN, remote(Some(svid(node.clone(), "1"))))
         .await;
-    assert_eq!(reason(&refused), Reason::AgentNotActive);
+    assert_eq!(reason(&refused), AgentRefusal::NotActive);
     let refused = world.refusal(SIGN, remote(Some(svid(node, "")))).await;
     assert_eq!(
         reason(&refused),
-        Reason::AgentNotActive,
+        AgentRefusal::NotActive,
         "an empty serial must match nothing"
     );
 }
@@ -198,13 +194,13 @@ async fn denies_a_banned_agent_even_on_an_open_connection() {
     world.authorizer.datastore.ban_agent(&node).await.unwrap();
     assert_eq!(
         reason(&world.refusal(SIGN, connection).await),
-        Reason::AgentBanned
+        AgentRefusal::Banned
     );
     let end = world
         .authorizer
         .recheck_agent(&svid(node, "1"))
         .unwrap_err();
-    assert!(matches!(end, StreamEnd::Denied(status) if reason(&status) == Reason::AgentBanned));
+    assert!(matches!(end, StreamEnd::Denied(status) if reason(&status) == AgentRefusal::Banned));
 }
 
 #[tokio::test]
@@ -221,7 +217,7 @@ async fn a_call_that_waited_is_denied_when_its_agent_was_banned_meanwhile() {
     store.ban_agent(&node).await.unwrap();
     assert_eq!(
         reason(&caller.still_entitled().unwrap_err()),
-        Reason::AgentBanned
+        AgentRefusal::Banned
     );
 }
 
@@ -240,8 +236,8 @@ async fn a_call_that_waited_while_its_agent_renewed_is_told_to_come_back() {
         .unwrap();
     store.promote_agent_serial(&node, "2").await.unwrap();
     assert_eq!(
-        caller.still_entitled().unwrap_err().code(),
-        Code::Unavailable
+        caller.still_entitled().unwrap_err().kind(),
+        Kind::Unavailable
     );
 }
 
@@ -262,8 +258,8 @@ async fn a_call_that_waited_is_denied_when_its_downstream_entry_was_deleted_mean
         .await
         .unwrap();
     assert_eq!(
-        caller.still_entitled().unwrap_err().code(),
-        Code::PermissionDenied
+        caller.still_entitled().unwrap_err().kind(),
+        Kind::PermissionDenied
     );
 }
 
@@ -277,7 +273,7 @@ async fn an_attestation_in_flight_does_not_lift_a_ban() {
     let written = store.put_agent(agent(node.clone(), "2", "")).await.unwrap();
     assert!(written.banned);
     let refused = world.refusal(SIGN, remote(Some(svid(node, "2")))).await;
-    assert_eq!(reason(&refused), Reason::AgentBanned);
+    assert_eq!(reason(&refused), AgentRefusal::Banned);
 }
 
 #[tokio::test]
@@ -298,7 +294,7 @@ async fn denies_an_evicted_agent() {
         .unwrap();
     assert_eq!(
         reason(&world.refusal(SIGN, remote(Some(svid(node, "1")))).await),
-        Reason::AgentNotAttested
+        AgentRefusal::NotAttested
     );
 }
 
@@ -324,7 +320,7 @@ async fn makes_a_renewed_svid_the_current_one_on_first_use_and_denies_the_former
     assert_eq!((row.serial.as_str(), row.new_serial.as_str()), ("2", ""));
     assert_eq!(
         reason(&world.refusal(SIGN, remote(Some(svid(node, "1")))).await),
-        Reason::AgentNotActive
+        AgentRefusal::NotActive
     );
 }
 

@@ -2,12 +2,11 @@
 
 use proto::spire::api::server::agent::v1::{count_agents_request, list_agents_request};
 use proto::spire::api::types;
-use tonic::{Code, Status};
 
 use crate::api::wire;
 use crate::audit::Fields;
+use crate::error::{Kind, OpError, failed};
 use crate::registry::AgentFilter;
-use crate::status::failed;
 
 /// A filter as it came.
 #[derive(Debug, Default)]
@@ -58,7 +57,7 @@ impl From<list_agents_request::Filter> for Wire {
 }
 
 impl Wire {
-    pub(super) fn read(&self) -> Result<AgentFilter, Status> {
+    pub(super) fn read(&self) -> Result<AgentFilter, OpError> {
         let by_selectors = self
             .by_selector_match
             .as_ref()
@@ -91,7 +90,7 @@ impl Wire {
 
 /// Reads `2026-01-02 15:04:05 -0700 -07`, as SPIRE's CLI sends it. SPIRE takes what it cannot read for no filter, which
 /// would list (or purge) every agent; we refuse it.
-fn expires_before(text: &str) -> Result<Option<i64>, Status> {
+fn expires_before(text: &str) -> Result<Option<i64>, OpError> {
     if text.is_empty() {
         return Ok(None);
     }
@@ -103,7 +102,7 @@ fn expires_before(text: &str) -> Result<Option<i64>, Status> {
     match time::OffsetDateTime::parse(stamp, format) {
         Ok(time) => Ok(Some(time.unix_timestamp())),
         Err(error) => Err(failed(
-            Code::InvalidArgument,
+            Kind::InvalidArgument,
             "malformed by_expires_before filter",
             format!("{error}; write it as 2026-01-02 15:04:05 -0700 -07"),
         )),

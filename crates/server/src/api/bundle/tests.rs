@@ -15,6 +15,7 @@ use proto::convert::jwt_authorities_from_wire;
 use spiffe::bundle::Bundle;
 
 use super::{MAX_JWT_AUTHORITIES, publishable};
+use crate::error::Kind;
 use crate::testing::{TestServer, entry};
 
 fn foreign(name: &str) -> types::Bundle {
@@ -400,9 +401,9 @@ fn publishes_no_key_that_stays_for_ever_and_no_more_keys_than_readers_take() {
     let mut own = Bundle::new(crate::testing::own());
     publishable(&own, &read(&[key("new", 1)])).unwrap();
     let eternal = publishable(&own, &read(&[key("new", 0)])).unwrap_err();
-    assert_eq!(eternal.code(), Code::InvalidArgument);
+    assert_eq!(eternal.kind(), Kind::InvalidArgument);
     own.jwt_authorities = vec![read(&[key("old", 1)]).remove(0); MAX_JWT_AUTHORITIES];
     publishable(&own, &read(&[key("old", 1)])).unwrap();
     let full = publishable(&own, &read(&[key("new", 1)])).unwrap_err();
-    assert_eq!(full.code(), Code::ResourceExhausted);
+    assert_eq!(full.kind(), Kind::ResourceExhausted);
 }

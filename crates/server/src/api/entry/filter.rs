@@ -4,12 +4,11 @@ use proto::convert::{member_id_from_wire, workload_id_from_wire};
 use proto::spire::api::server::entry::v1::{count_entries_request, list_entries_request};
 use proto::spire::api::types;
 use spiffe::trust_domain::TrustDomain;
-use tonic::{Code, Status};
 
-use crate::api::wire::{self, malformed};
+use crate::api::wire;
 use crate::audit::Fields;
+use crate::error::{Kind, OpError, failed, malformed};
 use crate::registry::EntryFilter;
-use crate::status::failed;
 
 /// A filter as it came.
 #[derive(Debug, Default)]
@@ -66,7 +65,7 @@ impl From<list_entries_request::Filter> for Wire {
 
 impl Wire {
     /// Checks the filter in SPIRE's order, with its words.
-    pub(super) fn read(&self, own: &TrustDomain) -> Result<EntryFilter, Status> {
+    pub(super) fn read(&self, own: &TrustDomain) -> Result<EntryFilter, OpError> {
         let mut filter = EntryFilter {
             by_hint: self.by_hint.clone(),
             by_downstream: self.by_downstream.unwrap_or(false),
@@ -93,7 +92,7 @@ impl Wire {
                 .map_err(malformed("malformed federates with filter"))?;
             if names.is_empty() {
                 return Err(failed(
-                    Code::InvalidArgument,
+                    Kind::InvalidArgument,
                     "malformed federates with filter",
                     "empty trust domain set",
                 ));

@@ -16,11 +16,11 @@ use spiffe::entry::Entry;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_stream::{Stream, StreamExt};
-use tonic::{Code, Status, Streaming};
+use tonic::{Status, Streaming};
 
 use crate::authz::{Authorizer, StreamEnd};
 use crate::caller::Caller;
-use crate::status::refused;
+use crate::error::{Kind, refused};
 
 /// SPIRE: the entry page size.
 const PAGE: usize = 500;
@@ -41,16 +41,14 @@ pub(super) async fn answer(
     };
     if !first.ids.is_empty() {
         return Err(refused(
-            Code::InvalidArgument,
+            Kind::InvalidArgument,
             "specifying IDs on initial request is not supported",
-        ));
+        )
+        .into());
     }
     let mask = first.output_mask;
     if mask.is_some_and(|mask| !mask.revision_number) {
-        return Err(refused(
-            Code::InvalidArgument,
-            "revision number cannot be masked",
-        ));
+        return Err(refused(Kind::InvalidArgument, "revision number cannot be masked").into());
     }
     if entries.len() <= PAGE {
         let entries = entries
@@ -117,7 +115,10 @@ impl Conversation {
             return Ok(());
         };
         if let StreamEnd::Denied(denied) = end {
-            self.answers.send(Err(denied)).await.map_err(|_gone| Gone)?;
+            self.answers
+                .send(Err(denied.into()))
+                .await
+                .map_err(|_gone| Gone)?;
         }
         Err(Gone)
     }

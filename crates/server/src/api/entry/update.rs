@@ -6,13 +6,12 @@ use proto::convert::{entry_fields_from_wire, entry_to_wire};
 use proto::spire::api::server::entry::v1::{BatchUpdateEntryRequest, batch_update_entry_response};
 use proto::spire::api::types::{self, EntryMask};
 use spiffe::entry::Entry;
-use tonic::{Code, Status};
 
 use super::{EntryService, audit_fields, write_code};
-use crate::api::wire::malformed;
 use crate::caller::Caller;
 use crate::datastore::EntryPatch;
-use crate::status::{failed, item, item_ok, refused};
+use crate::error::{Kind, OpError, failed, malformed, refused};
+use crate::status::{item, item_ok};
 
 impl EntryService {
     /// Updates what can be read; every entry gets its own outcome, in the order of the request.
@@ -20,10 +19,10 @@ impl EntryService {
         &self,
         request: &BatchUpdateEntryRequest,
         caller: &Caller,
-    ) -> Result<Vec<batch_update_entry_response::Result>, Status> {
+    ) -> Result<Vec<batch_update_entry_response::Result>, OpError> {
         let mask = request.output_mask.as_ref();
         let mut good = Vec::new();
-        let read: Vec<Result<(), Status>> = request
+        let read: Vec<Result<(), OpError>> = request
             .entries
             .iter()
             .map(|wire| {
@@ -36,7 +35,7 @@ impl EntryService {
             let outcome = read.and_then(|()| {
                 outcomes.next().unwrap_or_else(|| {
                     Err(refused(
-                        Code::Internal,
+                        Kind::Internal,
                         "failed to update entry: the datastore gave no outcome",
                     ))
                 })
@@ -56,7 +55,7 @@ impl EntryService {
         Ok(results.collect())
     }
 
-    fn patch(&self, wire: &types::Entry, mask: Option<&EntryMask>) -> Result<EntryPatch, Status> {
+    fn patch(&self, wire: &types::Entry, mask: Option<&EntryMask>) -> Result<EntryPatch, OpError> {
         let fields = entry_fields_from_wire(&self.trust_domain, wire, mask)
             .map_err(malformed("failed to convert entry"))?;
         Ok(EntryPatch {
@@ -81,7 +80,7 @@ impl EntryService {
     async fn write_patches(
         &self,
         patches: Vec<EntryPatch>,
-    ) -> Result<Vec<Result<Arc<Entry>, Status>>, Status> {
+    ) -> Result<Vec<Result<Arc<Entry>, OpError>>, OpError> {
         if patches.is_empty() {
             return Ok(Vec::new());
         }
@@ -89,11 +88,11 @@ impl EntryService {
             .datastore
             .update_entries(patches)
             .await
-            .map_err(|error| failed(Code::Internal, "failed to update entry", error))?;
+            .map_err(|error| failed(Kind::Internal, "failed to update entry", error))?;
         let outcomes = outcomes.into_iter().map(|outcome| {
             outcome.map_err(|error| match write_code(&error) {
                 // SPIRE: a missing object's status carries no cause.
-                Code::NotFound => refused(Code::NotFound, "failed to update entry"),
+                Kind::NotFound => refused(Kind::NotFound, "failed to update entry"),
                 code => failed(code, "failed to update entry", error),
             })
         });
