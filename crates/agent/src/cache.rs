@@ -1,47 +1,52 @@
-//! What this node knows: entries, SVIDs, bundles, and who is listening.
+//! What this node knows: entries, SVIDs, bundles, and who is interested in them.
 //!
 //! Workload streams read it and hear of changes by one `watch` channel per set of selectors. It asks nobody for
-//! anything: what it lacks it shows by [`Cache::take_wanted`] and one notification, and the sync task fills it.
+//! anything: what it lacks it shows by [`Cache::take_wanted`] and one notification, and the sync task fills it. It knows
+//! neither the server's wire nor that of any API.
 
-use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use spiffe::bundle::Bundle;
 use spiffe::clock::Clock;
 use spiffe::entry::Entry;
-use spiffe::random::{Random, unit_interval};
+use spiffe::random::Random;
 use spiffe::selector::SelectorSet;
 use spiffe::trust_domain::TrustDomain;
 use tokio::sync::{Notify, watch};
 
 pub(crate) mod bundles;
 pub(crate) mod entries;
-mod inner;
+mod interest;
+mod issuance;
 pub(crate) mod jwt;
 pub(crate) mod keys;
+mod memo;
+mod state;
 pub(crate) mod svids;
+mod timers;
 pub(crate) mod update;
 
-use bundles::Bundles;
-use entries::EntryIndex;
-use inner::Inner;
-use jwt::{Cached, JwtCache, JwtKey, JwtToken};
-use svids::{Due, IssuedSvid, RotationRule, Svids};
+use interest::SetId;
+use jwt::{Cached, JwtKey, JwtToken};
+use state::State;
+use svids::{IssuedSvid, RotationRule};
 use update::WorkloadUpdate;
+
+pub(crate) use interest::Purpose;
 
 /// Sizes and rules of a cache.
 #[derive(Debug, Clone)]
 pub(crate) struct CacheOptions {
     pub(crate) trust_domain: TrustDomain,
-    /// Kept X509-SVIDs; those that a stream holds may go over it.
+    /// Cached X509-SVIDs; those that a stream holds may go over it.
     pub(crate) x509_svids: usize,
-    /// Kept JWT-SVIDs, never exceeded.
+    /// Cached JWT-SVIDs, never exceeded.
     pub(crate) jwt_svids: usize,
     pub(crate) rotation: RotationRule,
 }
 
-/// A change told by the server.
+/// A change reported by the server.
 #[derive(Debug, Default)]
 pub(crate) struct Delta {
     pub(crate) entries: Vec<Arc<Entry>>,
@@ -67,15 +72,59 @@ pub(crate) struct Snapshot {
     pub(crate) svids: Vec<IssuedSvid>,
 }
 
+/// The entry that comes nearest to matching a workload.
+#[derive(Debug)]
+pub(crate) struct Nearest {
+    pub(crate) entry: Arc<Entry>,
+    /// How many selectors the workload lacks.
+    pub(crate) lacking: usize,
+    pub(crate) expired: bool,
+}
+
+/// What a caller that just came may expect.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Outlook {
+    /// Nothing better comes soon.
+    Settled,
+    /// Every SVID is there, and a newer one is being asked for: the entry changed, or much of its life is over.
+    Renewing,
+    /// An SVID that is missing may come.
+    Issuing,
+}
+
 /// The shared state. All methods are quick and none waits.
 #[derive(Debug)]
 pub(crate) struct Cache {
-    inner: Mutex<Inner>,
+    state: Mutex<State>,
     wanted: Notify,
     changed: Notify,
     ready: watch::Sender<bool>,
     clock: Arc<dyn Clock>,
     random: Arc<dyn Random>,
+}
+
+/// A stream's interest in a set of selectors. While it lives, what it needs is issued and renewed.
+#[derive(Debug)]
+pub(crate) struct Subscription {
+    /// The latest state of the set, and word of each change.
+    pub(crate) updates: watch::Receiver<Arc<WorkloadUpdate>>,
+    cache: Arc<Cache>,
+    set: SetId,
+    purpose: Purpose,
+}
+
+impl Subscription {
+    /// What is still to be expected until `horizon`.
+    pub(crate) fn outlook(&self, horizon: Duration) -> Outlook {
+        let now = self.cache.clock.now();
+        self.cache.lock().outlook(self.set, now, now + horizon)
+    }
+}
+
+impl Drop for Subscription {
+    fn drop(&mut self) {
+        self.cache.lock().unsubscribe(self.set, self.purpose);
+    }
 }
 
 impl Cache {
@@ -84,18 +133,8 @@ impl Cache {
         clock: Arc<dyn Clock>,
         random: Arc<dyn Random>,
     ) -> Self {
-        let inner = Inner {
-            tokens: JwtCache::new(options.jwt_svids),
-            options,
-            entries: EntryIndex::default(),
-            bundles: Bundles::default(),
-            svids: Svids::default(),
-            sets: HashMap::new(),
-            wanted: BTreeSet::new(),
-            in_flight: BTreeSet::new(),
-        };
         Self {
-            inner: Mutex::new(inner),
+            state: Mutex::new(State::new(options, clock.now())),
             wanted: Notify::new(),
             changed: Notify::new(),
             ready: watch::Sender::new(false),
@@ -113,78 +152,41 @@ impl Cache {
         self.ready.send_replace(true);
     }
 
-    /// Listens to what a set of selectors is entitled to, its X509-SVIDs included: what is missing becomes wanted.
+    /// Opens a stream of what a set of selectors is entitled to. For X509-SVIDs, what is missing becomes wanted.
     pub(crate) fn subscribe(
-        &self,
+        self: &Arc<Self>,
         selectors: &SelectorSet,
-    ) -> watch::Receiver<Arc<WorkloadUpdate>> {
-        let now = self.clock.now();
-        let mut inner = self.lock();
-        inner.listeners(selectors, now).wants_x509 = true;
-        let missing = inner.want_svids_of(selectors, now);
-        inner.count_use(selectors);
-        let receiver = inner.listeners(selectors, now).sender.subscribe();
-        drop(inner);
-        if missing {
-            self.wanted.notify_one();
+        purpose: Purpose,
+    ) -> Subscription {
+        let (set, updates, wanted) = self.lock().subscribe(selectors, purpose, self.clock.now());
+        self.wake_sync(wanted);
+        Subscription {
+            updates,
+            cache: Arc::clone(self),
+            set,
+            purpose,
         }
-        receiver
-    }
-
-    /// Listens for bundles and entries only; causes no issuance.
-    pub(crate) fn subscribe_bundles(
-        &self,
-        selectors: &SelectorSet,
-    ) -> watch::Receiver<Arc<WorkloadUpdate>> {
-        self.lock()
-            .listeners(selectors, self.clock.now())
-            .sender
-            .subscribe()
     }
 
     /// What a set of selectors is entitled to now; causes no issuance.
     pub(crate) fn current(&self, selectors: &SelectorSet) -> Arc<WorkloadUpdate> {
-        Arc::clone(
-            &self
-                .lock()
-                .listeners(selectors, self.clock.now())
-                .sender
-                .borrow(),
-        )
+        self.lock().current(selectors, self.clock.now())
     }
 
-    /// Takes in what the server told; false when all of it was known.
+    /// Takes in what the server reported; false when all of it was known.
     pub(crate) fn apply(&self, delta: Delta) -> bool {
-        let now = self.clock.now();
-        let mut inner = self.lock();
-        let touched = inner.apply_delta(delta);
-        if touched.nothing() {
-            return false;
+        let (changed, wanted) = self.lock().apply(delta, self.clock.now());
+        if changed {
+            self.changed.notify_one();
         }
-        let missing = inner.refresh(now, |set, update| touched.concerns(set, update));
-        drop(inner);
-        self.changed.notify_one();
-        if missing {
-            self.wanted.notify_one();
-        }
-        true
+        self.wake_sync(wanted);
+        changed
     }
 
-    /// Takes up to `limit` entries whose SVID somebody waits for. Each is to be answered by [`Self::put_svids`] or
-    /// [`Self::failed`].
+    /// Takes up to `limit` entries whose SVID is wanted. Each is to be answered by [`Self::put_svids`],
+    /// [`Self::refused`] or [`Self::not_answered`].
     pub(crate) fn take_wanted(&self, limit: usize) -> Vec<Arc<Entry>> {
-        let mut inner = self.lock();
-        let mut taken = Vec::new();
-        while taken.len() < limit {
-            let Some(id) = inner.wanted.pop_first() else {
-                break;
-            };
-            if let Some(entry) = inner.entries.get(&id).map(Arc::clone) {
-                inner.in_flight.insert(id);
-                taken.push(entry);
-            }
-        }
-        taken
+        self.lock().take_wanted(limit, self.clock.now())
     }
 
     /// Waits until something is wanted.
@@ -197,169 +199,92 @@ impl Cache {
         self.changed.notified().await;
     }
 
-    /// Keeps issued SVIDs and tells those who wait. An SVID whose entry is gone, or names another identity by now, is
-    /// dropped.
+    /// Takes in issued SVIDs. One whose entry is gone or names another identity by now is dropped, one that has expired
+    /// counts as refused.
     pub(crate) fn put_svids(&self, issued: Vec<IssuedSvid>) {
-        let now = self.clock.now();
-        let mut inner = self.lock();
-        let mut touched = BTreeSet::new();
-        for svid in issued {
-            inner.in_flight.remove(&svid.entry_id);
-            let Some(entry) = inner
-                .entries
-                .get(&svid.entry_id)
-                .filter(|entry| entry.spiffe_id == svid.spiffe_id)
-            else {
-                continue;
-            };
-            let outdated = entry.revision_number != svid.revision;
-            let id = Arc::clone(&svid.entry_id);
-            let renew_at = inner.options.rotation.renew_at(
-                svid.not_before,
-                svid.not_after,
-                unit_interval(&*self.random),
-            );
-            let renew_at = renew_at.max(not_sooner(svid.not_after, now));
-            inner.svids.put(svid, renew_at);
-            if outdated {
-                inner.svids.mark_stale(&id);
-            }
-            touched.insert(id);
-        }
-        let gone = inner.make_room();
-        touched.extend(gone);
-        let missing = inner.refresh(now, |_, update| {
-            update
-                .entries
-                .iter()
-                .any(|entry| touched.contains(&entry.id))
-        });
-        drop(inner);
+        let wanted = self
+            .lock()
+            .put_svids(issued, self.clock.now(), &*self.random);
         self.changed.notify_one();
-        if missing {
-            self.wanted.notify_one();
-        }
+        self.wake_sync(wanted);
     }
 
-    /// The server would not or could not issue these: they may be wanted again after `retry_in`.
-    pub(crate) fn failed(&self, entry_ids: &[Arc<str>], retry_in: Duration) {
-        let retry_at = self.clock.now() + retry_in;
-        let mut inner = self.lock();
-        for id in entry_ids {
-            inner.in_flight.remove(id);
-            inner.svids.postpone(id, retry_at);
-        }
+    /// Takes in SVIDs that were issued before a restart.
+    pub(crate) fn restore(&self, svids: Vec<IssuedSvid>) {
+        let wanted = self.lock().restore(svids, self.clock.now(), &*self.random);
+        self.wake_sync(wanted);
+    }
+
+    /// The server would not issue these: they may be wanted again after a pause that grows with each refusal.
+    pub(crate) fn refused(&self, entry_ids: &[Arc<str>]) {
+        self.lock()
+            .refused(entry_ids, self.clock.now(), &*self.random);
+    }
+
+    /// The server could not be asked for these: they may be wanted again after `pause`, or when it returns.
+    pub(crate) fn not_answered(&self, entry_ids: &[Arc<str>], pause: Duration) {
+        self.lock().not_answered(entry_ids, pause, self.clock.now());
+    }
+
+    /// The server answers again after it did not.
+    pub(crate) fn server_returned(&self) {
+        let wanted = self.lock().server_returned();
+        self.wake_sync(wanted);
     }
 
     /// When [`Self::tick`] has something to do.
     pub(crate) fn next_due(&self) -> Option<SystemTime> {
-        self.lock().svids.next_due()
+        self.lock().next_due()
     }
 
-    /// Renews and drops what is due.
+    /// Renews and withdraws what is due, and notices when the clock was set back: to be called whenever the sync task
+    /// wakes.
     pub(crate) fn tick(&self) {
-        let now = self.clock.now();
-        let mut inner = self.lock();
-        let mut expired = BTreeSet::new();
-        let mut missing = false;
-        for due in inner.svids.take_due(now) {
-            match due {
-                Due::Renew(id, used) if used || inner.is_held(&id) => missing |= inner.want(&id),
-                Due::Retry(id) if inner.is_held(&id) => missing |= inner.want(&id),
-                Due::Renew(..) | Due::Retry(_) => {}
-                Due::Expired(id) => {
-                    expired.insert(id);
-                }
-            }
-        }
-        missing |= inner.refresh(now, |_, update| {
-            update
-                .identities
-                .iter()
-                .any(|identity| expired.contains(&identity.entry.id))
-        });
-        drop(inner);
-        if missing {
-            self.wanted.notify_one();
-        }
-    }
-
-    /// Renews the SVIDs that these authorities signed, and forgets the tokens of these keys.
-    pub(crate) fn taint(&self, x509_key_ids: &BTreeSet<Vec<u8>>, jwt_key_ids: &BTreeSet<String>) {
-        let mut inner = self.lock();
-        let mut missing = false;
-        for id in inner.svids.signed_by(x509_key_ids) {
-            inner.svids.mark_stale(&id);
-            missing |= inner.want(&id);
-        }
-        inner.tokens.forget(|_, token| {
-            token
-                .key_id
-                .as_ref()
-                .is_some_and(|key_id| jwt_key_ids.contains(key_id))
-        });
-        drop(inner);
-        if missing {
-            self.wanted.notify_one();
-        }
+        let wanted = self.lock().tick(self.clock.now());
+        self.wake_sync(wanted);
     }
 
     pub(crate) fn jwt(&self, key: &JwtKey) -> Cached {
-        self.lock().tokens.get(key, self.clock.now())
+        self.lock().jwt(key, self.clock.now())
     }
 
-    pub(crate) fn put_jwt(&self, key: JwtKey, token: Arc<JwtToken>) {
-        self.lock().tokens.put(key, token);
+    /// Keeps a token that was issued for `asked`, unless that entry has changed since.
+    pub(crate) fn put_jwt(&self, asked: &Entry, key: JwtKey, token: Arc<JwtToken>) {
+        self.lock().put_jwt(asked, key, token, self.clock.now());
     }
 
     pub(crate) fn counts(&self) -> Counts {
-        let inner = self.lock();
-        Counts {
-            entries: inner.entries.len(),
-            x509_svids: inner.svids.len(),
-            jwt_svids: inner.tokens.len(),
-            bundles: inner.bundles.iter().count(),
-        }
+        self.lock().counts()
     }
 
-    /// The entry that comes nearest to matching, and how many selectors it lacks: for the operator's log.
-    pub(crate) fn nearest(&self, selectors: &SelectorSet) -> Option<(Arc<Entry>, usize)> {
-        self.lock()
-            .entries
-            .nearest(selectors)
-            .map(|(entry, lacking)| (Arc::clone(entry), lacking))
+    /// The entry that comes nearest to matching: for the operator's log, since it looks at every entry.
+    pub(crate) fn nearest(&self, selectors: &SelectorSet) -> Option<Nearest> {
+        self.lock().nearest(selectors, self.clock.now())
     }
 
     /// Everything worth keeping over a restart.
     pub(crate) fn snapshot(&self) -> Snapshot {
-        let inner = self.lock();
-        Snapshot {
-            entries: inner.entries.iter().cloned().collect(),
-            bundles: inner
-                .bundles
-                .iter()
-                .map(|bundle| Arc::clone(&bundle.bundle))
-                .collect(),
-            svids: inner.svids.iter().cloned().collect(),
-        }
+        self.lock().snapshot()
     }
 
     /// The known entries, by ID.
     pub(crate) fn entries(&self) -> Vec<Arc<Entry>> {
-        self.lock().entries.iter().cloned().collect()
+        self.lock().entries()
     }
 
-    /// The known bundles.
+    /// The known bundles, as the server sent them.
     pub(crate) fn bundles(&self) -> Vec<Arc<Bundle>> {
-        self.lock()
-            .bundles
-            .iter()
-            .map(|bundle| Arc::clone(&bundle.bundle))
-            .collect()
+        self.lock().bundles()
     }
 
-    fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    fn wake_sync(&self, wanted: bool) {
+        if wanted {
+            self.wanted.notify_one();
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -316,7 +316,7 @@ async fn explain(node: &Node, trust: &Trust, error: LinkError) -> Attempt {
                 "check that the server runs and that this node may reach {address}"
             )),
         ),
-        LinkError::Unimplemented => Attempt::Never(
+        LinkError::Unimplemented(_) => Attempt::Never(
             Fault::new(
                 Code::AttestationDenied,
                 format!("what answers at {address} does not attest nodes"),

@@ -195,7 +195,7 @@ struct Membership {
     node: Arc<Node>,
     cache: Arc<Cache>,
     random: Arc<dyn Random>,
-    jwt: watch::Sender<Option<tokio::sync::mpsc::Sender<sync::JwtOrder>>>,
+    jwt: watch::Sender<Option<tokio::sync::mpsc::Sender<sync::JwtRequest>>>,
     status: watch::Sender<LinkStatus>,
 }
 
@@ -289,7 +289,7 @@ impl Membership {
             bundles,
             ..Delta::default()
         });
-        self.cache.put_svids(kept.svids);
+        self.cache.restore(kept.svids);
         self.cache.set_ready();
     }
 }
@@ -311,7 +311,6 @@ fn options(config: &Config) -> Options {
         enabled: config.workload_api,
         allow_unauthenticated_verifiers: config.allow_unauthenticated_verifiers,
         allowed_foreign_jwt_claims: config.allowed_foreign_jwt_claims.clone(),
-        cache_hit_timeout: config.jwt_svid_cache_hit_timeout,
         log_selectors: config.log.selectors.clone(),
         exempt: std::process::id(),
     }

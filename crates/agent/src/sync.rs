@@ -4,7 +4,7 @@
 //! All of its state is its own. Calls run side by side in one set of futures and come back as [`Done`]; workloads
 //! reach it by a bounded channel, and it reaches them by the cache.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -26,9 +26,10 @@ mod svids;
 mod unreadable;
 mod watching;
 
-pub(crate) use jwt::JwtOrder;
+pub(crate) use jwt::{JwtError, JwtRequest, Reply};
 
 use crate::backoff::{Backoff, spread};
+use crate::cache::bundles::TaintedKeys;
 use crate::cache::keys::KeyPool;
 use crate::cache::{Cache, Delta};
 use crate::dial;
@@ -120,18 +121,19 @@ pub(crate) struct Sync {
     sync_backoff: Backoff,
     watch_backoff: Backoff,
     changes: watching::Changes,
-    tainted: poll::Tainted,
+    /// A call failed because the server did not answer, and none has been answered since.
+    server_lost: bool,
     unreadable: unreadable::UnreadableBundles,
 
-    svids: svids::Line,
-    jwt: jwt::Line,
+    svids: svids::Issuance,
+    jwt: jwt::Issuance,
     renewal: node_svid::Renewal,
 }
 
 /// The ends that others hold.
 #[derive(Debug)]
 pub(crate) struct SyncEnds {
-    pub(crate) jwt: mpsc::Sender<JwtOrder>,
+    pub(crate) jwt: mpsc::Sender<JwtRequest>,
     pub(crate) status: watch::Receiver<LinkStatus>,
     pub(crate) identity: watch::Receiver<NodeIdentity>,
 }
@@ -150,7 +152,7 @@ impl Sync {
         let Joined { identity, bundle } = joined;
         let trust = dial::TrustStore::new(&bundle);
         let link = dial::as_node(&node, &identity, &trust)?;
-        let (jwt, jwt_orders) = mpsc::channel(jwt::WAITING);
+        let (jwt, jwt_requests) = mpsc::channel(jwt::WAITING);
         let status = watch::Sender::new(LinkStatus::default());
         let identities = watch::Sender::new(identity.clone());
         let ends = SyncEnds {
@@ -169,13 +171,13 @@ impl Sync {
             ),
             watch_backoff: backoff(FIRST_WATCH_PAUSE, LONGEST_WATCH_PAUSE),
             changes: watching::Changes::default(),
-            tainted: poll::Tainted::default(),
+            server_lost: false,
             unreadable: unreadable::UnreadableBundles::default(),
-            svids: svids::Line::new(
+            svids: svids::Issuance::new(
                 KeyPool::new(node.config.workload_key_type),
                 backoff(FIRST_SVID_PAUSE, LONGEST_SVID_PAUSE),
             ),
-            jwt: jwt::Line::new(jwt_orders),
+            jwt: jwt::Issuance::new(jwt_requests),
             renewal: node_svid::Renewal::new(backoff(FIRST_RENEWAL_PAUSE, LONGEST_RENEWAL_PAUSE)),
             node,
             cache,
@@ -216,7 +218,7 @@ impl Sync {
             tokio::select! {
                 () = stop.stopped() => return Ok(()),
                 Some(done) = self.calls.next(), if !self.calls.is_empty() => self.take(done)?,
-                Some(order) = self.jwt.orders.recv(), if self.jwt.has_room() => self.order_jwt(order),
+                Some(request) = self.jwt.requests.recv(), if self.jwt.has_room() => self.request_jwt(request),
                 () = cache.wanting() => {}
                 () = tokio::time::sleep(sleep) => {}
             }
@@ -225,9 +227,7 @@ impl Sync {
 
     fn start_what_is_due(&mut self) {
         let now = self.node.clock.now();
-        if self.cache.next_due().is_some_and(|due| due <= now) {
-            self.cache.tick();
-        }
+        self.cache.tick();
         self.start_renewal(now);
         self.save_again();
         self.start_following();
@@ -276,9 +276,8 @@ impl Sync {
         let current = done.generation == self.generation;
         match done.what {
             // Servers of before SPIRE 1.14.3 have no use for the agent's version.
-            Outcome::Status(Ok(()) | Err(LinkError::Unimplemented)) | Outcome::Stored(Ok(())) => {
-                Ok(())
-            }
+            Outcome::Status(Ok(()) | Err(LinkError::Unimplemented(_)))
+            | Outcome::Stored(Ok(())) => Ok(()),
             Outcome::Status(Err(error)) => {
                 self.failed(current, "agent version not told to the server", &error)
             }
@@ -308,6 +307,7 @@ impl Sync {
             .cloned();
         if let Some(own) = &own {
             self.trust.set(own);
+            self.renew_if_tainted(own);
         }
         let (entries, removed, bundles) = (
             delta.entries.len(),
@@ -318,33 +318,19 @@ impl Sync {
             return;
         }
         tracing::debug!(entries, removed, bundles, "changes from the server");
-        if let Some(own) = own {
-            self.own_bundle(&own);
+        if let Some(bundle) = own {
+            let node = Arc::clone(&self.node);
+            self.call(async move { Outcome::Stored(node.store_bundle(&bundle).await) });
         }
     }
 
-    fn own_bundle(&mut self, bundle: &Bundle) {
-        let (x509, jwt): (BTreeSet<_>, BTreeSet<_>) = self.tainted.news_of(bundle);
-        if !x509.is_empty() || !jwt.is_empty() {
-            tracing::warn!(
-                x509 = x509.len(),
-                jwt = jwt.len(),
-                "authorities were tainted: what they signed is replaced"
-            );
-            self.cache.taint(&x509, &jwt);
-            if self
-                .identity
-                .svid
-                .facts
-                .issuers
-                .iter()
-                .any(|issuer| x509.contains(issuer))
-            {
-                self.renewal.hurry();
-            }
+    /// Renews the node's own SVID when a tainted authority signed it, also when that was known before a restart.
+    fn renew_if_tainted(&mut self, bundle: &Bundle) {
+        let tainted = TaintedKeys::of(bundle).x509;
+        let issuers = &self.identity.svid.facts.issuers;
+        if issuers.iter().any(|issuer| tainted.contains(issuer)) {
+            self.renewal.hurry();
         }
-        let (node, bundle) = (Arc::clone(&self.node), bundle.clone());
-        self.call(async move { Outcome::Stored(node.store_bundle(&bundle).await) });
     }
 
     fn post_status(&mut self) {

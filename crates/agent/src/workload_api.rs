@@ -22,6 +22,7 @@ use tower::service_fn;
 
 mod codec;
 mod jwt;
+mod messages;
 mod refusal;
 mod streams;
 mod validate;
@@ -34,7 +35,7 @@ use crate::cache::Cache;
 use crate::endpoints::Serve;
 use crate::endpoints::standard::Standard;
 use crate::rate_limit::{Method, RateLimiter};
-use crate::sync::{JwtOrder, LinkStatus};
+use crate::sync::{JwtRequest, LinkStatus};
 
 /// Every path of the service.
 const PREFIX: &str = "/SpiffeWorkloadAPI/";
@@ -51,7 +52,7 @@ pub(crate) struct Context {
     pub(crate) cache: Arc<Cache>,
     pub(crate) attestors: Attestors,
     pub(crate) limiter: RateLimiter,
-    pub(crate) jwt: watch::Receiver<Option<mpsc::Sender<JwtOrder>>>,
+    pub(crate) jwt: watch::Receiver<Option<mpsc::Sender<JwtRequest>>>,
     pub(crate) status: watch::Receiver<LinkStatus>,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) random: Arc<dyn Random>,
@@ -68,7 +69,6 @@ pub(crate) struct Options {
     pub(crate) enabled: bool,
     pub(crate) allow_unauthenticated_verifiers: bool,
     pub(crate) allowed_foreign_jwt_claims: Vec<String>,
-    pub(crate) cache_hit_timeout: Duration,
     pub(crate) log_selectors: Vec<String>,
     /// The process that is held to no rate: this one, for its health probes.
     pub(crate) exempt: u32,

@@ -5,7 +5,9 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use std::time::SystemTime;
 
+use spiffe::clock::from_unix;
 use spiffe::entry::Entry;
 use spiffe::selector::{Selector, SelectorSet};
 
@@ -108,6 +110,16 @@ impl EntryIndex {
 /// Whether the workload with these selectors is entitled to the entry.
 pub(crate) fn matches(entry: &Entry, selectors: &SelectorSet) -> bool {
     !entry.store_svid && !entry.selectors.is_empty() && entry.selectors.is_subset_of(selectors)
+}
+
+/// When the entry expires, if it ever does.
+pub(crate) fn expiry(entry: &Entry) -> Option<SystemTime> {
+    (entry.expires_at != 0).then(|| from_unix(entry.expires_at))
+}
+
+/// Whether the entry has expired: at the second of its expiry it has.
+pub(crate) fn has_expired(entry: &Entry, now: SystemTime) -> bool {
+    expiry(entry).is_some_and(|expiry| expiry <= now)
 }
 
 /// Drops entries whose hint another entry has too: the older one stays, of equal ages the one with the lower ID.

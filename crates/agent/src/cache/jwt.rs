@@ -1,13 +1,14 @@
 //! JWT-SVIDs kept for reuse: one per SPIFFE ID and set of audiences, least recently used out first, renewed at half life.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use spiffe::id::SpiffeId;
+use spiffe::rotation::half_life;
 use spiffe::secret::Secret;
 
-/// What a kept token is found by. Audiences are compared as sets.
+/// What a cached token is found by. Audiences are compared as sets.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct JwtKey {
     spiffe_id: SpiffeId,
@@ -36,6 +37,15 @@ pub(crate) struct JwtToken {
     pub(crate) key_id: Option<String>,
 }
 
+impl JwtToken {
+    /// Whether one of these keys signed it.
+    pub(super) fn is_signed_by(&self, key_ids: &BTreeSet<String>) -> bool {
+        self.key_id
+            .as_ref()
+            .is_some_and(|key_id| key_ids.contains(key_id))
+    }
+}
+
 /// What the cache has for a key.
 #[derive(Debug, Clone)]
 pub(crate) enum Cached {
@@ -48,86 +58,87 @@ pub(crate) enum Cached {
 }
 
 #[derive(Debug)]
-pub(crate) struct JwtCache {
+pub(super) struct JwtCache {
     capacity: usize,
-    tick: u64,
-    tokens: HashMap<JwtKey, (u64, Arc<JwtToken>)>,
-    by_use: BTreeMap<u64, JwtKey>,
+    uses: u64,
+    tokens: HashMap<Arc<JwtKey>, (u64, Arc<JwtToken>)>,
+    by_use: BTreeMap<u64, Arc<JwtKey>>,
 }
 
 impl JwtCache {
-    pub(crate) fn new(capacity: usize) -> Self {
+    pub(super) fn new(capacity: usize) -> Self {
         Self {
             capacity,
-            tick: 0,
+            uses: 0,
             tokens: HashMap::new(),
             by_use: BTreeMap::new(),
         }
     }
 
     /// Looks a token up and counts that as a use.
-    pub(crate) fn get(&mut self, key: &JwtKey, now: SystemTime) -> Cached {
+    pub(super) fn get(&mut self, key: &JwtKey, now: SystemTime) -> Cached {
         let Some((used, token)) = self.tokens.get_mut(key) else {
             return Cached::Absent;
         };
         if now >= token.expires_at {
-            self.remove(key);
             return Cached::Absent;
         }
         let token = Arc::clone(token);
-        self.tick += 1;
-        self.by_use.remove(used);
-        self.by_use.insert(self.tick, key.clone());
-        *used = self.tick;
-        if now < half_life(&token) {
+        self.uses += 1;
+        if let Some(key) = self.by_use.remove(used) {
+            self.by_use.insert(self.uses, key);
+        }
+        *used = self.uses;
+        if now < half_life(token.issued_at, token.expires_at) {
             Cached::Fresh(token)
         } else {
             Cached::Aging(token)
         }
     }
 
-    /// Keeps a token; over capacity, the least recently used one goes.
-    pub(crate) fn put(&mut self, key: JwtKey, token: Arc<JwtToken>) {
+    /// Caches a token. Over capacity, the least recently used ones go; their keys are returned.
+    pub(super) fn put(&mut self, key: Arc<JwtKey>, token: Arc<JwtToken>) -> Vec<Arc<JwtKey>> {
         self.remove(&key);
-        self.tick += 1;
-        self.by_use.insert(self.tick, key.clone());
-        self.tokens.insert(key, (self.tick, token));
+        self.uses += 1;
+        self.by_use.insert(self.uses, Arc::clone(&key));
+        self.tokens.insert(key, (self.uses, token));
+        let mut evicted = Vec::new();
         while self.tokens.len() > self.capacity {
             let Some((_, oldest)) = self.by_use.pop_first() else {
                 break;
             };
             self.tokens.remove(&oldest);
+            evicted.push(oldest);
         }
+        evicted
     }
 
-    /// Forgets the tokens that `drop` says.
-    pub(crate) fn forget(&mut self, drop: impl Fn(&SpiffeId, &JwtToken) -> bool) {
-        self.tokens.retain(|key, (used, token)| {
-            let gone = drop(&key.spiffe_id, token);
-            if gone {
-                self.by_use.remove(used);
-            }
-            !gone
-        });
+    /// Forgets the tokens that `drop` names and returns their keys.
+    pub(super) fn forget(
+        &mut self,
+        drop: impl Fn(&SpiffeId, &JwtToken) -> bool,
+    ) -> Vec<Arc<JwtKey>> {
+        let forgotten: Vec<Arc<JwtKey>> = self
+            .tokens
+            .iter()
+            .filter(|(key, (_, token))| drop(&key.spiffe_id, token))
+            .map(|(key, _)| Arc::clone(key))
+            .collect();
+        for key in &forgotten {
+            self.remove(key);
+        }
+        forgotten
     }
 
-    pub(crate) fn len(&self) -> usize {
-        self.tokens.len()
-    }
-
-    fn remove(&mut self, key: &JwtKey) {
+    pub(super) fn remove(&mut self, key: &JwtKey) {
         if let Some((used, _)) = self.tokens.remove(key) {
             self.by_use.remove(&used);
         }
     }
-}
 
-fn half_life(token: &JwtToken) -> SystemTime {
-    let life = token
-        .expires_at
-        .duration_since(token.issued_at)
-        .unwrap_or(Duration::ZERO);
-    token.issued_at + life / 2
+    pub(super) fn len(&self) -> usize {
+        self.tokens.len()
+    }
 }
 
 #[cfg(test)]
@@ -151,6 +162,10 @@ mod tests {
         )
     }
 
+    fn shared(path: &str, audience: &[&str]) -> Arc<JwtKey> {
+        Arc::new(key(path, audience))
+    }
+
     #[test]
     fn order_and_repetition_of_audiences_do_not_matter() {
         assert_eq!(key("/a", &["x", "y"]), key("/a", &["y", "x", "y"]));
@@ -159,9 +174,9 @@ mod tests {
     }
 
     #[test]
-    fn a_token_ages_at_half_life_and_is_gone_at_its_end() {
+    fn a_token_ages_at_half_life_and_is_not_given_out_once_expired() {
         let mut cache = JwtCache::new(10);
-        cache.put(key("/a", &["x"]), token(100, 200));
+        cache.put(shared("/a", &["x"]), token(100, 200));
         assert!(matches!(
             cache.get(&key("/a", &["x"]), at(149)),
             Cached::Fresh(_)
@@ -174,19 +189,21 @@ mod tests {
             cache.get(&key("/a", &["x"]), at(200)),
             Cached::Absent
         ));
+        cache.remove(&key("/a", &["x"]));
         assert_eq!((cache.len(), cache.by_use.len()), (0, 0));
     }
 
     #[test]
     fn the_least_recently_used_token_leaves_first() {
         let mut cache = JwtCache::new(2);
-        cache.put(key("/a", &["x"]), token(0, 100));
-        cache.put(key("/b", &["x"]), token(0, 100));
+        cache.put(shared("/a", &["x"]), token(0, 100));
+        cache.put(shared("/b", &["x"]), token(0, 100));
         assert!(matches!(
             cache.get(&key("/a", &["x"]), at(1)),
             Cached::Fresh(_)
         ));
-        cache.put(key("/c", &["x"]), token(0, 100));
+        let evicted = cache.put(shared("/c", &["x"]), token(0, 100));
+        assert_eq!(evicted, [shared("/b", &["x"])]);
         assert!(matches!(
             cache.get(&key("/b", &["x"]), at(1)),
             Cached::Absent
@@ -201,7 +218,7 @@ mod tests {
     #[test]
     fn a_cache_of_size_zero_keeps_nothing() {
         let mut cache = JwtCache::new(0);
-        cache.put(key("/a", &["x"]), token(0, 100));
+        cache.put(shared("/a", &["x"]), token(0, 100));
         assert!(matches!(
             cache.get(&key("/a", &["x"]), at(1)),
             Cached::Absent
@@ -211,8 +228,9 @@ mod tests {
     #[test]
     fn tokens_of_a_withdrawn_key_are_forgotten() {
         let mut cache = JwtCache::new(5);
-        cache.put(key("/a", &["x"]), token(0, 100));
-        cache.forget(|who, _| *who == id("/a"));
+        cache.put(shared("/a", &["x"]), token(0, 100));
+        let forgotten = cache.forget(|who, _| *who == id("/a"));
+        assert_eq!(forgotten, [shared("/a", &["x"])]);
         assert!(matches!(
             cache.get(&key("/a", &["x"]), at(1)),
             Cached::Absent

@@ -28,6 +28,10 @@ impl KeyPool {
         }
     }
 
+    pub(crate) fn key_type(&self) -> KeyType {
+        self.key_type
+    }
+
     /// `count` fresh keys, made on a thread that may block as far as the pool has none, and the pool filled again.
     ///
     /// # Errors

@@ -23,8 +23,8 @@ pub(crate) enum LinkError {
     #[error("the node has to attest again: {0}")]
     MustReattest(String),
     /// The server does not offer the call.
-    #[error("the server does not offer this call")]
-    Unimplemented,
+    #[error("the server does not offer this call: {0}")]
+    Unimplemented(String),
     /// What answers is not the server that the bundle speaks of.
     #[error("server not trusted: {0}")]
     NotTrusted(String),
@@ -98,6 +98,17 @@ impl LinkError {
         Self::Unavailable("no answer in time".to_owned())
     }
 
+    /// Whether the call did not reach a server that takes this node's calls.
+    pub(crate) fn is_outage(&self) -> bool {
+        matches!(
+            self,
+            Self::Unavailable(_)
+                | Self::NotTrusted(_)
+                | Self::ClocksDiffer(_)
+                | Self::SvidRefused(_)
+        )
+    }
+
     /// Whether the same call may succeed later without anybody doing anything.
     pub(crate) fn is_transient(&self) -> bool {
         matches!(self, Self::Unavailable(_))
@@ -121,7 +132,7 @@ impl From<Status> for LinkError {
                 ) => Self::MustReattest(message),
                 _ => Self::Refused(Refusal::PermissionDenied, message),
             },
-            Code::Unimplemented => Self::Unimplemented,
+            Code::Unimplemented => Self::Unimplemented(message),
             Code::NotFound => Self::Refused(Refusal::NotFound, message),
             Code::InvalidArgument => Self::Refused(Refusal::InvalidArgument, message),
             Code::Unavailable

@@ -1,4 +1,4 @@
-//! JWT-SVIDs on demand: of equal orders that arrive together, one goes to the server.
+//! JWT-SVIDs on demand: of equal requests that arrive together, one goes to the server.
 
 use std::sync::Arc;
 
@@ -11,17 +11,37 @@ use super::{Outcome, Sync, Waiting};
 use crate::cache::jwt::{Cached, JwtKey, JwtToken};
 use crate::link::LinkError;
 
-/// Orders that may wait in the channel.
+/// Requests that may wait in the channel.
 pub(super) const WAITING: usize = 1024;
 /// Calls that may be under way.
 const UNDER_WAY: usize = 256;
 
-/// What an order gets: a token, or a text for the workload's error.
-pub(crate) type Reply = Result<Arc<JwtToken>, String>;
+/// What a request gets.
+pub(crate) type Reply = Result<Arc<JwtToken>, JwtError>;
 
-/// A workload's wish for a token.
+/// Why there is no token.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum JwtError {
+    /// The server issues no JWT-SVIDs: asking again is of no use.
+    #[error("{0}")]
+    NotOffered(String),
+    /// The server or this agent could not answer.
+    #[error("{0}")]
+    Unavailable(String),
+}
+
+impl From<&LinkError> for JwtError {
+    fn from(error: &LinkError) -> Self {
+        match error {
+            LinkError::Unimplemented(because) => Self::NotOffered(because.clone()),
+            other => Self::Unavailable(other.to_string()),
+        }
+    }
+}
+
+/// A workload's request for a token.
 #[derive(Debug)]
-pub(crate) struct JwtOrder {
+pub(crate) struct JwtRequest {
     pub(crate) entry: Arc<Entry>,
     pub(crate) audience: Vec<String>,
     pub(crate) reply: oneshot::Sender<Reply>,
@@ -29,8 +49,8 @@ pub(crate) struct JwtOrder {
 
 /// The state of token issuance.
 #[derive(Debug)]
-pub(super) struct Line {
-    pub(super) orders: mpsc::Receiver<JwtOrder>,
+pub(super) struct Issuance {
+    pub(super) requests: mpsc::Receiver<JwtRequest>,
     shared: Waiting<JwtKey, Reply>,
     under_way: usize,
 }
@@ -38,23 +58,23 @@ pub(super) struct Line {
 /// A call that ended.
 #[derive(Debug)]
 pub(super) struct Answer {
-    whose: Whose,
-    expected: SpiffeId,
+    entry: Arc<Entry>,
+    recipients: Recipients,
     outcome: Result<(SpiffeId, JwtToken), LinkError>,
 }
 
 #[derive(Debug)]
-enum Whose {
+enum Recipients {
     /// Everybody who waits for this key.
     Shared(JwtKey),
-    /// A token with a `jti` is one caller's own.
+    /// A token with a `jti` belongs to one caller.
     Single(oneshot::Sender<Reply>),
 }
 
-impl Line {
-    pub(super) fn new(orders: mpsc::Receiver<JwtOrder>) -> Self {
+impl Issuance {
+    pub(super) fn new(requests: mpsc::Receiver<JwtRequest>) -> Self {
         Self {
-            orders,
+            requests,
             shared: Waiting::new(),
             under_way: 0,
         }
@@ -66,14 +86,14 @@ impl Line {
 }
 
 impl Sync {
-    pub(super) fn order_jwt(&mut self, order: JwtOrder) {
-        let JwtOrder {
+    pub(super) fn request_jwt(&mut self, request: JwtRequest) {
+        let JwtRequest {
             entry,
             audience,
             reply,
-        } = order;
-        let whose = if entry.jwt_svid_include_jti {
-            Whose::Single(reply)
+        } = request;
+        let recipients = if entry.jwt_svid_include_jti {
+            Recipients::Single(reply)
         } else {
             let key = JwtKey::new(&entry.spiffe_id, &audience);
             if let Cached::Fresh(token) = self.cache.jwt(&key) {
@@ -85,15 +105,15 @@ impl Sync {
             if waiting.len() > 1 {
                 return;
             }
-            Whose::Shared(key)
+            Recipients::Shared(key)
         };
         self.jwt.under_way += 1;
         let link = self.link.clone();
         self.call(async move {
             let outcome = link.new_jwt_svid(&entry.id, audience).await;
             Outcome::Jwt(Answer {
-                whose,
-                expected: entry.spiffe_id.clone(),
+                entry,
+                recipients,
                 outcome,
             })
         });
@@ -101,26 +121,23 @@ impl Sync {
 
     pub(super) fn jwt_answered(&mut self, current: bool, done: Answer) -> Result<(), Fault> {
         self.jwt.under_way -= 1;
+        let expected = &done.entry.spiffe_id;
         let outcome = done.outcome.and_then(|(spiffe_id, token)| {
-            if spiffe_id == done.expected {
+            if spiffe_id == *expected {
                 Ok(Arc::new(token))
             } else {
                 Err(LinkError::malformed(format!(
-                    "server issued {spiffe_id} instead of {}",
-                    done.expected
+                    "server issued {spiffe_id} instead of {expected}"
                 )))
             }
         });
-        let reply = outcome
-            .as_ref()
-            .map(Arc::clone)
-            .map_err(ToString::to_string);
-        match done.whose {
-            Whose::Single(caller) => answer(caller, reply),
-            Whose::Shared(key) => {
+        let reply = outcome.as_ref().map(Arc::clone).map_err(JwtError::from);
+        match done.recipients {
+            Recipients::Single(caller) => answer(caller, reply),
+            Recipients::Shared(key) => {
                 let waiting = self.jwt.shared.remove(&key).unwrap_or_default();
                 if let Ok(token) = &reply {
-                    self.cache.put_jwt(key, Arc::clone(token));
+                    self.cache.put_jwt(&done.entry, key, Arc::clone(token));
                 }
                 for caller in waiting {
                     answer(caller, reply.clone());
@@ -130,9 +147,19 @@ impl Sync {
         match outcome {
             Ok(_) => {
                 self.answered();
+                self.returned();
                 Ok(())
             }
-            Err(error) => self.failed(current, "JWT-SVID not issued", &error),
+            // That is how the server is configured: the workload learns it, nothing is wrong with the link.
+            Err(LinkError::Unimplemented(because)) => {
+                tracing::debug!(%because, "JWT-SVID not issued");
+                self.answered();
+                Ok(())
+            }
+            Err(error) => {
+                self.lost(&error);
+                self.failed(current, "JWT-SVID not issued", &error)
+            }
         }
     }
 }

@@ -61,13 +61,7 @@ impl Sync {
             problem.svid_expired(&rfc3339(self.identity.svid.facts.not_after));
         }
         self.status.send_modify(|status| {
-            status.connected = !matches!(
-                error,
-                LinkError::Unavailable(_)
-                    | LinkError::NotTrusted(_)
-                    | LinkError::ClocksDiffer(_)
-                    | LinkError::SvidRefused(_)
-            );
+            status.connected = !error.is_outage();
             status.broken = problem.hint.is_some();
             status.last_error = Some(problem.text.clone());
         });
@@ -95,7 +89,21 @@ impl Sync {
             tracing::info!("the server answers again");
         }
         self.connected();
+        self.returned();
         self.cache.set_ready();
+    }
+
+    /// The server did not answer a call that others than issuance depend on.
+    pub(super) fn lost(&mut self, error: &LinkError) {
+        self.server_lost |= error.is_outage();
+    }
+
+    /// The server answers: issuance that rests because of an outage goes on at once.
+    pub(super) fn returned(&mut self) {
+        if std::mem::take(&mut self.server_lost) {
+            self.svids.server_returned();
+            self.cache.server_returned();
+        }
     }
 
     fn connected(&mut self) {

@@ -63,6 +63,7 @@ impl Sync {
             }
             Err(error) => {
                 self.pause_after_failure();
+                self.lost(&error);
                 self.failed(current, "entries not synced", &error)
             }
         }
@@ -166,32 +167,4 @@ async fn federated(link: &Link, foreign: BTreeSet<TrustDomain>) -> Result<Federa
         }
     }
     Ok(found)
-}
-
-/// The tainted authorities that were dealt with already.
-#[derive(Debug, Default)]
-pub(super) struct Tainted {
-    x509: BTreeSet<Vec<u8>>,
-    jwt: BTreeSet<String>,
-}
-
-impl Tainted {
-    /// The key identifiers of authorities that are tainted since the last look: X.509, then JWT.
-    pub(super) fn news_of(&mut self, bundle: &Bundle) -> (BTreeSet<Vec<u8>>, BTreeSet<String>) {
-        let x509: BTreeSet<Vec<u8>> = bundle
-            .x509_authorities
-            .iter()
-            .filter(|authority| authority.tainted)
-            .filter_map(|authority| authority.certificate.subject_key_id().map(Into::into))
-            .collect();
-        let jwt: BTreeSet<String> = bundle
-            .jwt_authorities
-            .iter()
-            .filter(|authority| authority.tainted)
-            .map(|authority| authority.key_id.clone())
-            .collect();
-        let news = (&x509 - &self.x509, &jwt - &self.jwt);
-        (self.x509, self.jwt) = (x509, jwt);
-        news
-    }
 }

@@ -1,13 +1,14 @@
-//! X509-SVIDs in batches: one batch at a time, smaller after a failure.
+//! X509-SVIDs in batches: one batch at a time, smaller after a failure, and at once again when the server returns.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use config::fault::Fault;
 use spiffe::entry::Entry;
+use spiffe::key::KeyType;
 use tokio::time::Instant;
 
-use super::{Outcome, Sync};
+use super::{FIRST_SVID_PAUSE, Outcome, Sync};
 use crate::backoff::Backoff;
 use crate::cache::keys::KeyPool;
 use crate::dial;
@@ -15,17 +16,28 @@ use crate::link::{Batch, Link, LinkError, SvidOrder};
 
 /// SPIRE: limits.SignLimitPerIP, one signing request each.
 const LARGEST_BATCH: usize = 500;
-/// An entry that the server refused alone is tried again after this time.
-const REFUSED_PAUSE: Duration = Duration::from_secs(5);
+/// The keys of a batch are made before the server is asked. RSA keys take a tenth of a second each (4096 bits: a second
+/// and more), and nobody is to wait long for keys of others.
+const LARGEST_BATCH_RSA_2048: usize = 10;
+const LARGEST_BATCH_RSA_4096: usize = 1;
+
+fn largest_batch(key_type: KeyType) -> usize {
+    match key_type {
+        KeyType::EcP256 | KeyType::EcP384 => LARGEST_BATCH,
+        KeyType::Rsa2048 => LARGEST_BATCH_RSA_2048,
+        KeyType::Rsa4096 => LARGEST_BATCH_RSA_4096,
+    }
+}
 
 /// The state of issuance.
 #[derive(Debug)]
-pub(super) struct Line {
+pub(super) struct Issuance {
     pub(super) pool: KeyPool,
     busy: bool,
     limit: usize,
     backoff: Backoff,
     not_before: Option<Instant>,
+    last_failure: Option<Instant>,
 }
 
 /// A batch that ended.
@@ -35,14 +47,42 @@ pub(super) struct Issued {
     outcome: Result<Batch, LinkError>,
 }
 
-impl Line {
+impl Issuance {
     pub(super) fn new(pool: KeyPool, backoff: Backoff) -> Self {
         Self {
+            limit: largest_batch(pool.key_type()),
             pool,
             busy: false,
-            limit: LARGEST_BATCH,
             backoff,
             not_before: None,
+            last_failure: None,
+        }
+    }
+
+    /// Plans the next batch after the server could not be asked; gives the pause until then.
+    pub(super) fn no_answer(&mut self) -> Duration {
+        let (now, pause) = (Instant::now(), self.backoff.next());
+        self.limit = (self.limit / 2).max(1);
+        self.last_failure = Some(now);
+        self.not_before = Some(now + pause);
+        pause
+    }
+
+    fn answered(&mut self) {
+        self.limit = largest_batch(self.pool.key_type()).min(self.limit * 2);
+        self.backoff.reset();
+    }
+
+    #[cfg(test)]
+    pub(super) fn limit(&self) -> usize {
+        self.limit
+    }
+
+    /// Ends the pause of an outage. Should only issuance go on failing, it is tried no faster than after a first failure.
+    pub(super) fn server_returned(&mut self) {
+        self.backoff.reset();
+        if self.not_before.is_some() {
+            self.not_before = self.last_failure.map(|when| when + FIRST_SVID_PAUSE);
         }
     }
 
@@ -88,18 +128,15 @@ impl Sync {
                     refused = batch.refused.len(),
                     "X509-SVIDs issued"
                 );
-                self.svids.limit = LARGEST_BATCH.min(self.svids.limit * 2);
-                self.svids.backoff.reset();
+                self.svids.answered();
                 self.answered();
-                self.cache.failed(&batch.refused, REFUSED_PAUSE);
+                self.cache.refused(&batch.refused);
                 self.cache.put_svids(batch.issued);
                 Ok(())
             }
             Err(error) => {
-                let pause = self.svids.backoff.next();
-                self.svids.limit = (self.svids.limit / 2).max(1);
-                self.svids.not_before = Some(Instant::now() + pause);
-                self.cache.failed(&issued.asked, pause);
+                let pause = self.svids.no_answer();
+                self.cache.not_answered(&issued.asked, pause);
                 self.failed(current, "X509-SVIDs not issued", &error)
             }
         }

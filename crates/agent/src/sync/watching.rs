@@ -150,6 +150,7 @@ impl Sync {
             Ok(stream) if current => {
                 // Where nothing changed since the cursor, this is all that the server says.
                 self.answered();
+                self.returned();
                 self.listen(Box::new(stream));
                 Ok(())
             }
@@ -194,7 +195,7 @@ impl Sync {
             return Ok(());
         }
         self.changes.interrupted();
-        if matches!(error, LinkError::Unimplemented) {
+        if matches!(error, LinkError::Unimplemented(_)) {
             tracing::info!("the server has no stream of changes; syncing at intervals");
             self.following = Following::Poll {
                 busy: false,
@@ -206,6 +207,7 @@ impl Sync {
         }
         self.following = Following::Watch { open: false };
         self.pause_after_failure();
+        self.lost(error);
         self.failed(current, "stream of changes broke", error)
     }
 

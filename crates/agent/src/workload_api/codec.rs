@@ -6,7 +6,7 @@ use bytes::BufMut as _;
 use tonic::Status;
 use tonic::codec::{BufferSettings, Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 
-use crate::cache::update::Encoded;
+use super::messages::Encoded;
 
 /// Each open stream keeps its buffers: a thousand streams are common, long messages are not.
 const BUFFER: usize = 1024;

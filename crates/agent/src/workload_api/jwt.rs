@@ -11,11 +11,12 @@ use tokio::sync::oneshot;
 use tonic::{Response, Status};
 
 use super::Context;
+use super::messages::Encoded;
+use super::streams::RENEWAL_TIMEOUT;
 use crate::attestor::Workload;
 use crate::cache::jwt::{Cached, JwtKey, JwtToken};
-use crate::cache::update::Encoded;
 use crate::rate_limit::Method;
-use crate::sync::JwtOrder;
+use crate::sync::{JwtError, JwtRequest, Reply};
 
 pub(super) async fn fetch(
     context: Arc<Context>,
@@ -81,49 +82,52 @@ async fn token(
     };
     match cached {
         Cached::Fresh(token) => Ok(token),
-        Cached::Absent => order(context, entry, audience)
+        Cached::Absent => request(context, entry, audience)
             .await
-            .map_err(|because| Status::unavailable(format!("could not fetch JWT-SVID: {because}"))),
+            .map_err(|error| refusal(&error)),
         Cached::Aging(token) => {
             // It is still good: without a server, or with a slow one, it is the better answer.
             if !context.status.borrow().connected {
                 return Ok(token);
             }
-            match tokio::time::timeout(
-                context.options.cache_hit_timeout,
-                order(context, entry, audience),
-            )
-            .await
-            {
+            let renewal = request(context, entry, audience);
+            match tokio::time::timeout(RENEWAL_TIMEOUT, renewal).await {
                 Ok(Ok(fresh)) => Ok(fresh),
                 Ok(Err(because)) => {
                     tracing::warn!(entry = %entry.id, %because, "JWT-SVID not renewed; the cached one is still valid");
                     Ok(token)
                 }
+                // The renewal goes on behind: the next call finds its token in the cache.
                 Err(_elapsed) => Ok(token),
             }
         }
     }
 }
 
-async fn order(
-    context: &Context,
-    entry: &Arc<Entry>,
-    audience: &[String],
-) -> Result<Arc<JwtToken>, String> {
-    let Some(orders) = context.jwt.borrow().clone() else {
-        return Err("the agent has not reached its server yet".to_owned());
+/// A server that issues no JWT-SVIDs says so in its own words; everything else may pass.
+fn refusal(error: &JwtError) -> Status {
+    let message = format!("could not fetch JWT-SVID: {error}");
+    match error {
+        JwtError::NotOffered(_) => Status::unimplemented(message),
+        JwtError::Unavailable(_) => Status::unavailable(message),
+    }
+}
+
+async fn request(context: &Context, entry: &Arc<Entry>, audience: &[String]) -> Reply {
+    let unavailable = |because: &str| JwtError::Unavailable(because.to_owned());
+    let Some(requests) = context.jwt.borrow().clone() else {
+        return Err(unavailable("the agent has not reached its server yet"));
     };
     let (reply, answer) = oneshot::channel();
-    let order = JwtOrder {
+    let request = JwtRequest {
         entry: Arc::clone(entry),
         audience: audience.to_vec(),
         reply,
     };
-    orders
-        .try_send(order)
-        .map_err(|_full| "too many requests are waiting".to_owned())?;
+    requests
+        .try_send(request)
+        .map_err(|_full| unavailable("too many requests are waiting"))?;
     answer
         .await
-        .map_err(|_gone| "the agent is stopping".to_owned())?
+        .map_err(|_gone| unavailable("the agent is stopping"))?
 }

@@ -1,13 +1,12 @@
 //! "No identity issued": a short answer for the workload, the reasons for the operator's log.
 
 use std::collections::HashMap;
-use std::sync::{Arc, PoisonError};
+use std::sync::PoisonError;
 use std::time::Duration;
 
 use config::fault::Code;
 use daemon::log_limit::LogLimit;
 use plugin::workload_attestor::Peer;
-use spiffe::entry::Entry;
 use spiffe::random::alphanumeric;
 use spiffe::selector::SelectorSet;
 use tokio::time::Instant;
@@ -16,6 +15,7 @@ use tonic_types::{ErrorDetails, StatusExt as _};
 
 use super::{Caller, Context};
 use crate::attestor::{AttestError, Incomplete};
+use crate::cache::Nearest;
 
 /// In `google.rpc.ErrorInfo`, for clients that read details instead of texts: the reason is the code.
 const DOMAIN: &str = "plastron";
@@ -47,8 +47,9 @@ impl Context {
                 selectors = caller.selectors.len(),
                 shown_selectors = %loggable(&caller.selectors, &self.options.log_selectors),
                 entries = self.cache.counts().entries,
-                nearest = nearest.as_ref().map(|(entry, _)| &*entry.id).unwrap_or_default(),
-                lacks = nearest.as_ref().map(|(_, lacking)| *lacking).unwrap_or_default(),
+                nearest = nearest.as_ref().map(|nearest| &*nearest.entry.id).unwrap_or_default(),
+                lacks = nearest.as_ref().map(|nearest| nearest.lacking).unwrap_or_default(),
+                nearest_expired = nearest.as_ref().is_some_and(|nearest| nearest.expired),
                 left_out,
                 "no identity issued"
             );
@@ -84,7 +85,7 @@ impl Context {
     }
 
     /// The entry that nearly matches, searched for a few times a second at most.
-    fn nearest(&self, caller: &Caller) -> Option<(Arc<Entry>, usize)> {
+    fn nearest(&self, caller: &Caller) -> Option<Nearest> {
         let mut searched = self.searched.lock().unwrap_or_else(PoisonError::into_inner);
         if searched.is_some_and(|when| when.elapsed() < SEARCH_PAUSE) {
             return None;

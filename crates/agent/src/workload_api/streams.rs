@@ -1,5 +1,5 @@
 //! The three streams: X509-SVIDs, X.509 bundles, JWT bundles. Each message is the full state, sent when it differs from
-//! the one before, and only after the caller was looked at again.
+//! the one before, and only after the caller was looked at again. Who comes anew gets nothing stale while the server answers.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -7,19 +7,23 @@ use std::time::Duration;
 
 use futures_util::Stream;
 use futures_util::stream::unfold;
-use tokio::sync::watch;
 use tokio::time::Instant;
 use tonic::{Response, Status};
 
+use super::messages::{self, Encoded};
 use super::{Caller, Context};
 use crate::attestor::Workload;
-use crate::cache::update::{Encoded, WorkloadUpdate};
+use crate::cache::update::WorkloadUpdate;
+use crate::cache::{Outlook, Purpose, Subscription};
 use crate::rate_limit::Method;
 
+/// A caller that comes anew waits this long for SVIDs that are being issued in place of stale ones; then it gets those.
+/// Short enough for callers with a deadline of a second.
+pub(super) const RENEWAL_TIMEOUT: Duration = Duration::from_millis(500);
 /// The first message waits this long for all of the caller's SVIDs; then those that are there are sent.
-const ALL_PATIENCE: Duration = Duration::from_secs(5);
-/// A caller that has no SVID at all by then is told to come back.
-const ANY_PATIENCE: Duration = Duration::from_secs(20);
+pub(super) const COMPLETE_TIMEOUT: Duration = Duration::from_secs(5);
+/// A caller that has no SVID at all by then has to come back.
+const ISSUE_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A caller of whom not all is known is attested again after this time.
 const INCOMPLETE_RETRY: Duration = Duration::from_secs(5);
@@ -45,7 +49,7 @@ struct Sending {
     context: Arc<Context>,
     caller: Caller,
     what: What,
-    updates: watch::Receiver<Arc<WorkloadUpdate>>,
+    subscription: Subscription,
     sent: Option<Encoded>,
     opened: Instant,
     /// Time has passed since the caller was attested.
@@ -81,12 +85,12 @@ async fn open(
     method: Method,
 ) -> Result<Response<Messages>, Status> {
     let caller = context.admit(workload, Some(method)).await?;
-    let updates = subscribe(&context, &caller, what);
+    let subscription = subscribe(&context, &caller, what);
     let mut sending = Sending {
         context,
         caller,
         what,
-        updates,
+        subscription,
         sent: None,
         opened: Instant::now(),
         waited: false,
@@ -108,23 +112,26 @@ async fn open(
     Ok(Response::new(Box::pin(messages)))
 }
 
-fn subscribe(
-    context: &Context,
-    caller: &Caller,
-    what: What,
-) -> watch::Receiver<Arc<WorkloadUpdate>> {
-    match what {
-        What::Svids => context.cache.subscribe(&caller.selectors),
-        What::Bundles(_) => context.cache.subscribe_bundles(&caller.selectors),
-    }
+fn subscribe(context: &Context, caller: &Caller, what: What) -> Subscription {
+    let purpose = match what {
+        What::Svids => Purpose::X509Svids,
+        What::Bundles(_) => Purpose::Bundles,
+    };
+    context.cache.subscribe(&caller.selectors, purpose)
 }
 
 impl Sending {
     /// Waits for the next message that is worth sending; an error is the stream's end.
     async fn next(&mut self) -> Result<Encoded, Status> {
         loop {
-            let update = Arc::clone(&self.updates.borrow_and_update());
-            if let Some(message) = self.message_of(&update)? {
+            // In this order: what changes from here on wakes `wait`, and an update that is read after the outlook is
+            // at least as new as what the outlook counted as settled.
+            self.subscription.updates.mark_unchanged();
+            let better_until = self.better_until();
+            let update = Arc::clone(&self.subscription.updates.borrow());
+            if better_until.is_none()
+                && let Some(message) = self.message_of(&update)?
+            {
                 if self.waited && self.caller_changed().await? {
                     continue;
                 }
@@ -135,7 +142,7 @@ impl Sending {
             self.waited = true;
             let incomplete = !self.caller.incomplete.is_empty();
             tokio::select! {
-                changed = self.wait(&update) => changed?,
+                changed = self.wait(better_until) => changed?,
                 // The caller may have more than what it was given so far.
                 () = tokio::time::sleep(INCOMPLETE_RETRY), if incomplete => {
                     self.caller_changed().await?;
@@ -144,7 +151,24 @@ impl Sending {
         }
     }
 
-    /// The message, unless it was sent already or is not complete yet.
+    /// How long the first message is held back because a better one is about to come.
+    fn better_until(&self) -> Option<Instant> {
+        if self.what != What::Svids || self.sent.is_some() {
+            return None;
+        }
+        let complete_by = self.opened + COMPLETE_TIMEOUT;
+        let horizon = complete_by.saturating_duration_since(Instant::now());
+        let until = match self.subscription.outlook(horizon) {
+            Outlook::Settled => return None,
+            Outlook::Issuing => complete_by,
+            // What is stale but valid is the better answer when there is no server.
+            Outlook::Renewing if !self.context.status.borrow().connected => return None,
+            Outlook::Renewing => self.opened + RENEWAL_TIMEOUT,
+        };
+        (Instant::now() < until).then_some(until)
+    }
+
+    /// The message, unless it was sent already or there is none yet.
     fn message_of(&self, update: &WorkloadUpdate) -> Result<Option<Encoded>, Status> {
         let open_to_all =
             self.context.options.allow_unauthenticated_verifiers && self.what != What::Svids;
@@ -152,40 +176,26 @@ impl Sending {
             return Err(self.context.no_identity(&self.caller));
         }
         let message = match self.what {
-            What::Svids
-                if self.sent.is_none()
-                    && !update.is_complete()
-                    && self.opened.elapsed() < ALL_PATIENCE =>
-            {
-                None
-            }
-            What::Svids => update.x509_svids(),
-            What::Bundles(Kind::X509) => update.x509_bundles(),
-            What::Bundles(Kind::Jwt) => update.jwt_bundles(),
+            What::Svids => messages::x509_svids(update),
+            What::Bundles(Kind::X509) => messages::x509_bundles(update),
+            What::Bundles(Kind::Jwt) => messages::jwt_bundles(update),
         };
         Ok(message
             .filter(|message| self.sent.as_ref() != Some(*message))
             .cloned())
     }
 
-    /// Waits for a change; before the first message not for ever.
-    async fn wait(&mut self, update: &WorkloadUpdate) -> Result<(), Status> {
-        let patience = if self.sent.is_some() {
-            None
-        } else if update.identities.is_empty() || self.opened.elapsed() >= ALL_PATIENCE {
-            Some(ANY_PATIENCE)
+    /// Waits for a change: before the first message until `better_until`, or until the caller has to come back.
+    async fn wait(&mut self, better_until: Option<Instant>) -> Result<(), Status> {
+        let changed = self.subscription.updates.changed();
+        let outcome = if self.sent.is_some() {
+            changed.await
         } else {
-            Some(ALL_PATIENCE)
-        };
-        let changed = self.updates.changed();
-        let outcome = match patience {
-            None => changed.await,
-            Some(patience) => {
-                match tokio::time::timeout_at(self.opened + patience, changed).await {
-                    Ok(outcome) => outcome,
-                    Err(_elapsed) if patience == ALL_PATIENCE => Ok(()),
-                    Err(_elapsed) => return Err(self.context.not_issued_yet(&self.caller)),
-                }
+            let give_up = self.opened + ISSUE_TIMEOUT;
+            match tokio::time::timeout_at(better_until.unwrap_or(give_up), changed).await {
+                Ok(outcome) => outcome,
+                Err(_elapsed) if better_until.is_some() => Ok(()),
+                Err(_elapsed) => return Err(self.context.not_issued_yet(&self.caller)),
             }
         };
         // The cache outlives its streams, unless the agent ends.
@@ -206,7 +216,7 @@ impl Sending {
             "the caller's selectors changed while its stream was open"
         );
         self.caller.selectors = selectors;
-        self.updates = subscribe(&self.context, &self.caller, self.what);
+        self.subscription = subscribe(&self.context, &self.caller, self.what);
         Ok(true)
     }
 }

@@ -24,6 +24,7 @@ use crate::stop::Stopper;
 use crate::testing::{Authority, entry, id};
 
 mod attestation;
+mod freshness;
 mod jwt;
 
 const LONG: Duration = Duration::from_secs(10);
@@ -32,8 +33,8 @@ struct Fixture {
     context: Arc<Context>,
     authority: Authority,
     path: std::path::PathBuf,
-    _orders: watch::Sender<Option<mpsc::Sender<JwtOrder>>>,
-    _status: watch::Sender<LinkStatus>,
+    requests: watch::Sender<Option<mpsc::Sender<JwtRequest>>>,
+    status: watch::Sender<LinkStatus>,
     _stopper: Stopper,
     _directory: tempfile::TempDir,
 }
@@ -94,14 +95,14 @@ async fn start(wish: Wish) -> Fixture {
         .into_iter()
         .chain([Arc::new(unix) as Arc<dyn plugin::workload_attestor::WorkloadAttestor>])
         .collect();
-    let (orders_in, orders) = watch::channel(None);
+    let (requests_in, requests) = watch::channel(None);
     let (status_in, status) = watch::channel(LinkStatus::default());
     let context = Arc::new(Context {
         trust_domain,
         cache,
         attestors: Attestors::new(attestors).always_fresh(),
         limiter: RateLimiter::new(wish.limits),
-        jwt: orders,
+        jwt: requests,
         status,
         clock,
         random: Arc::new(SystemRandom),
@@ -110,7 +111,6 @@ async fn start(wish: Wish) -> Fixture {
             enabled: !wish.disabled,
             allow_unauthenticated_verifiers: wish.allow_unauthenticated_verifiers,
             allowed_foreign_jwt_claims: vec!["jti".into()],
-            cache_hit_timeout: Duration::from_secs(5),
             log_selectors: Vec::new(),
             exempt: wish.exempt,
         },
@@ -126,8 +126,8 @@ async fn start(wish: Wish) -> Fixture {
         context,
         authority,
         path,
-        _orders: orders_in,
-        _status: status_in,
+        requests: requests_in,
+        status: status_in,
         _stopper: stopper,
         _directory: directory,
     }
@@ -156,12 +156,16 @@ impl Fixture {
     }
 
     fn issue(&self, entry: &Entry) {
+        self.context.cache.restore(vec![self.svid(entry)]);
+    }
+
+    fn svid(&self, entry: &Entry) -> IssuedSvid {
         let key = KeyPair::generate(KeyType::EcP256).unwrap();
         let leaf =
             self.authority
                 .issue(&entry.spiffe_id, key.public_key(), Duration::from_secs(600));
         let facts = facts_of(std::slice::from_ref(&leaf)).unwrap();
-        self.context.cache.put_svids(vec![IssuedSvid {
+        IssuedSvid {
             entry_id: Arc::clone(&entry.id),
             revision: entry.revision_number,
             spiffe_id: facts.spiffe_id,
@@ -172,7 +176,12 @@ impl Fixture {
             not_before: facts.not_before,
             not_after: facts.not_after,
             issuers: facts.issuers,
-        }]);
+        }
+    }
+
+    /// The server answers.
+    fn connected(&self) {
+        self.status.send_modify(|status| status.connected = true);
     }
 
     fn remove(&self, entry_id: &str) {

@@ -12,8 +12,9 @@ use spiffe::trust_domain::TrustDomain;
 use tonic::{Response, Status};
 
 use super::Context;
+use super::messages::Encoded;
 use crate::attestor::Workload;
-use crate::cache::update::{Encoded, WorkloadUpdate};
+use crate::cache::update::WorkloadUpdate;
 
 /// What is always told about a token of another trust domain.
 const ALWAYS: [&str; 3] = ["sub", "exp", "aud"];
@@ -82,7 +83,7 @@ impl JwtBundleSource for Visible<'_> {
     fn jwt_bundle(&self, trust_domain: &TrustDomain) -> Option<Arc<JwtBundle>> {
         self.0
             .bundle_of(trust_domain)
-            .map(|encoded| Arc::clone(&encoded.jwt))
+            .map(|bundle| Arc::clone(bundle.jwt()))
     }
 }
 

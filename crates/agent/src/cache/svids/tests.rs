@@ -18,9 +18,9 @@ fn svid(entry: &str, from: u64, to: u64) -> IssuedSvid {
 fn renewal_is_at_half_life_within_ten_percent() {
     let rule = RotationRule::default();
     assert_eq!(rule.renew_at(at(0), at(1000), 0.5), at(500));
-    assert_eq!(rule.renew_at(at(0), at(1000), 0.0), at(550));
+    assert_eq!(rule.renew_at(at(0), at(1000), 0.0), at(450));
     let late = rule.renew_at(at(0), at(1000), 0.999);
-    assert!(late >= at(450) && late < at(451));
+    assert!(late > at(549) && late <= at(550));
 }
 
 #[test]
@@ -44,106 +44,69 @@ fn an_svid_of_no_life_is_due_at_once() {
     );
     assert_eq!(
         RotationRule::default().renew_at(at(20), at(10), 0.5),
-        at(10)
+        at(20)
     );
 }
 
 #[test]
-fn a_kept_svid_is_renewed_then_dropped_when_it_expires() {
+fn an_svid_needs_issue_from_its_renewal_time_on_or_when_it_is_stale() {
     let mut svids = Svids::default();
-    svids.put(svid("a", 0, 100), at(50));
-    assert!(svids.take_due(at(49)).is_empty());
-    assert!(!svids.needs_issue("a", at(49)));
-    assert_eq!(svids.take_due(at(50)), [Due::Renew("a".into(), false)]);
-    assert!(svids.needs_issue("a", at(50)));
-    assert_eq!(svids.next_due(), Some(at(100)));
-    assert_eq!(svids.take_due(at(100)), [Due::Expired("a".into())]);
-    assert_eq!((svids.len(), svids.next_due()), (0, None));
+    assert!(svids.needs_issue("a", at(0)));
+    svids.put(svid("a", 0, 100), at(50), false);
+    assert!(!svids.needs_issue("a", at(49)) && svids.needs_issue("a", at(50)));
+    svids.put(svid("b", 0, 100), at(50), true);
+    assert!(svids.needs_issue("b", at(1)) && svids.valid("b", at(1)).is_some());
+    svids.mark_stale("a");
+    svids.mark_stale("never issued");
+    assert!(svids.needs_issue("a", at(1)) && svids.valid("a", at(1)).is_some());
 }
 
 #[test]
-fn use_since_issue_is_told_at_renewal_and_forgotten_by_it() {
+fn use_since_issue_is_forgotten_by_the_next_issue() {
     let mut svids = Svids::default();
-    svids.put(svid("a", 0, 100), at(50));
-    svids.used("a");
-    assert_eq!(svids.take_due(at(50)), [Due::Renew("a".into(), true)]);
-    svids.put(svid("a", 50, 150), at(100));
-    assert_eq!(svids.take_due(at(100)), [Due::Renew("a".into(), false)]);
-    assert_eq!(svids.queue.len(), 1);
+    svids.put(svid("a", 0, 100), at(50), false);
+    assert!(!svids.used_since_issue("a"));
+    svids.count_use("a");
+    assert!(svids.used_since_issue("a"));
+    svids.put(svid("a", 50, 150), at(100), false);
+    assert!(!svids.used_since_issue("a"));
 }
 
 #[test]
 fn an_expired_svid_is_not_given_out() {
     let mut svids = Svids::default();
-    svids.put(svid("a", 0, 100), at(50));
+    svids.put(svid("a", 0, 100), at(50), false);
     assert!(svids.valid("a", at(100)).is_none());
     assert!(svids.valid("b", at(1)).is_none());
 }
 
 #[test]
-fn a_failed_issue_is_retried_when_its_time_comes() {
-    let mut svids = Svids::default();
-    svids.postpone(&"a".into(), at(10));
-    svids.postpone(&"a".into(), at(20));
-    assert!(!svids.needs_issue("a", at(15)));
-    assert!(svids.take_due(at(10)).is_empty());
-    assert_eq!(svids.take_due(at(20)), [Due::Retry("a".into())]);
-    assert!(svids.take_due(at(30)).is_empty());
-}
-
-#[test]
-fn a_removed_svid_leaves_nothing_in_the_queue() {
-    let mut svids = Svids::default();
-    svids.put(svid("a", 0, 100), at(50));
-    svids.take_due(at(60));
-    assert!(svids.remove("a").is_some());
-    assert!(svids.queue.is_empty());
-}
-
-#[test]
-fn eviction_takes_the_least_used_and_spares_those_in_use() {
+fn eviction_takes_the_least_used_and_spares_those_that_are_held() {
     let mut svids = Svids::default();
     for name in ["a", "b", "c", "d"] {
-        svids.put(svid(name, 0, 100), at(50));
+        svids.put(svid(name, 0, 100), at(50), false);
     }
-    svids.used("a");
+    svids.count_use("a");
     let gone = svids.evict(2, |entry| entry == "b");
     assert_eq!(gone, ["c".into(), "d".into()]);
     assert_eq!(svids.evict(0, |_| true), Vec::<Arc<str>>::new());
     assert_eq!(svids.len(), 2);
-    assert_eq!(svids.queue.len(), 2);
-}
-
-#[test]
-fn stale_svids_need_issue_but_stay_valid() {
-    let mut svids = Svids::default();
-    svids.put(svid("a", 0, 100), at(50));
-    assert!(svids.mark_stale("a"));
-    assert!(!svids.mark_stale("b"));
-    assert!(svids.needs_issue("a", at(1)));
-    assert!(svids.valid("a", at(1)).is_some());
 }
 
 #[test]
 fn svids_of_a_tainted_authority_are_found() {
     let mut svids = Svids::default();
-    svids.put(svid("a", 0, 100), at(50));
-    assert_eq!(
-        svids.signed_by(&BTreeSet::from([b"authority-1".to_vec()])),
-        ["a".into()]
-    );
-    assert!(
-        svids
-            .signed_by(&BTreeSet::from([b"authority-2".to_vec()]))
-            .is_empty()
-    );
+    svids.put(svid("a", 0, 100), at(50), false);
+    let signed_by = |name: &[u8]| svids.signed_by(&BTreeSet::from([name.to_vec()]));
+    assert_eq!(signed_by(b"authority-1"), ["a".into()]);
+    assert!(signed_by(b"authority-2").is_empty());
 }
 
 #[test]
 fn intermediates_are_kept_once() {
     let mut svids = Svids::default();
-    svids.put(svid("a", 0, 100), at(50));
-    svids.put(svid("b", 0, 100), at(50));
+    svids.put(svid("a", 0, 100), at(50), false);
+    svids.put(svid("b", 0, 100), at(50), false);
     let (a, b) = (
         svids.valid("a", at(1)).unwrap(),
         svids.valid("b", at(1)).unwrap(),
@@ -154,15 +117,4 @@ fn intermediates_are_kept_once() {
 #[test]
 fn debug_output_shows_no_key() {
     assert!(!format!("{:?}", svid("a", 0, 1)).contains("key"));
-}
-
-#[test]
-fn a_failed_renewal_is_not_repeated_before_its_time() {
-    let mut svids = Svids::default();
-    svids.put(svid("a", 0, 100), at(50));
-    svids.mark_stale("a");
-    svids.postpone(&"a".into(), at(60));
-    assert!(!svids.needs_issue("a", at(55)));
-    assert_eq!(svids.take_due(at(60)), [Due::Renew("a".into(), false)]);
-    assert!(svids.needs_issue("a", at(60)));
 }

@@ -31,7 +31,7 @@ async fn wa_09_and_wa_23_malformed_jwt_requests_are_invalid_and_foreign_ids_deni
 async fn wa_22_one_token_for_each_identity_or_the_one_asked_for() {
     let f = start(Wish::default()).await;
     for (entry_id, path) in [("a", "/a"), ("b", "/b"), ("c", "/c")] {
-        f.entry(entry_id, path);
+        let made = f.entry(entry_id, path);
         let key = crate::cache::jwt::JwtKey::new(&id(path), &["y".into(), "x".into()]);
         let now = SystemClock.now();
         let token = crate::cache::jwt::JwtToken {
@@ -40,7 +40,7 @@ async fn wa_22_one_token_for_each_identity_or_the_one_asked_for() {
             expires_at: now + LONG,
             key_id: None,
         };
-        f.context.cache.put_jwt(key, Arc::new(token));
+        f.context.cache.put_jwt(&made, key, Arc::new(token));
     }
     let mut client = f.client().await;
     let all = client
