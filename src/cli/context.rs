@@ -94,12 +94,19 @@ impl Context {
             ))
         } else {
             let hint = match self.program {
+                _ if self.endpoint == Endpoint::AgentAdmin => {
+                    "an agent that runs has this socket when its admin_socket_path is set; name it with --socket-path".to_owned()
+                }
                 Program::Plastron => {
                     "start one for trying things with `plastron dev` in another terminal".to_owned()
                 }
                 _ => format!("start it with `{start}`, or name its socket with --socket-path"),
             };
-            Fault::new(code, format!("no {who} answers on this host")).hint(hint)
+            let what = match self.endpoint {
+                Endpoint::AgentAdmin => "no agent answers at its admin socket".to_owned(),
+                _ => format!("no {who} answers on this host"),
+            };
+            Fault::new(code, what).hint(hint)
         };
         fault
             .at(format!("{} (from {})", self.socket.path, self.socket.from))

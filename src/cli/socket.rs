@@ -4,6 +4,7 @@
 use std::os::unix::net::UnixStream;
 
 use config::fault::{Code, Fault};
+use daemon::runtime_dir::SocketName;
 use spiffe::socket_addr::{Endpoint, parse_endpoint};
 
 use super::args::Args;
@@ -12,7 +13,7 @@ use super::error::CliError;
 use super::spec;
 use super::tool::sockets::Place;
 
-/// SPIRE's default sockets.
+/// SPIRE's default sockets, which the shims use.
 pub(crate) const SERVER_ADMIN: &str = "/tmp/spire-server/private/api.sock";
 pub(crate) const WORKLOAD: &str = "/tmp/spire-agent/public/api.sock";
 pub(crate) const AGENT_ADMIN: &str = "/tmp/spire-agent/private/admin.sock";
@@ -42,29 +43,34 @@ pub(crate) fn resolve(
     face: Face,
     env: Env<'_>,
 ) -> Result<Socket, CliError> {
-    let (default, template, variable) = match endpoint {
+    let (name, spire, template, variable) = match endpoint {
         spec::Endpoint::ServerAdmin => (
+            SocketName::ServerAdmin,
             SERVER_ADMIN,
             "SPIRE_SERVER_PRIVATE_SOCKET_TEMPLATE",
             "SPIRE_SERVER_PRIVATE_SOCKET",
         ),
         spec::Endpoint::Workload => (
+            SocketName::Workload,
             WORKLOAD,
             "SPIRE_AGENT_PUBLIC_SOCKET_TEMPLATE",
             "SPIRE_AGENT_PUBLIC_SOCKET",
         ),
         spec::Endpoint::AgentAdmin => {
-            let given = args.given("socketPath");
-            return address(
-                args.text("socketPath"),
-                if given { FLAG } else { DEFAULT },
-                face,
-            );
+            return match args.optional("socketPath") {
+                Some(path) if args.given("socketPath") => address(path, FLAG, face),
+                path => Ok(default_socket(
+                    SocketName::AgentAdmin,
+                    path.unwrap_or(AGENT_ADMIN),
+                    face,
+                )),
+            };
         }
         spec::Endpoint::None => return Ok(Socket::default()),
     };
     let flag = args.text("socketPath");
-    if args.given("socketPath") && flag != default {
+    // (SPIRE: the flag with its default's value counts as not given.)
+    if args.given("socketPath") && (face == Face::Native || flag != spire) {
         return address(flag, FLAG, face);
     }
     if let Some(instance) = args.optional("instance") {
@@ -79,10 +85,18 @@ pub(crate) fn resolve(
     {
         return address(&path, STANDARD, face);
     }
-    Ok(Socket {
-        path: flag.to_owned(),
+    Ok(default_socket(name, spire, face))
+}
+
+fn default_socket(name: SocketName, spire: &str, face: Face) -> Socket {
+    let path = match face {
+        Face::Native => name.to_connect().display().to_string(),
+        Face::Shim => spire.to_owned(),
+    };
+    Socket {
+        path,
         from: DEFAULT,
-    })
+    }
 }
 
 /// A socket that somebody named. (SPIRE takes any text for a path.)

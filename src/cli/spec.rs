@@ -253,9 +253,9 @@ pub(crate) fn shared_flags(command: &Command) -> Vec<Flag> {
                     "socketPath",
                     "socket-path",
                     Kind::Text,
-                    "The server's admin socket",
+                    "The server's admin socket (default: your own server's, or /run/plastron/server/api.sock)",
                 )
-                .or(super::socket::SERVER_ADMIN),
+                .or_on_shim(super::socket::SERVER_ADMIN),
             );
             flags.push(flag(
                 "instance",
@@ -270,9 +270,9 @@ pub(crate) fn shared_flags(command: &Command) -> Vec<Flag> {
                     "socketPath",
                     "socket-path",
                     Kind::Text,
-                    "The agent's Workload API socket",
+                    "The agent's Workload API socket (default: your own agent's, or /run/plastron/agent/public/api.sock)",
                 )
-                .or(super::socket::WORKLOAD),
+                .or_on_shim(super::socket::WORKLOAD),
             );
             flags.push(flag(
                 "instance",
@@ -286,9 +286,9 @@ pub(crate) fn shared_flags(command: &Command) -> Vec<Flag> {
                 "socketPath",
                 "socket-path",
                 Kind::Text,
-                "The agent's admin socket",
+                "The agent's admin socket (default: your own agent's, or /run/plastron/agent/private/admin.sock)",
             )
-            .or(super::socket::AGENT_ADMIN),
+            .or_on_shim(super::socket::AGENT_ADMIN),
         ),
         Endpoint::None => {}
     }

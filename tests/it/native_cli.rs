@@ -186,6 +186,27 @@ fn a_flag_that_is_wrong_is_blamed_and_not_a_line_of_the_file() -> Result<()> {
 }
 
 #[test]
+fn no_default_socket_lies_where_anybody_can_put_one() -> Result<()> {
+    for words in [
+        &["server", "entry", "show"][..],
+        &["agent", "api", "fetch", "x509"],
+        &["agent", "logger", "get"],
+    ] {
+        let home = temporary_directory("sockets")?;
+        let mut command = Command::new(plastron()?);
+        command.args(words).env("XDG_RUNTIME_DIR", home.path());
+        command.env_remove("SPIFFE_ENDPOINT_SOCKET");
+        let ran = process::run(&mut command, LIMIT)?;
+        let at = ran.stderr.lines().find(|line| line.starts_with("  at: "));
+        ensure!(
+            ran.code == 6 && at.is_some_and(|at| at.starts_with("  at: /run/plastron/")),
+            "{ran:?}"
+        );
+    }
+    Ok(())
+}
+
+#[test]
 fn an_error_is_json_when_json_is_asked_for() -> Result<()> {
     let ran = run(&[
         "server",

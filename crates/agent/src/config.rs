@@ -131,6 +131,9 @@ pub struct Overrides {
     pub disable_sds_api: Option<bool>,
     /// Not a flag: where the socket is when neither file nor flag says; SPIRE's path when absent.
     pub default_socket_path: Option<PathBuf>,
+    /// Not a flag: where the admin socket is when the Workload API's is at its default and the file names neither;
+    /// no admin socket when absent.
+    pub default_admin_socket_path: Option<PathBuf>,
 }
 
 impl Config {

@@ -2,10 +2,11 @@
 
 use std::path::Path;
 
+use ::daemon::runtime_dir::SocketName;
 use agent::{Agent, Config, Overrides};
 
 use crate::cli::args::Args;
-use crate::cli::context::Context;
+use crate::cli::context::{Context, Face};
 use crate::cli::daemon::{
     self, DATA_DIR, EXPAND_ENV, LOG_FILE, LOG_FORMAT, LOG_LEVEL, LOG_SOURCE, LogSettings,
     TRUST_DOMAIN,
@@ -130,6 +131,7 @@ pub(crate) fn validate_command() -> Command {
 }
 
 fn overrides(context: &Context, args: &Args) -> Result<Overrides, CliError> {
+    let native = context.face == Face::Native;
     let usual = daemon::is_without_file(context, args).then_some(SERVER_PORT);
     let server_port = daemon::port(args, "serverPort")?.or(usual);
     Ok(Overrides {
@@ -143,7 +145,8 @@ fn overrides(context: &Context, args: &Args) -> Result<Overrides, CliError> {
         server_address: daemon::text(args, "serverAddress"),
         server_port,
         socket_path: daemon::path(args, "socketPath"),
-        default_socket_path: None,
+        default_socket_path: native.then(|| SocketName::Workload.to_bind()),
+        default_admin_socket_path: native.then(|| SocketName::AgentAdmin.to_bind()),
         trust_bundle_path: daemon::path(args, "trustBundle"),
         trust_bundle_url: daemon::text(args, "trustBundleUrl"),
         trust_bundle_format: daemon::text(args, "trustBundleFormat"),

@@ -3,11 +3,12 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use ::daemon::runtime_dir::SocketName;
 use server::config::Overrides;
 use server::{Config, Environment, Server};
 
 use crate::cli::args::Args;
-use crate::cli::context::Context;
+use crate::cli::context::{Context, Face};
 use crate::cli::daemon::{
     self, DATA_DIR, EXPAND_ENV, LOG_FILE, LOG_FORMAT, LOG_LEVEL, LOG_SOURCE, LogSettings,
     TRUST_DOMAIN,
@@ -67,7 +68,7 @@ pub(crate) fn validate_command() -> Command {
     }
 }
 
-fn overrides(args: &Args) -> Result<Overrides, CliError> {
+fn overrides(context: &Context, args: &Args) -> Result<Overrides, CliError> {
     Ok(Overrides {
         bind_address: daemon::text(args, "bindAddress"),
         server_port: daemon::port(args, "serverPort")?,
@@ -78,12 +79,13 @@ fn overrides(args: &Args) -> Result<Overrides, CliError> {
         log_source_location: daemon::switch(args, "logSourceLocation"),
         trust_domain: daemon::text(args, "trustDomain"),
         socket_path: daemon::path(args, "socketPath"),
-        default_socket_path: None,
+        default_socket_path: (context.face == Face::Native)
+            .then(|| SocketName::ServerAdmin.to_bind()),
     })
 }
 
 fn validate(context: &Context, args: &Args) -> Result<Output, CliError> {
-    let overrides = overrides(args)?;
+    let overrides = overrides(context, args)?;
     let outcome = daemon::configuration(context, args, from_flags, |document| {
         Config::from_document(document, &overrides).map(drop)
     });
@@ -109,7 +111,7 @@ plugins {{
 async fn run(context: Context, args: Args) -> Result<Output, CliError> {
     daemon::harden();
     daemon::need_file(&context, &args)?;
-    let overrides = overrides(&args)?;
+    let overrides = overrides(&context, &args)?;
     let config = daemon::configuration(&context, &args, from_flags, |document| {
         Config::from_document(document, &overrides)
     })

@@ -194,33 +194,24 @@ fn sockets(args: &Args) -> Result<(Socket, String), CliError> {
         .into());
     }
     let env = |name: &str| std::env::var(name).ok();
-    let pick =
-        |flag: &str, endpoint: Endpoint, dev: PathBuf, default: &str| -> Result<Socket, CliError> {
-            if let Some(path) = args.optional(flag) {
-                return socket::address(path, "the command line", Face::Native);
-            }
-            if live {
-                return Ok(Socket {
-                    path: dev.display().to_string(),
-                    from: socket::DEVELOPMENT,
-                });
-            }
-            let mut args = Args::default();
-            args.set_default("socketPath", default);
-            socket::resolve(endpoint, &args, Face::Native, &env)
-        };
+    let pick = |flag: &str, endpoint: Endpoint, dev: PathBuf| -> Result<Socket, CliError> {
+        if let Some(path) = args.optional(flag) {
+            return socket::address(path, "the command line", Face::Native);
+        }
+        if live {
+            return Ok(Socket {
+                path: dev.display().to_string(),
+                from: socket::DEVELOPMENT,
+            });
+        }
+        socket::resolve(endpoint, &Args::default(), Face::Native, &env)
+    };
     Ok((
-        pick(
-            "serverSocket",
-            Endpoint::ServerAdmin,
-            place.server_socket(),
-            socket::SERVER_ADMIN,
-        )?,
+        pick("serverSocket", Endpoint::ServerAdmin, place.server_socket())?,
         pick(
             "workloadSocket",
             Endpoint::Workload,
             place.workload_socket(),
-            socket::WORKLOAD,
         )?
         .path,
     ))

@@ -50,13 +50,7 @@ pub(super) fn read(
         "10.0.0.5",
     );
     let server_port = server_port(&agent, flags);
-    let socket_path = flags
-        .socket_path
-        .clone()
-        .or(path(&agent, "socket_path"))
-        .or_else(|| flags.default_socket_path.clone())
-        .unwrap_or_else(|| PathBuf::from(DEFAULT_SOCKET));
-    let admin_socket_path = admin_socket(&agent, &socket_path);
+    let (socket_path, admin_socket_path) = sockets(&agent, flags);
     let join_token = join_token(&agent, flags);
     let log = log(&agent, flags);
     let workload_key_type = workload_key_type(&agent);
@@ -244,6 +238,22 @@ fn server_port(agent: &Section, flags: &Overrides) -> Option<u16> {
 
 fn path(agent: &Section, key: &str) -> Option<PathBuf> {
     agent.non_empty_string(key).map(PathBuf::from)
+}
+
+/// Where the Workload API and the admin API are served.
+fn sockets(agent: &Section, flags: &Overrides) -> (PathBuf, Option<PathBuf>) {
+    let socket = flags
+        .socket_path
+        .clone()
+        .or(path(agent, "socket_path"))
+        .or_else(|| flags.default_socket_path.clone())
+        .unwrap_or_else(|| PathBuf::from(DEFAULT_SOCKET));
+    let default_admin = flags
+        .default_admin_socket_path
+        .clone()
+        .filter(|_path| flags.default_socket_path.as_ref() == Some(&socket));
+    let admin = admin_socket(agent, &socket).or(default_admin);
+    (socket, admin)
 }
 
 /// SPIRE: the administration socket must not lie where workloads may reach it.
