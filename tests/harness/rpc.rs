@@ -1,6 +1,6 @@
 //! gRPC connections of the tests' own, for calls that no command makes: on Unix sockets, and over TLS as an agent.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::{TcpSocket, TcpStream, UnixStream};
 use tokio_rustls::TlsConnector;
 use tonic::transport::{Channel, Endpoint, Uri};
 
@@ -44,11 +44,27 @@ pub struct Credentials {
 
 /// A channel over TLS to a server whose certificate is not looked at.
 pub async fn tls(address: SocketAddr, credentials: Option<&Credentials>) -> Result<Channel> {
+    tls_from(None, address, credentials).await
+}
+
+/// As [`tls`], from an address of this machine: many of them are as many clients to the server.
+pub async fn tls_from(
+    source: Option<Ipv4Addr>,
+    address: SocketAddr,
+    credentials: Option<&Credentials>,
+) -> Result<Channel> {
     let connector = TlsConnector::from(Arc::new(client_config(credentials)?));
     let service = tower::service_fn(move |_: Uri| {
         let connector = connector.clone();
         async move {
-            let stream = TcpStream::connect(address).await?;
+            let stream = match source {
+                Some(source) => {
+                    let socket = TcpSocket::new_v4()?;
+                    socket.bind((source, 0).into())?;
+                    socket.connect(address).await?
+                }
+                None => TcpStream::connect(address).await?,
+            };
             stream.set_nodelay(true)?;
             let name = ServerName::IpAddress(address.ip().into());
             Ok::<_, std::io::Error>(TokioIo::new(connector.connect(name, stream).await?))
@@ -136,6 +152,11 @@ pub fn certificate_request(id: Option<&str>) -> Result<(Vec<u8>, Vec<u8>)> {
 
 /// Joins as an agent, as SPIRE's agent does on the wire, and returns the agent's credentials.
 pub async fn attest(server: SocketAddr, join_token: &str) -> Result<Credentials> {
+    attest_over(tls(server, None).await?, join_token).await
+}
+
+/// As [`attest`], over a connection without a client certificate.
+pub async fn attest_over(channel: Channel, join_token: &str) -> Result<Credentials> {
     let (csr, key) = certificate_request(None)?;
     let data = AttestationData {
         r#type: "join_token".to_owned(),
@@ -148,7 +169,7 @@ pub async fn attest(server: SocketAddr, join_token: &str) -> Result<Credentials>
     let request = AttestAgentRequest {
         step: Some(attest_agent_request::Step::Params(params)),
     };
-    let mut client = AgentClient::new(tls(server, None).await?);
+    let mut client = AgentClient::new(channel);
     let mut answers = client
         .attest_agent(tokio_stream::once(request))
         .await?

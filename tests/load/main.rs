@@ -4,6 +4,7 @@
 //! is the median of its rounds. Progress goes to standard error, the result to standard output as one JSON object.
 
 mod agent_side;
+mod agents;
 mod entries;
 mod rate;
 mod report;
@@ -28,12 +29,16 @@ pub(crate) struct Plan {
     pub(crate) time: Duration,
     /// How many entries the large part has.
     pub(crate) entries: usize,
-    /// `server`, `agent`, `scale`; empty for all.
+    /// How many agents watch in the part `agents`.
+    pub(crate) agents: usize,
+    /// `server`, `agent`, `scale`, `agents`; empty for all but the last.
     pub(crate) parts: Vec<String>,
 }
 
-const USAGE: &str = "plastron-load [--rounds 3] [--seconds 3] [--entries 100000] [--parts server,agent,scale] [--subjects plastron,spire]
+const USAGE: &str = "plastron-load [--rounds 3] [--seconds 3] [--entries 100000] [--agents 10000]
+              [--parts server,agent,scale,agents] [--subjects plastron,spire]
 
+The part `agents` runs when it is named: that many agents, played by this process, hold watch streams of one Plastron server.
 Pins the programs under test to core 0 and itself to core 1 (taskset).";
 
 fn plan() -> Result<Plan> {
@@ -42,6 +47,7 @@ fn plan() -> Result<Plan> {
         rounds: 3,
         time: Duration::from_secs(3),
         entries: 100_000,
+        agents: 10_000,
         parts: Vec::new(),
     };
     if std::env::var_os("SPIRE_SERVER_BIN").is_some()
@@ -58,6 +64,7 @@ fn plan() -> Result<Plan> {
             "--rounds" => plan.rounds = value.parse()?,
             "--seconds" => plan.time = Duration::from_secs_f64(value.parse()?),
             "--entries" => plan.entries = value.parse()?,
+            "--agents" => plan.agents = value.parse()?,
             "--parts" => plan.parts = value.split(',').map(str::to_owned).collect(),
             "--subjects" => {
                 plan.subjects = value.split(',').map(subject).collect::<Result<_>>()?;
@@ -106,6 +113,10 @@ fn run() -> Result<()> {
             say(&format!("{} entries: {subject:?}", plan.entries));
             runtime.block_on(scale::measure(*subject, &plan, &mut report))?;
         }
+    }
+    if plan.parts.iter().any(|part| part == "agents") {
+        say(&format!("{} agents", plan.agents));
+        runtime.block_on(agents::measure(&plan, &mut report))?;
     }
     report.print()
 }
