@@ -89,8 +89,13 @@ pub(crate) async fn measure(plan: &Plan, report: &mut Report) -> Result<()> {
     turns.add_permits(plan.agents);
     drop(admin);
     let from = Instant::now();
-    server.stop()?;
-    server.spawn()?;
+    // On a thread of its own: the agents go on meanwhile, as those of a fleet do.
+    let restarted = tokio::task::spawn_blocking(move || {
+        server.stop()?;
+        server.spawn()?;
+        Ok::<_, anyhow::Error>(server)
+    });
+    let mut server = restarted.await??;
     let resumed = all_open(&mut events, plan.agents).await?;
     add(
         report,

@@ -83,7 +83,7 @@ impl WatchApi for WatchService {
         let authorizer = Arc::clone(&self.authorizer);
         let checked = ReceiverStream::new(stream).scan((), move |(), event| {
             std::future::ready(match authorizer.recheck_agent(&svid) {
-                Ok(()) => Some(event),
+                Ok(()) => Some(*event),
                 Err(StreamEnd::Denied(denied)) => Some(Err(denied.into())),
                 Err(StreamEnd::Superseded) => None,
             })
@@ -106,6 +106,9 @@ pub(crate) fn until_closing<S: Stream>(
     })
 }
 
+/// On the heap: a channel keeps room for thirty-two of them, as long as the stream is open.
+type NextEvent = Box<Result<WatchEvent, Status>>;
+
 struct Watcher {
     svid: PeerSvid,
     clock: Arc<dyn Clock>,
@@ -114,7 +117,7 @@ struct Watcher {
     revisions: watch::Receiver<u64>,
     view: View,
     lists: Arc<Semaphore>,
-    events: mpsc::Sender<Result<WatchEvent, Status>>,
+    events: mpsc::Sender<NextEvent>,
 }
 
 /// The stream is over.
@@ -143,7 +146,7 @@ impl Watcher {
             if let Err(end) = self.authorizer.recheck_agent(&self.svid) {
                 if let StreamEnd::Denied(denied) = end {
                     // The agent learns why; if it does not read, the stream ends all the same.
-                    drop(self.events.try_send(Err(denied.into())));
+                    drop(self.events.try_send(Box::new(Err(denied.into()))));
                 }
                 return;
             }
@@ -188,7 +191,7 @@ impl Watcher {
                     () = tokio::time::sleep_until(deadline) => return Err(Ended),
                 }
             };
-            permit.send(Ok(event));
+            permit.send(Box::new(Ok(event)));
         }
         Ok(())
     }

@@ -17,10 +17,9 @@ use super::affected::{Above, Affected, Touched};
 use super::subscription::{Pending, Subscription};
 use crate::registry::{Change, Kind, Object, Registry, Snapshot};
 
-/// Entries in one event; as many as SPIRE has in a page.
-const PAGE: usize = 500;
-/// Bytes of entries in one event, far below the 4 MiB that a client accepts.
-const PAGE_BYTES: usize = 1 << 20;
+/// Bytes of entries in one event. A stream keeps a buffer of the size of its largest event for as long as it is open, so that
+/// ten thousand agents are worth small events.
+const PAGE_BYTES: usize = 4 << 10;
 /// Changes that are looked through when a stream continues at a cursor. With more, the whole list costs less.
 const MAX_MISSED: usize = 512;
 
@@ -344,7 +343,7 @@ impl Iterator for Outgoing {
             next.map(|entry| entry_to_wire(&entry, Some(&mask)))
         }) {
             bytes += entry.encoded_len();
-            if !event.entries.is_empty() && (event.entries.len() >= PAGE || bytes > PAGE_BYTES) {
+            if !event.entries.is_empty() && bytes > PAGE_BYTES {
                 event.more = true;
                 self.held_over = Some(entry);
                 return Some(event);
