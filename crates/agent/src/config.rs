@@ -3,7 +3,7 @@
 //! [`Config::from_document`] reads every key of SPIRE's `agent.conf` (SPIRE: agent run.go): a key is used, or refused by
 //! name and position. Past it nothing is optional that has a default.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -151,11 +151,20 @@ impl Config {
         config.ok_or_else(|| Faults(document.faults()))
     }
 
+    /// The server's name or address, an IPv6 address without the brackets that it may be written with.
+    pub fn server_host(&self) -> &str {
+        self.server_address
+            .strip_prefix('[')
+            .and_then(|host| host.strip_suffix(']'))
+            .filter(|host| host.parse::<Ipv6Addr>().is_ok())
+            .unwrap_or(&self.server_address)
+    }
+
     /// `host:port` of the server, an IPv6 address in brackets.
     pub fn server(&self) -> String {
-        match self.server_address.parse::<IpAddr>() {
+        match self.server_host().parse::<IpAddr>() {
             Ok(IpAddr::V6(address)) => format!("[{address}]:{}", self.server_port),
-            _ => format!("{}:{}", self.server_address, self.server_port),
+            _ => format!("{}:{}", self.server_host(), self.server_port),
         }
     }
 }

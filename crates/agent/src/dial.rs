@@ -175,9 +175,9 @@ pub(crate) async fn probe(node: &Node) -> Option<Shown> {
     let config = &node.config;
     let verifier = SpiffeServerVerifier::trust_on_first_use(Expected::Any);
     let tls = Arc::new(tls(node, verifier, None).ok()?);
-    let name = ServerName::try_from(config.server_address.clone()).ok()?;
+    let name = ServerName::try_from(config.server_host().to_owned()).ok()?;
     let shake = async {
-        let stream = tokio::net::TcpStream::connect(config.server()).await.ok()?;
+        let stream = proto::channel::connect_tcp(&config.server()).await.ok()?;
         let stream = tokio_rustls::TlsConnector::from(tls)
             .connect(name, stream)
             .await

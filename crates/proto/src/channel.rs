@@ -1,6 +1,7 @@
 //! Channels to a server or agent: over a Unix socket, or TCP with mutual TLS. Owns how a connection is made and
 //! kept alive; whom to trust is in the `rustls::ClientConfig` that the caller brings.
 
+mod dial;
 #[cfg(test)]
 mod tests;
 
@@ -13,23 +14,24 @@ use std::{
 };
 
 use hyper_util::rt::TokioIo;
-use nix::sys::socket::{setsockopt, sockopt};
 use rustls::{ClientConfig, pki_types::ServerName};
 use tokio::net::{TcpStream, UnixStream};
-use tokio_rustls::{TlsConnector, client::TlsStream};
+use tokio_rustls::client::TlsStream;
 use tonic::transport::{Channel, Endpoint};
 use tower::service_fn;
 
-/// For the connection and, with TCP, the TLS handshake.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// gRPC servers written in Go close connections that ping more often than every five minutes.
-const PING_INTERVAL: Duration = Duration::from_secs(310);
-const PING_TIMEOUT: Duration = Duration::from_secs(20);
-/// How soon a peer that vanished is noticed: idle connections after about a minute, others by unacknowledged data.
-const TCP_IDLE_SECONDS: u32 = 30;
-const TCP_PROBE_SECONDS: u32 = 10;
-const TCP_PROBES: u32 = 3;
-const TCP_UNACKNOWLEDGED_MILLISECONDS: u32 = 60_000;
+/// Between two of our processes on one machine: gRPC servers written in Go close connections that ping more often than
+/// every five minutes while a stream without news is open.
+const LOCAL_PING_INTERVAL: Duration = Duration::from_secs(310);
+const LOCAL_PING_TIMEOUT: Duration = Duration::from_secs(20);
+/// To a server: together 30 s until one that hangs is noticed, as long as a call or a stream is open. A SPIRE server
+/// (gRPC-Go, at most one ping in five minutes unless it sent data since) counts no strikes: with it no stream is open
+/// longer than one call may take, and each call's answer is data.
+const PING_INTERVAL: Duration = Duration::from_secs(20);
+const PING_TIMEOUT: Duration = Duration::from_secs(10);
+
+pub use dial::connect_tcp;
+use dial::{CONNECT_TIMEOUT, Dialer};
 
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
@@ -59,7 +61,7 @@ pub enum ChannelError {
 pub async fn connect_uds(path: impl AsRef<Path>) -> Result<Channel, ChannelError> {
     let path = path.as_ref().to_path_buf();
     let target = path.display().to_string();
-    let connected = endpoint()
+    let connected = endpoint(LOCAL)
         .connect_with_connector(service_fn(move |_| uds_stream(path.clone())))
         .await;
     connected.map_err(|error| connect_error(target, &error))
@@ -69,7 +71,7 @@ pub async fn connect_uds(path: impl AsRef<Path>) -> Result<Channel, ChannelError
 #[must_use]
 pub fn lazy_uds(path: impl AsRef<Path>) -> Channel {
     let path = path.as_ref().to_path_buf();
-    endpoint().connect_with_connector_lazy(service_fn(move |_| uds_stream(path.clone())))
+    endpoint(LOCAL).connect_with_connector_lazy(service_fn(move |_| uds_stream(path.clone())))
 }
 
 /// Connects to `host:port` with TLS and reconnects when the connection breaks; each time with the certificate that
@@ -97,18 +99,32 @@ pub fn lazy_tls(
     address: &str,
     config: impl Into<Arc<ClientConfig>>,
 ) -> Result<Channel, ChannelError> {
-    let dialer = TlsDialer::new(address, config.into())?;
-    Ok(dialer
-        .endpoint()
-        .connect_with_connector_lazy(service_fn(move |_| dialer.clone().stream())))
+    Ok(TlsDialer::new(address, config.into())?.lazy())
 }
 
+/// How soon a peer that hangs is noticed. Pings are sent only while a call or a stream is open.
+#[derive(Debug, Clone, Copy)]
+struct Keepalive {
+    interval: Duration,
+    timeout: Duration,
+}
+
+const LOCAL: Keepalive = Keepalive {
+    interval: LOCAL_PING_INTERVAL,
+    timeout: LOCAL_PING_TIMEOUT,
+};
+const REMOTE: Keepalive = Keepalive {
+    interval: PING_INTERVAL,
+    timeout: PING_TIMEOUT,
+};
+
 /// The URI says `http` because the connector brings its own TLS; it is also the `:authority` on Unix sockets.
-fn endpoint() -> Endpoint {
+fn endpoint(keepalive: Keepalive) -> Endpoint {
     Endpoint::from_static("http://localhost")
         .connect_timeout(CONNECT_TIMEOUT)
-        .http2_keep_alive_interval(PING_INTERVAL)
-        .keep_alive_timeout(PING_TIMEOUT)
+        .http2_keep_alive_interval(keepalive.interval)
+        .keep_alive_timeout(keepalive.timeout)
+        .keep_alive_while_idle(false)
         .http2_adaptive_window(true)
 }
 
@@ -119,6 +135,8 @@ async fn uds_stream(path: PathBuf) -> io::Result<TokioIo<UnixStream>> {
 #[derive(Clone)]
 struct TlsDialer {
     address: String,
+    dialer: Dialer,
+    keepalive: Keepalive,
     name: ServerName<'static>,
     config: Arc<ClientConfig>,
 }
@@ -144,9 +162,16 @@ impl TlsDialer {
         }
         Ok(Self {
             address: address.to_owned(),
+            dialer: Dialer::new(address),
+            keepalive: REMOTE,
             name,
             config,
         })
+    }
+
+    fn lazy(self) -> Channel {
+        self.endpoint()
+            .connect_with_connector_lazy(service_fn(move |_| self.clone().stream()))
     }
 
     fn endpoint(&self) -> Endpoint {
@@ -157,37 +182,17 @@ impl TlsDialer {
             .path_and_query("/")
             .build()
         {
-            Ok(origin) => endpoint().origin(origin),
-            Err(_) => endpoint(),
+            Ok(origin) => endpoint(self.keepalive).origin(origin),
+            Err(_) => endpoint(self.keepalive),
         }
     }
 
     async fn stream(self) -> io::Result<TokioIo<TlsStream<TcpStream>>> {
-        let connecting = async {
-            let tcp = TcpStream::connect(&self.address).await?;
-            tcp.set_nodelay(true)?;
-            notice_vanished_peer(&tcp)?;
-            TlsConnector::from(self.config)
-                .connect(self.name, tcp)
-                .await
-        };
-        let stream = tokio::time::timeout(CONNECT_TIMEOUT, connecting).await;
-        let timed_out = |_| io::Error::new(io::ErrorKind::TimedOut, "no connection within 10 s");
-        stream.map_err(timed_out)?.map(TokioIo::new)
+        self.dialer
+            .tls(self.name, self.config)
+            .await
+            .map(TokioIo::new)
     }
-}
-
-fn notice_vanished_peer(tcp: &TcpStream) -> io::Result<()> {
-    setsockopt(tcp, sockopt::KeepAlive, &true)?;
-    setsockopt(tcp, sockopt::TcpKeepIdle, &TCP_IDLE_SECONDS)?;
-    setsockopt(tcp, sockopt::TcpKeepInterval, &TCP_PROBE_SECONDS)?;
-    setsockopt(tcp, sockopt::TcpKeepCount, &TCP_PROBES)?;
-    setsockopt(
-        tcp,
-        sockopt::TcpUserTimeout,
-        &TCP_UNACKNOWLEDGED_MILLISECONDS,
-    )?;
-    Ok(())
 }
 
 /// The transport's own text is only "transport error": the innermost source says what happened.

@@ -263,6 +263,16 @@ fn required_keys_may_come_from_flags() {
     let document = Document::parse("agent.conf", &text, None).unwrap();
     let config = Config::from_document(&document, &flags).unwrap();
     assert_eq!(config.server(), "[::1]:9");
+    let flags = Overrides {
+        server_address: Some("[::1]".into()),
+        ..flags
+    };
+    let document = Document::parse("agent.conf", &text, None).unwrap();
+    let config = Config::from_document(&document, &flags).unwrap();
+    assert_eq!(
+        (config.server_host(), config.server().as_str()),
+        ("::1", "[::1]:9")
+    );
     assert_eq!(config.join_token.unwrap().expose(), "t");
 }
 

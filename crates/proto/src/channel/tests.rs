@@ -1,6 +1,6 @@
 //! Channels to servers that are there, that are not, and that cannot be trusted.
 
-use std::{io::ErrorKind, sync::Arc};
+use std::{io::ErrorKind, net::SocketAddr, sync::Arc, time::Duration};
 
 use rustls::{
     ClientConfig, RootCertStore, ServerConfig, crypto::aws_lc_rs, pki_types::PrivateKeyDer,
@@ -8,7 +8,9 @@ use rustls::{
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 
-use super::{ChannelError, TokioIo, connect_tls, connect_uds, lazy_tls, lazy_uds};
+use super::{
+    ChannelError, Keepalive, TlsDialer, TokioIo, connect_tls, connect_uds, lazy_tls, lazy_uds,
+};
 use crate::go_plugin::{
     Empty,
     grpc_controller_client::GrpcControllerClient,
@@ -28,7 +30,7 @@ impl GrpcController for Plugin {
 }
 
 /// A TLS server on a free port: its address, and the configuration of a client that trusts it.
-async fn tls_server() -> (String, ClientConfig) {
+pub(super) async fn tls_server() -> (SocketAddr, ClientConfig) {
     let issued = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
     let key = PrivateKeyDer::Pkcs8(issued.signing_key.serialize_der().into());
     let provider = Arc::new(aws_lc_rs::default_provider());
@@ -40,7 +42,7 @@ async fn tls_server() -> (String, ClientConfig) {
         .unwrap();
     config.alpn_protocols = vec![b"h2".to_vec()];
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let port = listener.local_addr().unwrap().port();
+    let address = listener.local_addr().unwrap();
     tokio::spawn(serve(listener, TlsAcceptor::from(Arc::new(config))));
 
     let mut roots = RootCertStore::empty();
@@ -50,7 +52,19 @@ async fn tls_server() -> (String, ClientConfig) {
         .unwrap()
         .with_root_certificates(roots)
         .with_no_client_auth();
-    (format!("localhost:{port}"), client)
+    (address, client)
+}
+
+/// The address of a TLS server, and the configuration of a client that trusts another one.
+pub(super) async fn untrusted_tls_server() -> (String, SocketAddr, ClientConfig) {
+    let (address, _) = tls_server().await;
+    let (_, config) = tls_server().await;
+    (named(address), address, config)
+}
+
+/// The address by the name that is in the server's certificate.
+fn named(address: SocketAddr) -> String {
+    format!("localhost:{}", address.port())
 }
 
 async fn serve(listener: TcpListener, acceptor: TlsAcceptor) {
@@ -70,6 +84,7 @@ async fn serve(listener: TcpListener, acceptor: TlsAcceptor) {
 #[tokio::test]
 async fn calls_over_tls_at_once_and_lazily() {
     let (address, config) = tls_server().await;
+    let address = named(address);
     let channel = connect_tls(&address, config.clone()).await.unwrap();
     GrpcControllerClient::new(channel)
         .shutdown(Empty {})
@@ -84,8 +99,7 @@ async fn calls_over_tls_at_once_and_lazily() {
 
 #[tokio::test]
 async fn says_that_the_server_is_not_trusted() {
-    let (address, _) = tls_server().await;
-    let (_, config) = tls_server().await;
+    let (address, _, config) = untrusted_tls_server().await;
     let error = connect_tls(&address, config).await.unwrap_err().to_string();
     let expected = format!("could not connect to {address}: invalid peer certificate: ");
     assert!(error.starts_with(&expected), "{error}");
@@ -142,4 +156,40 @@ async fn a_lazy_channel_fails_with_the_first_request() {
         .await
         .unwrap_err();
     assert_eq!(status.code(), tonic::Code::Unavailable);
+}
+
+#[tokio::test]
+async fn a_server_that_stops_reading_is_given_up_while_a_call_is_open() {
+    let (address, config) = tls_server().await;
+    let hung = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let between = hung.local_addr().unwrap();
+    let (freeze, mut frozen) = tokio::sync::watch::channel(false);
+    // What lies between client and server passes everything on, until it is frozen.
+    tokio::spawn(async move {
+        while let Ok((mut client, _)) = hung.accept().await {
+            let mut server = tokio::net::TcpStream::connect(address).await.unwrap();
+            tokio::select! {
+                _ended = tokio::io::copy_bidirectional(&mut client, &mut server) => {}
+                () = async { drop(frozen.wait_for(|frozen| *frozen).await.unwrap()) } => {}
+            }
+            // Both connections stay open, and nobody reads.
+            std::future::pending::<()>().await;
+        }
+    });
+    let mut dialer = TlsDialer::new(&named(between), Arc::new(config)).unwrap();
+    dialer.keepalive = Keepalive {
+        interval: Duration::from_millis(100),
+        timeout: Duration::from_millis(100),
+    };
+    let mut client = GrpcControllerClient::new(dialer.lazy());
+    client.shutdown(Empty {}).await.unwrap();
+    freeze.send_replace(true);
+    let status = tokio::time::timeout(Duration::from_secs(20), client.shutdown(Empty {}))
+        .await
+        .expect("the call ends without a deadline of its own")
+        .unwrap_err();
+    assert!(
+        format!("{status:?}").contains("KeepAliveTimedOut"),
+        "{status:?}"
+    );
 }
