@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use ::config::fault::{Code, Fault};
 use daemon::socket::Modes;
-use plugin::key_manager::KeyManager;
+use plugin::lifecycle::HostServices;
 use spiffe::clock::{Clock, SystemClock};
 use spiffe::random::{Random, SystemRandom};
 use tokio::sync::watch;
@@ -73,13 +73,11 @@ impl Agent {
     /// # Errors
     /// PLA-13xx when a socket, a port, the data directory or the key file can't be used; PLA-1115 when the stored
     /// state is damaged.
-    pub fn bind(config: Config) -> Result<Bound, Fault> {
+    pub async fn bind(config: Config) -> Result<Bound, Fault> {
         // A provider that is installed already is the same one.
         drop(rustls::crypto::aws_lc_rs::default_provider().install_default());
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let state = StateDir::open(&config.data_dir)?;
-        let keys: Arc<dyn KeyManager> = config.plugins.open_key_manager()?;
-        let attestors = Attestors::new(config.plugins.open_workload_attestors(&clock));
         let socket = if config.workload_api {
             Some(Socket::bind(&config.socket_path, Modes::PUBLIC)?)
         } else {
@@ -93,6 +91,16 @@ impl Agent {
             Some(health) => Some(HttpHealth::bind(health)?),
             None => None,
         };
+        let random: Arc<dyn Random> = Arc::new(SystemRandom);
+        let host = HostServices::new(
+            config.trust_domain.clone(),
+            Arc::clone(&clock),
+            Arc::clone(&random),
+        );
+        let plugins = config.plugins.open(&host).await?;
+        let attestors = plugins.workload_attestors.iter();
+        let attestors = Attestors::new(attestors.map(|one| Arc::clone(one.plugin())).collect());
+        let keys = Arc::clone(plugins.key_manager.plugin());
         let node = Node::open(config, state, keys, clock)?;
         Ok(Bound {
             node,
@@ -100,7 +108,7 @@ impl Agent {
             socket,
             admin_socket,
             health,
-            random: Arc::new(SystemRandom),
+            random,
         })
     }
 }

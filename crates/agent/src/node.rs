@@ -296,10 +296,7 @@ impl Node {
 
     /// Whether the key manager keeps keys over a restart, in a file.
     pub(crate) fn keeps_keys_on_disk(&self) -> bool {
-        matches!(
-            self.config.plugins.key_manager,
-            plugin::catalog::KeyManagerPlugin::Disk(_)
-        )
+        self.config.plugins.key_manager.name() == "disk"
     }
 
     fn data(&self) -> AgentData {

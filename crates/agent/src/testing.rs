@@ -5,6 +5,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use futures_util::FutureExt as _;
+use plugin::key_manager::KeyManager;
+use plugin::lifecycle::HostServices;
 use spiffe::bundle::{Bundle, JwtAuthority};
 use spiffe::clock::{Clock, SystemClock};
 use spiffe::entry::Entry;
@@ -17,7 +19,21 @@ use spiffe::x509::{
     CaTemplate, Certificate, Issuer, LeafTemplate, Subject, issue_ca, issue_leaf, random_serial,
 };
 
+use crate::config::Config;
+
 pub(crate) mod fake_server;
+
+/// What the configuration's plugins get from an agent.
+pub(crate) fn host(config: &Config) -> HostServices {
+    let trust_domain = config.trust_domain.clone();
+    HostServices::new(trust_domain, Arc::new(SystemClock), Arc::new(SystemRandom))
+}
+
+/// The key manager that is configured.
+pub(crate) async fn keys(config: &Config) -> Arc<dyn KeyManager> {
+    let opened = config.plugins.key_manager.open(&host(config)).await;
+    Arc::clone(opened.unwrap().plugin())
+}
 
 /// `seconds` after the start of the tests' time.
 pub(crate) fn at(seconds: u64) -> SystemTime {

@@ -37,8 +37,8 @@ fn config(port: u16, directory: &Path, more: &str) -> Config {
         .unwrap_or_else(|faults| panic!("{faults}"))
 }
 
-fn start(config: Config) -> Running {
-    let bound = Agent::bind(config).unwrap();
+async fn start(config: Config) -> Running {
+    let bound = Agent::bind(config).await.unwrap();
     let socket = bound.socket().unwrap().to_owned();
     let (stop, stopped) = oneshot::channel();
     let ended = tokio::spawn(bound.run(async move {
@@ -105,7 +105,7 @@ async fn server() -> FakeServer {
 async fn a_restart_without_a_server_serves_what_is_still_valid() {
     let directory = tempfile::tempdir().unwrap();
     let server = server().await;
-    let first = start(config(server.port, directory.path(), ""));
+    let first = start(config(server.port, directory.path(), "")).await;
     assert_eq!(first.ids().await, ["spiffe://example.org/web"]);
     first.stop().await;
     // A port where nobody listens.
@@ -114,7 +114,7 @@ async fn a_restart_without_a_server_serves_what_is_still_valid() {
         .local_addr()
         .unwrap()
         .port();
-    let second = start(config(nobody, directory.path(), ""));
+    let second = start(config(nobody, directory.path(), "")).await;
     assert_eq!(second.ids().await, ["spiffe://example.org/web"]);
     let channel = proto::channel::connect_uds(&second.socket).await.unwrap();
     let request = JwtsvidRequest {
@@ -134,7 +134,7 @@ async fn a_restart_without_a_server_serves_what_is_still_valid() {
 async fn an_open_stream_does_not_hold_up_the_stop() {
     let directory = tempfile::tempdir().unwrap();
     let server = server().await;
-    let running = start(config(server.port, directory.path(), ""));
+    let running = start(config(server.port, directory.path(), "")).await;
     let mut stream = running.stream().await.unwrap();
     assert!(stream.message().await.unwrap().is_some());
     running.stop().await;
@@ -144,7 +144,7 @@ async fn an_open_stream_does_not_hold_up_the_stop() {
 async fn a_ban_ends_the_agent_and_leaves_no_identity_behind() {
     let directory = tempfile::tempdir().unwrap();
     let server = server().await;
-    let running = start(config(server.port, directory.path(), ""));
+    let running = start(config(server.port, directory.path(), "")).await;
     running.ids().await;
     server.change(|state| state.verdict = Some(denied(Reason::AgentBanned)));
     let channel = proto::channel::connect_uds(&running.socket).await.unwrap();
@@ -178,7 +178,7 @@ async fn a_token_that_is_refused_ends_the_agent_at_once() {
     let directory = tempfile::tempdir().unwrap();
     let server = server().await;
     server.change(|state| state.tokens.clear());
-    let running = start(config(server.port, directory.path(), ""));
+    let running = start(config(server.port, directory.path(), "")).await;
     let fault = tokio::time::timeout(Duration::from_secs(3), running.ended)
         .await
         .expect("at once")
@@ -197,15 +197,21 @@ async fn what_cannot_be_bound_is_told_before_anything_is_asked_of_the_server() {
         holder.local_addr().unwrap().port()
     );
     let taken = config(1, directory.path(), &health);
-    assert_eq!(Agent::bind(taken).unwrap_err().code, Code::AddressInUse);
-    let first = Agent::bind(config(1, directory.path(), "")).unwrap();
+    assert_eq!(
+        Agent::bind(taken).await.unwrap_err().code,
+        Code::AddressInUse
+    );
+    let first = Agent::bind(config(1, directory.path(), "")).await.unwrap();
     let second = config(1, directory.path(), "");
-    assert_eq!(Agent::bind(second).unwrap_err().code, Code::SocketInUse);
+    assert_eq!(
+        Agent::bind(second).await.unwrap_err().code,
+        Code::SocketInUse
+    );
     drop(first);
     std::fs::write(directory.path().join("data/agent-data.json"), "{").unwrap();
     let damaged = config(1, directory.path(), "");
     assert_eq!(
-        Agent::bind(damaged).unwrap_err().code,
+        Agent::bind(damaged).await.unwrap_err().code,
         Code::AgentDataInvalid
     );
 }
@@ -222,7 +228,7 @@ async fn probes_say_when_the_agent_serves() {
         "health_checks {{\n listener_enabled = true\n bind_address = \"127.0.0.1\"\n bind_port = {port}\n }}"
     );
     let server = server().await;
-    let running = start(config(server.port, directory.path(), &health));
+    let running = start(config(server.port, directory.path(), &health)).await;
     running.ids().await;
     let status = async |path: &str| {
         reqwest::Client::builder()

@@ -1,85 +1,70 @@
-//! Which plugins a daemon's configuration asks for, and their making.
+//! Which plugins a daemon's configuration asks for.
 //!
-//! [`ServerPlugins`] and [`AgentPlugins`] are what the `plugins` block says, checked without touching anything outside;
-//! their `open_…` methods then make the plugins. A plugin of SPIRE's that is not there yet is refused by its name.
+//! [`ServerPlugins`] and [`AgentPlugins`] are what the `plugins` block says, read and checked without touching anything
+//! outside; `open` then makes the plugins. What exists stands in the table; a plugin of SPIRE's that is not there yet is
+//! refused by its name.
 
-mod known;
 mod plugin_block;
+mod table;
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
-use spiffe::clock::Clock;
-use spiffe::random::Random;
-use spiffe::trust_domain::TrustDomain;
-
-use crate::builtin::key_manager::{DiskKeyManager, MemoryKeyManager};
-use crate::builtin::upstream_authority::{DiskUpstreamAuthority, DiskUpstreamConfig};
-use crate::builtin::workload_attestor::{UnixAttestor, UnixConfig};
-use crate::key_manager::KeyManager;
-use crate::upstream_authority::UpstreamAuthority;
-use crate::workload_attestor::WorkloadAttestor;
 use config::Section;
 use config::fault::{Code, Fault};
-use known::Side;
+
+use crate::builtin::node_attestor::{JOIN_TOKEN, JoinTokenAttestor};
+use crate::key_manager::KeyManager;
+use crate::lifecycle::{Configured, HostServices, Recipe, ReloadError, Reloaded, Running};
+use crate::node_attestor::{agent, server};
+use crate::upstream_authority::UpstreamAuthority;
+use crate::workload_attestor::WorkloadAttestor;
 use plugin_block::{Entry, entries};
+use table::{Count, DATA_STORE, Example, Kind, Row, Side};
 
-const DATA_STORE: &str = "DataStore";
-
-/// Where keys are kept.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum KeyManagerPlugin {
-    Memory,
-    /// The file.
-    Disk(PathBuf),
-}
-
-/// How a node proves who it is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum NodeAttestorPlugin {
-    JoinToken,
-}
-
-/// Who signs the server's authorities.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum UpstreamAuthorityPlugin {
-    Disk(DiskUpstreamConfig),
-}
-
-/// Who looks at workloads.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum WorkloadAttestorPlugin {
-    Unix(UnixConfig),
-}
-
-/// The server's plugins.
+/// The server's plugins, configured.
 #[derive(Debug, Clone)]
 pub struct ServerPlugins {
-    pub key_manager: KeyManagerPlugin,
-    pub upstream_authority: Option<UpstreamAuthorityPlugin>,
+    pub key_manager: Configured<dyn KeyManager>,
+    pub upstream_authority: Option<Configured<dyn UpstreamAuthority>>,
     /// Each at most once.
-    pub node_attestors: Vec<NodeAttestorPlugin>,
+    pub node_attestors: Vec<Configured<dyn server::NodeAttestor>>,
 }
 
-/// The agent's plugins.
+/// The server's plugins at work.
+#[derive(Debug, Clone)]
+pub struct RunningServerPlugins {
+    pub key_manager: Running<dyn KeyManager>,
+    pub upstream_authority: Option<Running<dyn UpstreamAuthority>>,
+    pub node_attestors: Vec<Running<dyn server::NodeAttestor>>,
+}
+
+/// The agent's plugins, configured.
 #[derive(Debug, Clone)]
 pub struct AgentPlugins {
-    pub key_manager: KeyManagerPlugin,
-    pub node_attestor: NodeAttestorPlugin,
+    pub key_manager: Configured<dyn KeyManager>,
+    pub node_attestor: Configured<dyn agent::NodeAttestor>,
     /// At least one.
-    pub workload_attestors: Vec<WorkloadAttestorPlugin>,
+    pub workload_attestors: Vec<Configured<dyn WorkloadAttestor>>,
 }
+
+/// The agent's plugins at work.
+#[derive(Debug, Clone)]
+pub struct RunningAgentPlugins {
+    pub key_manager: Running<dyn KeyManager>,
+    pub node_attestor: Running<dyn agent::NodeAttestor>,
+    pub workload_attestors: Vec<Running<dyn WorkloadAttestor>>,
+}
+
+/// What came of reading one plugin's configuration again.
+pub type ReloadOutcome = (&'static str, Result<Reloaded, ReloadError>);
 
 impl ServerPlugins {
     /// `plugin_data` of the DataStore `sql`, for the server to read; nothing when it is not configured, which
     /// [`Self::from_section`] reports.
     pub fn data_store(root: &Section) -> Option<Section> {
-        let types: Vec<_> = Side::Server
-            .types()
-            .iter()
-            .filter(|one| one.name == DATA_STORE)
-            .collect();
-        let entries = entries(&root.section("plugins")?, Side::Server, &types);
+        let kinds = table::SERVER.kinds.iter();
+        let kinds = kinds.filter(|kind| kind.name == DATA_STORE);
+        let entries = entries(&root.section("plugins")?, table::SERVER, kinds);
         let entry = entries.iter().find(|entry| entry.is("sql"))?;
         Some(entry.data().clone())
     }
@@ -87,201 +72,217 @@ impl ServerPlugins {
     /// Reads the `plugins` block at the top level of a server's configuration. What is wrong is recorded on the
     /// document; nothing comes back when something that is needed is missing.
     pub fn from_section(root: &Section) -> Option<Self> {
-        let plugins = plugins_block(root)?;
-        let entries = all_entries(&plugins, Side::Server);
-        let data_store = exactly_one(&plugins, &entries, DATA_STORE, "sql");
-        let key_manager = exactly_one(&plugins, &entries, "KeyManager", "disk");
-        let upstream = at_most_one(&plugins, &entries, "UpstreamAuthority");
-        let node_attestors =
-            of_type(&entries, "NodeAttestor").filter(|entry| entry.is("join_token"));
-        let node_attestors = node_attestors
-            .map(|_| NodeAttestorPlugin::JoinToken)
-            .collect();
-        let asked_for_upstream = upstream.is_some();
-        let upstream_authority = upstream
-            .filter(|entry| entry.is("disk"))
-            .and_then(|entry| DiskUpstreamConfig::read(entry.data()))
-            .map(UpstreamAuthorityPlugin::Disk);
-        let key_manager = key_manager.and_then(|entry| match entry.name.as_str() {
-            "memory" => Some(KeyManagerPlugin::Memory),
-            _ => {
-                let path = entry
-                    .data()
-                    .required_string("keys_path", "/var/lib/plastron/server/keys.json");
-                Some(KeyManagerPlugin::Disk(path?.into()))
-            }
-        });
-        data_store?;
-        if asked_for_upstream && upstream_authority.is_none() {
-            return None;
-        }
+        let entries = checked_entries(root, table::SERVER)?;
+        let key_managers = configured(&entries, "KeyManager", table::SERVER_KEY_MANAGERS);
+        let upstreams = configured(&entries, "UpstreamAuthority", table::UPSTREAM_AUTHORITIES);
+        let node_attestors = configured(&entries, "NodeAttestor", table::SERVER_NODE_ATTESTORS);
         Some(Self {
-            key_manager: key_manager?,
-            upstream_authority,
-            node_attestors,
+            key_manager: key_managers?.into_iter().next()?,
+            upstream_authority: upstreams?.into_iter().next(),
+            node_attestors: with_join_token(node_attestors?),
         })
     }
 
-    /// Reads the key file, if there is one. Blocks.
-    pub fn open_key_manager(&self) -> Result<Arc<dyn KeyManager>, Fault> {
-        open_key_manager(&self.key_manager)
+    /// Makes the plugins.
+    ///
+    /// # Errors
+    /// The first plugin's that cannot be opened.
+    pub async fn open(&self, host: &HostServices) -> Result<RunningServerPlugins, Fault> {
+        let key_manager = open(&self.key_manager, host).await?;
+        let upstream_authority = match &self.upstream_authority {
+            Some(upstream) => Some(open(upstream, host).await?),
+            None => None,
+        };
+        Ok(RunningServerPlugins {
+            key_manager,
+            upstream_authority,
+            node_attestors: open_all(&self.node_attestors, host).await?,
+        })
+    }
+}
+
+impl RunningServerPlugins {
+    /// Has each plugin read its `plugin_data_file` again (SPIRE: on SIGUSR1).
+    pub async fn reload(&self) -> Vec<ReloadOutcome> {
+        let mut outcomes = vec![reload(&self.key_manager).await];
+        if let Some(upstream) = &self.upstream_authority {
+            outcomes.push(reload(upstream).await);
+        }
+        for attestor in &self.node_attestors {
+            outcomes.push(reload(attestor).await);
+        }
+        outcomes
     }
 
-    /// Reads the upstream authority's files, if there is one. Blocks.
-    pub fn open_upstream_authority(
-        &self,
-        trust_domain: &TrustDomain,
-        clock: &Arc<dyn Clock>,
-        random: &Arc<dyn Random>,
-    ) -> Result<Option<Arc<dyn UpstreamAuthority>>, Fault> {
-        let Some(UpstreamAuthorityPlugin::Disk(config)) = &self.upstream_authority else {
-            return Ok(None);
-        };
-        let (clock, random) = (Arc::clone(clock), Arc::clone(random));
-        match DiskUpstreamAuthority::open(config.clone(), trust_domain.clone(), clock, random) {
-            Ok(authority) => Ok(Some(Arc::new(authority))),
-            Err(error) => Err(error.to_fault()),
+    pub async fn stop(&self) {
+        for attestor in &self.node_attestors {
+            attestor.stop().await;
         }
+        if let Some(upstream) = &self.upstream_authority {
+            upstream.stop().await;
+        }
+        self.key_manager.stop().await;
     }
 }
 
 impl AgentPlugins {
     /// Reads the `plugins` block at the top level of an agent's configuration; see [`ServerPlugins::from_section`].
     pub fn from_section(root: &Section) -> Option<Self> {
-        let plugins = plugins_block(root)?;
-        let entries = all_entries(&plugins, Side::Agent);
-        let key_manager = exactly_one(&plugins, &entries, "KeyManager", "disk");
-        let node_attestor = exactly_one(&plugins, &entries, "NodeAttestor", "join_token");
-        let attestors: Vec<&Entry> = of_type(&entries, "WorkloadAttestor").collect();
-        if attestors.is_empty() {
-            let what = "at least one WorkloadAttestor plugin is needed";
-            plugins.fault_here(
-                Code::PluginCount,
-                what,
-                "add WorkloadAttestor \"unix\" { plugin_data {} }",
-            );
-        }
-        let workload_attestors: Vec<_> = attestors
-            .iter()
-            .filter(|entry| entry.is("unix"))
-            .map(|entry| WorkloadAttestorPlugin::Unix(UnixConfig::read(entry.data())))
-            .collect();
-        let key_manager = key_manager.and_then(|entry| match entry.name.as_str() {
-            "memory" => Some(KeyManagerPlugin::Memory),
-            _ => {
-                let directory = entry
-                    .data()
-                    .required_string("directory", "/var/lib/plastron/agent");
-                Some(KeyManagerPlugin::Disk(
-                    PathBuf::from(directory?).join("keys.json"),
-                ))
-            }
-        });
-        node_attestor.filter(|_| !workload_attestors.is_empty())?;
+        let entries = checked_entries(root, table::AGENT)?;
+        let key_managers = configured(&entries, "KeyManager", table::AGENT_KEY_MANAGERS);
+        let node_attestors = configured(&entries, "NodeAttestor", table::AGENT_NODE_ATTESTORS);
+        let workload_attestors =
+            configured(&entries, "WorkloadAttestor", table::WORKLOAD_ATTESTORS);
         Some(Self {
-            key_manager: key_manager?,
-            node_attestor: NodeAttestorPlugin::JoinToken,
-            workload_attestors,
+            key_manager: key_managers?.into_iter().next()?,
+            node_attestor: node_attestors?.into_iter().next()?,
+            workload_attestors: workload_attestors.filter(|all| !all.is_empty())?,
         })
     }
 
-    /// Reads the key file, if there is one. Blocks.
-    pub fn open_key_manager(&self) -> Result<Arc<dyn KeyManager>, Fault> {
-        open_key_manager(&self.key_manager)
+    /// Makes the plugins, the workload attestors in the order of the configuration.
+    ///
+    /// # Errors
+    /// The first plugin's that cannot be opened.
+    pub async fn open(&self, host: &HostServices) -> Result<RunningAgentPlugins, Fault> {
+        Ok(RunningAgentPlugins {
+            key_manager: open(&self.key_manager, host).await?,
+            node_attestor: open(&self.node_attestor, host).await?,
+            workload_attestors: open_all(&self.workload_attestors, host).await?,
+        })
+    }
+}
+
+impl RunningAgentPlugins {
+    /// Has each plugin read its `plugin_data_file` again (SPIRE: on SIGUSR1).
+    pub async fn reload(&self) -> Vec<ReloadOutcome> {
+        let mut outcomes = vec![
+            reload(&self.key_manager).await,
+            reload(&self.node_attestor).await,
+        ];
+        for attestor in &self.workload_attestors {
+            outcomes.push(reload(attestor).await);
+        }
+        outcomes
     }
 
-    /// Makes the workload attestors, in the order of the configuration.
-    pub fn open_workload_attestors(
-        &self,
-        clock: &Arc<dyn Clock>,
-    ) -> Vec<Arc<dyn WorkloadAttestor>> {
-        let make = |plugin: &WorkloadAttestorPlugin| match plugin {
-            WorkloadAttestorPlugin::Unix(config) => {
-                Arc::new(UnixAttestor::new(*config, Arc::clone(clock))) as Arc<dyn WorkloadAttestor>
-            }
+    pub async fn stop(&self) {
+        for attestor in &self.workload_attestors {
+            attestor.stop().await;
+        }
+        self.node_attestor.stop().await;
+        self.key_manager.stop().await;
+    }
+}
+
+async fn open<T: ?Sized>(plugin: &Configured<T>, host: &HostServices) -> Result<Running<T>, Fault> {
+    plugin.open(host).await.map_err(|error| error.to_fault())
+}
+
+async fn open_all<T: ?Sized>(
+    plugins: &[Configured<T>],
+    host: &HostServices,
+) -> Result<Vec<Running<T>>, Fault> {
+    let mut running = Vec::with_capacity(plugins.len());
+    for plugin in plugins {
+        running.push(open(plugin, host).await?);
+    }
+    Ok(running)
+}
+
+async fn reload<T: ?Sized>(plugin: &Running<T>) -> ReloadOutcome {
+    (plugin.name(), plugin.reload().await)
+}
+
+/// The plugins of one kind that are built in, with their configuration read; nothing when one of it cannot be used.
+/// Those that are refused for another reason are left out.
+fn configured<T: ?Sized>(
+    entries: &[Entry],
+    kind: &str,
+    rows: &[Row<T>],
+) -> Option<Vec<Configured<T>>> {
+    let mut names = Vec::new();
+    let mut read: Vec<Option<Configured<T>>> = Vec::new();
+    for entry in entries.iter().filter(|entry| entry.kind == kind) {
+        let Some(row) = rows.iter().find(|row| entry.is(row.name)) else {
+            continue;
         };
-        self.workload_attestors.iter().map(make).collect()
+        let data = entry.data();
+        // One that is declared twice has its fault already.
+        if names.contains(&row.name) {
+            continue;
+        }
+        names.push(row.name);
+        // Each is read, so that a fault of one hides none of another.
+        let opener = (row.read)(data);
+        read.push(opener.map(|opener| Configured::new(row.name, entry.data_file(), opener)));
     }
+    read.into_iter().collect()
 }
 
-fn open_key_manager(plugin: &KeyManagerPlugin) -> Result<Arc<dyn KeyManager>, Fault> {
-    match plugin {
-        KeyManagerPlugin::Memory => Ok(Arc::new(MemoryKeyManager::new())),
-        KeyManagerPlugin::Disk(path) => match DiskKeyManager::open(path) {
-            Ok(manager) => Ok(Arc::new(manager)),
-            Err(error) => Err(error.to_fault()),
-        },
+/// SPIRE: a server redeems join tokens whether or not that attestor is configured.
+fn with_join_token(
+    mut attestors: Vec<Configured<dyn server::NodeAttestor>>,
+) -> Vec<Configured<dyn server::NodeAttestor>> {
+    if !attestors.iter().any(|one| one.name() == JOIN_TOKEN) {
+        let recipe = Recipe::<JoinTokenAttestor, dyn server::NodeAttestor> {
+            config: (),
+            read: |_data| Some(()),
+            as_kind: |plugin| plugin,
+        };
+        attestors.push(Configured::new(JOIN_TOKEN, None, Arc::new(recipe)));
     }
+    attestors
 }
 
-fn plugins_block(root: &Section) -> Option<Section> {
+/// All plugins of the block, counted.
+fn checked_entries(root: &Section, side: Side) -> Option<Vec<Entry>> {
     let block = root.section("plugins");
-    if block.is_none() && !root.has("plugins") {
-        root.fault_here(
-            Code::MissingKey,
-            "the block plugins is missing",
-            "add plugins { KeyManager \"memory\" { } … }",
-        );
+    let Some(plugins) = block else {
+        if !root.has("plugins") {
+            root.fault_here(
+                Code::MissingKey,
+                "the block plugins is missing",
+                "add plugins { KeyManager \"memory\" { } … }",
+            );
+        }
+        return None;
+    };
+    let entries = entries(&plugins, side, side.kinds);
+    for kind in side.kinds {
+        count(&plugins, &entries, kind);
     }
-    block
+    Some(entries)
 }
 
-/// All plugins; those without keys of their own are opened too, so that a key that is there is told as unknown. The
-/// data store is the server's to open.
-fn all_entries(plugins: &Section, side: Side) -> Vec<Entry> {
-    let types: Vec<_> = side.types().iter().collect();
-    let entries = entries(plugins, side, &types);
-    for entry in entries
-        .iter()
-        .filter(|entry| entry.supported && entry.plugin_type != DATA_STORE)
-    {
-        entry.data();
-    }
-    entries
-}
-
-fn of_type<'a>(entries: &'a [Entry], plugin_type: &'static str) -> impl Iterator<Item = &'a Entry> {
-    entries
-        .iter()
-        .filter(move |entry| entry.plugin_type == plugin_type)
-}
-
-fn exactly_one<'a>(
-    plugins: &Section,
-    entries: &'a [Entry],
-    plugin_type: &'static str,
-    example: &str,
-) -> Option<&'a Entry> {
-    let found = at_most_one(plugins, entries, plugin_type);
-    if found.is_none() {
-        let what = format!("exactly one {plugin_type} plugin is needed");
+/// Reports a kind of which there are too few or too many. Those that are refused for another reason count too: their
+/// absence is not what is wrong.
+fn count(plugins: &Section, entries: &[Entry], kind: &Kind) {
+    let mut found = entries.iter().filter(|entry| entry.kind == kind.name);
+    let needed = match kind.count {
+        Count::ExactlyOne(example) => Some(("exactly", example)),
+        Count::AtLeastOne(example) => Some(("at least", example)),
+        Count::Any | Count::AtMostOne => None,
+    };
+    let first = found.next();
+    if let (None, Some((how_many, Example(example)))) = (first, needed) {
+        let name = kind.name;
         plugins.fault_here(
             Code::PluginCount,
-            what,
-            format!("add {plugin_type} {example:?} {{ plugin_data {{ … }} }}"),
+            format!("{how_many} one {name} plugin is needed"),
+            format!("add {name} {example:?} {{ plugin_data {{ … }} }}"),
         );
     }
-    found.filter(|entry| entry.supported)
-}
-
-/// Those that are refused for another reason count too: their absence is not what is wrong.
-fn at_most_one<'a>(
-    plugins: &Section,
-    entries: &'a [Entry],
-    plugin_type: &'static str,
-) -> Option<&'a Entry> {
-    let mut found = of_type(entries, plugin_type);
-    let first = found.next();
-    for more in found {
-        let what = format!("only one {plugin_type} plugin may be configured");
-        plugins.fault_on(
-            &more.label,
-            Code::PluginCount,
-            what,
-            "take one out, or give it enabled = false",
-        );
+    if matches!(kind.count, Count::AtMostOne | Count::ExactlyOne(_)) {
+        for more in found {
+            plugins.fault_on(
+                &more.label,
+                Code::PluginCount,
+                format!("only one {} plugin may be configured", kind.name),
+                "remove one of them, or give it enabled = false",
+            );
+        }
     }
-    first
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ pub mod builtin;
 pub mod catalog;
 pub mod error;
 pub mod key_manager;
+pub mod lifecycle;
 pub mod node_attestor;
 pub mod upstream_authority;
 pub mod workload_attestor;

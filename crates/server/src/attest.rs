@@ -1,23 +1,27 @@
 //! Node attestation: from what an agent shows to who it is, and from that to its row and its SVID.
 //!
-//! Only `join_token` is built in so far. Of concurrent redeemers of a token exactly one wins, since the datastore deletes
+//! What a node sends goes to the node attestor of its type, within that plugin's budget; what the plugin answers is
+//! checked before anything is issued. Of concurrent redeemers of a join token exactly one wins, since the datastore deletes
 //! it and says who did. Tokens are secrets until they are used: they appear in no message and no log.
 
 use std::sync::Arc;
 
+use async_trait::async_trait;
+use plugin::builtin::node_attestor::{JoinTokens, TokenRefusal};
+use plugin::lifecycle::Running;
+use plugin::node_attestor::server::{self as attestor, AgentAttributes, NodeAttestor, Transport};
+use plugin::{Error as PluginError, ErrorKind};
 use proto::spire::api::server::agent::v1::attest_agent_request::Params;
 use spiffe::clock::Clock;
 use spiffe::id::SpiffeId;
 use spiffe::key::PublicKey;
+use spiffe::secret::Secret;
 use spiffe::selector::{Selector, SelectorSet};
 use spiffe::trust_domain::TrustDomain;
 
 use crate::datastore::{Datastore, TokenError};
 use crate::error::{Kind, OpError, failed, refused};
 use crate::registry::{Agent, Registry};
-
-/// SPIRE: the attestor's name, the path segment and the attestation type are the same word.
-pub(crate) const JOIN_TOKEN: &str = "join_token";
 
 /// What a node attestor found out.
 #[derive(Debug)]
@@ -34,7 +38,7 @@ pub(crate) struct Attestation {
     pub(crate) trust_domain: TrustDomain,
     pub(crate) registry: Arc<Registry>,
     pub(crate) datastore: Datastore,
-    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) attestors: Vec<Running<dyn NodeAttestor>>,
     /// SPIRE: experimental.agent_spiffe_id_as_selector.
     pub(crate) agent_id_as_selector: bool,
 }
@@ -47,15 +51,18 @@ impl Attestation {
     /// PermissionDenied for a banned node.
     pub(crate) async fn attest(&self, params: &Params) -> Result<Attested, OpError> {
         let data = params.data.clone().unwrap_or_default();
-        let mut attested = if data.r#type == JOIN_TOKEN {
-            self.redeem(&data.payload).await?
-        } else {
+        let mut by_type = self.attestors.iter();
+        let Some(found) = by_type.find(|one| one.name() == data.r#type) else {
             return Err(failed(
                 Kind::FailedPrecondition,
                 "error getting node attestor",
                 format!("could not find node attestor type \"{}\"", data.r#type),
             ));
         };
+        let payload = Secret::new(data.payload);
+        let attributes = attestor::attest(&**found.plugin(), payload, &mut NoChallenges).await;
+        let attributes = attributes.map_err(|error| refusal(&error))?;
+        let mut attested = self.checked(found.name(), attributes)?;
         if self.agent_id_as_selector
             && let Ok(selector) = Selector::new("spiffe_id", attested.id.as_str())
         {
@@ -74,34 +81,22 @@ impl Attestation {
         Ok(attested)
     }
 
-    async fn redeem(&self, payload: &[u8]) -> Result<Attested, OpError> {
-        let unknown = "failed to attest: join token does not exist or has already been used";
-        let Ok(token) = std::str::from_utf8(payload) else {
-            return Err(refused(Kind::InvalidArgument, unknown));
-        };
-        // Before the token is spent: one that cannot be an ID's segment was never handed out.
-        let Ok(id) =
-            SpiffeId::from_segments(&self.trust_domain, &["spire", "agent", JOIN_TOKEN, token])
-        else {
-            return Err(refused(Kind::InvalidArgument, unknown));
-        };
-        match self
-            .datastore
-            .redeem_join_token(token, self.clock.now())
-            .await
-        {
-            Ok(()) => {}
-            Err(TokenError::Unknown) => return Err(refused(Kind::InvalidArgument, unknown)),
-            Err(TokenError::Expired) => {
-                return Err(refused(Kind::InvalidArgument, "join token expired"));
-            }
-            Err(error) => return Err(failed(Kind::Internal, "failed to fetch join token", error)),
+    /// An attestor speaks for the agents of its own type alone (SPIRE: `/spire/agent/<type>/…`).
+    fn checked(&self, kind: &str, attributes: AgentAttributes) -> Result<Attested, OpError> {
+        let id = attributes.agent_id;
+        let prefix = format!("/spire/agent/{kind}/");
+        if !id.is_member_of(&self.trust_domain) || !id.path().starts_with(&prefix) {
+            return Err(failed(
+                Kind::Internal,
+                "invalid agent ID",
+                format!("\"{id}\" is not in the namespace of attestor type \"{kind}\""),
+            ));
         }
         Ok(Attested {
             id,
-            attestation_type: JOIN_TOKEN.to_owned(),
-            selectors: Vec::new(),
-            can_reattest: false,
+            attestation_type: kind.to_owned(),
+            selectors: attributes.selectors,
+            can_reattest: attributes.can_reattest,
         })
     }
 
@@ -146,6 +141,53 @@ impl Attestation {
                     Ok(())
                 }
             })
+    }
+}
+
+/// A refusal has the plugin's message alone: agents match on SPIRE's texts.
+fn refusal(error: &PluginError) -> OpError {
+    let kind = match error.kind() {
+        ErrorKind::Permanent => Kind::InvalidArgument,
+        ErrorKind::Denied => Kind::PermissionDenied,
+        ErrorKind::NotOffered => Kind::Unimplemented,
+        ErrorKind::Transient => return failed(Kind::Unavailable, "failed to attest", error),
+        ErrorKind::Gone | ErrorKind::Internal => {
+            return failed(Kind::Internal, "failed to attest", error);
+        }
+    };
+    refused(kind, error.to_string())
+}
+
+/// The other end cannot be asked anything yet.
+struct NoChallenges;
+
+#[async_trait]
+impl Transport for NoChallenges {
+    async fn exchange(&mut self, _challenge: Vec<u8>) -> Result<Secret<Vec<u8>>, PluginError> {
+        Err(PluginError::new(
+            "server",
+            ErrorKind::NotOffered,
+            "challenges are not supported",
+        ))
+    }
+}
+
+/// The join tokens of the datastore, for the attestor that redeems them.
+#[derive(Debug)]
+pub(crate) struct Tokens {
+    pub(crate) datastore: Datastore,
+    pub(crate) clock: Arc<dyn Clock>,
+}
+
+#[async_trait]
+impl JoinTokens for Tokens {
+    async fn redeem(&self, token: &str) -> Result<(), TokenRefusal> {
+        let redeemed = self.datastore.redeem_join_token(token, self.clock.now());
+        redeemed.await.map_err(|error| match error {
+            TokenError::Unknown => TokenRefusal::Unknown,
+            TokenError::Expired => TokenRefusal::Expired,
+            error => TokenRefusal::Unavailable(error.to_string()),
+        })
     }
 }
 

@@ -1,5 +1,5 @@
-//! Putting the server together: sockets first, so that a conflict shows before anything is touched; then keys, datastore,
-//! authorities; then everything runs until the shutdown.
+//! Putting the server together: sockets first, so that a conflict shows before anything is touched; then datastore,
+//! plugins, authorities; then everything runs until the shutdown.
 
 use std::collections::HashSet;
 use std::future::Future;
@@ -9,9 +9,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use config::fault::{Code, Fault};
-use plugin::catalog::ServerPlugins;
-use plugin::key_manager::KeyManager;
-use plugin::upstream_authority::UpstreamAuthority;
+use plugin::catalog::{RunningServerPlugins, ServerPlugins};
+use plugin::lifecycle::HostServices;
 use proto::plastron::server::v1::watch_server::WatchServer;
 use proto::spire::api::server::agent::v1::agent_server::AgentServer;
 use proto::spire::api::server::bundle::v1::bundle_server::BundleServer;
@@ -25,7 +24,6 @@ use spiffe::clock::{Clock, SystemClock};
 use spiffe::id::SpiffeId;
 use spiffe::random::{Random, SystemRandom};
 use spiffe::tls::{KeyExchange, SpiffeClientVerifier, server_config};
-use spiffe::trust_domain::TrustDomain;
 use tonic_health::pb::health_server::HealthServer;
 
 use crate::api::logger::LogControl;
@@ -34,7 +32,7 @@ use crate::api::{
     entry::EntryService, health::HealthService, localauthority::LocalAuthorityService,
     logger::LoggerService, svid::SvidService, trustdomain::TrustDomainService,
 };
-use crate::attest::Attestation;
+use crate::attest::{Attestation, Tokens};
 use crate::audit::{AuditSink, Auditor, LogSink};
 use crate::authz::Authorizer;
 use crate::ca::{Ca, CaParts};
@@ -157,6 +155,7 @@ pub struct Bound {
 #[derive(Debug)]
 struct World {
     environment: Environment,
+    plugins: RunningServerPlugins,
     datastore: Datastore,
     registry: Arc<Registry>,
     ca: Arc<Ca>,
@@ -167,8 +166,6 @@ struct World {
 impl World {
     async fn open(config: Config, environment: Environment) -> Result<Self, Fault> {
         let trust_domain = config.trust_domain;
-        let (keys, upstream) =
-            open_plugins(config.plugins, trust_domain.clone(), &environment).await?;
         let shared = matches!(config.datastore.kind, DatastoreKind::Postgres(_));
         let (datastore, registry) = Datastore::open(
             config.datastore,
@@ -178,9 +175,11 @@ impl World {
         .await
         .map_err(|error| datastore_fault(&error))?;
         let auditor = environment.auditor(config.audit_log);
+        let plugins = open_plugins(&config.plugins, &environment, &datastore).await?;
+        let upstream = plugins.upstream_authority.as_ref();
         let parts = CaParts {
-            keys,
-            upstream,
+            keys: Arc::clone(plugins.key_manager.plugin()),
+            upstream: upstream.map(|upstream| Arc::clone(upstream.plugin())),
             datastore: datastore.clone(),
             clock: Arc::clone(&environment.clock),
             random: Arc::clone(&environment.random),
@@ -206,7 +205,7 @@ impl World {
             trust_domain,
             registry: Arc::clone(&registry),
             datastore: datastore.clone(),
-            clock: Arc::clone(&environment.clock),
+            attestors: plugins.node_attestors.clone(),
             agent_id_as_selector: config.agent_id_as_selector,
         };
         let limits = Arc::new(RateLimits::new(config.rate_limits));
@@ -231,6 +230,7 @@ impl World {
         let api = Arc::new(ground.api(watch, &environment));
         Ok(Self {
             environment,
+            plugins,
             datastore,
             registry,
             ca,
@@ -238,6 +238,24 @@ impl World {
             notifier,
         })
     }
+}
+
+/// Opens the plugins, with what this server offers them.
+async fn open_plugins(
+    plugins: &ServerPlugins,
+    environment: &Environment,
+    datastore: &Datastore,
+) -> Result<RunningServerPlugins, Fault> {
+    let host = HostServices::new(
+        datastore.registry().trust_domain().clone(),
+        Arc::clone(&environment.clock),
+        Arc::clone(&environment.random),
+    );
+    let tokens = Tokens {
+        datastore: datastore.clone(),
+        clock: Arc::clone(&environment.clock),
+    };
+    plugins.open(&host.with_join_tokens(Arc::new(tokens))).await
 }
 
 /// What services are made of.
@@ -367,6 +385,7 @@ impl Bound {
                 "did not stop in time and were cut off"
             );
         }
+        world.plugins.stop().await;
         world.datastore.close().await;
         ended.map_or(Ok(()), Err)
     }
@@ -448,30 +467,6 @@ impl World {
             );
         }
     }
-}
-
-type Plugins = (Arc<dyn KeyManager>, Option<Arc<dyn UpstreamAuthority>>);
-
-/// Reads the files that plugins name, off the runtime's threads.
-async fn open_plugins(
-    plugins: ServerPlugins,
-    trust_domain: TrustDomain,
-    environment: &Environment,
-) -> Result<Plugins, Fault> {
-    let (clock, random) = (
-        Arc::clone(&environment.clock),
-        Arc::clone(&environment.random),
-    );
-    let opened = tokio::task::spawn_blocking(move || {
-        let keys = plugins.open_key_manager()?;
-        Ok((
-            keys,
-            plugins.open_upstream_authority(&trust_domain, &clock, &random)?,
-        ))
-    });
-    opened.await.map_err(|error| {
-        Fault::new(Code::Internal, "the plugins could not be opened").because(error)
-    })?
 }
 
 /// Makes the directory of everything that the server keeps, for itself alone.

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use plugin::catalog::{KeyManagerPlugin, ServerPlugins};
+use plugin::catalog::ServerPlugins;
 use proto::convert::bundle_from_wire;
 use proto::spire::api::server::agent::v1::agent_client::AgentClient;
 use proto::spire::api::server::agent::v1::{
@@ -121,13 +121,17 @@ pub(crate) fn config(directory: &std::path::Path) -> Config {
                 path: directory.join("data.sqlite3"),
             },
         },
-        plugins: ServerPlugins {
-            key_manager: KeyManagerPlugin::Memory,
-            upstream_authority: None,
-            node_attestors: Vec::new(),
-        },
+        plugins: plugins(),
         notices: Vec::new(),
     }
+}
+
+fn plugins() -> ServerPlugins {
+    let text = "plugins { DataStore \"sql\" {} KeyManager \"memory\" {} }";
+    let document = config::Document::parse("server.conf", text, None).unwrap();
+    let plugins = ServerPlugins::from_section(&document.root());
+    document.check().unwrap();
+    plugins.unwrap()
 }
 
 impl TestServer {

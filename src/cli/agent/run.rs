@@ -204,7 +204,7 @@ async fn run(context: Context, args: Args) -> Result<Output, CliError> {
         trust_domain = config.trust_domain.as_str(),
         "Starting agent"
     );
-    let outcome = match Agent::bind(config) {
+    let outcome = match Agent::bind(config).await {
         Ok(bound) => Box::pin(bound.run(shutdown)).await,
         Err(fault) => Err(fault),
     };

@@ -176,7 +176,7 @@ async fn join(place: &Place, domain: &TrustDomain, port: u16) -> Result<agent::B
         false,
     )?;
     let config = agent_config(place, domain, port, &path, token.value)?;
-    Ok(Agent::bind(config)?)
+    Ok(Agent::bind(config).await?)
 }
 
 fn agent_config(

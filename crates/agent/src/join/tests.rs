@@ -29,11 +29,11 @@ impl Default for Wish<'_> {
     }
 }
 
-fn node(port: u16, directory: &Path, wish: &Wish<'_>) -> Arc<Node> {
-    node_at(port, directory, wish, Arc::new(spiffe::clock::SystemClock))
+async fn node(port: u16, directory: &Path, wish: &Wish<'_>) -> Arc<Node> {
+    node_at(port, directory, wish, Arc::new(spiffe::clock::SystemClock)).await
 }
 
-fn node_at(port: u16, directory: &Path, wish: &Wish<'_>, clock: Arc<dyn Clock>) -> Arc<Node> {
+async fn node_at(port: u16, directory: &Path, wish: &Wish<'_>, clock: Arc<dyn Clock>) -> Arc<Node> {
     let trust = match &wish.bundle {
         Some(bundle) => {
             let path = directory.join("bundle.pem");
@@ -56,14 +56,14 @@ fn node_at(port: u16, directory: &Path, wish: &Wish<'_>, clock: Arc<dyn Clock>) 
     let document = Document::parse("agent.conf", &text, None).unwrap();
     let config = Config::from_document(&document, &Overrides::default())
         .unwrap_or_else(|faults| panic!("{faults}"));
-    let keys = config.plugins.open_key_manager().unwrap();
+    let keys = crate::testing::keys(&config).await;
     let state = StateDir::open(&config.data_dir).unwrap();
     Arc::new(Node::open(config, state, keys, clock).unwrap())
 }
 
 async fn refused(server: &FakeServer, wish: Wish<'_>) -> Fault {
     let directory = tempfile::tempdir().unwrap();
-    let node = node(server.port, directory.path(), &wish);
+    let node = node(server.port, directory.path(), &wish).await;
     let started = std::time::Instant::now();
     let fault = join(&node, None, Arc::new(SystemRandom)).await.unwrap_err();
     assert!(
@@ -87,7 +87,7 @@ async fn a_good_token_joins_and_the_identity_is_kept() {
         ..Wish::default()
     };
     let joined = join(
-        &node(server.port, directory.path(), &wish),
+        &node(server.port, directory.path(), &wish).await,
         None,
         Arc::new(SystemRandom),
     )
@@ -104,7 +104,8 @@ async fn a_good_token_joins_and_the_identity_is_kept() {
             token: None,
             ..wish
         },
-    );
+    )
+    .await;
     let Stored::Usable(stored) = again.stored_identity().await.unwrap() else {
         panic!("the identity is not kept");
     };
@@ -253,7 +254,8 @@ async fn a_bundle_file_that_is_missing_or_empty_or_garbage_is_reported_at_once()
             bundle: Some("x".into()),
             ..Wish::default()
         },
-    );
+    )
+    .await;
     std::fs::remove_file(directory.path().join("bundle.pem")).unwrap();
     assert_eq!(
         join(&node, None, Arc::new(SystemRandom))
@@ -271,7 +273,7 @@ async fn what_may_pass_is_tried_again() {
     server.fault("AttestAgent", Status::resource_exhausted("slow down"));
     let directory = tempfile::tempdir().unwrap();
     join(
-        &node(server.port, directory.path(), &Wish::default()),
+        &node(server.port, directory.path(), &Wish::default()).await,
         None,
         Arc::new(SystemRandom),
     )
@@ -290,7 +292,7 @@ async fn a_server_that_never_answers_ends_patience() {
         .unwrap()
         .port();
     let fault = join(
-        &node(port, directory.path(), &Wish::default()),
+        &node(port, directory.path(), &Wish::default()).await,
         None,
         Arc::new(SystemRandom),
     )
@@ -308,12 +310,12 @@ async fn a_configured_bundle_replaces_the_stored_one_of_a_server_made_anew() {
         bundle: bundle_of(&old),
         ..Wish::default()
     };
-    let joined = node(old.port, directory.path(), &wish);
+    let joined = node(old.port, directory.path(), &wish).await;
     join(&joined, None, Arc::new(SystemRandom)).await.unwrap();
     let id = SpiffeId::from_path(&joined.config.trust_domain, "/spire/agent/join_token/good");
     joined.forget(id.unwrap(), Reason::MustReattest).await;
     let new = FakeServer::start("example.org").await;
-    let insecure = node(new.port, directory.path(), &Wish::default());
+    let insecure = node(new.port, directory.path(), &Wish::default()).await;
     let fault = join(&insecure, None, Arc::new(SystemRandom))
         .await
         .unwrap_err();
@@ -326,7 +328,7 @@ async fn a_configured_bundle_replaces_the_stored_one_of_a_server_made_anew() {
         bundle: bundle_of(&new),
         ..Wish::default()
     };
-    let again = node(new.port, directory.path(), &wish);
+    let again = node(new.port, directory.path(), &wish).await;
     join(&again, None, Arc::new(SystemRandom)).await.unwrap();
 }
 
@@ -349,7 +351,7 @@ async fn a_wrong_clock_is_named_and_tried_again() {
         } else {
             clock.set_back(two_hours);
         }
-        let node = node_at(server.port, directory.path(), &wish, Arc::new(clock));
+        let node = node_at(server.port, directory.path(), &wish, Arc::new(clock)).await;
         let payload = Secret::new(b"good".to_vec());
         let Attempt::Later(fault) = attempt(&node, &payload, 1, node.clock.now()).await else {
             panic!("the clock may be corrected");
@@ -369,7 +371,7 @@ async fn refusals(server: &FakeServer, directory: &Path, clock: MovedClock) -> V
             token,
             ..Wish::default()
         };
-        let node = node_at(server.port, directory, &wish, Arc::new(clock.clone()));
+        let node = node_at(server.port, directory, &wish, Arc::new(clock.clone())).await;
         let Stored::Absent(absence) = node.stored_identity().await.unwrap() else {
             panic!("it has an identity");
         };
@@ -383,7 +385,7 @@ async fn refusals(server: &FakeServer, directory: &Path, clock: MovedClock) -> V
 async fn a_node_that_lost_its_identity_says_how() {
     let server = FakeServer::start("example.org").await;
     let directory = tempfile::tempdir().unwrap();
-    let first = node(server.port, directory.path(), &Wish::default());
+    let first = node(server.port, directory.path(), &Wish::default()).await;
     join(&first, None, Arc::new(SystemRandom)).await.unwrap();
     let refusals = async |clock| refusals(&server, directory.path(), clock).await;
     let late = MovedClock::default();
@@ -414,7 +416,7 @@ async fn a_node_that_lost_its_identity_says_how() {
         token: None,
         ..Wish::default()
     };
-    let again = node(server.port, directory.path(), &without);
+    let again = node(server.port, directory.path(), &without).await;
     let Stored::Usable(identity) = again.stored_identity().await.unwrap() else {
         panic!("a clock cost the node its identity");
     };
@@ -444,7 +446,7 @@ async fn a_node_that_lost_its_identity_says_how() {
     server.change(|state| {
         state.tokens.insert("good".into(), TokenState::Good);
     });
-    let new = node(server.port, directory.path(), &Wish::default());
+    let new = node(server.port, directory.path(), &Wish::default()).await;
     join(&new, None, Arc::new(SystemRandom)).await.unwrap();
     assert_eq!(new.state.removal(), None);
 }

@@ -52,7 +52,7 @@ async fn start(prepare: impl FnOnce(&FakeServer)) -> Fixture {
     let directory = tempfile::tempdir().unwrap();
     let config = config(&server, directory.path());
     let clock = MovedClock::default();
-    let keys = config.plugins.open_key_manager().unwrap();
+    let keys = crate::testing::keys(&config).await;
     let state = StateDir::open(&config.data_dir).unwrap();
     let node = Arc::new(Node::open(config, state, keys, Arc::new(clock.clone())).unwrap());
     let random: Arc<dyn Random> = Arc::new(SystemRandom);

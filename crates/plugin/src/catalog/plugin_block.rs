@@ -1,15 +1,15 @@
 //! One block `TYPE "name" { … }` of the configuration.
 
 use std::cell::OnceCell;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use super::known::{PluginType, Side};
+use super::table::{Kind, Side};
 use config::fault::Code;
 use config::{Document, Located, Section, closest};
 
 /// A plugin that is configured and not switched off.
 pub(super) struct Entry {
-    pub(super) plugin_type: &'static str,
+    pub(super) kind: &'static str,
     pub(super) name: String,
     pub(super) label: Located<String>,
     block: Section,
@@ -23,35 +23,43 @@ impl Entry {
         self.supported && self.name == name
     }
 
+    /// The file that `plugin_data_file` names.
+    pub(super) fn data_file(&self) -> Option<PathBuf> {
+        let file = self.block.string("plugin_data_file");
+        file.filter(|_| !self.block.has("plugin_data"))
+            .map(PathBuf::from)
+    }
+
     /// `plugin_data`, or what `plugin_data_file` holds; empty when there is neither. Not to ask for it leaves it unread.
     pub(super) fn data(&self) -> &Section {
         self.data.get_or_init(|| data(&self.block))
     }
 }
 
-/// The plugins of these types, in the order of the types, then of the file. A type that is none is told as an unknown
-/// key of the block, with the likely one.
-pub(super) fn entries(plugins: &Section, side: Side, types: &[&'static PluginType]) -> Vec<Entry> {
+/// The plugins of these kinds, in the order of the kinds, then of the file. A kind that does not exist is reported as an
+/// unknown key of the block, with the likely one.
+pub(super) fn entries(
+    plugins: &Section,
+    side: Side,
+    kinds: impl IntoIterator<Item = &'static Kind>,
+) -> Vec<Entry> {
     let mut entries: Vec<Entry> = Vec::new();
-    for plugin_type in types {
+    for kind in kinds {
         let mut names: Vec<String> = Vec::new();
-        for (label, block) in plugins.sections_labelled(plugin_type.name) {
+        for (label, block) in plugins.sections_labelled(kind.name) {
             if names.contains(&label.value) {
-                let what = format!(
-                    "plugin {} {:?} is declared twice",
-                    plugin_type.name, label.value
-                );
-                plugins.fault_on(&label, Code::DuplicateKey, what, "take one out");
+                let what = format!("plugin {} {:?} is declared twice", kind.name, label.value);
+                plugins.fault_on(&label, Code::DuplicateKey, what, "remove one of them");
             }
             names.push(label.value.clone());
-            entries.extend(entry(plugin_type, side, label, &block));
+            entries.extend(entry(kind, side, label, &block));
         }
     }
     entries
 }
 
 fn entry(
-    plugin_type: &'static PluginType,
+    kind: &'static Kind,
     side: Side,
     label: Located<String>,
     block: &Section,
@@ -61,19 +69,19 @@ fn entry(
     block.strings("plugin_args");
     block.string("plugin_checksum");
     if !enabled {
-        // Whatever is in it is not in force.
+        // What is in it is not in force.
         block.raw("plugin_data");
         block.string("plugin_data_file");
         return None;
     }
-    let supported = command.is_empty() && plugin_type.supported.contains(&label.value.as_str());
+    let supported = command.is_empty() && kind.built_in.contains(&label.value.as_str());
     if !supported {
-        refuse(plugin_type, side, &label, block, !command.is_empty());
+        refuse(kind, side, &label, block, !command.is_empty());
         block.raw("plugin_data");
         block.string("plugin_data_file");
     }
     Some(Entry {
-        plugin_type: plugin_type.name,
+        kind: kind.name,
         name: label.value.clone(),
         label,
         block: block.clone(),
@@ -82,41 +90,33 @@ fn entry(
     })
 }
 
-fn refuse(
-    plugin_type: &PluginType,
-    side: Side,
-    label: &Located<String>,
-    block: &Section,
-    external: bool,
-) {
-    let (kind, name) = (plugin_type.name, label.value.as_str());
-    let built_in = if plugin_type.supported.is_empty() {
-        format!("the {} has no {kind} plugin yet", side.name())
+fn refuse(kind: &Kind, side: Side, label: &Located<String>, block: &Section, external: bool) {
+    let name = label.value.as_str();
+    let Kind {
+        name: kind_name,
+        built_in,
+        not_yet,
+        ..
+    } = kind;
+    let offered = if built_in.is_empty() {
+        format!("the {} has no {kind_name} plugin yet", side.name)
     } else {
-        format!(
-            "the {} has {}",
-            side.name(),
-            plugin_type.supported.join(", ")
-        )
+        format!("the {} has {}", side.name, built_in.join(", "))
     };
     if external {
         let what = format!(
-            "plugin {kind} {name:?} is external (plugin_cmd); external plugins are not yet supported"
+            "plugin {kind_name} {name:?} is external (plugin_cmd); external plugins are not yet supported"
         );
-        block.fault(Code::NotYetSupported, "plugin_cmd", what, built_in);
-    } else if plugin_type.not_yet.contains(&name) {
-        let what = format!("plugin {kind} {name:?} is not yet supported");
-        block.fault_on(label, Code::NotYetSupported, what, built_in);
+        block.fault(Code::NotYetSupported, "plugin_cmd", what, offered);
+    } else if not_yet.contains(&name) {
+        let what = format!("plugin {kind_name} {name:?} is not yet supported");
+        block.fault_on(label, Code::NotYetSupported, what, offered);
     } else {
-        let all = plugin_type
-            .supported
-            .iter()
-            .chain(plugin_type.not_yet)
-            .copied();
+        let all = built_in.iter().chain(*not_yet).copied();
         let guess = closest(name, all)
             .map_or_else(String::new, |meant| format!("; did you mean {meant:?}?"));
-        let what = format!("unknown {kind} plugin {name:?}{guess}");
-        block.fault_on(label, Code::UnknownPlugin, what, built_in);
+        let what = format!("unknown {kind_name} plugin {name:?}{guess}");
+        block.fault_on(label, Code::UnknownPlugin, what, offered);
     }
 }
 
@@ -128,7 +128,7 @@ fn data(block: &Section) -> Section {
     };
     if block.has("plugin_data") {
         let what = "only one of plugin_data and plugin_data_file can be used";
-        block.fault_on(&file, Code::ConflictingKeys, what, "take one out");
+        block.fault_on(&file, Code::ConflictingKeys, what, "remove one of them");
         return block.section_or_empty("plugin_data");
     }
     // SPIRE: variables are not expanded in such a file.

@@ -3,6 +3,13 @@
 use super::*;
 use config::Document;
 use config::fault::Faults;
+use spiffe::clock::SystemClock;
+use spiffe::key::KeyType;
+use spiffe::random::SystemRandom;
+use spiffe::trust_domain::TrustDomain;
+
+use crate::builtin::node_attestor::{JoinTokens, TokenRefusal};
+use crate::lifecycle::Reloaded;
 
 const SERVER: &str = r#"plugins {
     DataStore "sql" { plugin_data { database_type = "sqlite3" connection_string = "x" } }
@@ -43,12 +50,11 @@ fn server_faults(added: &str) -> Vec<Fault> {
 #[test]
 fn reads_the_servers_plugins() {
     let plugins = server(SERVER).unwrap();
-    assert_eq!(
-        plugins.key_manager,
-        KeyManagerPlugin::Disk("keys.json".into())
-    );
-    assert_eq!(plugins.node_attestors, [NodeAttestorPlugin::JoinToken]);
-    assert_eq!(plugins.upstream_authority, None);
+    assert_eq!(plugins.key_manager.name(), "disk");
+    assert!(format!("{:?}", plugins.key_manager).contains("keys.json"));
+    assert_eq!(plugins.node_attestors.len(), 1);
+    assert_eq!(plugins.node_attestors[0].name(), "join_token");
+    assert!(plugins.upstream_authority.is_none());
     let document = Document::parse("server.conf", SERVER, None).unwrap();
     let data_store = ServerPlugins::data_store(&document.root()).unwrap();
     assert_eq!(
@@ -58,17 +64,22 @@ fn reads_the_servers_plugins() {
 }
 
 #[test]
+fn the_server_redeems_join_tokens_in_any_case() {
+    let text = SERVER.replace("NodeAttestor \"join_token\" { plugin_data {} }", "");
+    let plugins = server(&text).unwrap();
+    assert_eq!(plugins.node_attestors.len(), 1);
+    assert_eq!(plugins.node_attestors[0].name(), "join_token");
+}
+
+#[test]
 fn reads_the_agents_plugins() {
     let plugins = agent(AGENT).unwrap();
-    assert_eq!(plugins.key_manager, KeyManagerPlugin::Memory);
-    let unix = UnixConfig {
-        discover_workload_path: true,
-        workload_size_limit: Some(-1),
-    };
-    assert_eq!(
-        plugins.workload_attestors,
-        [WorkloadAttestorPlugin::Unix(unix)]
-    );
+    assert_eq!(plugins.key_manager.name(), "memory");
+    assert_eq!(plugins.node_attestor.name(), "join_token");
+    assert_eq!(plugins.workload_attestors.len(), 1);
+    let unix = format!("{:?}", plugins.workload_attestors[0]);
+    assert!(unix.contains("discover_workload_path: true"), "{unix}");
+    assert!(unix.contains("workload_size_limit: Some(-1)"), "{unix}");
 }
 
 #[test]
@@ -81,7 +92,7 @@ fn takes_every_shape_that_spire_takes() {
         r#"{"plugins": [{"KeyManager": [{"memory": {}}]}, {"NodeAttestor": {"join_token": {}}}, {"WorkloadAttestor": {"unix": {}}}]}"#,
     ] {
         let plugins = agent(text).unwrap_or_else(|faults| panic!("{faults}\n{text}"));
-        assert_eq!(plugins.key_manager, KeyManagerPlugin::Memory);
+        assert_eq!(plugins.key_manager.name(), "memory");
         assert_eq!(plugins.workload_attestors.len(), 1);
     }
 }
@@ -114,18 +125,18 @@ fn what_is_switched_off_is_not_looked_at() {
 
 #[test]
 fn a_plugin_of_spire_that_is_missing_is_refused_by_name() {
-    for side in [Side::Server, Side::Agent] {
-        for plugin_type in side.types() {
-            for name in plugin_type.not_yet {
+    for side in [table::SERVER, table::AGENT] {
+        for kind in side.kinds {
+            for name in kind.not_yet {
                 let added = format!(
                     "plugins {{ {} {name:?} {{ plugin_data {{ a = 1 }} }} }}",
-                    plugin_type.name
+                    kind.name
                 );
-                let faults = match side {
-                    Side::Server => server(&format!("{SERVER} {added}")).unwrap_err(),
-                    Side::Agent => agent(&format!("{AGENT} {added}")).unwrap_err(),
+                let faults = match side.name {
+                    "server" => server(&format!("{SERVER} {added}")).unwrap_err(),
+                    _ => agent(&format!("{AGENT} {added}")).unwrap_err(),
                 };
-                let what = format!("plugin {} {name:?} is not yet supported", plugin_type.name);
+                let what = format!("plugin {} {name:?} is not yet supported", kind.name);
                 let fault = faults
                     .iter()
                     .find(|fault| fault.what == what)
@@ -253,8 +264,8 @@ fn a_plugins_own_file_is_read_and_checked_with_its_own_positions() {
     assert_eq!(missing.0[0].code, Code::ConfigUnreadable);
     std::fs::write(&path, "discover_workload_path = true").unwrap();
     let plugins = agent(&text).unwrap();
-    let WorkloadAttestorPlugin::Unix(config) = plugins.workload_attestors[0];
-    assert!(config.discover_workload_path);
+    let unix = format!("{:?}", plugins.workload_attestors[0]);
+    assert!(unix.contains("discover_workload_path: true"), "{unix}");
     std::fs::write(&path, "\n  discover_path = true").unwrap();
     let unknown = agent(&text).unwrap_err();
     assert_eq!(unknown.len(), 1);
@@ -265,39 +276,204 @@ fn a_plugins_own_file_is_read_and_checked_with_its_own_positions() {
     assert_eq!(agent(&both).unwrap_err().0[0].code, Code::ConflictingKeys);
 }
 
+fn host() -> HostServices {
+    HostServices::new(
+        TrustDomain::parse("example.org").unwrap(),
+        Arc::new(SystemClock),
+        Arc::new(SystemRandom),
+    )
+}
+
+#[derive(Debug)]
+struct NoTokens;
+
+#[async_trait::async_trait]
+impl JoinTokens for NoTokens {
+    async fn redeem(&self, _token: &str) -> Result<(), TokenRefusal> {
+        Err(TokenRefusal::Unknown)
+    }
+}
+
 #[tokio::test]
-async fn makes_what_was_configured() {
+async fn opens_what_was_configured() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("keys.json");
     let text = SERVER.replace("keys.json", path.to_str().unwrap());
-    let manager = server(&text).unwrap().open_key_manager().unwrap();
-    manager
-        .generate_key("a", spiffe::key::KeyType::EcP256)
-        .await
-        .unwrap();
+    let host = host().with_join_tokens(Arc::new(NoTokens));
+    let running = server(&text).unwrap().open(&host).await.unwrap();
+    let manager = running.key_manager.plugin();
+    manager.generate_key("a", KeyType::EcP256).await.unwrap();
     assert!(path.exists());
+    assert_eq!(running.node_attestors[0].plugin().name(), "join_token");
+    assert!(running.upstream_authority.is_none());
+    running.stop().await;
+
+    let running = agent(AGENT).unwrap().open(&host).await.unwrap();
+    assert_eq!(running.workload_attestors[0].plugin().name(), "unix");
+    assert!(!running.node_attestor.plugin().is_repeatable());
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_plugin_that_cannot_be_opened_is_a_fault() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("keys.json");
     std::fs::write(&path, "damaged").unwrap();
-    let fault = server(&text).unwrap().open_key_manager().unwrap_err();
+    let text = SERVER.replace("keys.json", path.to_str().unwrap());
+    let host = host().with_join_tokens(Arc::new(NoTokens));
+    let fault = server(&text).unwrap().open(&host).await.unwrap_err();
     assert_eq!(fault.code, Code::KeyFileInvalid);
-    let clock: Arc<dyn Clock> = Arc::new(spiffe::clock::SystemClock);
-    let attestors = agent(AGENT).unwrap().open_workload_attestors(&clock);
-    assert_eq!(attestors[0].name(), "unix");
-    agent(AGENT).unwrap().open_key_manager().unwrap();
-    let random: Arc<dyn Random> = Arc::new(spiffe::random::SystemRandom);
-    let domain = TrustDomain::parse("example.org").unwrap();
-    assert!(
-        server(SERVER)
-            .unwrap()
-            .open_upstream_authority(&domain, &clock, &random)
-            .unwrap()
-            .is_none()
+}
+
+#[test]
+fn the_names_of_a_kind_are_those_of_its_rows() {
+    fn names<T: ?Sized>(rows: &[Row<T>]) -> Vec<&'static str> {
+        rows.iter().map(|row| row.name).collect()
+    }
+    for (side, kind, rows) in [
+        (
+            table::SERVER,
+            "KeyManager",
+            names(table::SERVER_KEY_MANAGERS),
+        ),
+        (
+            table::SERVER,
+            "NodeAttestor",
+            names(table::SERVER_NODE_ATTESTORS),
+        ),
+        (
+            table::SERVER,
+            "UpstreamAuthority",
+            names(table::UPSTREAM_AUTHORITIES),
+        ),
+        (table::AGENT, "KeyManager", names(table::AGENT_KEY_MANAGERS)),
+        (
+            table::AGENT,
+            "NodeAttestor",
+            names(table::AGENT_NODE_ATTESTORS),
+        ),
+        (
+            table::AGENT,
+            "WorkloadAttestor",
+            names(table::WORKLOAD_ATTESTORS),
+        ),
+    ] {
+        let found = side.kinds.iter().find(|one| one.name == kind).unwrap();
+        assert_eq!(found.built_in, rows, "{} {kind}", side.name);
+    }
+}
+
+/// An upstream authority whose configuration lies in a file of its own, with the files it names.
+struct Upstream {
+    directory: tempfile::TempDir,
+    config: Configured<dyn UpstreamAuthority>,
+}
+
+impl Upstream {
+    async fn new() -> Self {
+        use spiffe::x509::{CaTemplate, Subject, issue_ca, random_serial};
+        let directory = tempfile::tempdir().unwrap();
+        for name in ["one", "two"] {
+            let key = spiffe::key::KeyPair::generate(KeyType::EcP256).unwrap();
+            let template = CaTemplate {
+                serial: random_serial(&SystemRandom),
+                subject: Subject::spire(),
+                id: TrustDomain::parse("upstream.test").unwrap().id(),
+                public_key: key.public_key().clone(),
+                not_before: std::time::SystemTime::UNIX_EPOCH,
+                not_after: std::time::SystemTime::UNIX_EPOCH
+                    + std::time::Duration::from_secs(1 << 33),
+                path_len: None,
+                subject_key_id: None,
+            };
+            let der = issue_ca(&template, None, &key).await.unwrap();
+            let certificate = spiffe::x509::Certificate::from_der(&der).unwrap();
+            std::fs::write(
+                directory.path().join(format!("{name}.crt")),
+                certificate.to_pem(),
+            )
+            .unwrap();
+            let der = key.to_pkcs8_der().unwrap();
+            use base64::Engine as _;
+            let body = base64::engine::general_purpose::STANDARD.encode(der.expose());
+            let pem = format!("-----BEGIN PRIVATE KEY-----\n{body}\n-----END PRIVATE KEY-----\n");
+            std::fs::write(directory.path().join(format!("{name}.key")), pem).unwrap();
+        }
+        let file = directory.path().join("upstream.conf");
+        let upstream = Self::write(directory.path(), "one");
+        std::fs::write(&file, upstream).unwrap();
+        let text = format!(
+            "{SERVER} plugins {{ UpstreamAuthority \"disk\" {{ plugin_data_file = {:?} }} }}",
+            file.display().to_string()
+        );
+        let config = server(&text).unwrap().upstream_authority.unwrap();
+        Self { directory, config }
+    }
+
+    fn write(directory: &std::path::Path, name: &str) -> String {
+        let directory = directory.display();
+        format!(
+            "cert_file_path = \"{directory}/{name}.crt\"\nkey_file_path = \"{directory}/{name}.key\"\n"
+        )
+    }
+
+    fn configure(&self, text: &str) {
+        std::fs::write(self.directory.path().join("upstream.conf"), text).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_changed_file_of_a_plugin_takes_effect_when_it_is_read_again() {
+    let files = Upstream::new().await;
+    let running = files.config.open(&host()).await.unwrap();
+    assert_eq!(running.reload().await.unwrap(), Reloaded::Unchanged);
+    files.configure(&Upstream::write(files.directory.path(), "two"));
+    assert_eq!(running.reload().await.unwrap(), Reloaded::Changed);
+    assert!(format!("{running:?}").contains("two.key"));
+    assert_eq!(running.reload().await.unwrap(), Reloaded::Unchanged);
+}
+
+#[tokio::test]
+async fn a_file_with_a_fault_leaves_the_former_configuration_in_force() {
+    let files = Upstream::new().await;
+    let running = files.config.open(&host()).await.unwrap();
+    for text in [
+        "cert_file_path = \"",
+        "cert_file = \"x\"",
+        "",
+        &Upstream::write(files.directory.path(), "missing"),
+    ] {
+        files.configure(text);
+        running.reload().await.expect_err(text);
+        assert!(format!("{running:?}").contains("one.key"), "{text}");
+    }
+    std::fs::remove_file(files.directory.path().join("upstream.conf")).unwrap();
+    running.reload().await.unwrap_err();
+}
+
+#[tokio::test]
+async fn a_plugin_that_needs_a_restart_says_so() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("unix.conf");
+    std::fs::write(&path, "discover_workload_path = true").unwrap();
+    let text = AGENT.replace(
+        "plugin_data { discover_workload_path = true workload_size_limit = -1 }",
+        &format!("plugin_data_file = {:?}", path.display().to_string()),
     );
+    let running = agent(&text).unwrap().open(&host()).await.unwrap();
+    std::fs::write(&path, "discover_workload_path = false").unwrap();
+    let outcomes = running.reload().await;
+    let (name, outcome) = outcomes.last().unwrap();
+    assert_eq!(*name, "unix");
+    let error = outcome.as_ref().unwrap_err().to_string();
+    assert!(error.contains("next start"), "{error}");
+    assert_eq!(*outcomes[0].1.as_ref().unwrap(), Reloaded::NoFile);
 }
 
 /// The pages in `docs/` that describe plugins: each has the same headings, names only codes that exist, and its
 /// examples are accepted.
 #[test]
-fn the_plugins_pages_tell_what_is_so() {
+fn the_plugins_pages_are_true() {
     let docs = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs");
     let headings = [
         "## Configuration",

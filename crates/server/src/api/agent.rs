@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use config::fault::Code;
+use plugin::builtin::node_attestor::JOIN_TOKEN;
 use proto::convert::{
     agent_id_from_wire, selectors_to_wire, spiffe_id_to_wire, workload_id_from_wire,
 };
@@ -20,7 +21,7 @@ use spiffe::trust_domain::TrustDomain;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::wire;
-use crate::attest::{Attestation, JOIN_TOKEN, requested_key};
+use crate::attest::{Attestation, requested_key};
 use crate::audit::Fields;
 use crate::ca::{Ca, Grant, IssuedX509};
 use crate::caller::Caller;

@@ -17,6 +17,7 @@ use zeroize::{Zeroize, Zeroizing};
 
 use crate::error::{Error, ErrorKind};
 use crate::key_manager::KeyManager;
+use crate::lifecycle::{HostServices, Lifecycle};
 use config::fault::{Code, Fault};
 use config::private_file;
 
@@ -57,6 +58,17 @@ impl DiskKeyManager {
             .read()
             .unwrap_or_else(PoisonError::into_inner)
             .clone()
+    }
+}
+
+#[async_trait]
+impl Lifecycle for DiskKeyManager {
+    type Config = PathBuf;
+
+    async fn open(path: PathBuf, _host: &HostServices) -> Result<Self, Error> {
+        tokio::task::spawn_blocking(move || Self::open(&path))
+            .await
+            .map_err(|_cancelled| Error::interrupted(NAME))?
     }
 }
 

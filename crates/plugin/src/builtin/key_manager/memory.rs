@@ -8,6 +8,7 @@ use spiffe::key::{KeyType, Signer};
 
 use crate::error::Error;
 use crate::key_manager::KeyManager;
+use crate::lifecycle::{HostServices, Lifecycle};
 
 /// After a restart the server has new authorities, and an agent has to attest again.
 #[derive(Debug, Default)]
@@ -18,6 +19,15 @@ pub struct MemoryKeyManager {
 impl MemoryKeyManager {
     pub fn new() -> Self {
         Self::default()
+    }
+}
+
+#[async_trait]
+impl Lifecycle for MemoryKeyManager {
+    type Config = ();
+
+    async fn open((): (), _host: &HostServices) -> Result<Self, Error> {
+        Ok(Self::new())
     }
 }
 

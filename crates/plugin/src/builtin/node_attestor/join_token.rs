@@ -14,6 +14,7 @@ use spiffe::secret::Secret;
 use spiffe::trust_domain::TrustDomain;
 
 use crate::error::{Error, ErrorKind};
+use crate::lifecycle::{HostServices, Lifecycle};
 use crate::node_attestor::server::{AgentAttributes, Conversation};
 use crate::node_attestor::{agent, server};
 
@@ -42,6 +43,15 @@ impl JoinTokenProof {
     /// Without a source the node can only go on with a stored identity.
     pub fn new(source: Option<TokenSource>) -> Self {
         Self { source }
+    }
+}
+
+#[async_trait]
+impl Lifecycle for JoinTokenProof {
+    type Config = ();
+
+    async fn open((): (), host: &HostServices) -> Result<Self, Error> {
+        Ok(Self::new(host.join_token.clone()))
     }
 }
 
@@ -132,6 +142,22 @@ impl JoinTokenAttestor {
             trust_domain,
             tokens,
         }
+    }
+}
+
+#[async_trait]
+impl Lifecycle for JoinTokenAttestor {
+    type Config = ();
+
+    async fn open((): (), host: &HostServices) -> Result<Self, Error> {
+        let tokens = host.join_tokens.clone().ok_or_else(|| {
+            Error::new(
+                JOIN_TOKEN,
+                ErrorKind::Internal,
+                "the host offers no join tokens",
+            )
+        })?;
+        Ok(Self::new(host.trust_domain.clone(), tokens))
     }
 }
 

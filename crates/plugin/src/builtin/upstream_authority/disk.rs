@@ -1,12 +1,12 @@
 //! An upstream authority whose certificate and key lie in PEM files.
 //!
-//! The files are read anew for each signature, so that they can be replaced while the server runs; if they cannot be
-//! read then, the last good ones go on (SPIRE: the same).
+//! The files are read again for each signature, so that they can be replaced while the server runs; if they cannot be
+//! read then, the last good ones stay in use (SPIRE: the same).
 
 mod problem;
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
@@ -18,6 +18,7 @@ use spiffe::trust_domain::TrustDomain;
 use spiffe::x509::{CaTemplate, Certificate, Issuer, issue_ca, random_serial};
 
 use crate::error::Error;
+use crate::lifecycle::{HostServices, Lifecycle};
 use crate::upstream_authority::{MintedCa, UpstreamAuthority};
 use config::Section;
 use config::private_file;
@@ -61,11 +62,17 @@ impl DiskUpstreamConfig {
 /// The plugin.
 #[derive(Debug)]
 pub struct DiskUpstreamAuthority {
-    config: DiskUpstreamConfig,
     trust_domain: TrustDomain,
     clock: Arc<dyn Clock>,
     random: Arc<dyn Random>,
-    last_good: Mutex<Arc<Upstream>>,
+    in_force: Mutex<InForce>,
+}
+
+/// Which files are used, and what was in them when they were last good.
+#[derive(Debug, Clone)]
+struct InForce {
+    config: DiskUpstreamConfig,
+    upstream: Arc<Upstream>,
 }
 
 /// The files' content, checked.
@@ -88,28 +95,63 @@ impl DiskUpstreamAuthority {
     ) -> Result<Self, Error> {
         let upstream = Arc::new(load(&config, clock.now())?);
         Ok(Self {
-            config,
             trust_domain,
             clock,
             random,
-            last_good: Mutex::new(upstream),
+            in_force: Mutex::new(InForce { config, upstream }),
         })
     }
 
-    async fn reload(&self) -> Result<Arc<Upstream>, Error> {
-        let (config, now) = (self.config.clone(), self.clock.now());
+    fn in_force(&self) -> MutexGuard<'_, InForce> {
+        self.in_force.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn load(&self, config: DiskUpstreamConfig) -> Result<Arc<Upstream>, Error> {
+        let now = self.clock.now();
         let loaded = tokio::task::spawn_blocking(move || load(&config, now)).await;
-        let mut last_good = self
-            .last_good
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        match loaded.map_err(|_cancelled| Error::interrupted(NAME))? {
-            Ok(upstream) => *last_good = Arc::new(upstream),
+        let upstream = loaded.map_err(|_cancelled| Error::interrupted(NAME))??;
+        Ok(Arc::new(upstream))
+    }
+
+    async fn reload(&self) -> Arc<Upstream> {
+        let before = self.in_force().clone();
+        match self.load(before.config.clone()).await {
+            Ok(upstream) => {
+                let mut in_force = self.in_force();
+                // Other files may have been configured meanwhile.
+                if in_force.config == before.config {
+                    in_force.upstream = Arc::clone(&upstream);
+                }
+                upstream
+            }
             Err(error) => {
-                tracing::warn!(%error, "upstream authority: going on with the files as they were");
+                tracing::warn!(%error, "upstream authority: using the files as they were last read");
+                before.upstream
             }
         }
-        Ok(Arc::clone(&last_good))
+    }
+}
+
+#[async_trait]
+impl Lifecycle for DiskUpstreamAuthority {
+    type Config = DiskUpstreamConfig;
+
+    async fn open(config: DiskUpstreamConfig, host: &HostServices) -> Result<Self, Error> {
+        let HostServices {
+            trust_domain,
+            clock,
+            random,
+            ..
+        } = host.clone();
+        tokio::task::spawn_blocking(move || Self::open(config, trust_domain, clock, random))
+            .await
+            .map_err(|_cancelled| Error::interrupted(NAME))?
+    }
+
+    async fn reconfigure(&self, config: DiskUpstreamConfig) -> Result<(), Error> {
+        let upstream = self.load(config.clone()).await?;
+        *self.in_force() = InForce { config, upstream };
+        Ok(())
     }
 }
 
@@ -134,7 +176,7 @@ impl UpstreamAuthority for DiskUpstreamAuthority {
                 Problem::CsrContent(format!("CSR must use the trust domain ID {id}")).into(),
             );
         }
-        let upstream = self.reload().await?;
+        let upstream = self.reload().await;
         let now = self.clock.now();
         let ttl = if preferred_ttl.is_zero() {
             DEFAULT_TTL

@@ -17,6 +17,7 @@ use spiffe::clock::Clock;
 use spiffe::selector::Selector;
 
 use crate::error::Error;
+use crate::lifecycle::{HostServices, Lifecycle};
 use crate::workload_attestor::{Attested, Peer, WorkloadAttestor};
 use config::Section;
 use digest::Digests;
@@ -136,6 +137,15 @@ struct Found {
     pid: i32,
     values: Vec<String>,
     incomplete: Option<Problem>,
+}
+
+#[async_trait]
+impl Lifecycle for UnixAttestor {
+    type Config = UnixConfig;
+
+    async fn open(config: UnixConfig, host: &HostServices) -> Result<Self, Error> {
+        Ok(Self::new(config, Arc::clone(&host.clock)))
+    }
 }
 
 #[async_trait]

@@ -272,7 +272,7 @@ async fn files_that_do_not_fit_are_refused_at_the_start() {
     let files = Files::new(&past.key, &[&past.certificate], None);
     files.open().unwrap();
     let late = Arc::new(ManualClock::new(from_unix(NOW + 1)));
-    let config = files.open().unwrap().config.clone();
+    let config = files.config();
     let domain = TrustDomain::parse("example.org").unwrap();
     let expired = DiskUpstreamAuthority::open(config, domain, late, Arc::new(SystemRandom));
     let expired = expired.unwrap_err();
