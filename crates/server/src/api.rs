@@ -26,6 +26,7 @@ use tonic_health::pb::health_server::HealthServer;
 use crate::audit::{Auditor, CallRecord, Unfinished};
 use crate::authz::{Authorizer, Lifetime, Row, is_local_service, row};
 use crate::caller::Connection;
+use crate::error::{Kind, refused};
 pub(crate) use refused_joins::RefusedJoins;
 use request_body::RequestBody;
 
@@ -66,15 +67,18 @@ impl std::fmt::Debug for Api {
     }
 }
 
+const TOO_MANY_CALLS: &str = "too many calls of this peer are in flight; wait for some to end";
 /// The call by which a node joins.
 const ATTEST_AGENT: &str = "/spire.api.server.agent.v1.Agent/AttestAgent";
 
 impl Api {
-    /// Answers one call and records it. Failures are answers, too: a connection outlives a refused call.
+    /// Answers one call and records it. Failures are answers, too: a connection outlives a refused call. Without room in the
+    /// budget of its peer a call is refused.
     pub(crate) async fn call(
         &self,
         connection: &Arc<Connection>,
         request: Request<Incoming>,
+        has_room: bool,
     ) -> Response<Body> {
         let row = row(request.uri().path());
         let record = Arc::new(
@@ -83,7 +87,13 @@ impl Api {
         );
         // A caller that goes away drops this future, and the guard records it.
         let unfinished = Unfinished(Arc::clone(&record));
-        let served = self.serve(row, connection, request, &record);
+        let served = async {
+            if has_room {
+                self.serve(row, connection, request, &record).await
+            } else {
+                Status::from(refused(Kind::ResourceExhausted, TOO_MANY_CALLS)).into_http()
+            }
+        };
         let response = match AssertUnwindSafe(served).catch_unwind().await {
             Ok(response) => response,
             Err(_panic) => boundary::panicked(&unfinished.0),
@@ -121,7 +131,8 @@ impl Api {
             "call"
         );
         let largest = request_body::largest_message(&caller);
-        let mut request = request.map(|body| RequestBody::new(row.lifetime, body));
+        let mut request =
+            request.map(|body| RequestBody::new(row.lifetime, connection.budget(), body));
         request.extensions_mut().insert(caller);
         let answered = match service {
             "spire.api.server.svid.v1.SVID" => self.svid.clone().call(request).await,

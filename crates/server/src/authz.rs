@@ -13,9 +13,10 @@ use spiffe::clock::{Clock, unix_seconds};
 use spiffe::id::SpiffeId;
 
 use crate::audit::CallRecord;
-use crate::caller::{Authority, Caller, Connection, Entitlement, PeerSvid};
+use crate::caller::{Authority, Caller, Connection, Entitlement};
 use crate::datastore::{AgentWriteError, Datastore};
 use crate::error::{self, AgentRefusal, Kind, OpError};
+use crate::principal::{PeerSvid, Principal};
 use crate::registry::Registry;
 
 mod table;
@@ -41,6 +42,16 @@ impl Authorizer {
     /// Whether a peer of this ID may hold a connection at all: ours, and administrators from elsewhere.
     pub(crate) fn may_connect(&self, id: &SpiffeId) -> bool {
         id.is_member_of(self.registry.trust_domain()) || self.admin_ids.contains(id)
+    }
+
+    /// The class that a verified SVID has now, from memory: SPIRE's order, as for a call.
+    pub(crate) fn principal(&self, svid: PeerSvid) -> Principal {
+        match self.by_entry(Allowed::ADMIN_OR_DOWNSTREAM, &svid) {
+            Some(Authority::Downstream(_)) => Principal::Downstream(svid),
+            Some(_) => Principal::Admin(svid),
+            None if self.check_agent(&svid).is_ok() => Principal::Agent(svid),
+            None => Principal::Workload(svid),
+        }
     }
 
     /// Lets the peer of `connection` make one call of the row's method, or says why not.

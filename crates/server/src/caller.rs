@@ -1,81 +1,114 @@
-//! Who is on the other end of a connection, established once when it is accepted.
+//! A connection with its principal, and the caller of one authorized call.
 //!
-//! A [`Connection`] says only what the transport proved (an address and a verified SVID, or a Unix peer). Whether that
-//! peer may make a call is decided for each call by `authz`, which turns it into a [`Caller`].
+//! A [`Connection`] says who the peer was when it was accepted. Whether that peer may make a call is decided for each call by
+//! `authz`, which turns it into a [`Caller`].
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use spiffe::entry::Entry;
-use spiffe::id::SpiffeId;
 use tokio::sync::watch;
 
 use crate::audit::{CallRecord, Fields, Outcome};
+use crate::budget::Budget;
 use crate::error::{Kind, OpError, refused};
-
-/// What the transport proved about a peer.
-#[derive(Debug)]
-pub(crate) enum Peer {
-    /// A process that may open the admin socket.
-    Local {
-        pid: Option<i32>,
-        uid: u32,
-        gid: u32,
-    },
-    /// A TLS client, with the SVID it showed, if it showed one.
-    Remote {
-        address: SocketAddr,
-        svid: Option<PeerSvid>,
-    },
-}
-
-/// The leaf that the handshake verified against its trust domain's bundle.
-#[derive(Debug, Clone)]
-pub(crate) struct PeerSvid {
-    pub(crate) id: SpiffeId,
-    /// Decimal, as stored with the agent.
-    pub(crate) serial: String,
-    pub(crate) not_after: SystemTime,
-}
+pub(crate) use crate::principal::PeerSvid;
+use crate::principal::{Account, Class, Principal};
+use crate::source::Source;
 
 /// One accepted connection.
 #[derive(Debug)]
 pub(crate) struct Connection {
-    peer: Peer,
+    principal: Principal,
+    /// Of a TLS client.
+    address: Option<SocketAddr>,
+    budget: Arc<Budget>,
     closing: watch::Receiver<bool>,
+    /// How many streams hold it open beyond its age.
+    lasting: Arc<watch::Sender<usize>>,
+}
+
+/// Holds its connection open beyond the age at which it would be asked to end.
+#[derive(Debug)]
+pub(crate) struct KeptOpen(Arc<watch::Sender<usize>>);
+
+impl Drop for KeptOpen {
+    fn drop(&mut self) {
+        self.0.send_modify(|count| *count = count.saturating_sub(1));
+    }
 }
 
 impl Connection {
-    pub(crate) fn new(peer: Peer, closing: watch::Receiver<bool>) -> Self {
-        Self { peer, closing }
-    }
-
-    pub(crate) fn is_local(&self) -> bool {
-        matches!(self.peer, Peer::Local { .. })
-    }
-
-    pub(crate) fn peer(&self) -> &Peer {
-        &self.peer
-    }
-
-    pub(crate) fn remote_ip(&self) -> Option<IpAddr> {
-        match &self.peer {
-            Peer::Local { .. } => None,
-            Peer::Remote { address, .. } => Some(address.ip()),
+    /// `closing` turns true when streams that would last should end.
+    pub(crate) fn new(
+        principal: Principal,
+        address: Option<SocketAddr>,
+        budget: Arc<Budget>,
+        closing: watch::Receiver<bool>,
+    ) -> Self {
+        Self {
+            principal,
+            address,
+            budget,
+            closing,
+            lasting: Arc::new(watch::Sender::new(0)),
         }
     }
 
+    pub(crate) fn principal(&self) -> &Principal {
+        &self.principal
+    }
+
+    pub(crate) fn is_local(&self) -> bool {
+        self.principal.class() == Class::Local
+    }
+
     pub(crate) fn svid(&self) -> Option<&PeerSvid> {
-        match &self.peer {
-            Peer::Local { .. } => None,
-            Peer::Remote { svid, .. } => svid.as_ref(),
+        self.principal.svid()
+    }
+
+    pub(crate) fn address(&self) -> Option<SocketAddr> {
+        self.address
+    }
+
+    /// What the account of the peer may still make this server hold.
+    pub(crate) fn budget(&self) -> &Arc<Budget> {
+        &self.budget
+    }
+
+    /// To whose account the peer's calls go. An SVID that entitles to nothing is no account of its own: whoever is behind an
+    /// address pays for all of them.
+    pub(crate) fn account(&self) -> Option<Account> {
+        match (&self.principal, self.address) {
+            (Principal::Local(peer), _) => Some(Account::Uid(peer.uid)),
+            (Principal::Unauthenticated | Principal::Workload(_), address) => {
+                address.map(|address| Account::Source(Source::of(address.ip())))
+            }
+            (Principal::Agent(svid) | Principal::Downstream(svid) | Principal::Admin(svid), _) => {
+                Some(Account::Identity(svid.id.clone(), self.principal.class()))
+            }
         }
     }
 
     /// Turns true when the connection has reached its age or the server stops: streams that would last should end.
     pub(crate) fn closing(&self) -> watch::Receiver<bool> {
         self.closing.clone()
+    }
+
+    /// For a stream that checks its peer before each message and is meant to last: its connection is not asked to end at
+    /// its age while the guard lives. Only an agent's is; for others the guard does nothing.
+    pub(crate) fn keep_open(&self) -> KeptOpen {
+        self.lasting.send_modify(|count| *count += 1);
+        KeptOpen(Arc::clone(&self.lasting))
+    }
+
+    /// Returns when no stream keeps the connection open.
+    pub(crate) async fn not_kept_open(&self) {
+        if self.principal.class() == Class::Agent {
+            let mut lasting = self.lasting.subscribe();
+            // The sender lives in this connection, so this cannot fail.
+            drop(lasting.wait_for(|count| *count == 0).await.map(|_| ()));
+        }
     }
 }
 
@@ -178,17 +211,65 @@ impl Caller {
 #[cfg(test)]
 impl Connection {
     pub(crate) fn local_for_tests() -> Self {
-        Self::new(
-            Peer::Local {
-                pid: Some(1),
-                uid: 0,
-                gid: 0,
-            },
-            watch::channel(false).1,
-        )
+        let peer = crate::principal::LocalPeer {
+            pid: Some(1),
+            uid: 0,
+            gid: 0,
+        };
+        Self::for_tests(Principal::Local(peer), None)
     }
 
+    /// A TLS client; as an agent's when it shows an SVID.
     pub(crate) fn remote_for_tests(address: SocketAddr, svid: Option<PeerSvid>) -> Self {
-        Self::new(Peer::Remote { address, svid }, watch::channel(false).1)
+        let principal = svid.map_or(Principal::Unauthenticated, Principal::Agent);
+        Self::for_tests(principal, Some(address))
+    }
+
+    pub(crate) fn for_tests(principal: Principal, address: Option<SocketAddr>) -> Self {
+        let budget = Budget::new(crate::budget::Limits::of(principal.class()));
+        Self::new(principal, address, budget, watch::channel(false).1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn svid() -> PeerSvid {
+        PeerSvid {
+            id: spiffe::id::SpiffeId::parse("spiffe://example.org/x").unwrap(),
+            serial: "1".to_owned(),
+            not_after: std::time::SystemTime::UNIX_EPOCH,
+        }
+    }
+
+    fn has_to_wait(connection: &Connection) -> bool {
+        use futures_util::FutureExt as _;
+        connection.not_kept_open().now_or_never().is_none()
+    }
+
+    #[test]
+    fn a_stream_keeps_an_agents_connection_open_and_nobody_elses() {
+        let agent = Connection::for_tests(Principal::Agent(svid()), None);
+        assert!(!has_to_wait(&agent));
+        let streams = (agent.keep_open(), agent.keep_open());
+        assert!(has_to_wait(&agent));
+        drop(streams.0);
+        assert!(has_to_wait(&agent));
+        drop(streams.1);
+        assert!(!has_to_wait(&agent));
+        let workload = Connection::for_tests(Principal::Workload(svid()), None);
+        let _stream = workload.keep_open();
+        assert!(!has_to_wait(&workload));
+    }
+
+    #[test]
+    fn charges_a_workloads_calls_to_its_address_and_an_agents_to_its_identity() {
+        let address = "192.0.2.1:5000".parse().ok();
+        let source = Connection::for_tests(Principal::Unauthenticated, address).account();
+        let workload = Connection::for_tests(Principal::Workload(svid()), address).account();
+        let agent = Connection::for_tests(Principal::Agent(svid()), address).account();
+        assert!(source.is_some() && workload == source);
+        assert_eq!(agent, Some(Account::Identity(svid().id, Class::Agent)));
     }
 }

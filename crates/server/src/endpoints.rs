@@ -17,13 +17,17 @@ use tonic::Status;
 use tonic::body::Body;
 
 use crate::api::Api;
-use crate::caller::{Connection, Peer};
+use crate::budget::{CallPermit, Cost};
+use crate::caller::Connection;
+use crate::principal::Class;
+use admission::{InFlight, Slot};
 use daemon::tasks::Shutdown;
-use lines::{Busy, Line};
 
 pub(crate) mod admin;
+pub(crate) mod admission;
+#[cfg(test)]
+mod budget_tests;
 pub(crate) mod health_checks;
-pub(crate) mod lines;
 pub(crate) mod tcp;
 #[cfg(test)]
 mod tests;
@@ -33,15 +37,16 @@ pub(crate) mod trust;
 const MAX_CONNECTION_AGE: Duration = Duration::from_secs(180);
 /// What calls in flight then still get; longer than the longest wait for a rate limit.
 const AGE_GRACE: Duration = Duration::from_secs(90);
-/// For the farewell on a connection without calls.
-const FAREWELL: Duration = Duration::from_secs(1);
+/// For GOAWAY to leave on a connection without calls.
+const GOAWAY_GRACE: Duration = Duration::from_secs(1);
 /// SPIRE: gracefulStopTimeout.
 pub(crate) const GRACEFUL_STOP: Duration = Duration::from_secs(10);
 /// Finds peers that vanished without a word, on whose streams nothing is ever sent.
 const PING_EVERY: Duration = Duration::from_secs(120);
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
-/// What one connection may make this server hold.
-struct Bounds {
+/// What HTTP/2 lets one connection make this server hold. Its account's budget bounds all of its connections together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Http2Limits {
     /// Calls at once.
     streams: u32,
     headers: u32,
@@ -50,20 +55,26 @@ struct Bounds {
     connection_window: u32,
 }
 
-/// Of those who showed an SVID or may open the admin socket.
-const KNOWN: Bounds = Bounds {
-    streams: 1_000,
-    headers: 64 << 10,
-    stream_window: 1 << 20,
-    connection_window: 4 << 20,
-};
-/// Of anybody else: an agent that attests needs one call at a time.
-const STRANGER: Bounds = Bounds {
-    streams: 16,
-    headers: 16 << 10,
-    stream_window: 64 << 10,
-    connection_window: 128 << 10,
-};
+impl Http2Limits {
+    fn of(class: Class) -> Self {
+        if class.is_shed_first() {
+            // An agent that attests needs one call at a time.
+            Self {
+                streams: 16,
+                headers: 16 << 10,
+                stream_window: 64 << 10,
+                connection_window: 128 << 10,
+            }
+        } else {
+            Self {
+                streams: 1_000,
+                headers: 64 << 10,
+                stream_window: 1 << 20,
+                connection_window: 4 << 20,
+            }
+        }
+    }
+}
 
 /// What every accept loop needs.
 #[derive(Debug, Clone)]
@@ -74,7 +85,7 @@ pub(crate) struct Serving {
 }
 
 /// Serves gRPC on one connection until the peer leaves, the connection is too old, or the server stops.
-async fn serve_connection<S>(stream: S, peer: Peer, line: Arc<Line>, serving: Serving)
+async fn serve_connection<S>(stream: S, connection: Connection, slot: Arc<Slot>, serving: Serving)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -83,32 +94,40 @@ where
         random,
         mut shutdown,
     } = serving;
-    let connection = Arc::new(Connection::new(peer, line.closing()));
-    let bounds = if connection.is_local() || connection.svid().is_some() {
-        KNOWN
-    } else {
-        STRANGER
-    };
-    let calls = Arc::clone(&line);
+    let connection = Arc::new(connection);
+    let limits = Http2Limits::of(connection.principal().class());
+    let served = (Arc::clone(&slot), Arc::clone(&connection));
     let service = service_fn(move |request| {
-        let (api, connection, busy) = (Arc::clone(&api), Arc::clone(&connection), calls.busy());
+        let (slot, connection) = &served;
+        let answering = answer(Arc::clone(&api), Arc::clone(connection), request);
+        let in_flight = slot.begin_call();
         async move {
-            let response = api.call(&connection, request).await;
-            // A stream counts as long as its body is being sent.
-            Ok::<_, Infallible>(response.map(|body| Body::new(Counted { body, _busy: busy })))
+            let (response, permit) = answering.await;
+            // A call counts for as long as its response is being sent.
+            Ok::<_, Infallible>(response.map(|body| {
+                Body::new(Counted {
+                    body,
+                    _in_flight: in_flight,
+                    _permit: permit,
+                })
+            }))
         }
     });
     let mut serving = pin!(
         http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
-            .max_concurrent_streams(bounds.streams)
-            .max_header_list_size(bounds.headers)
-            .initial_stream_window_size(bounds.stream_window)
-            .initial_connection_window_size(bounds.connection_window)
+            .max_concurrent_streams(limits.streams)
+            .max_header_list_size(limits.headers)
+            .initial_stream_window_size(limits.stream_window)
+            .initial_connection_window_size(limits.connection_window)
             .keep_alive_interval(PING_EVERY)
             .keep_alive_timeout(PING_TIMEOUT)
             .serve_connection(TokioIo::new(stream), service)
     );
+    let too_old = async {
+        tokio::time::sleep(jittered(MAX_CONNECTION_AGE, random.as_ref())).await;
+        connection.not_kept_open().await;
+    };
     let stopping = tokio::select! {
         ended = serving.as_mut() => {
             if let Err(error) = ended {
@@ -116,31 +135,47 @@ where
             }
             return;
         }
-        () = tokio::time::sleep(jittered(MAX_CONNECTION_AGE, random.as_ref())) => false,
-        // It makes room for another and has no calls: gone at once.
-        () = line.closed() => return,
+        () = too_old => false,
+        () = slot.evicted() => return,
         () = shutdown.requested() => true,
     };
-    line.close();
+    slot.close();
     serving.as_mut().graceful_shutdown();
-    let grace = match (line.has_calls(), stopping) {
-        // Nothing to wait for but the farewell; a peer that never spoke would not hear it.
-        (false, _) => FAREWELL,
+    let grace = match (slot.has_calls(), stopping) {
+        // Nothing to wait for but GOAWAY; a peer that never spoke would not hear it.
+        (false, _) => GOAWAY_GRACE,
         (true, true) => GRACEFUL_STOP,
         (true, false) => AGE_GRACE,
     };
-    if tokio::time::timeout(grace, serving).await.is_err() {
-        tracing::debug!(
-            seconds = grace.as_secs(),
-            "connection cut off: calls did not end in time"
-        );
+    tokio::select! {
+        _ended = serving => {}
+        () = slot.evicted() => {}
+        () = tokio::time::sleep(grace) => {
+            tracing::debug!(
+                seconds = grace.as_secs(),
+                "connection cut off: calls did not end in time"
+            );
+        }
     }
+}
+
+/// Answers a call, if the account of its peer has room for it. The permit is for as long as the answer is held.
+async fn answer(
+    api: Arc<Api>,
+    connection: Arc<Connection>,
+    request: http::Request<hyper::body::Incoming>,
+) -> (http::Response<Body>, Option<CallPermit>) {
+    let cost = Cost::of(request.uri().path());
+    let permit = connection.budget().begin_call(cost);
+    let response = api.call(&connection, request, permit.is_some()).await;
+    (response, permit)
 }
 
 /// A response's body that keeps its call counted.
 struct Counted {
     body: Body,
-    _busy: Busy,
+    _in_flight: InFlight,
+    _permit: Option<CallPermit>,
 }
 
 impl hyper::body::Body for Counted {

@@ -1,8 +1,11 @@
-//! Token buckets per client address (IPv6: per /64) for the calls that cost the server a signature or a write.
+//! Token buckets for the calls that cost the server a signature or a write: one for each address (IPv6: per /64) of peers that
+//! are nobody here, one for each identity of agents, downstream servers and administrators.
+//!
+//! SPIRE: per address for everybody; here no agent can use up what others behind the same load balancer need.
 //!
 //! A call waits for its tokens; it is refused only when it asks for more than the bucket can ever hold, or when the queue
 //! before it is longer than anybody would wait. Callers on the admin socket are never limited. The map of buckets is
-//! bounded: idle ones leave after two generations, and past the cap strangers share one bucket.
+//! bounded: idle ones leave after two generations, and past the cap newcomers share one bucket.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -14,7 +17,7 @@ use tokio::time::Instant;
 use crate::caller::Connection;
 use crate::config::RateLimitConfig;
 use crate::error::{Kind, OpError, failed};
-use crate::source::Source;
+use crate::principal::Account;
 
 /// SPIRE: limits.AttestLimitPerIP and its siblings, per second; the burst is the same number.
 const ATTEST_PER_SECOND: u32 = 1;
@@ -60,7 +63,7 @@ impl RateLimits {
     }
 }
 
-/// Token buckets by source, all of one rate.
+/// Token buckets by account, all of one rate.
 #[derive(Debug)]
 pub(crate) struct Limiter {
     rate: Option<u32>,
@@ -70,8 +73,8 @@ pub(crate) struct Limiter {
 #[derive(Debug)]
 struct Buckets {
     since: Instant,
-    current: HashMap<Source, Bucket>,
-    previous: HashMap<Source, Bucket>,
+    current: HashMap<Account, Bucket>,
+    previous: HashMap<Account, Bucket>,
     overflow: Bucket,
 }
 
@@ -111,75 +114,97 @@ impl Limiter {
     /// Waits until `count` calls' worth of tokens are there for this peer.
     ///
     /// # Errors
-    /// ResourceExhausted when `count` exceeds the burst or the queue is too long; `what` names the refused work.
+    /// When `count` exceeds the burst or the queue is too long; `what` names the refused work.
     pub(crate) async fn take(
         &self,
         connection: &Connection,
         count: usize,
         what: &str,
     ) -> Result<(), OpError> {
-        let (Some(rate), Some(address)) = (self.rate, connection.remote_ip()) else {
+        let Some(rate) = self.rate.filter(|_| !connection.is_local()) else {
             return Ok(());
         };
-        let Some(count) = u32::try_from(count).ok().filter(|count| *count <= rate) else {
-            return Err(failed(
-                Kind::ResourceExhausted,
-                &format!("rejecting request due to {what} rate limiting"),
-                format!(
+        let Some(account) = connection.account() else {
+            return Ok(());
+        };
+        let Some(tokens) = u32::try_from(count).ok().filter(|count| *count <= rate) else {
+            return Err(limited(
+                what,
+                &format!(
                     "rate ({count}) exceeds burst size ({rate}); send at most {rate} in one call"
                 ),
-            )
-            .with_code(Code::TooManyRequests));
+            ));
         };
-        let source = Source::of(address);
-        let wait = self.reserve(source, rate, count);
+        let mut reservation = self.reserve(account, rate, tokens);
+        let wait = reservation.wait;
         if wait > LONGEST_WAIT {
-            self.give_back(source, count);
-            return Err(failed(
-                Kind::ResourceExhausted,
-                &format!("rejecting request due to {what} rate limiting"),
-                format!(
-                    "{} s of work from {address} are queued already; back off and retry",
+            // Dropping the reservation gives the tokens back.
+            return Err(limited(
+                what,
+                &format!(
+                    "{} s of work of this peer are queued already; back off and retry",
                     wait.as_secs()
                 ),
-            )
-            .with_code(Code::TooManyRequests));
+            ));
         }
         if wait > Duration::ZERO {
-            let mut reservation = Reservation {
-                limiter: self,
-                source,
-                count,
-                kept: false,
-            };
             tokio::time::sleep(wait).await;
-            reservation.kept = true;
         }
+        reservation.kept = true;
         Ok(())
     }
 
-    fn reserve(&self, source: Source, rate: u32, count: u32) -> Duration {
+    fn reserve(&self, account: Account, rate: u32, count: u32) -> Reservation<'_> {
         let now = Instant::now();
         let mut buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
         buckets.turn(now);
-        let bucket = buckets.bucket(source, rate, now);
+        let (bucket, account) = buckets.bucket(account, rate, now);
         let refilled =
             bucket.tokens + now.duration_since(bucket.at).as_secs_f64() * f64::from(rate);
         bucket.tokens = refilled.min(f64::from(rate)) - f64::from(count);
         bucket.at = now;
-        if bucket.tokens >= 0.0 {
+        let wait = if bucket.tokens >= 0.0 {
             Duration::ZERO
         } else {
             Duration::from_secs_f64(-bucket.tokens / f64::from(rate))
+        };
+        Reservation {
+            limiter: self,
+            account,
+            count,
+            wait,
+            kept: false,
         }
     }
 
-    fn give_back(&self, source: Source, count: u32) {
+    /// Puts tokens back into the bucket that they were taken from. One that has been forgotten meanwhile is full again.
+    fn give_back(&self, account: Option<&Account>, count: u32) {
         let mut buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(bucket) = buckets.current.get_mut(&source) {
+        let Buckets {
+            current,
+            previous,
+            overflow,
+            ..
+        } = &mut *buckets;
+        let bucket = match account {
+            Some(account) => current
+                .get_mut(account)
+                .or_else(|| previous.get_mut(account)),
+            None => Some(overflow),
+        };
+        if let Some(bucket) = bucket {
             bucket.tokens += f64::from(count);
         }
     }
+}
+
+fn limited(what: &str, because: &str) -> OpError {
+    failed(
+        Kind::ResourceExhausted,
+        &format!("rejecting request due to {what} rate limiting"),
+        because,
+    )
+    .with_code(Code::TooManyRequests)
 }
 
 impl Buckets {
@@ -195,32 +220,49 @@ impl Buckets {
         self.since = now;
     }
 
-    fn bucket(&mut self, source: Source, rate: u32, now: Instant) -> &mut Bucket {
-        if !self.current.contains_key(&source) && self.current.len() >= MAX_BUCKETS {
-            return &mut self.overflow;
+    /// The account's bucket and its key; without a key the one that newcomers share when there are too many. Whoever had a
+    /// bucket in the generation before keeps it, so that a flood of newcomers drowns nobody who was there.
+    fn bucket(
+        &mut self,
+        account: Account,
+        rate: u32,
+        now: Instant,
+    ) -> (&mut Bucket, Option<Account>) {
+        let Self {
+            current,
+            previous,
+            overflow,
+            ..
+        } = self;
+        let full = current.len() >= MAX_BUCKETS;
+        let known = || current.contains_key(&account) || previous.contains_key(&account);
+        if full && !known() {
+            return (overflow, None);
         }
-        let previous = &mut self.previous;
-        self.current.entry(source).or_insert_with(|| {
-            previous.remove(&source).unwrap_or(Bucket {
+        let bucket = current.entry(account.clone()).or_insert_with(|| {
+            previous.remove(&account).unwrap_or(Bucket {
                 tokens: f64::from(rate),
                 at: now,
             })
-        })
+        });
+        (bucket, Some(account))
     }
 }
 
-/// Hands the tokens back when the caller went away before its turn came.
+/// Tokens that were taken. They go back when the call is refused, or goes away before its turn.
 struct Reservation<'a> {
     limiter: &'a Limiter,
-    source: Source,
+    /// None: taken from the shared bucket.
+    account: Option<Account>,
     count: u32,
+    wait: Duration,
     kept: bool,
 }
 
 impl Drop for Reservation<'_> {
     fn drop(&mut self) {
         if !self.kept {
-            self.limiter.give_back(self.source, self.count);
+            self.limiter.give_back(self.account.as_ref(), self.count);
         }
     }
 }
@@ -228,6 +270,22 @@ impl Drop for Reservation<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::principal::{Class, PeerSvid};
+    use crate::source::Source;
+
+    fn account(address: &str) -> Account {
+        Account::Source(Source::of(address.parse().unwrap()))
+    }
+
+    /// A connection from one address of a peer with this ID.
+    fn agent(path: &str) -> Connection {
+        let svid = PeerSvid {
+            id: spiffe::id::SpiffeId::parse(&format!("spiffe://example.org{path}")).unwrap(),
+            serial: "1".to_owned(),
+            not_after: std::time::SystemTime::UNIX_EPOCH,
+        };
+        Connection::remote_for_tests("192.0.2.7:4711".parse().unwrap(), Some(svid))
+    }
 
     fn remote() -> Connection {
         Connection::remote_for_tests("192.0.2.7:4711".parse().unwrap(), None)
@@ -265,13 +323,69 @@ mod tests {
     async fn refuses_to_queue_beyond_the_longest_wait() {
         let limiter = Limiter::per_second(1);
         for _ in 0..=LONGEST_WAIT.as_secs() {
-            limiter.reserve(Source::of("192.0.2.7".parse().unwrap()), 1, 1);
+            limiter.reserve(account("192.0.2.7"), 1, 1).kept = true;
         }
-        let refused = limiter
-            .take(&remote(), 1, "attest agent")
-            .await
-            .unwrap_err();
-        assert_eq!(refused.kind(), Kind::ResourceExhausted);
+        for _ in 0..3 {
+            let refused = limiter
+                .take(&remote(), 1, "attest agent")
+                .await
+                .unwrap_err();
+            assert_eq!(refused.kind(), Kind::ResourceExhausted);
+            assert!(refused.message().contains("61 s of work"), "{refused}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn gives_a_refused_newcomer_s_tokens_back_to_the_shared_bucket() {
+        let limiter = Limiter::per_second(1);
+        fill(&limiter);
+        for _ in 0..=LONGEST_WAIT.as_secs() {
+            limiter.reserve(account("198.51.100.1"), 1, 1).kept = true;
+        }
+        let owed = limiter.buckets.lock().unwrap().overflow.tokens;
+        for _ in 0..100 {
+            let other = Connection::remote_for_tests("198.51.100.2:1".parse().unwrap(), None);
+            limiter.take(&other, 1, "x").await.unwrap_err();
+        }
+        let after = limiter.buckets.lock().unwrap().overflow.tokens;
+        assert!((owed - after).abs() < 0.01, "{owed} {after}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn keeps_the_bucket_of_whom_it_knew_before_a_flood_of_newcomers() {
+        let limiter = Limiter::per_second(1);
+        limiter.take(&remote(), 1, "x").await.unwrap();
+        tokio::time::advance(GENERATION).await;
+        fill(&limiter);
+        limiter.take(&remote(), 1, "x").await.unwrap();
+        let buckets = limiter.buckets.lock().unwrap();
+        assert!(buckets.current.contains_key(&account("192.0.2.7")));
+    }
+
+    /// Takes all the buckets there may be.
+    fn fill(limiter: &Limiter) {
+        for host in 0..u32::try_from(MAX_BUCKETS).unwrap() {
+            let address = std::net::IpAddr::from((0x0a00_0000 | host).to_be_bytes());
+            let account = Account::Source(Source::of(address));
+            limiter.reserve(account, 1, 1).kept = true;
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn limits_agents_behind_one_address_apart_and_their_workloads_together() {
+        let (limiter, start) = (Limiter::per_second(1), Instant::now());
+        for path in ["/spire/agent/a", "/spire/agent/b", "/spire/agent/c"] {
+            limiter.take(&agent(path), 1, "x").await.unwrap();
+        }
+        assert_eq!(start.elapsed(), Duration::ZERO);
+        for path in ["/web", "/db"] {
+            let svid = agent(path).svid().unwrap().clone();
+            let peer = crate::principal::Principal::Workload(svid);
+            assert_eq!(peer.class(), Class::Workload);
+            let peer = Connection::for_tests(peer, "192.0.2.7:1".parse().ok());
+            limiter.take(&peer, 1, "x").await.unwrap();
+        }
+        assert!(start.elapsed() >= Duration::from_millis(999));
     }
 
     #[tokio::test(start_paused = true)]

@@ -15,6 +15,8 @@ use proto::spire::api::server::bundle::v1::GetBundleRequest;
 use proto::spire::api::server::bundle::v1::bundle_client::BundleClient;
 use proto::spire::api::server::entry::v1::BatchCreateEntryRequest;
 use proto::spire::api::server::entry::v1::entry_client::EntryClient;
+use proto::spire::api::server::svid::v1::svid_client::SvidClient;
+use proto::spire::api::server::svid::v1::{BatchNewX509svidRequest, NewX509svidParams};
 use proto::spire::api::types::{self, permission_denied_details::Reason};
 use spiffe::bundle::X509Bundle;
 use spiffe::clock::{Clock, ManualClock, from_unix};
@@ -225,7 +227,7 @@ impl TestServer {
             .unwrap()
     }
 
-    async fn client_config(&self, identity: Option<&Identity>) -> rustls::ClientConfig {
+    pub(crate) async fn client_config(&self, identity: Option<&Identity>) -> rustls::ClientConfig {
         let bundle = BundleClient::new(self.local().await)
             .get_bundle(GetBundleRequest::default())
             .await
@@ -303,6 +305,26 @@ impl TestServer {
 
     pub(crate) fn unix_now(&self) -> i64 {
         spiffe::clock::unix_seconds(self.clock.now())
+    }
+
+    /// A workload of this agent, with its SVID.
+    pub(crate) async fn workload(&self, agent: &Identity, path: &str) -> Identity {
+        let entry = self.entry(agent, path).await;
+        let key = KeyPair::generate(KeyType::EcP256).unwrap();
+        let param = NewX509svidParams {
+            entry_id: entry.id,
+            csr: csr(&key),
+        };
+        let request = BatchNewX509svidRequest {
+            params: vec![param],
+        };
+        let answer = SvidClient::new(self.remote(Some(agent)).await)
+            .batch_new_x509svid(request)
+            .await
+            .unwrap()
+            .into_inner();
+        let result = answer.results.into_iter().next().unwrap();
+        identity(key, result.svid.unwrap())
     }
 
     pub(crate) fn advance(&self, seconds: u64) {

@@ -81,7 +81,9 @@ impl WatchApi for WatchService {
         };
         tokio::spawn(watcher.run(request.into_inner()));
         let authorizer = Arc::clone(&self.authorizer);
-        let checked = ReceiverStream::new(stream).scan((), move |(), event| {
+        // Each push checks the agent again, so the connection need not end for that.
+        let kept_open = caller.connection.keep_open();
+        let checked = ReceiverStream::new(stream).scan(kept_open, move |_, event| {
             std::future::ready(match authorizer.recheck_agent(&svid) {
                 Ok(()) => Some(*event),
                 Err(StreamEnd::Denied(denied)) => Some(Err(denied.into())),

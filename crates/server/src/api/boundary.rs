@@ -11,7 +11,8 @@ use tonic::{Code, Status};
 
 use crate::audit::{AuditCaller, CallContext, CallRecord, Outcome, Unfinished};
 use crate::authz::{Lifetime, Row};
-use crate::caller::{Connection, Peer};
+use crate::caller::Connection;
+use crate::principal::Principal;
 
 /// As much of an unknown method's path as an audit event keeps: the caller made it up.
 const MAX_UNKNOWN_PATH: usize = 128;
@@ -48,18 +49,23 @@ pub(super) fn context(
 }
 
 fn caller(connection: &Connection) -> AuditCaller {
-    match connection.peer() {
-        Peer::Local { pid, uid, gid } => {
-            let path = pid.and_then(|pid| std::fs::read_link(format!("/proc/{pid}/exe")).ok());
+    match connection.principal() {
+        Principal::Local(peer) => {
+            let path = peer
+                .pid
+                .and_then(|pid| std::fs::read_link(format!("/proc/{pid}/exe")).ok());
             AuditCaller::Local {
-                uid: *uid,
-                gid: *gid,
+                uid: peer.uid,
+                gid: peer.gid,
                 path: path.map(|path| path.display().to_string()),
             }
         }
-        Peer::Remote { address, svid } => AuditCaller::Remote {
-            address: address.to_string(),
-            id: svid.as_ref().map(|svid| svid.id.clone()),
+        remote => AuditCaller::Remote {
+            address: connection
+                .address()
+                .map(|address| address.to_string())
+                .unwrap_or_default(),
+            id: remote.svid().map(|svid| svid.id.clone()),
         },
     }
 }

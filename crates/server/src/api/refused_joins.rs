@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::audit::Outcome;
-use crate::caller::{Connection, Peer};
+use crate::caller::Connection;
 use crate::source::Source;
 
 /// A source that is refused again within this time gets no further line; the next line counts what was left out.
@@ -31,8 +31,7 @@ struct Refusals {
 impl RefusedJoins {
     /// Warns of a refused join.
     pub(super) fn warn(&self, connection: &Connection, outcome: &Outcome) {
-        let (Peer::Remote { address, .. }, Outcome::Error { code, message }) =
-            (connection.peer(), outcome)
+        let (Some(address), Outcome::Error { code, message }) = (connection.address(), outcome)
         else {
             return;
         };

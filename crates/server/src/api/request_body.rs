@@ -4,6 +4,7 @@
 //! caller may leave one unfinished.
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ use tokio::time::Sleep;
 use tonic::Status;
 
 use crate::authz::Lifetime;
+use crate::budget::{Budget, HeldBytes};
 use crate::caller::{Authority, Caller};
 
 /// For callers without an identity: an attestation payload and a CSR are a few KiB.
@@ -31,20 +33,23 @@ pub(super) fn largest_message(caller: &Caller) -> usize {
     }
 }
 
-/// A body that fails when it does not end in time, unless its method is a conversation.
+/// A body that fails when it does not end in time, unless its method is a conversation, and when its sender's account holds too
+/// many bytes of unfinished requests.
 #[derive(Debug)]
 pub(super) struct RequestBody<B> {
     body: B,
     timed: bool,
+    unfinished: Unfinished,
     /// Runs from the first moment that the server waits for the body; most bodies are there at once.
     deadline: Option<Pin<Box<Sleep>>>,
 }
 
 impl<B> RequestBody<B> {
-    pub(super) fn new(lifetime: Lifetime, body: B) -> Self {
+    pub(super) fn new(lifetime: Lifetime, budget: &Arc<Budget>, body: B) -> Self {
         Self {
             body,
             timed: lifetime != Lifetime::Conversation,
+            unfinished: Unfinished::new(budget),
             deadline: None,
         }
     }
@@ -64,6 +69,14 @@ where
     ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
         let this = self.get_mut();
         if let Poll::Ready(frame) = Pin::new(&mut this.body).poll_frame(context) {
+            let data = match &frame {
+                Some(Ok(frame)) => frame.data_ref(),
+                _ => None,
+            };
+            if data.is_some_and(|data| !this.unfinished.take(data)) {
+                let full = "too many bytes of unfinished requests from this peer";
+                return Poll::Ready(Some(Err(Status::resource_exhausted(full).into())));
+            }
             return Poll::Ready(frame.map(|frame| frame.map_err(Into::into)));
         }
         if !this.timed {
@@ -89,6 +102,60 @@ where
     }
 }
 
+/// The message that is arriving, counted to its sender's account until it is complete: a stream may last, and what its
+/// earlier messages held is no longer held.
+///
+/// gRPC's framing: one byte of flags, four of length, the message.
+#[derive(Debug)]
+struct Unfinished {
+    held: HeldBytes,
+    prefix: [u8; PREFIX],
+    prefix_len: usize,
+    /// Of the message, once its prefix is complete.
+    missing: usize,
+}
+
+const PREFIX: usize = 5;
+
+impl Unfinished {
+    fn new(budget: &Arc<Budget>) -> Self {
+        Self {
+            held: budget.hold_bytes(),
+            prefix: [0; PREFIX],
+            prefix_len: 0,
+            missing: 0,
+        }
+    }
+
+    /// Counts what arrived. False when the account holds too much.
+    fn take(&mut self, mut data: &[u8]) -> bool {
+        while let Some((first, rest)) = data.split_first() {
+            if let Some(octet) = self.prefix.get_mut(self.prefix_len) {
+                *octet = *first;
+                self.prefix_len += 1;
+                data = rest;
+                if self.prefix_len == PREFIX {
+                    let [_flags, length @ ..] = self.prefix;
+                    self.missing =
+                        usize::try_from(u32::from_be_bytes(length)).unwrap_or(usize::MAX);
+                }
+            } else {
+                let (part, rest) = data.split_at(data.len().min(self.missing));
+                if !self.held.add(part.len()) {
+                    return false;
+                }
+                self.missing -= part.len();
+                data = rest;
+            }
+            if self.prefix_len == PREFIX && self.missing == 0 {
+                self.prefix_len = 0;
+                self.held.release();
+            }
+        }
+        true
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::convert::Infallible;
@@ -98,6 +165,8 @@ mod tests {
     use tokio_stream::wrappers::UnboundedReceiverStream;
 
     use super::*;
+    use crate::budget::Limits;
+    use crate::principal::Class;
 
     type Sent = Result<Frame<Bytes>, Infallible>;
 
@@ -109,7 +178,49 @@ mod tests {
     ) {
         let (sender, sent) = unbounded_channel();
         let body = StreamBody::new(UnboundedReceiverStream::new(sent));
-        (sender, RequestBody::new(lifetime, body))
+        (sender, RequestBody::new(lifetime, &budget(), body))
+    }
+
+    fn budget() -> Arc<Budget> {
+        Budget::new(Limits::of(Class::Workload))
+    }
+
+    /// The beginning of a message of `length` bytes, of which the first `sent` have come.
+    fn message(length: u32, sent: usize) -> Vec<u8> {
+        let mut bytes = vec![0];
+        bytes.extend(length.to_be_bytes());
+        bytes.resize(PREFIX + sent, 7);
+        bytes
+    }
+
+    #[test]
+    fn holds_the_bytes_of_unfinished_messages_against_their_sender() {
+        let budget = budget();
+        let limit = Limits::of(Class::Workload).bytes;
+        let begun = message(64 << 10, 60 << 10);
+        let mut held = Vec::new();
+        for _ in 0..limit / (60 << 10) {
+            let mut unfinished = Unfinished::new(&budget);
+            assert!(unfinished.take(&begun));
+            held.push(unfinished);
+        }
+        assert!(!Unfinished::new(&budget).take(&begun));
+        held.pop();
+        assert!(Unfinished::new(&budget).take(&begun));
+    }
+
+    #[test]
+    fn lets_go_of_a_message_that_is_complete_however_it_is_cut() {
+        let budget = budget();
+        let mut stream = Unfinished::new(&budget);
+        let (whole, begun) = (message(1_000, 1_000), message(1_000, 999));
+        for _ in 0..10_000 {
+            for piece in whole.chunks(333) {
+                assert!(stream.take(piece));
+            }
+        }
+        assert!(stream.take(&whole.repeat(100)));
+        assert!(stream.take(&begun), "what is left is one message");
     }
 
     fn byte() -> Sent {

@@ -17,6 +17,7 @@ impl Allowed {
     pub(crate) const AGENT: Self = Self(1 << 3);
     /// A server below this one.
     pub(crate) const DOWNSTREAM: Self = Self(1 << 4);
+    pub(crate) const ADMIN_OR_DOWNSTREAM: Self = Self(Self::ADMIN.0 | Self::DOWNSTREAM.0);
     const OPERATOR: Self = Self(Self::LOCAL.0 | Self::ADMIN.0);
     const OPERATOR_OR_AGENT: Self = Self(Self::OPERATOR.0 | Self::AGENT.0);
 

@@ -7,6 +7,7 @@ use spiffe::trust_domain::TrustDomain;
 
 use super::*;
 use crate::datastore::{DatastoreConfig, DatastoreKind};
+use crate::principal::Class;
 use crate::registry::Agent;
 
 const NOW: i64 = 1_800_000_000;
@@ -446,4 +447,50 @@ async fn tells_downstream_servers_from_administrators() {
         .authority;
     assert!(matches!(authority, Authority::Downstream(entry) if entry.spiffe_id == id("/below")));
     world.refusal(LIST, remote(Some(caller))).await;
+}
+
+#[tokio::test]
+async fn tells_the_class_of_a_principal_by_what_is_registered_now() {
+    let world = world().await;
+    let (node, peer) = (id("/spire/agent/join_token/x"), id("/peer"));
+    let class = |id: &SpiffeId, serial: &str| {
+        let principal = world.authorizer.principal(svid(id.clone(), serial));
+        principal.class()
+    };
+    let store = &world.authorizer.datastore;
+    assert_eq!(class(&node, "1"), Class::Workload, "not attested");
+    store
+        .put_agent(agent(node.clone(), "1", "2"))
+        .await
+        .unwrap();
+    assert_eq!(class(&node, "1"), Class::Agent);
+    assert_eq!(class(&node, "2"), Class::Agent, "renewed");
+    assert_eq!(
+        class(&node, "3"),
+        Class::Workload,
+        "another SVID of that ID"
+    );
+    store.ban_agent(&node).await.unwrap();
+    assert_eq!(class(&node, "1"), Class::Workload, "banned");
+
+    assert_eq!(class(&peer, "9"), Class::Workload);
+    let downstream = entry("/peer", |entry| entry.downstream = true);
+    store.create_entries(vec![downstream]).await.unwrap();
+    assert_eq!(class(&peer, "9"), Class::Downstream);
+    let brief = entry("/brief", |entry| {
+        entry.admin = true;
+        entry.expires_at = NOW + 60;
+    });
+    store.create_entries(vec![brief]).await.unwrap();
+    assert_eq!(class(&id("/brief"), "9"), Class::Admin);
+    world.clock.advance(Duration::from_secs(60));
+    assert_eq!(
+        class(&id("/brief"), "9"),
+        Class::Workload,
+        "the entry expired"
+    );
+    let far = SpiffeId::parse("spiffe://far.example/admin").unwrap();
+    assert_eq!(class(&far, "9"), Class::Admin, "by configuration");
+    world.clock.advance(Duration::from_secs(3_600));
+    assert_eq!(class(&far, "9"), Class::Workload, "the SVID expired");
 }

@@ -8,9 +8,10 @@ use daemon::socket::{Modes, Socket, SocketFile};
 use proto::authority_filter::AuthorityFilter;
 use tokio::net::{UnixListener, UnixStream};
 
-use super::lines::{Line, Lines};
+use super::admission::{Admission, Capacity, Slot};
 use super::{Serving, pause_after_failed_accept, serve_connection};
-use crate::caller::Peer;
+use crate::caller::Connection;
+use crate::principal::{Account, Class, LocalPeer, Principal};
 
 const MAX_CONNECTIONS: usize = 1_024;
 
@@ -40,7 +41,7 @@ impl AdminSocket {
 
     /// Accepts until the server stops, then waits for the connections to end.
     pub(crate) async fn run(self, serving: Serving) {
-        let mut connections = Lines::at_most(MAX_CONNECTIONS);
+        let mut connections = Admission::new(Capacity::of(MAX_CONNECTIONS));
         let mut shutdown = serving.shutdown.clone();
         loop {
             let accepted = tokio::select! {
@@ -48,16 +49,7 @@ impl AdminSocket {
                 accepted = self.listener.accept() => accepted,
             };
             match accepted {
-                Ok((stream, _)) => {
-                    let serving = serving.clone();
-                    let serve = |line| serve(stream, line, serving);
-                    if !connections.spawn(None, serve).await {
-                        tracing::warn!(
-                            most = MAX_CONNECTIONS,
-                            "refusing a connection on the admin socket: too many"
-                        );
-                    }
-                }
+                Ok((stream, _)) => admit(stream, &mut connections, &serving),
                 Err(error) => pause_after_failed_accept(&error, &mut shutdown).await,
             }
         }
@@ -66,18 +58,30 @@ impl AdminSocket {
     }
 }
 
-async fn serve(stream: UnixStream, line: Arc<Line>, serving: Serving) {
-    let credentials = match stream.peer_cred() {
-        Ok(credentials) => credentials,
+fn admit(stream: UnixStream, connections: &mut Admission, serving: &Serving) {
+    let peer = match stream.peer_cred() {
+        Ok(credentials) => LocalPeer {
+            pid: credentials.pid(),
+            uid: credentials.uid(),
+            gid: credentials.gid(),
+        },
         Err(error) => {
             tracing::warn!(%error, "refusing a connection on the admin socket: the system does not say whose it is");
             return;
         }
     };
-    let peer = Peer::Local {
-        pid: credentials.pid(),
-        uid: credentials.uid(),
-        gid: credentials.gid(),
-    };
-    serve_connection(AuthorityFilter::new(stream), peer, line, serving).await;
+    let serving = serving.clone();
+    let serve = |slot| serve(stream, peer, slot, serving);
+    if !connections.spawn(Account::Uid(peer.uid), Class::Local, serve) {
+        tracing::warn!(
+            most = MAX_CONNECTIONS,
+            "refusing a connection on the admin socket: too many"
+        );
+    }
+}
+
+async fn serve(stream: UnixStream, peer: LocalPeer, slot: Arc<Slot>, serving: Serving) {
+    let budget = slot.enter(Account::Uid(peer.uid), Class::Local);
+    let connection = Connection::new(Principal::Local(peer), None, budget, slot.closing());
+    serve_connection(AuthorityFilter::new(stream), connection, slot, serving).await;
 }

@@ -15,14 +15,18 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
 
-use super::lines::Lines;
+use super::admission::{Admission, Capacity, Slot};
 use super::pause_after_failed_accept;
 use super::tcp::listen;
 use crate::config::HealthConfig;
 use crate::health::Health;
+use crate::principal::{Account, Class};
+use crate::source::Source;
 use daemon::tasks::Shutdown;
 
 const MAX_CONNECTIONS: usize = 64;
+/// Of one address, so that others' probes get through whatever it does.
+const MAX_PER_SOURCE: usize = 16;
 /// A probe is one short request; whatever takes longer is not a probe.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(15);
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -65,18 +69,23 @@ impl HealthChecks {
     }
 
     pub(crate) async fn run(self, health: Arc<Health>, mut shutdown: Shutdown) {
-        let mut connections = Lines::at_most(MAX_CONNECTIONS);
+        let mut connections = Admission::new(Capacity {
+            per_source: MAX_PER_SOURCE,
+            ..Capacity::of(MAX_CONNECTIONS)
+        });
         loop {
             let accepted = tokio::select! {
                 () = shutdown.requested() => break,
                 accepted = self.listener.accept() => accepted,
             };
             match accepted {
-                Ok((stream, _)) => {
+                Ok((stream, address)) => {
                     let (health, paths) = (Arc::clone(&health), Arc::clone(&self.paths));
-                    connections
-                        .spawn(None, |_| serve(stream, health, paths))
-                        .await;
+                    let from = Account::Source(Source::of(address.ip()));
+                    let serve = |slot| serve(stream, slot, health, paths);
+                    if !connections.spawn(from, Class::Unauthenticated, serve) {
+                        tracing::debug!(%address, "refusing a health check: too many");
+                    }
                 }
                 Err(error) => pause_after_failed_accept(&error, &mut shutdown).await,
             }
@@ -84,7 +93,7 @@ impl HealthChecks {
     }
 }
 
-async fn serve(stream: TcpStream, health: Arc<Health>, paths: Arc<Paths>) {
+async fn serve(stream: TcpStream, slot: Arc<Slot>, health: Arc<Health>, paths: Arc<Paths>) {
     let service = service_fn(move |request| {
         let answer = answer(&request, &health, &paths);
         async move { Ok::<_, Infallible>(answer) }
@@ -93,7 +102,12 @@ async fn serve(stream: TcpStream, health: Arc<Health>, paths: Arc<Paths>) {
         .timer(TokioTimer::new())
         .header_read_timeout(HEADER_TIMEOUT)
         .serve_connection(TokioIo::new(stream), service);
-    drop(tokio::time::timeout(CONNECTION_TIMEOUT, connection).await);
+    // However it ends: a prober that wants to know asks again.
+    tokio::select! {
+        _ended = connection => {}
+        () = slot.evicted() => {}
+        () = tokio::time::sleep(CONNECTION_TIMEOUT) => {}
+    }
 }
 
 /// SPIRE: 200 or 500 with a JSON object of subsystem and details.

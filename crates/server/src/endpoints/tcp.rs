@@ -14,15 +14,16 @@ use spiffe::tls::peer_svid;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 
-use super::lines::{Line, Lines};
+use super::admission::{Admission, Capacity, Slot};
 use super::{Serving, pause_after_failed_accept, serve_connection};
-use crate::caller::{Peer, PeerSvid};
+use crate::caller::Connection;
+use crate::principal::{Account, Class, PeerSvid, Principal};
 use crate::source::Source;
 
 /// Whatever the limit of open files would allow.
 const MAX_CONNECTIONS: usize = 65_536;
-/// Connections of peers that have not shown an SVID: each unfinished handshake may cost 64 KiB.
-const MAX_STRANGERS: usize = 8_192;
+/// Connections of unauthenticated peers and of workloads: each unfinished handshake may cost 64 KiB.
+const MAX_SHED_FIRST: usize = 8_192;
 /// Of which one source address may hold this part; not a small one, since all agents may come through one load balancer.
 const SOURCES_PART: usize = 4;
 /// A peer that takes longer keeps its place from nobody: at the cap the oldest handshakes go first.
@@ -85,9 +86,12 @@ impl TcpEndpoint {
     /// Accepts until the server stops, then waits for the connections to end.
     pub(crate) async fn run(self, tls: Arc<ServerConfig>, room: usize, serving: Serving) {
         let most = room.min(MAX_CONNECTIONS);
-        let strangers = (most / 2).clamp(1, MAX_STRANGERS);
-        let share = (strangers / SOURCES_PART).max(1);
-        let mut connections = Lines::at_most(most).with_strangers(strangers, share);
+        let shed_first = (most / 2).clamp(1, MAX_SHED_FIRST);
+        let mut connections = Admission::new(Capacity {
+            most,
+            shed_first,
+            per_source: (shed_first / SOURCES_PART).max(1),
+        });
         let acceptor = TlsAcceptor::from(tls);
         let mut shutdown = serving.shutdown.clone();
         loop {
@@ -99,11 +103,9 @@ impl TcpEndpoint {
                 Ok((stream, address)) => {
                     let acceptor = acceptor.clone();
                     let serving = serving.clone();
-                    let serve = |line| serve(stream, address, acceptor, line, serving);
-                    if !connections
-                        .spawn(Some(Source::of(address.ip())), serve)
-                        .await
-                    {
+                    let serve = |slot| serve(stream, address, acceptor, slot, serving);
+                    let from = Account::Source(Source::of(address.ip()));
+                    if !connections.spawn(from, Class::Unauthenticated, serve) {
                         tracing::warn!(most, %address, "refusing a connection: too many");
                     }
                 }
@@ -119,15 +121,16 @@ async fn serve(
     stream: TcpStream,
     address: SocketAddr,
     acceptor: TlsAcceptor,
-    line: Arc<Line>,
+    slot: Arc<Slot>,
     serving: Serving,
 ) {
+    // Only latency is lost without it.
     drop(stream.set_nodelay(true));
     let mut shutdown = serving.shutdown.clone();
     let handshake = tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream));
     let accepted = tokio::select! {
         () = shutdown.requested() => return,
-        () = line.closed() => return,
+        () = slot.evicted() => return,
         accepted = handshake => accepted,
     };
     let stream = match accepted {
@@ -158,14 +161,22 @@ async fn serve(
             return;
         }
     };
+    let authorizer = &serving.api.authorizer;
     if let Some(svid) = &svid
-        && !serving.api.authorizer.may_connect(&svid.id)
+        && !authorizer.may_connect(&svid.id)
     {
-        tracing::warn!(%address, id = %svid.id, "closing a connection: the client is of another trust domain and no administrator");
+        tracing::warn!(%address, id = %svid.id, "closing a connection: the client is neither in this trust domain nor an administrator");
         return;
     }
-    if svid.is_some() {
-        line.known();
-    }
-    serve_connection(stream, Peer::Remote { address, svid }, line, serving).await;
+    let principal = svid.map_or(Principal::Unauthenticated, |svid| {
+        authorizer.principal(svid)
+    });
+    let class = principal.class();
+    let account = match principal.svid() {
+        Some(svid) => Account::Identity(svid.id.clone(), class),
+        None => Account::Source(Source::of(address.ip())),
+    };
+    let budget = slot.enter(account, class);
+    let connection = Connection::new(principal, Some(address), budget, slot.closing());
+    serve_connection(stream, connection, slot, serving).await;
 }
