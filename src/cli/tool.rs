@@ -2,6 +2,7 @@
 
 mod completions;
 mod dev;
+mod executable;
 mod help;
 mod run;
 pub(crate) mod sockets;

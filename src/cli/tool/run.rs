@@ -1,19 +1,25 @@
 //! `run`: registers a command, waits until its identity is there, and becomes the command.
 
+use std::ffi::OsStr;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use config::fault::{Code, Fault};
 use proto::spire::api::server::entry::v1::entry_client::EntryClient;
-use proto::spire::api::server::entry::v1::{BatchCreateEntryRequest, BatchDeleteEntryRequest};
-use proto::spire::api::types::{Entry, Selector, Spiffeid};
+use proto::spire::api::server::entry::v1::{
+    BatchCreateEntryRequest, BatchDeleteEntryRequest, ListEntriesRequest, list_entries_request,
+};
+use proto::spire::api::types::{
+    Entry, EntryMask, Selector, SelectorMatch, Spiffeid, selector_match,
+};
 use proto::workload::X509svidRequest;
 use proto::workload::spiffe_workload_api_client::SpiffeWorkloadApiClient;
 use spiffe::Certificate;
 use spiffe::clock::unix_seconds;
 use tonic::transport::Channel;
 
+use super::executable::Executable;
 use super::sockets::Place;
 use crate::cli::args::Args;
 use crate::cli::context::{Context, Face, error_text};
@@ -26,6 +32,9 @@ use crate::cli::{duration, ids, selectors, socket};
 
 /// How long the SVID may take; it takes milliseconds.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// Between two questions to the agent.
+const FIRST_PAUSE: Duration = Duration::from_millis(20);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// The second entry, for this process to see the SVID with, ends by itself if it could not be deleted.
 const OWN_ENTRY_SECONDS: i64 = 60;
 
@@ -67,6 +76,12 @@ const FLAGS: &[Flag] = &[
         "The node, when several are attested",
     ),
     flag(
+        "hint",
+        "hint",
+        Kind::Text,
+        "Hint of the identity, by which a program chooses among several",
+    ),
+    flag(
         "command",
         "CMD",
         Kind::Rest,
@@ -99,7 +114,7 @@ async fn run(context: Context, args: Args) -> Result<Output, CliError> {
             "no command given: plastron run --id web -- CMD",
         ));
     };
-    let program = Executable::find(name)?;
+    let program = Executable::find(OsStr::new(name))?;
     let (server, workload) = sockets(&args)?;
     let server = Context {
         endpoint: Endpoint::ServerAdmin,
@@ -114,46 +129,33 @@ async fn run(context: Context, args: Args) -> Result<Output, CliError> {
     };
     let given = selectors::parse_all(&args.list("selector"))?;
     let chosen = !given.is_empty();
-    let wanted = if chosen { given } else { program.selectors() };
-    let start = context.clock.now();
-    let registered = register(&channel, &entries(&context, &id, &parent, &wanted)?).await?;
-    let fetched = tokio::time::timeout(PATIENCE, svid(&workload, &ids::text(Some(&id)))).await;
-    let certificate = match fetched.map_err(|_late| late(&workload)) {
-        Ok(Ok(certificate)) => {
-            // The first entry is the command's and stays; this process's own has served.
-            let own = registered.into_iter().skip(1).flatten().collect();
-            delete(&channel, own).await;
-            certificate
-        }
-        Ok(Err(error)) | Err(error) => {
-            delete(&channel, registered.into_iter().flatten().collect()).await;
-            return Err(error);
-        }
+    let wanted = if chosen {
+        given
+    } else {
+        own_selectors(&program.attested)
     };
-    let took = context
-        .clock
-        .now()
-        .duration_since(start)
-        .unwrap_or_default();
-    let life = certificate
-        .not_after()
-        .duration_since(context.clock.now())
-        .unwrap_or_default();
-    let listed: Vec<String> = wanted
-        .iter()
-        .map(|s| format!("{}:{}", s.r#type, s.value))
-        .collect();
-    if !chosen && let Some(note) = program.shared_with() {
+    let start = context.clock.now();
+    let mut entries = entries(&context, &id, &parent, &wanted)?;
+    if let Some(entry) = entries.first_mut() {
+        args.text("hint").clone_into(&mut entry.hint);
+    }
+    let registered = register(&channel, &entries).await?;
+    let certificate = first_svid(&channel, &workload, &id, registered).await?;
+    if !chosen && let Some(note) = program.note() {
+        output::say(&note);
+    }
+    if let Some(note) = other_identities(&channel, &wanted, &parent, &id).await {
         output::say(&note);
     }
     // With selectors of the user's own choice it is theirs to know whether the command has them.
-    let mark = if chosen { "registered" } else { "✔" };
+    let mark = if chosen || !program.is_certain {
+        "registered"
+    } else {
+        "✔"
+    };
     output::say(&format!(
-        "{mark} {}   selectors {}   SVID in {} ms, expires in {}",
-        ids::text(Some(&id)),
-        listed.join(" "),
-        took.as_millis(),
-        duration::go_text(Duration::from_secs(life.as_secs()))
+        "{mark} {}",
+        registration(&context, &id, &wanted, start, &certificate)
     ));
     let error = std::process::Command::new(&program.path)
         .arg0(name)
@@ -165,6 +167,53 @@ async fn run(context: Context, args: Args) -> Result<Output, CliError> {
         program.path.display(),
         error_text(&error)
     )))
+}
+
+/// Waits for the SVID. The first entry is the command's and stays; that of this process has served.
+async fn first_svid(
+    channel: &Channel,
+    workload: &str,
+    id: &Spiffeid,
+    registered: Vec<Option<String>>,
+) -> Result<Certificate, CliError> {
+    let fetched = tokio::time::timeout(PATIENCE, svid(workload, &ids::text(Some(id)))).await;
+    match fetched.map_err(|_late| late(workload)) {
+        Ok(Ok(certificate)) => {
+            delete(channel, registered.into_iter().skip(1).flatten().collect()).await;
+            Ok(certificate)
+        }
+        Ok(Err(error)) | Err(error) => {
+            delete(channel, registered.into_iter().flatten().collect()).await;
+            Err(error)
+        }
+    }
+}
+
+/// The identity, its selectors, how long it took and how long it lasts.
+fn registration(
+    context: &Context,
+    id: &Spiffeid,
+    wanted: &[Selector],
+    start: SystemTime,
+    certificate: &Certificate,
+) -> String {
+    let now = context.clock.now();
+    let took = now.duration_since(start).unwrap_or_default();
+    let life = certificate
+        .not_after()
+        .duration_since(now)
+        .unwrap_or_default();
+    let listed: Vec<String> = wanted
+        .iter()
+        .map(|s| format!("{}:{}", s.r#type, s.value))
+        .collect();
+    format!(
+        "{}   selectors {}   SVID in {} ms, expires in {}",
+        ids::text(Some(id)),
+        listed.join(" "),
+        took.as_millis(),
+        duration::go_text(Duration::from_secs(life.as_secs()))
+    )
 }
 
 /// The server's and the agent's socket: flags, then the development instance, then the defaults.
@@ -217,67 +266,6 @@ fn sockets(args: &Args) -> Result<(Socket, String), CliError> {
     ))
 }
 
-/// What the agent will see as the command's executable.
-struct Executable {
-    path: PathBuf,
-    /// The interpreter when the command is a script: the kernel runs that.
-    attested: PathBuf,
-}
-
-impl Executable {
-    fn find(name: &str) -> Result<Self, CliError> {
-        let missing = || -> CliError {
-            Fault::new(Code::NotFound, format!("no command {name:?}"))
-                .hint("give its path, or put its directory into PATH")
-                .into()
-        };
-        let path = if name.contains('/') {
-            PathBuf::from(name)
-        } else {
-            let search = std::env::var_os("PATH").unwrap_or_default();
-            std::env::split_paths(&search)
-                .map(|dir| dir.join(name))
-                .find(|path| is_executable(path))
-                .ok_or_else(missing)?
-        };
-        if !is_executable(&path) {
-            return Err(missing());
-        }
-        let mut attested = path.clone();
-        // A script's interpreter may be a script in turn; the kernel follows four.
-        for _ in 0..4 {
-            match interpreter(&attested) {
-                Some(next) => attested = next,
-                None => break,
-            }
-        }
-        let attested = attested.canonicalize().map_err(|error| {
-            CliError::failed(format!(
-                "cannot resolve {}: {}",
-                attested.display(),
-                error_text(&error)
-            ))
-        })?;
-        Ok(Self { path, attested })
-    }
-
-    /// What to say when the kernel runs something else than the command: an identity by path is that program's.
-    fn shared_with(&self) -> Option<String> {
-        let own = self.path.canonicalize().ok()?;
-        (own != self.attested).then(|| {
-            format!(
-                "note: {} is run by {}: whatever that program runs for this user gets the identity too; see --selector",
-                self.path.display(),
-                self.attested.display()
-            )
-        })
-    }
-
-    fn selectors(&self) -> Vec<Selector> {
-        own_selectors(&self.attested)
-    }
-}
-
 fn own_selectors(path: &Path) -> Vec<Selector> {
     let selector = |value: String| Selector {
         r#type: "unix".to_owned(),
@@ -287,27 +275,6 @@ fn own_selectors(path: &Path) -> Vec<Selector> {
         selector(format!("uid:{}", nix::unistd::getuid())),
         selector(format!("path:{}", path.display())),
     ]
-}
-
-fn is_executable(path: &Path) -> bool {
-    path.is_file() && nix::unistd::access(path, nix::unistd::AccessFlags::X_OK).is_ok()
-}
-
-/// The program that a script's first line names.
-fn interpreter(path: &Path) -> Option<PathBuf> {
-    use std::io::Read;
-    let mut head = Vec::new();
-    std::fs::File::open(path)
-        .ok()?
-        .take(256)
-        .read_to_end(&mut head)
-        .ok()?;
-    let line = head
-        .strip_prefix(b"#!")?
-        .split(|byte| *byte == b'\n')
-        .next()?;
-    let word = std::str::from_utf8(line).ok()?.split_whitespace().next()?;
-    Some(PathBuf::from(word))
 }
 
 /// The command's entry, and beside it, to be made in the same write, one for this process: when this process gets the
@@ -339,6 +306,49 @@ fn entries(
         ));
     }
     Ok(entries)
+}
+
+/// What to say when the command matches other entries too: which SVID a program uses is then its own choice, and most
+/// take the first.
+async fn other_identities(
+    channel: &Channel,
+    wanted: &[Selector],
+    parent: &Spiffeid,
+    id: &Spiffeid,
+) -> Option<String> {
+    let request = ListEntriesRequest {
+        filter: Some(list_entries_request::Filter {
+            by_parent_id: Some(parent.clone()),
+            by_selectors: Some(SelectorMatch {
+                selectors: wanted.to_vec(),
+                r#match: selector_match::MatchBehavior::MatchSubset.into(),
+            }),
+            ..Default::default()
+        }),
+        output_mask: Some(EntryMask {
+            spiffe_id: true,
+            ..EntryMask::default()
+        }),
+        page_size: 100,
+        page_token: String::new(),
+    };
+    let entries = EntryClient::new(channel.clone())
+        .list_entries(request)
+        .await
+        .ok()?
+        .into_inner()
+        .entries;
+    let mut others: Vec<(String, String)> = entries
+        .into_iter()
+        .filter(|entry| entry.spiffe_id.as_ref() != Some(id))
+        .map(|entry| (ids::text(entry.spiffe_id.as_ref()), entry.id))
+        .collect();
+    others.sort();
+    let (other, entry) = others.first()?;
+    Some(format!(
+        "note: the command is registered as {other} too, and a program that does not choose uses whichever SVID comes first. \
+         Choose in the program by SPIFFE ID or by hint (--hint), or remove the other: plastron server entry delete --entry-id {entry}"
+    ))
 }
 
 /// Makes the entries. Returns the ID of each that was made here; none for one that was there before.
@@ -383,7 +393,10 @@ async fn delete(channel: &Channel, ids: Vec<String>) {
 }
 
 /// This process's SVID for `id`, as soon as the agent has it.
+///
+/// A refused call costs the agent a line in its log, so the calls get rarer.
 async fn svid(socket: &str, id: &str) -> Result<Certificate, CliError> {
+    let mut pause = FIRST_PAUSE;
     loop {
         let channel = proto::channel::connect_uds(socket).await.map_err(|error| {
             CliError::from(
@@ -402,7 +415,8 @@ async fn svid(socket: &str, id: &str) -> Result<Certificate, CliError> {
                 ) => {}
             Err(status) => return Err(CliError::status("cannot fetch the SVID", status)),
         }
-        tokio::time::sleep(Duration::from_millis(20)).await;
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(LONGEST_PAUSE);
     }
 }
 

@@ -98,3 +98,50 @@ fn run_becomes_its_command() -> Result<()> {
     drop(dev);
     Ok(())
 }
+
+#[test]
+fn a_script_gets_the_identity_of_what_really_runs_it() -> Result<()> {
+    use std::os::unix::fs::PermissionsExt as _;
+    let home = temporary_directory("dev")?;
+    let (dir, bin) = (home.path().join("i"), home.path().join("bin"));
+    let mut command = Command::new(plastron()?);
+    command.args(["dev", "--dir"]).arg(&dir);
+    let dev = Process::start(&mut command, &home.path().join("dev.log"))?;
+    until_ready(&dev)?;
+    // The interpreter, found by env, is a program that uses the Workload API.
+    std::fs::create_dir(&bin)?;
+    std::fs::copy(plastron()?, bin.join("spire-agent"))?;
+    let script = home.path().join("who");
+    let socket = dir.join("workload.sock");
+    std::fs::write(
+        &script,
+        format!(
+            "#!/usr/bin/env -S spire-agent api fetch -socketPath {}\n",
+            socket.display()
+        ),
+    )?;
+    std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755))?;
+    let start = |id: &str| {
+        let mut command = Command::new(plastron()?);
+        command.args(["run", "--id", id, "--dir"]).arg(&dir);
+        command.arg("--").arg(&script).env("PATH", &bin);
+        process::run(&mut command, Duration::from_secs(20))
+    };
+    let ran = start("web")?;
+    ensure!(
+        ran.succeeded()
+            && ran.stdout.contains("spiffe://dev.local/web")
+            && ran.stderr.contains("✔ spiffe://dev.local/web")
+            && ran.stderr.contains("is run by"),
+        "{ran:?}"
+    );
+    // Another identity for the same program: it has both, and that is said.
+    let ran = start("web2")?;
+    ensure!(
+        ran.stderr
+            .contains("registered as spiffe://dev.local/web too")
+            && ran.stderr.contains("entry delete --entry-id"),
+        "{ran:?}"
+    );
+    Ok(())
+}
