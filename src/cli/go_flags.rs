@@ -114,7 +114,7 @@ fn store(args: &mut Args, flag: &Flag, value: &str) -> Result<(), String> {
             })?;
             args.set(flag.spire, on.to_string());
         }
-        Kind::Integer | Kind::Seconds => {
+        Kind::Moment | Kind::Seconds => {
             let number: i64 = value
                 .parse()
                 .map_err(|_not_a_number| invalid("parse error"))?;
@@ -165,7 +165,7 @@ fn usage(command: &Command, flags: &[&Flag]) -> String {
     for flag in sorted {
         let value = match flag.kind {
             Kind::Switch => "",
-            Kind::Integer | Kind::Seconds => " int",
+            Kind::Moment | Kind::Seconds => " int",
             Kind::Text | Kind::Word | Kind::Words | Kind::Rest => " string",
             Kind::Duration => " duration",
             Kind::Timeout | Kind::Format | Kind::List | Kind::CommaList => " value",

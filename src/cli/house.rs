@@ -4,6 +4,7 @@
 use config::fault::{Code, Fault, Faults};
 use serde_json::{Value, json};
 use tonic::Code as Status;
+use tonic_types::StatusExt;
 
 use super::context::Format;
 use super::error::{Batch, CliError};
@@ -55,14 +56,21 @@ fn fault(error: &CliError, command: &Command) -> Fault {
     match error {
         CliError::Fault(fault) => (**fault).clone(),
         CliError::Status { context, status } => {
-            let code = code(status.code(), status.message(), command);
+            let given = given_code(status);
+            let code = given.as_ref().map_or_else(
+                || code(status.code(), status.message(), command),
+                |(code, _hint)| *code,
+            );
             let fault = match context.as_str() {
                 "" => Fault::new(code, sentence(status.code(), status.message())),
                 context => {
                     Fault::new(code, context).because(sentence(status.code(), status.message()))
                 }
             };
-            hinted(fault, command)
+            match given.and_then(|(_code, hint)| hint) {
+                Some(hint) => fault.hint(hint),
+                None => hinted(fault, command),
+            }
         }
         CliError::File {
             code,
@@ -160,6 +168,20 @@ fn sentence(code: Status, message: &str) -> String {
     }
 }
 
+/// The domain of our codes in `google.rpc.ErrorInfo`.
+const DOMAIN: &str = "plastron";
+
+/// The code and the hint that a Plastron server or agent sends beside its message. SPIRE's send none: what they mean is
+/// taken from status and message.
+fn given_code(status: &tonic::Status) -> Option<(Code, Option<String>)> {
+    let info = status.get_details_error_info()?;
+    if info.domain != DOMAIN {
+        return None;
+    }
+    let hint = info.metadata.get("hint").filter(|hint| !hint.is_empty());
+    Some((Code::parse(&info.reason)?, hint.cloned()))
+}
+
 /// The code for a refusal of the peer; what kind of object it is about follows from the command.
 fn code(status: Status, message: &str, command: &Command) -> Code {
     let object = match command.program {
@@ -236,6 +258,7 @@ mod tests {
     use crate::cli::spec::Command;
     use config::fault::Code;
     use tonic::{Code as Status, Status as Reply};
+    use tonic_types::StatusExt;
 
     fn command(words: &[&str]) -> Command {
         crate::cli::commands()
@@ -342,6 +365,32 @@ mod tests {
         let value: serde_json::Value = serde_json::from_str(&text.unwrap()).unwrap();
         assert_eq!(value["errors"][0]["code"], "PLA-2009");
         assert_eq!(exit, 3);
+    }
+
+    #[test]
+    fn the_code_and_the_hint_that_the_peer_sends_win_over_what_its_words_seem_to_mean() {
+        let reply = |reason: &str, domain: &str, hint: &str| {
+            let mut details = tonic_types::ErrorDetails::new();
+            let hints = std::collections::HashMap::from([("hint".to_owned(), hint.to_owned())]);
+            details.set_error_info(reason, domain, hints);
+            let status = Reply::with_error_details(Status::Unavailable, "not now", details);
+            let command = command(&["agent", "api", "fetch", "x509"]);
+            super::fault(&CliError::status("", status), &command)
+        };
+        let fault = reply("PLA-2107", "plastron", "run it as root");
+        assert_eq!(fault.code, Code::WorkloadUnreadable);
+        assert_eq!(fault.hint.as_deref(), Some("run it as root"));
+        for (reason, domain) in [
+            ("PLA-2107", "elsewhere"),
+            ("PLA-9999", "plastron"),
+            ("", "plastron"),
+        ] {
+            assert_eq!(
+                reply(reason, domain, "").code,
+                Code::AgentNotReady,
+                "{reason}"
+            );
+        }
     }
 
     #[test]

@@ -25,6 +25,21 @@ fn formatted(unix: i64, write: impl FnOnce(OffsetDateTime) -> Option<String>) ->
         .unwrap_or_else(|| unix.to_string())
 }
 
+/// A time as `2026-11-25T12:00:00Z`, in the layout that the API takes.
+pub(crate) fn expires_before_of_rfc3339(text: &str) -> Option<String> {
+    const UTC: &[BorrowedFormatItem<'_>] =
+        format_description!("[year]-[month]-[day] [hour]:[minute]:[second] +0000 +00");
+    let moment = OffsetDateTime::parse(text, &Rfc3339).ok()?;
+    moment.to_offset(time::UtcOffset::UTC).format(UTC).ok()
+}
+
+/// Unix seconds of a time as `2026-11-25T12:00:00Z`.
+pub(crate) fn parse_rfc3339(text: &str) -> Option<i64> {
+    OffsetDateTime::parse(text, &Rfc3339)
+        .ok()
+        .map(OffsetDateTime::unix_timestamp)
+}
+
 /// Whether the text has the layout `2006-01-02 15:04:05 -0700 -07`.
 pub(crate) fn is_expires_before(text: &str) -> bool {
     const LAYOUT: &[BorrowedFormatItem<'_>] = format_description!(
@@ -90,7 +105,10 @@ const LAYOUT_TEXT: &str = "2006-01-02 15:04:05 -0700 -07";
 
 #[cfg(test)]
 mod tests {
-    use super::{expires_before_fault, go_text, is_expires_before, rfc3339};
+    use super::{
+        expires_before_fault, expires_before_of_rfc3339, go_text, is_expires_before, parse_rfc3339,
+        rfc3339,
+    };
 
     #[test]
     fn writes_go_and_rfc3339() {
@@ -113,6 +131,27 @@ mod tests {
             let fault = expires_before_fault(text);
             assert!(fault.ends_with(end), "{fault}");
         }
+    }
+
+    #[test]
+    fn a_time_of_today_becomes_one_of_the_api() {
+        for (text, expected) in [
+            (
+                "2026-11-25T12:00:00Z",
+                Some("2026-11-25 12:00:00 +0000 +00"),
+            ),
+            (
+                "2026-11-25T12:00:00+02:00",
+                Some("2026-11-25 10:00:00 +0000 +00"),
+            ),
+            ("2026-11-25", None),
+            ("soon", None),
+        ] {
+            let found = expires_before_of_rfc3339(text);
+            assert_eq!(found.as_deref(), expected);
+            assert!(found.is_none_or(|text| is_expires_before(&text)));
+        }
+        assert_eq!(parse_rfc3339("1970-01-01T00:01:00Z"), Some(60));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use super::args::Args;
 use super::context::Format;
 use super::duration;
 use super::spec::{Command, Flag, Kind, Program, Surface, native_flags};
-use super::{examples, house, output};
+use super::{examples, house, moment, output};
 
 /// The whole native command line.
 pub(crate) fn command_line(commands: &[Command]) -> ClapCommand {
@@ -119,10 +119,10 @@ fn argument(flag: &Flag) -> Arg {
             .value_parser(["true", "false"])
             .hide_possible_values(true),
         Kind::Text => arg.action(ArgAction::Set).value_name("TEXT"),
-        Kind::Integer => arg
+        Kind::Moment => arg
             .action(ArgAction::Set)
-            .value_name("N")
-            .value_parser(clap::value_parser!(i64))
+            .value_name("TIME")
+            .value_parser(unix_seconds)
             .allow_hyphen_values(true),
         Kind::Seconds => arg
             .action(ArgAction::Set)
@@ -149,6 +149,13 @@ fn argument(flag: &Flag) -> Arg {
         arg = arg.default_value(flag.default);
     }
     arg
+}
+
+fn unix_seconds(text: &str) -> Result<i64, String> {
+    text.parse()
+        .ok()
+        .or_else(|| moment::parse_rfc3339(text))
+        .ok_or_else(|| "expected a time such as 2026-11-25T12:00:00Z, or Unix seconds".to_owned())
 }
 
 fn seconds(text: &str) -> Result<i64, String> {
@@ -200,7 +207,7 @@ pub(crate) fn read(command: &Command, matches: &ArgMatches) -> Args {
         let given =
             matches.value_source(flag.spire) == Some(clap::parser::ValueSource::CommandLine);
         let values: Vec<String> = match flag.kind {
-            Kind::Integer | Kind::Seconds => matches
+            Kind::Moment | Kind::Seconds => matches
                 .get_many::<i64>(flag.spire)
                 .into_iter()
                 .flatten()

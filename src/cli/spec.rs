@@ -16,8 +16,8 @@ pub(crate) enum Kind {
     Text,
     /// Present or absent; also `=true` and `=false`.
     Switch,
-    /// A whole number.
-    Integer,
+    /// A point in time as Unix seconds; natively RFC 3339 too.
+    Moment,
     /// A lifetime. SPIRE takes bare seconds; natively `90`, `90s` and `1h30m` mean what they say.
     Seconds,
     /// A Go duration (`1h30m`); the native face takes bare seconds too.

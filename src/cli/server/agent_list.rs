@@ -6,6 +6,7 @@ use proto::spire::api::server::agent::v1::{
     count_agents_request, list_agents_request,
 };
 use proto::spire::api::types::{Agent, AgentMask};
+use spiffe::clock::unix_seconds;
 use tonic::transport::Channel;
 
 use super::node;
@@ -71,7 +72,7 @@ pub(super) async fn pages(
 }
 
 async fn list(context: Context, args: Args) -> Result<Output, CliError> {
-    let filter = node::filter(&args)?;
+    let filter = node::filter(&args, context.face)?;
     let filter = list_agents_request::Filter {
         by_attestation_type: filter.by_attestation_type,
         by_selector_match: filter.by_selector_match,
@@ -90,7 +91,7 @@ async fn list(context: Context, args: Args) -> Result<Output, CliError> {
             format!("Found {} attested {noun}:\n\n{body}", agents.len())
         }
     };
-    let table = node::table(&agents);
+    let table = node::table(&agents, unix_seconds(context.clock.now()));
     let reply = ListAgentsResponse {
         agents,
         next_page_token: String::new(),
@@ -100,14 +101,14 @@ async fn list(context: Context, args: Args) -> Result<Output, CliError> {
     output.table = Some(table);
     if reply.agents.is_empty() {
         output = output.note(
-            "no node matches; make a token for one to join with: plastron server token generate",
+            "no node matches; generate a join token for one with: plastron server token generate",
         );
     }
     Ok(output)
 }
 
 async fn count(context: Context, args: Args) -> Result<Output, CliError> {
-    let filter = node::filter(&args)?;
+    let filter = node::filter(&args, context.face)?;
     let request = CountAgentsRequest {
         filter: Some(count_agents_request::Filter {
             by_attestation_type: filter.by_attestation_type,

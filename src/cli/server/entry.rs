@@ -67,8 +67,8 @@ pub(super) const DOWNSTREAM: Flag = flag(
 pub(super) const EXPIRY: Flag = flag(
     "entryExpiry",
     "expires-at",
-    Kind::Integer,
-    "When the entry ends, in seconds since 1970; 0 is never",
+    Kind::Moment,
+    "Expiry of the entry; 0 is never",
 );
 pub(super) const DNS: Flag = flag(
     "dns",

@@ -3,6 +3,7 @@
 use proto::spire::api::types::{Agent, SelectorMatch, Spiffeid};
 
 use crate::cli::args::Args;
+use crate::cli::context::Face;
 use crate::cli::error::CliError;
 use crate::cli::output::Table;
 use crate::cli::selectors::{self, MATCH_SELECTORS, SELECTOR};
@@ -16,7 +17,7 @@ pub(super) const FILTERS: &[Flag] = &[
         "attestationType",
         "attestation-type",
         Kind::Text,
-        "Only nodes attested so, such as join_token",
+        "Only nodes attested with this attestor, such as join_token",
     ),
     flag(
         "canReattest",
@@ -34,7 +35,7 @@ pub(super) const FILTERS: &[Flag] = &[
         "expiresBefore",
         "expires-before",
         Kind::Text,
-        "Only nodes whose SVID ends before, as \"2006-01-02 15:04:05 -0700 -07\"",
+        "Only nodes whose SVID expires before this time, such as 2026-11-25T12:00:00Z",
     ),
 ];
 
@@ -54,9 +55,19 @@ pub(super) struct Filter {
     pub(super) by_expires_before: String,
 }
 
-pub(super) fn filter(args: &Args) -> Result<Filter, CliError> {
-    let before = args.text("expiresBefore");
+pub(super) fn filter(args: &Args, face: Face) -> Result<Filter, CliError> {
+    let given = args.text("expiresBefore");
+    let converted = match face {
+        Face::Native => moment::expires_before_of_rfc3339(given),
+        Face::Shim => None,
+    };
+    let before = converted.as_deref().unwrap_or(given);
     if !before.is_empty() && !moment::is_expires_before(before) {
+        if face == Face::Native {
+            return Err(CliError::usage(format!(
+                "--expires-before {before:?} is not a time; write it as 2026-11-25T12:00:00Z"
+            )));
+        }
         return Err(CliError::usage(format!(
             "date is not valid: {}",
             moment::expires_before_fault(before)
@@ -111,11 +122,18 @@ pub(super) fn text(agent: &Agent) -> String {
     text
 }
 
-pub(super) fn table<'a>(agents: impl IntoIterator<Item = &'a Agent>) -> Table {
+/// The native table. A node whose SVID has expired can do nothing until it attests again.
+pub(super) fn table<'a>(agents: impl IntoIterator<Item = &'a Agent>, now: i64) -> Table {
     let rows = agents
         .into_iter()
         .map(|agent| {
-            let state = if agent.banned { "banned" } else { "attested" };
+            let state = if agent.banned {
+                "banned"
+            } else if agent.x509svid_expires_at <= now {
+                "expired"
+            } else {
+                "attested"
+            };
             vec![
                 ids::text(agent.id.as_ref()),
                 agent.attestation_type.clone(),
@@ -134,5 +152,27 @@ pub(super) fn table<'a>(agents: impl IntoIterator<Item = &'a Agent>) -> Table {
             "VERSION",
         ],
         rows,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::table;
+    use proto::spire::api::types::Agent;
+
+    #[test]
+    fn a_node_that_can_do_nothing_is_shown_as_such() {
+        let agent = |banned, x509svid_expires_at| Agent {
+            banned,
+            x509svid_expires_at,
+            ..Agent::default()
+        };
+        let agents = [agent(false, 101), agent(false, 100), agent(true, 101)];
+        let states: Vec<String> = table(&agents, 100)
+            .rows
+            .into_iter()
+            .map(|row| row[2].clone())
+            .collect();
+        assert_eq!(states, ["attested", "expired", "banned"]);
     }
 }
