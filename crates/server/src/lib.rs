@@ -17,6 +17,7 @@ mod caller;
 mod endpoints;
 mod error;
 mod health;
+mod ops;
 mod principal;
 mod prune;
 mod ratelimit;

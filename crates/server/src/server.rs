@@ -45,6 +45,7 @@ use crate::endpoints::tcp::TcpEndpoint;
 use crate::endpoints::trust::PeerBundles;
 use crate::endpoints::{GRACEFUL_STOP, Serving, admin, health_checks, tcp};
 use crate::health::Health;
+use crate::ops::entries::Entries;
 use crate::prune::Pruning;
 use crate::ratelimit::RateLimits;
 use crate::registry::Registry;
@@ -177,6 +178,7 @@ impl World {
         let auditor = environment.auditor(config.audit_log);
         let plugins = open_plugins(&config.plugins, &environment, &datastore).await?;
         let upstream = plugins.upstream_authority.as_ref();
+        let ca_ttl = config.issuance.ca_ttl;
         let parts = CaParts {
             keys: Arc::clone(plugins.key_manager.plugin()),
             upstream: upstream.map(|upstream| Arc::clone(upstream.plugin())),
@@ -226,6 +228,7 @@ impl World {
             attestation,
             limits,
             ca: Arc::clone(&ca),
+            ca_ttl,
         };
         let api = Arc::new(ground.api(watch, &environment));
         Ok(Self {
@@ -265,6 +268,7 @@ struct Ground {
     attestation: Attestation,
     limits: Arc<RateLimits>,
     ca: Arc<Ca>,
+    ca_ttl: Duration,
 }
 
 impl Ground {
@@ -276,6 +280,7 @@ impl Ground {
             attestation,
             limits,
             ca,
+            ca_ttl,
         } = self;
         let registry = || Arc::clone(&authorizer.registry);
         let datastore = || authorizer.datastore.clone();
@@ -297,9 +302,12 @@ impl Ground {
                 last: Mutex::new(None),
             }),
             entry: EntryServer::new(EntryService {
-                trust_domain: trust_domain(),
-                registry: registry(),
-                datastore: datastore(),
+                entries: Entries {
+                    trust_domain: trust_domain(),
+                    registry: registry(),
+                    datastore: datastore(),
+                    ca_ttl,
+                },
                 authorizer: Arc::clone(&authorizer),
             }),
             health: HealthServer::new(HealthService {

@@ -98,6 +98,8 @@ pub enum EntryError {
     IdTooLong,
     #[error("invalid DNS name: {0}")]
     DnsName(#[from] DnsNameError),
+    #[error("invalid registration entry: the DNS name {0:?} is given twice")]
+    DuplicateDnsName(String),
 }
 
 /// Why a DNS name is refused. Texts: `SPIRE: pkg/common/x509util/dns.go`.
@@ -153,8 +155,13 @@ impl Entry {
     /// The first broken rule.
     pub fn validate(&self, td: &TrustDomain) -> Result<(), EntryError> {
         validate_ids(&self.spiffe_id, &self.parent_id, td)?;
+        let mut seen = HashSet::new();
         for name in &self.dns_names {
             validate_dns_name(name)?;
+            // SPIRE: a unique index of its database refuses it.
+            if !seen.insert(name) {
+                return Err(EntryError::DuplicateDnsName(name.clone()));
+            }
         }
         self.validate_selectors()?;
         if !self.id.is_empty() {

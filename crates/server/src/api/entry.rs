@@ -2,37 +2,34 @@
 
 use std::sync::Arc;
 
-use config::fault::Code;
-use proto::convert::{entry_to_wire, new_entry_from_wire};
+use proto::convert::{entry_fields_from_wire, entry_to_wire, new_entry_from_wire};
 use proto::spire::api::server::entry::v1::entry_server::Entry as EntryApi;
 use proto::spire::api::server::entry::v1::{
     self as rpc, batch_create_entry_response, batch_delete_entry_response,
+    batch_update_entry_response,
 };
-use proto::spire::api::types;
+use proto::spire::api::types::{self, EntryMask};
 use spiffe::entry::Entry;
-use spiffe::trust_domain::TrustDomain;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::wire;
 use crate::audit::Fields;
 use crate::authz::Authorizer;
 use crate::caller::Caller;
-use crate::datastore::{Datastore, EntryWriteError};
-use crate::error::{Kind, OpError, failed, malformed, refused};
-use crate::registry::Registry;
+use crate::datastore::EntryPatch;
+use crate::error::{Kind, OpError, malformed, refused};
+use crate::ops::Batch;
+use crate::ops::entries::Entries;
 use crate::status::{item, item_ok};
 
 mod filter;
 mod sync;
 #[cfg(test)]
 mod tests;
-mod update;
 
 #[derive(Debug)]
 pub(crate) struct EntryService {
-    pub(crate) trust_domain: TrustDomain,
-    pub(crate) registry: Arc<Registry>,
-    pub(crate) datastore: Datastore,
+    pub(crate) entries: Entries,
     pub(crate) authorizer: Arc<Authorizer>,
 }
 
@@ -49,7 +46,9 @@ impl EntryApi for EntryService {
             .map(filter::Wire::from)
             .unwrap_or_default();
         caller.describe(|| filter.audit_fields());
-        let count = self.registry.entry_count(&filter.read(&self.trust_domain)?);
+        let count = self
+            .entries
+            .count(&filter.read(&self.entries.trust_domain)?);
         Ok(Response::new(rpc::CountEntriesResponse {
             count: wire::count(count),
         }))
@@ -64,19 +63,13 @@ impl EntryApi for EntryService {
         let filter = request.filter.map(filter::Wire::from).unwrap_or_default();
         caller.describe(|| filter.audit_fields());
         let page = wire::page(request.page_size, &request.page_token);
-        let listed = self
-            .registry
-            .entries(&filter.read(&self.trust_domain)?, &page)
-            .map_err(|error| failed(Kind::InvalidArgument, "failed to list entries", error))?;
-        let mask = request.output_mask.as_ref();
-        let entries = listed
-            .items
-            .iter()
-            .map(|entry| entry_to_wire(entry, mask))
-            .collect();
+        let list = self
+            .entries
+            .list(&filter.read(&self.entries.trust_domain)?, &page)?;
+        let entries = listed(&list.items, request.output_mask.as_ref())?;
         Ok(Response::new(rpc::ListEntriesResponse {
             entries,
-            next_page_token: listed.next_token,
+            next_page_token: list.next_token,
         }))
     }
 
@@ -86,13 +79,8 @@ impl EntryApi for EntryService {
     ) -> Result<Response<types::Entry>, Status> {
         let caller = Caller::of(&request)?;
         let request = request.into_inner();
-        if request.id.is_empty() {
-            return Err(refused(Kind::InvalidArgument, "missing ID").into());
-        }
         caller.describe(|| Fields::new().with("entry_id", &request.id));
-        let found = self.registry.entry(&request.id).ok_or_else(|| {
-            refused(Kind::NotFound, "entry not found").with_code(Code::EntryNotFound)
-        })?;
+        let found = self.entries.get(&request.id)?;
         Ok(Response::new(entry_to_wire(
             &found,
             request.output_mask.as_ref(),
@@ -105,7 +93,21 @@ impl EntryApi for EntryService {
     ) -> Result<Response<rpc::BatchCreateEntryResponse>, Status> {
         let caller = Caller::of(&request)?;
         let request = request.into_inner();
-        let results = self.create(&request, &caller).await?;
+        let mask = request.output_mask.as_ref();
+        let read = |wire: &types::Entry| self.new_entry(wire);
+        let batch = Batch::read(&caller, &request.entries, read, audit_fields);
+        let created = self.entries.create(&caller, batch).await?;
+        let results = created.into_iter().map(|outcome| {
+            let (status, entry) = match outcome {
+                Ok(entry) => (item_ok(), Some(entry)),
+                Err(refused) => (item(&refused.error), refused.existing),
+            };
+            batch_create_entry_response::Result {
+                status: Some(status),
+                entry: entry.map(|entry| entry_to_wire(&entry, mask)),
+            }
+        });
+        let results = results.collect();
         Ok(Response::new(rpc::BatchCreateEntryResponse { results }))
     }
 
@@ -114,7 +116,22 @@ impl EntryApi for EntryService {
         request: Request<rpc::BatchUpdateEntryRequest>,
     ) -> Result<Response<rpc::BatchUpdateEntryResponse>, Status> {
         let caller = Caller::of(&request)?;
-        let results = self.update(&request.into_inner(), &caller).await?;
+        let request = request.into_inner();
+        let (written, shown) = (request.input_mask.as_ref(), request.output_mask.as_ref());
+        let read = |wire: &types::Entry| self.patch(wire, written);
+        let batch = Batch::read(&caller, &request.entries, read, audit_fields);
+        let updated = self.entries.update(&caller, batch).await?;
+        let results = updated.into_iter().map(|outcome| {
+            let (status, entry) = match outcome {
+                Ok(entry) => (item_ok(), Some(entry_to_wire(&entry, shown))),
+                Err(refused) => (item(&refused), None),
+            };
+            batch_update_entry_response::Result {
+                status: Some(status),
+                entry,
+            }
+        });
+        let results = results.collect();
         Ok(Response::new(rpc::BatchUpdateEntryResponse { results }))
     }
 
@@ -123,7 +140,18 @@ impl EntryApi for EntryService {
         request: Request<rpc::BatchDeleteEntryRequest>,
     ) -> Result<Response<rpc::BatchDeleteEntryResponse>, Status> {
         let caller = Caller::of(&request)?;
-        let results = self.delete(request.into_inner().ids, &caller).await?;
+        let ids = request.into_inner().ids;
+        let details = |id: &String| Fields::new().with("entry_id", id);
+        let batch = Batch::read(&caller, &ids, |id| read_id(id), details);
+        let deleted = self.entries.delete(&caller, batch).await?;
+        let results = ids.into_iter().zip(deleted).map(|(id, outcome)| {
+            let status = outcome.map_or_else(|refused| item(&refused), |()| item_ok());
+            batch_delete_entry_response::Result {
+                status: Some(status),
+                id,
+            }
+        });
+        let results = results.collect();
         Ok(Response::new(rpc::BatchDeleteEntryResponse { results }))
     }
 
@@ -133,7 +161,7 @@ impl EntryApi for EntryService {
     ) -> Result<Response<rpc::GetAuthorizedEntriesResponse>, Status> {
         let caller = Caller::of(&request)?;
         let mask = request.get_ref().output_mask.as_ref();
-        let authorized = self.registry.authorized_entries(&caller.agent()?.id);
+        let authorized = self.entries.authorized(&caller.agent()?.id);
         let entries = authorized
             .iter()
             .map(|entry| entry_to_wire(entry, mask))
@@ -148,7 +176,7 @@ impl EntryApi for EntryService {
         request: Request<Streaming<rpc::SyncAuthorizedEntriesRequest>>,
     ) -> Result<Response<Self::SyncAuthorizedEntriesStream>, Status> {
         let caller = Caller::of(&request)?;
-        let entries = self.registry.authorized_entries(&caller.agent()?.id);
+        let entries = self.entries.authorized(&caller.agent()?.id);
         sync::answer(
             request.into_inner(),
             entries,
@@ -161,141 +189,68 @@ impl EntryApi for EntryService {
 }
 
 impl EntryService {
-    /// Creates what can be read; every entry gets its own outcome, in the order of the request.
-    async fn create(
-        &self,
-        request: &rpc::BatchCreateEntryRequest,
-        caller: &Caller,
-    ) -> Result<Vec<batch_create_entry_response::Result>, OpError> {
-        let mask = request.output_mask.as_ref();
-        let mut good = Vec::new();
-        let read: Vec<Result<(), OpError>> = request
-            .entries
-            .iter()
-            .map(|wire| self.new_entry(wire).map(|entry| good.push(entry)))
-            .collect();
-        let mut outcomes = self.write(good).await?.into_iter();
-        let results = read.into_iter().zip(&request.entries).map(|(read, wire)| {
-            let outcome = match read {
-                Err(refused) => Err((refused, None)),
-                Ok(()) => outcomes.next().unwrap_or_else(|| {
-                    Err((
-                        refused(
-                            Kind::Internal,
-                            "failed to create entry: the datastore gave no outcome",
-                        ),
-                        None,
-                    ))
-                }),
-            };
-            caller.item(
-                outcome.as_ref().map(|_| ()).map_err(|(refused, _)| refused),
-                || audit_fields(wire),
-            );
-            match outcome {
-                Ok(entry) => batch_create_entry_response::Result {
-                    status: Some(item_ok()),
-                    entry: Some(entry_to_wire(&entry, mask)),
-                },
-                Err((refused, similar)) => batch_create_entry_response::Result {
-                    status: Some(item(&refused)),
-                    entry: similar.map(|entry| entry_to_wire(&entry, mask)),
-                },
-            }
-        });
-        Ok(results.collect())
-    }
-
     fn new_entry(&self, wire: &types::Entry) -> Result<Entry, OpError> {
-        let entry = new_entry_from_wire(&self.trust_domain, wire)
+        let entry = new_entry_from_wire(&self.entries.trust_domain, wire)
             .map_err(malformed("failed to convert entry"))?;
-        entry.validate(&self.trust_domain).map_err(|error| {
-            failed(
-                Kind::InvalidArgument,
-                "failed to create entry: datastore-validation",
-                error,
-            )
-        })?;
-        Ok(entry)
+        self.entries.check_new(entry)
     }
 
-    async fn write(
-        &self,
-        entries: Vec<Entry>,
-    ) -> Result<Vec<Result<Arc<Entry>, Refusal>>, OpError> {
-        if entries.is_empty() {
-            return Ok(Vec::new());
-        }
-        let outcomes = self
-            .datastore
-            .create_entries(entries)
-            .await
-            .map_err(|error| failed(Kind::Internal, "failed to create entry", error))?;
-        Ok(outcomes
-            .into_iter()
-            .map(|outcome| outcome.map(|created| created.entry).map_err(create_refusal))
-            .collect())
-    }
-
-    async fn delete(
-        &self,
-        ids: Vec<String>,
-        caller: &Caller,
-    ) -> Result<Vec<batch_delete_entry_response::Result>, OpError> {
-        let named: Vec<String> = ids.iter().filter(|id| !id.is_empty()).cloned().collect();
-        let mut outcomes = self
-            .datastore
-            .delete_entries(named)
-            .await
-            .map_err(|error| failed(Kind::Internal, "failed to delete entry", error))?
-            .into_iter();
-        let results = ids.into_iter().map(|id| {
-            let outcome = if id.is_empty() {
-                Err(refused(Kind::InvalidArgument, "missing entry ID"))
-            } else if outcomes.next().is_some_and(|outcome| outcome.is_ok()) {
-                Ok(())
-            } else {
-                Err(refused(Kind::NotFound, "entry not found").with_code(Code::EntryNotFound))
-            };
-            caller.item(outcome.as_ref().copied(), || {
-                Fields::new().with("entry_id", &id)
-            });
-            let status = outcome.map_or_else(|refused| item(&refused), |()| item_ok());
-            batch_delete_entry_response::Result {
-                status: Some(status),
-                id,
-            }
-        });
-        Ok(results.collect())
+    fn patch(&self, wire: &types::Entry, mask: Option<&EntryMask>) -> Result<EntryPatch, OpError> {
+        let fields = entry_fields_from_wire(&self.entries.trust_domain, wire, mask)
+            .map_err(malformed("failed to convert entry"))?;
+        Ok(EntryPatch {
+            id: wire.id.clone(),
+            parent_id: fields.parent_id,
+            spiffe_id: fields.spiffe_id,
+            admin: fields.admin,
+            dns_names: fields.dns_names,
+            downstream: fields.downstream,
+            expires_at: fields.expires_at,
+            federates_with: fields.federates_with,
+            selectors: fields.selectors,
+            store_svid: fields.store_svid,
+            x509_svid_ttl: fields.x509_svid_ttl,
+            jwt_svid_ttl: fields.jwt_svid_ttl,
+            hint: fields.hint,
+            disable_x509_svid_prefetch: fields.disable_x509_svid_prefetch,
+            jwt_svid_include_jti: fields.jwt_svid_include_jti,
+        })
     }
 }
 
-/// An item's refusal, and the entry that is in the way if one is.
-type Refusal = (OpError, Option<Arc<Entry>>);
+/// The largest answer that a gRPC client takes when nobody told it otherwise.
+const MAX_ANSWER: usize = 4 << 20;
 
-fn create_refusal(error: EntryWriteError) -> Refusal {
-    match error {
-        // SPIRE's clients match on the code and read the entry that is there already.
-        EntryWriteError::Similar(existing) => (
-            refused(Kind::AlreadyExists, "similar entry already exists")
-                .with_code(Code::SimilarEntry),
-            Some(existing),
-        ),
-        other => (
-            failed(write_code(&other), "failed to create entry", other),
-            None,
-        ),
+/// A list as it goes on the wire.
+///
+/// # Errors
+/// ResourceExhausted as soon as no default client could take the answer, whatever is left to convert.
+fn listed(entries: &[Arc<Entry>], mask: Option<&EntryMask>) -> Result<Vec<types::Entry>, OpError> {
+    let mut size = 0;
+    let mut converted = Vec::with_capacity(entries.len());
+    for entry in entries {
+        let entry = entry_to_wire(entry, mask);
+        size += prost::Message::encoded_len(&entry);
+        if size > MAX_ANSWER {
+            return Err(refused(
+                Kind::ResourceExhausted,
+                format!(
+                    "the answer would exceed {} MiB, the most that gRPC clients take by default; \
+                     set page_size (SPIRE's command line asks for 500)",
+                    MAX_ANSWER >> 20
+                ),
+            ));
+        }
+        converted.push(entry);
     }
+    Ok(converted)
 }
 
-fn write_code(error: &EntryWriteError) -> Kind {
-    match error {
-        EntryWriteError::Similar(_) | EntryWriteError::IdTaken(_) => Kind::AlreadyExists,
-        EntryWriteError::NotFound => Kind::NotFound,
-        EntryWriteError::UnknownFederatedBundle(_) | EntryWriteError::Invalid(_) => {
-            Kind::InvalidArgument
-        }
+fn read_id(id: &str) -> Result<String, OpError> {
+    if id.is_empty() {
+        return Err(refused(Kind::InvalidArgument, "missing entry ID"));
     }
+    Ok(id.to_owned())
 }
 
 /// SPIRE: fields of an entry in the audit log.

@@ -66,6 +66,11 @@ impl<'a> Draft<'a> {
         }
     }
 
+    /// The revision that this draft becomes, as an entry's revision number.
+    pub(super) fn revision(&self) -> i64 {
+        i64::try_from(self.revision).unwrap_or(i64::MAX)
+    }
+
     fn written(&self, kind: Kind, key: &str) -> Option<&Write> {
         self.writes.get(*self.overlay.get(&kind)?.get(key)?)
     }

@@ -59,6 +59,10 @@ pub enum EntryWriteError {
 impl Datastore {
     /// Creates each entry or says why not. An empty ID is replaced by a new UUID; a creation time of 0 by now.
     ///
+    /// An ID that its creator chose may have been an earlier entry's. Its revision number starts at the revision of the
+    /// datastore, which no earlier entry of the ID has reached: a commit raises an entry's number by at most one. An agent
+    /// that compares revision numbers thus never takes the new entry for the old one.
+    ///
     /// # Errors
     /// When the store could not write any of them.
     pub async fn create_entries(
@@ -69,13 +73,23 @@ impl Datastore {
         let prepared: Vec<_> = entries
             .into_iter()
             .map(|entry| {
+                let chosen = !entry.id.is_empty();
                 let entry = self.completed(entry);
-                entry.validate(&trust_domain).map(|()| Arc::new(entry))
+                entry
+                    .validate(&trust_domain)
+                    .map(|()| (Arc::new(entry), chosen))
             })
             .collect();
         self.submit(prepared.len(), move |draft| {
-            let outcomes = prepared.iter().map(|entry| match entry {
-                Ok(entry) => create(draft, entry).map(|entry| Created { entry }),
+            let outcomes = prepared.iter().map(|prepared| match prepared {
+                Ok((entry, false)) => create(draft, entry).map(|entry| Created { entry }),
+                Ok((entry, true)) => {
+                    let entry = Entry {
+                        revision_number: draft.revision(),
+                        ..Entry::clone(entry)
+                    };
+                    create(draft, &Arc::new(entry)).map(|entry| Created { entry })
+                }
                 Err(error) => Err(EntryWriteError::Invalid(error.clone())),
             });
             outcomes.collect()
@@ -235,7 +249,15 @@ fn update(
     if patch.federates_with.is_some() {
         bundles_exist(draft, &entry)?;
     }
-    entry.revision_number += 1;
+    if entry == *current {
+        // No new revision: nobody has to fetch the entry or renew an SVID for it.
+        return Ok(current);
+    }
+    // Once for each commit (see `create_entries`): what was between two commits nobody has seen.
+    entry.revision_number = match draft.committed().get(Kind::Entry, &patch.id) {
+        Some(Object::Entry(committed)) => entry.revision_number.max(committed.revision_number + 1),
+        _ => entry.revision_number,
+    };
     let entry = Arc::new(entry);
     if let Some(existing) = draft.similar(&entry)
         && existing.id != entry.id

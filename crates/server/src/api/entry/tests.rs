@@ -509,3 +509,35 @@ async fn refuses_syncs_that_ask_wrongly() {
         );
     }
 }
+
+#[tokio::test]
+async fn refuses_a_list_that_no_default_client_could_take() {
+    let server = TestServer::start().await;
+    let mut client = EntryClient::new(server.local().await);
+    let big = |path: String| types::Entry {
+        hint: "x".repeat(1_000),
+        dns_names: (0..200)
+            .map(|name| format!("{name}.{}.example.org", "y".repeat(60)))
+            .collect(),
+        ..entry("/spire/agent/x", &path)
+    };
+    let request = |part: usize| BatchCreateEntryRequest {
+        entries: (0..150).map(|one| big(format!("/{part}/{one}"))).collect(),
+        output_mask: Some(EntryMask::default()),
+    };
+    for part in 0..2 {
+        client.batch_create_entry(request(part)).await.unwrap();
+    }
+    let refused = client
+        .list_entries(ListEntriesRequest::default())
+        .await
+        .unwrap_err();
+    assert_eq!(refused.code(), Code::ResourceExhausted);
+    assert!(refused.message().contains("page_size"), "{refused}");
+    let page = ListEntriesRequest {
+        page_size: 100,
+        ..ListEntriesRequest::default()
+    };
+    let listed = client.list_entries(page).await.unwrap().into_inner();
+    assert_eq!(listed.entries.len(), 100);
+}

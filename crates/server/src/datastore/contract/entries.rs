@@ -19,6 +19,9 @@ on_every_database!(
     an_update_writes_the_given_fields_only,
     an_update_may_not_make_two_entries_similar,
     an_update_keeps_the_place_in_listings,
+    an_update_that_changes_nothing_changes_nothing,
+    no_entry_of_an_id_repeats_the_revision_number_of_an_earlier_one,
+    a_dns_name_given_twice_is_refused_by_name,
     a_deleted_entry_leaves_room_for_its_like,
     pruning_takes_the_expired_only,
     listing_pages_miss_and_repeat_nothing,
@@ -54,6 +57,10 @@ async fn every_field_survives_a_restart(subject: Subject) {
         },
     )
     .await;
+    let full = Entry {
+        revision_number: registry.entry("my-entry").unwrap().revision_number,
+        ..full
+    };
     assert_eq!(*registry.entry("my-entry").unwrap(), full);
     drop(datastore);
 
@@ -439,4 +446,73 @@ async fn listing_pages_miss_and_repeat_nothing(subject: Subject) {
         registry.entries(&filter, &wrong).unwrap_err().to_string(),
         "could not parse token 'x1'"
     );
+}
+
+async fn an_update_that_changes_nothing_changes_nothing(subject: Subject) {
+    let (datastore, registry) = subject.open().await;
+    let made = create(
+        &datastore,
+        Entry {
+            hint: "h".to_owned(),
+            ..entry("/spire/agent/x", "/web", &["unix:uid:1"])
+        },
+    )
+    .await;
+    let before = registry.entry(&made.id).unwrap();
+    let patch = EntryPatch {
+        id: made.id.to_string(),
+        hint: Some("h".to_owned()),
+        selectors: Some(selectors(&["unix:uid:1"])),
+        ..EntryPatch::default()
+    };
+    let updated = datastore.update_entries(vec![patch]).await.unwrap();
+    assert_eq!(updated[0].as_ref().unwrap(), &made);
+    assert!(Arc::ptr_eq(&before, &registry.entry(&made.id).unwrap()));
+}
+
+async fn no_entry_of_an_id_repeats_the_revision_number_of_an_earlier_one(subject: Subject) {
+    let (datastore, _) = subject.open().await;
+    let chosen = || Entry {
+        id: Arc::from("chosen"),
+        ..entry("/spire/agent/x", "/web", &["unix:uid:1"])
+    };
+    let hint = |hint: &str| EntryPatch {
+        id: "chosen".to_owned(),
+        hint: Some(hint.to_owned()),
+        ..EntryPatch::default()
+    };
+    let mut highest = -1;
+    for _ in 0..3 {
+        let made = create(&datastore, chosen()).await;
+        assert!(made.revision_number > highest, "{made:?} after {highest}");
+        // Several updates in one commit count once.
+        let updates = (0..9).map(|round| hint(&format!("h{round}"))).collect();
+        let updated = datastore.update_entries(updates).await.unwrap();
+        highest = updated[8].as_ref().unwrap().revision_number;
+        assert!(highest > made.revision_number);
+        let deleted = datastore.delete_entries(vec!["chosen".to_owned()]).await;
+        deleted.unwrap()[0].as_ref().unwrap();
+    }
+}
+
+async fn a_dns_name_given_twice_is_refused_by_name(subject: Subject) {
+    let (datastore, _) = subject.open().await;
+    let twice = || vec!["a.b".to_owned(), "c.d".to_owned(), "a.b".to_owned()];
+    let refused = EntryWriteError::Invalid(EntryError::DuplicateDnsName("a.b".to_owned()));
+    let made = datastore
+        .create_entries(vec![Entry {
+            dns_names: twice(),
+            ..entry("/spire/agent/x", "/web", &["unix:uid:1"])
+        }])
+        .await
+        .unwrap();
+    assert_eq!(made[0].as_ref().unwrap_err(), &refused);
+    let good = create(&datastore, entry("/spire/agent/x", "/web", &["unix:uid:1"])).await;
+    let patch = EntryPatch {
+        id: good.id.to_string(),
+        dns_names: Some(twice()),
+        ..EntryPatch::default()
+    };
+    let updated = datastore.update_entries(vec![patch]).await.unwrap();
+    assert_eq!(updated[0].as_ref().unwrap_err(), &refused);
 }
