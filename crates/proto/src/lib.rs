@@ -6,6 +6,8 @@
 pub mod authority_filter;
 pub mod channel;
 pub mod convert;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 mod generated;
 
 pub use generated::{broker, envoy, go_plugin, plastron, spire, workload};

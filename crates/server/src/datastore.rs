@@ -37,6 +37,9 @@ use draft::Draft;
 use entries::CommonSelectors;
 use writer::{Operation, QUEUE, Work, Writer, load};
 
+#[cfg(any(test, fuzzing))]
+pub(crate) use postgres::check_connection_string;
+
 pub use agents::AgentWriteError;
 pub use bundles::{BundleError, BundleMask, DeleteMode};
 pub use entries::{Created, EntryPatch, EntryWriteError};

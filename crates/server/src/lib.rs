@@ -16,6 +16,8 @@ mod budget;
 mod caller;
 mod endpoints;
 mod error;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 mod health;
 mod ops;
 mod principal;

@@ -143,3 +143,17 @@ pub fn bundle_json(data: &[u8]) {
     drop(JwtBundle::from_jwks(trust_domain, data));
     drop(BundleMap::from_json(data));
 }
+
+/// PEM files of certificates.
+pub fn pem(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else {
+        return;
+    };
+    let trust_domain = TrustDomain::from_checked("example.org");
+    if let Ok(bundle) = Bundle::from_pem(trust_domain.clone(), text) {
+        assert_eq!(Bundle::from_pem(trust_domain, &bundle.to_pem()), Ok(bundle));
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -31,7 +31,7 @@ pub mod bundle;
 pub mod clock;
 pub mod csr;
 pub mod entry;
-#[doc(hidden)]
+#[cfg(any(test, fuzzing))]
 pub mod fuzzing;
 pub mod id;
 pub mod key;

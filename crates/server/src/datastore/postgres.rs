@@ -45,6 +45,13 @@ pub struct PostgresConfig {
     pub client_key_path: Option<PathBuf>,
 }
 
+/// What would be said of a connection string, for the fuzz targets.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn check_connection_string(text: &str) -> Result<(), String> {
+    let outcome = options::Options::parse(&PostgresConfig::new(text));
+    outcome.map(drop).map_err(|error| error.to_string())
+}
+
 impl PostgresConfig {
     pub fn new(url: impl Into<String>) -> Self {
         Self {

@@ -1,11 +1,6 @@
 //! Replays the fuzz corpus on the stable toolchain: what once mattered stays tried.
 
-#![expect(
-    clippy::unwrap_used,
-    reason = "a test outside of a test module; a failure to read is a failure"
-)]
-
-use plastron_spiffe::fuzzing;
+use crate::fuzzing;
 use std::path::Path;
 
 #[track_caller]
@@ -68,4 +63,9 @@ fn socket_addresses() {
 #[test]
 fn selectors() {
     replay("selector", fuzzing::selector);
+}
+
+#[test]
+fn pem() {
+    replay("pem", fuzzing::pem);
 }
