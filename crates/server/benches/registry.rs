@@ -78,7 +78,7 @@ async fn write(kind: &DatastoreKind, entries: usize) {
 }
 
 async fn open(kind: &DatastoreKind) -> (Datastore, Arc<Registry>) {
-    let config = DatastoreConfig { kind: kind.clone() };
+    let config = DatastoreConfig::new(kind.clone());
     Datastore::open(config, trust_domain(), Arc::new(SystemClock))
         .await
         .unwrap()

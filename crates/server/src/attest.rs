@@ -20,7 +20,7 @@ use spiffe::selector::{Selector, SelectorSet};
 use spiffe::trust_domain::TrustDomain;
 
 use crate::datastore::{Datastore, TokenError};
-use crate::error::{Kind, OpError, failed, refused};
+use crate::error::{Kind, OpError, failed, refused, write_failed};
 use crate::registry::{Agent, Registry};
 
 /// What a node attestor found out.
@@ -130,7 +130,7 @@ impl Attestation {
         self.datastore
             .put_agent(agent)
             .await
-            .map_err(|error| failed(Kind::Internal, "failed to create attested agent", error))
+            .map_err(|error| write_failed("failed to create attested agent", &error))
             .and_then(|written| {
                 if written.banned {
                     Err(refused(

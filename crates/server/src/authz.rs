@@ -17,7 +17,7 @@ use crate::caller::{Authority, Caller, Connection, Entitlement};
 use crate::datastore::{AgentWriteError, Datastore};
 use crate::error::{self, AgentRefusal, Kind, OpError};
 use crate::principal::{PeerSvid, Principal};
-use crate::registry::Registry;
+use crate::registry::{Registry, Stale};
 
 mod table;
 #[cfg(test)]
@@ -26,6 +26,9 @@ mod tests;
 #[cfg(test)]
 pub(crate) use table::rows;
 pub(crate) use table::{Allowed, Lifetime, Row, is_local_service, row};
+
+/// The longest that a call waits for its agent's renewed SVID to be recorded as the current one.
+const PROMOTION_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Decides. Shared by both endpoints.
 #[derive(Debug)]
@@ -101,9 +104,13 @@ impl Authorizer {
             return Err(Denial::of_stranger());
         };
         if let Some(authority) = self.by_entry(allowed, svid) {
+            if !matches!(authority, Authority::Admin { via: "config" }) {
+                self.is_current()?;
+            }
             return Ok(authority);
         }
         if allowed.lets_in(Allowed::AGENT) {
+            self.is_current()?;
             self.live_agent(svid).await?;
             return Ok(Authority::Agent(svid.clone()));
         }
@@ -111,6 +118,12 @@ impl Authorizer {
             "{} is neither an administrator nor otherwise entitled",
             svid.id
         )))
+    }
+
+    /// Whether memory is current enough to say what a ban or an eviction may have changed.
+    fn is_current(&self) -> Result<(), Denial> {
+        let checked = self.registry.freshness().check();
+        checked.map_err(|stale| Denial::stale(&stale))
     }
 
     fn by_entry(&self, allowed: Allowed, svid: &PeerSvid) -> Option<Authority> {
@@ -164,19 +177,21 @@ impl Authorizer {
         drop(tokio::time::timeout(self.follow_for, good).await);
     }
 
+    /// Makes a renewed SVID the agent's current one. A database that is away must not lock the agent out: memory knows
+    /// that this SVID was issued in a renewal, and the next call tries to write it again.
     async fn promote(&self, svid: &PeerSvid) -> Result<(), Denial> {
-        match self
-            .datastore
-            .promote_agent_serial(&svid.id, &svid.serial)
-            .await
-        {
-            Ok(_) => Ok(()),
-            // Somebody was quicker: another call under the same SVID, a ban, or an eviction.
-            Err(AgentWriteError::NotFound | AgentWriteError::Superseded) => {
-                self.check_agent(svid).map(|_| ())
+        let promotion = self.datastore.promote_agent_serial(&svid.id, &svid.serial);
+        match tokio::time::timeout(PROMOTION_TIMEOUT, promotion).await {
+            Ok(Ok(_)) => return Ok(()),
+            // Another call under the same SVID was quicker, or a ban or an eviction.
+            Ok(Err(AgentWriteError::NotFound | AgentWriteError::Superseded)) => {}
+            Ok(Err(error)) => {
+                tracing::debug!(agent = %svid.id, %error, "the agent's renewed SVID is not yet recorded as the current one");
             }
-            Err(error) => Err(Denial::internal(&error)),
+            // The write stays queued.
+            Err(_elapsed) => {}
         }
+        self.check_agent(svid).map(|_| ())
     }
 
     /// Is this agent still what it was when it was let in? For streams, before every push. Memory only.
@@ -184,7 +199,8 @@ impl Authorizer {
     /// # Errors
     /// What to end the stream with.
     pub(crate) fn recheck_agent(&self, svid: &PeerSvid) -> Result<(), StreamEnd> {
-        self.check_agent(svid)
+        self.is_current()
+            .and_then(|()| self.check_agent(svid))
             .map(|_| ())
             .map_err(|denial| match denial.reason {
                 Some(AgentRefusal::NotActive) => StreamEnd::Superseded,
@@ -303,11 +319,12 @@ impl Denial {
         }
     }
 
-    fn internal(error: &dyn std::error::Error) -> Self {
+    /// Says nothing against the caller: the agent keeps its identity and goes to another server.
+    fn stale(stale: &Stale) -> Self {
         Self {
-            code: Kind::Internal,
+            code: Kind::Unavailable,
             reason: None,
-            because: format!("unable to look up agent information: {error}"),
+            because: stale.to_string(),
             stranger: false,
         }
     }
@@ -320,8 +337,8 @@ impl Denial {
     }
 
     fn into_error(self, method: &str) -> OpError {
-        if self.code == Kind::Internal {
-            return error::refused(Kind::Internal, self.because);
+        if self.code == Kind::Unavailable {
+            return stale(self.because);
         }
         let message = format!("authorization denied for method {method}: {}", self.because);
         match self.reason {
@@ -334,9 +351,17 @@ impl Denial {
     fn into_bare_error(self) -> OpError {
         match self.reason {
             Some(reason) => agent_denied(reason, self.because),
+            None if self.code == Kind::Unavailable => stale(self.because),
             None => error::refused(self.code, self.because),
         }
     }
+}
+
+/// What is wrong has its own line in the log, once: a thousand agents that try again must not repeat it.
+fn stale(because: String) -> OpError {
+    error::refused(Kind::Unavailable, because)
+        .with_code(fault::Code::DatabaseUnreachable)
+        .quiet()
 }
 
 fn agent_denied(refusal: AgentRefusal, message: String) -> OpError {

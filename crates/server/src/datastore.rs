@@ -14,6 +14,7 @@ mod error;
 mod fault;
 mod federation;
 mod journals;
+mod monitor;
 mod postgres;
 mod schema;
 mod sqlite;
@@ -35,6 +36,7 @@ use crate::registry::Registry;
 use backend::{Backend, Meta};
 use draft::Draft;
 use entries::CommonSelectors;
+use monitor::Monitor;
 use writer::{Operation, QUEUE, Work, Writer, load};
 
 #[cfg(any(test, fuzzing))]
@@ -44,10 +46,16 @@ pub use agents::AgentWriteError;
 pub use bundles::{BundleError, BundleMask, DeleteMode};
 pub use entries::{Created, EntryPatch, EntryWriteError};
 pub use error::DatastoreError;
+pub(crate) use error::WriteFailure;
 pub use federation::RelationshipError;
 pub use postgres::PostgresConfig;
 pub use tokens::{JoinToken, TokenError};
 
+/// Agents are served from memory for so long while the database is away.
+pub const DEFAULT_STALENESS: Duration = Duration::from_secs(300);
+/// The smallest bound that is kept without refusals in health: the database is looked at every second, and a look may
+/// take a moment.
+pub const SMALLEST_STALENESS: Duration = Duration::from_secs(5);
 /// The longest wait for the last writes when the server stops.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -55,6 +63,17 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
 #[derive(Debug, Clone)]
 pub struct DatastoreConfig {
     pub kind: DatastoreKind,
+    /// How long agents are served without a confirmation that the state in memory is the database's.
+    pub max_staleness: Duration,
+}
+
+impl DatastoreConfig {
+    pub fn new(kind: DatastoreKind) -> Self {
+        Self {
+            kind,
+            max_staleness: DEFAULT_STALENESS,
+        }
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -115,7 +134,14 @@ impl Datastore {
                 configured: trust_domain,
             });
         }
-        Self::start(backend, trust_domain, meta.epoch, clock).await
+        Self::start(
+            backend,
+            trust_domain,
+            meta.epoch,
+            clock,
+            config.max_staleness,
+        )
+        .await
     }
 
     async fn start(
@@ -123,6 +149,7 @@ impl Datastore {
         trust_domain: TrustDomain,
         epoch: String,
         clock: Arc<dyn Clock>,
+        max_staleness: Duration,
     ) -> Result<(Self, Arc<Registry>), DatastoreError> {
         let state = load(&mut backend, &trust_domain).await?;
         let registry = Arc::new(Registry::new(
@@ -130,6 +157,7 @@ impl Datastore {
             trust_domain,
             epoch,
             Arc::clone(&clock),
+            max_staleness,
         ));
         let (queue, queued) = mpsc::channel(QUEUE);
         let (closing, asked) = mpsc::channel(1);
@@ -137,6 +165,7 @@ impl Datastore {
             backend,
             queue: queued,
             closing: asked,
+            monitor: Monitor::new(Arc::clone(&registry)),
             registry: Arc::clone(&registry),
         };
         tokio::spawn(writer.run());

@@ -6,9 +6,10 @@
 
 use std::fmt::{self, Display};
 
-use config::fault;
+use config::fault::{self, Fault};
 
 use crate::audit::Outcome;
+use crate::datastore::WriteFailure;
 
 /// What a caller can do about an error. The names are gRPC's, since SPIRE's clients know these.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,6 +76,18 @@ pub(crate) fn refused(kind: Kind, what: impl Into<String>) -> OpError {
 /// `what: because`.
 pub(crate) fn failed(kind: Kind, what: &str, because: impl Display) -> OpError {
     refused(kind, format!("{what}: {because}"))
+}
+
+/// A write that was not made. A database that is away or takes no writes is no fault of the server's: the caller may try
+/// again. It has its own line in the log, from the part that noticed it, so that no number of callers repeats it.
+pub(crate) fn write_failed(what: &str, because: &impl WriteFailure) -> OpError {
+    match because.of_store() {
+        Some(error) if error.is_passing() => failed(Kind::Unavailable, what, because)
+            .with_code(Fault::from(error).code)
+            .quiet(),
+        Some(error) => failed(Kind::Internal, what, because).with_code(Fault::from(error).code),
+        None => failed(Kind::Internal, what, because),
+    }
 }
 
 /// For `map_err`: `InvalidArgument`, `what: because`.

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use serde_json::{Value, json};
 
 use crate::ca::Ca;
-use crate::registry::Registry;
+use crate::registry::{Condition, Registry};
 
 /// Asked by the probes.
 #[derive(Debug)]
@@ -50,10 +50,18 @@ impl Health {
         let fault = self.ca.fault();
         let live = bundle.is_some() && fault.is_none();
         let ca = fault.map_or_else(|| json!({}), |fault| json!({ "sign_x509_svid_err": fault }));
+        let condition = self.registry.freshness().condition();
+        // Not a matter of being alive: restarting the server brings no database back, and it serves from memory meanwhile.
+        let well = condition == Condition::Well;
+        let datastore = match &condition {
+            Condition::Well => json!({}),
+            Condition::Away { because } => json!({ "list_bundle_err": because.as_ref() }),
+            Condition::Unwritable { because } => json!({ "write_err": because.as_ref() }),
+        };
         Report {
             live,
-            ready: live && self.serving.load(Ordering::Acquire),
-            details: json!({ "server": server, "server.ca": ca, "catalog.datastore": {} }),
+            ready: live && well && self.serving.load(Ordering::Acquire),
+            details: json!({ "server": server, "server.ca": ca, "catalog.datastore": datastore }),
         }
     }
 }

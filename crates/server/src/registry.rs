@@ -6,6 +6,7 @@ mod agents;
 mod authorized;
 mod changes;
 mod entries;
+mod freshness;
 mod group;
 mod listing;
 mod records;
@@ -16,6 +17,7 @@ mod tests;
 
 use std::fmt;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::Duration;
 
 use spiffe::bundle::Bundle;
 use spiffe::clock::{Clock, unix_seconds};
@@ -26,8 +28,10 @@ use spiffe::trust_domain::TrustDomain;
 use tokio::sync::watch;
 
 use authorized::Node;
+use freshness::Freshness;
 use listing::Gathering;
 
+pub(crate) use freshness::{Condition, Stale};
 pub use listing::{AgentFilter, BadPageToken, EntryFilter, Listing, Page, SetMatch};
 pub(crate) use records::Write;
 pub use records::{
@@ -47,6 +51,7 @@ pub struct Registry {
     trust_domain: TrustDomain,
     epoch: String,
     clock: Arc<dyn Clock>,
+    freshness: Freshness,
 }
 
 impl fmt::Debug for Registry {
@@ -63,6 +68,7 @@ impl Registry {
         trust_domain: TrustDomain,
         epoch: String,
         clock: Arc<dyn Clock>,
+        max_staleness: Duration,
     ) -> Self {
         let revision = watch::Sender::new(state.revision);
         Self {
@@ -71,7 +77,13 @@ impl Registry {
             trust_domain,
             epoch,
             clock,
+            freshness: Freshness::new(max_staleness),
         }
+    }
+
+    /// How current this state is.
+    pub(crate) fn freshness(&self) -> &Freshness {
+        &self.freshness
     }
 
     pub fn trust_domain(&self) -> &TrustDomain {

@@ -37,7 +37,7 @@ use crate::audit::{AuditSink, Auditor, LogSink};
 use crate::authz::Authorizer;
 use crate::ca::{Ca, CaParts};
 use crate::config::{Config, PruningConfig};
-use crate::datastore::{Datastore, DatastoreError, DatastoreKind};
+use crate::datastore::{Datastore, DatastoreKind};
 use crate::endpoints::admin::AdminSocket;
 use crate::endpoints::admission::room_for_connections;
 use crate::endpoints::health_checks::HealthChecks;
@@ -174,7 +174,7 @@ impl World {
             Arc::clone(&environment.clock),
         )
         .await
-        .map_err(|error| datastore_fault(&error))?;
+        .map_err(Fault::from)?;
         let auditor = environment.auditor(config.audit_log);
         let plugins = open_plugins(&config.plugins, &environment, &datastore).await?;
         let upstream = plugins.upstream_authority.as_ref();
@@ -499,49 +499,4 @@ fn make_data_dir(directory: &Path) -> Result<(), Fault> {
         .create(directory);
     made.map_err(|error| fault(&error))?;
     access(directory, AccessFlags::W_OK | AccessFlags::X_OK).map_err(|error| fault(&error))
-}
-
-fn datastore_fault(error: &DatastoreError) -> Fault {
-    let (code, what, hint) = match error {
-        DatastoreError::Unavailable { .. } => (
-            Code::DatabaseUnreachable,
-            "the database cannot be reached",
-            "check host, port, user and password of connection_string, for instance with psql",
-        ),
-        DatastoreError::Locked { .. } => (
-            Code::DatabaseLocked,
-            "the database is locked",
-            "stop the other server; one SQLite database belongs to one server, PostgreSQL serves several",
-        ),
-        DatastoreError::Full { .. } => (
-            Code::DiskFull,
-            "the disk is full",
-            "make room, then start again",
-        ),
-        DatastoreError::WrongTrustDomain { .. } => (
-            Code::DatabaseOfAnotherTrustDomain,
-            "the database belongs to another trust domain",
-            "correct trust_domain, or give this server a database of its own",
-        ),
-        DatastoreError::NewerSchema { .. } => (
-            Code::DatabaseTooNew,
-            "the database was written by a newer version",
-            "run that version; a database is never taken back to an older one",
-        ),
-        DatastoreError::Open { .. } => (
-            Code::DatabaseFailed,
-            "the database cannot be opened",
-            "check that its directory exists and that the server's user may write there",
-        ),
-        DatastoreError::NotOurs { .. }
-        | DatastoreError::Unreadable { .. }
-        | DatastoreError::Settings { .. }
-        | DatastoreError::Refused { .. }
-        | DatastoreError::Closed => (
-            Code::DatabaseFailed,
-            "the database failed",
-            "check the DataStore block of the configuration",
-        ),
-    };
-    Fault::new(code, what).because(error).hint(hint)
 }

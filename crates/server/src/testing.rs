@@ -1,5 +1,7 @@
 //! A whole server for tests: real sockets, TLS, database and services, on a clock that the test owns.
 
+pub(crate) mod proxy;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -118,11 +120,9 @@ pub(crate) fn config(directory: &std::path::Path) -> Config {
         agent_id_as_selector: false,
         require_pq_kem: false,
         health: None,
-        datastore: DatastoreConfig {
-            kind: DatastoreKind::Sqlite {
-                path: directory.join("data.sqlite3"),
-            },
-        },
+        datastore: DatastoreConfig::new(DatastoreKind::Sqlite {
+            path: directory.join("data.sqlite3"),
+        }),
         plugins: plugins(),
         notices: Vec::new(),
     }
@@ -198,6 +198,18 @@ impl TestServer {
     /// Waits until the server ends by itself, which it does for a reason only.
     pub(crate) async fn ended(mut self) -> config::fault::Fault {
         (&mut self.stopped).await.unwrap().unwrap_err()
+    }
+
+    /// Asks the health listener; gives the HTTP status and the whole answer.
+    pub(crate) async fn probe(&self, path: &str) -> (u16, String) {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+        let address = self.health.as_ref().unwrap();
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        (answer[9..12].parse().unwrap(), answer)
     }
 
     pub(crate) async fn local(&self) -> Channel {
@@ -336,6 +348,17 @@ impl TestServer {
     }
 }
 
+/// A database reached through a [`Proxy`](proxy::Proxy).
+pub(crate) async fn proxied_postgres(case: &str) -> Option<(DatastoreConfig, proxy::Proxy)> {
+    let mut config = postgres(case).await?;
+    let DatastoreKind::Postgres(postgres) = &mut config.kind else {
+        return None;
+    };
+    let proxy = proxy::Proxy::before(&postgres.url).await;
+    postgres.url = proxy.url.clone();
+    Some((config, proxy))
+}
+
 /// A schema of its own on the PostgreSQL server of the environment, or none without one.
 pub(crate) async fn postgres(case: &str) -> Option<DatastoreConfig> {
     let url = std::env::var("PLASTRON_TEST_POSTGRES_URL").ok()?;
@@ -356,7 +379,7 @@ pub(crate) async fn postgres(case: &str) -> Option<DatastoreConfig> {
     driver.await.unwrap().unwrap();
     let url = format!("{url}&options=-csearch_path%3D{schema}");
     let kind = DatastoreKind::Postgres(crate::datastore::PostgresConfig::new(url));
-    Some(DatastoreConfig { kind })
+    Some(DatastoreConfig::new(kind))
 }
 
 pub(crate) fn entry(parent: &str, path: &str) -> types::Entry {

@@ -136,9 +136,12 @@ impl Watcher {
             .duration_since(self.clock.now())
             .unwrap_or_default();
         let mut expiry = Instant::now() + life;
+        let registry = Arc::clone(&self.authorizer.registry);
         loop {
             let pending = tokio::select! {
                 pending = self.membership.pending() => pending,
+                // The check below says so to the agent, which then goes to another server.
+                _ = registry.freshness().stale() => Pending::default(),
                 () = tokio::time::sleep_until(expiry) => Pending::default(),
                 () = self.events.closed() => return,
             };

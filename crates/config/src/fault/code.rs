@@ -232,6 +232,9 @@ codes! {
         "The database answered with an error that is not a matter of configuration. The line `because` holds its words.";
     DiskFull = 1315, Internal, "the disk is full",
         "A file could not be written for lack of space. What was acknowledged before is safe. Make room, then start again.";
+    DatabaseReadOnly = 1316, Unreachable, "the database takes no writes",
+        "The database answers but refuses writes: it is a standby, its administrator made it read-only, or the file or its file \
+         system is. The server goes on issuing SVIDs; entries, agents and authorities cannot change until it is writable.";
     KeyFileUnreadable = 1320, Denied, "the key file cannot be read",
         "The file with the private keys exists but this user may not read it. It should belong to the daemon's user with mode \
          0600.";

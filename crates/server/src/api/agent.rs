@@ -26,7 +26,7 @@ use crate::audit::Fields;
 use crate::ca::{Ca, Grant, IssuedX509};
 use crate::caller::Caller;
 use crate::datastore::{AgentWriteError, Datastore, JoinToken, TokenError};
-use crate::error::{AgentRefusal, Kind, OpError, failed, malformed, refused};
+use crate::error::{AgentRefusal, Kind, OpError, failed, malformed, refused, write_failed};
 use crate::ratelimit::RateLimits;
 use crate::registry::{Agent, AgentPatch, Registry};
 
@@ -394,7 +394,7 @@ impl AgentService {
                     "failed to create join token registration entry",
                     error,
                 ),
-                error => failed(Kind::Internal, "failed to create token", error),
+                error => write_failed("failed to create token", &error),
             })?;
         Ok(types::JoinToken {
             value: token,
@@ -408,7 +408,7 @@ fn agent_write_refusal(error: AgentWriteError, what: &str) -> OpError {
         AgentWriteError::NotFound => {
             refused(Kind::NotFound, "agent not found").with_code(Code::AgentNotFound)
         }
-        other => failed(Kind::Internal, what, other),
+        other => write_failed(what, &other),
     }
 }
 

@@ -23,7 +23,7 @@ use super::wire;
 use crate::audit::Fields;
 use crate::caller::Caller;
 use crate::datastore::{BundleError, BundleMask as Written, Datastore, DeleteMode};
-use crate::error::{Kind, OpError, failed, malformed, refused};
+use crate::error::{Kind, OpError, failed, malformed, refused, write_failed};
 use crate::ratelimit::RateLimits;
 use crate::registry::Registry;
 use crate::status::{item, item_ok};
@@ -295,7 +295,7 @@ impl BundleService {
         self.datastore
             .append_bundle(more)
             .await
-            .map_err(|error| failed(Kind::Internal, "failed to append bundle", error))
+            .map_err(|error| write_failed("failed to append bundle", &error))
     }
 
     async fn publish(&self, authority: types::JwtKey) -> Result<Arc<Bundle>, OpError> {
@@ -309,7 +309,7 @@ impl BundleService {
         self.datastore
             .append_bundle(more)
             .await
-            .map_err(|error| failed(Kind::Internal, "failed to publish JWT key", error))
+            .map_err(|error| write_failed("failed to publish JWT key", &error))
     }
 
     async fn write(
@@ -379,7 +379,7 @@ fn refusal(error: BundleError, what: &str) -> OpError {
         BundleError::Referenced(_) => {
             failed(Kind::FailedPrecondition, what, error).with_code(Code::BundleInUse)
         }
-        other => failed(Kind::Internal, what, other),
+        other => write_failed(what, &other),
     }
 }
 

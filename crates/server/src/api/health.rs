@@ -1,9 +1,11 @@
-//! grpc.health.v1 on the admin socket: the server as a whole, by whether its own bundle can be read.
+//! grpc.health.v1 on the admin socket: the server as a whole, by whether its own bundle can be read (SPIRE: from the
+//! database, so that a database which is away shows here as well).
 
 use std::pin::Pin;
 use std::sync::Arc;
 
 use spiffe::trust_domain::TrustDomain;
+use tokio_stream::wrappers::WatchStream;
 use tokio_stream::{Stream, StreamExt};
 use tonic::{Request, Response, Status};
 use tonic_health::pb::health_check_response::ServingStatus;
@@ -12,7 +14,7 @@ use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
 
 use crate::caller::Caller;
 use crate::error::{Kind, OpError, refused};
-use crate::registry::Registry;
+use crate::registry::{Condition, Registry};
 
 #[derive(Debug)]
 pub(crate) struct HealthService {
@@ -27,7 +29,8 @@ impl HealthService {
 }
 
 fn serving(registry: &Registry, own: &TrustDomain) -> HealthCheckResponse {
-    let status = if registry.bundle(own).is_some() {
+    let is_away = matches!(registry.freshness().condition(), Condition::Away { .. });
+    let status = if registry.bundle(own).is_some() && !is_away {
         ServingStatus::Serving
     } else {
         ServingStatus::NotServing
@@ -67,9 +70,10 @@ impl Health for HealthService {
         whole_server_only(request.get_ref())?;
         let closing = Caller::of(&request)?.connection.closing();
         let (registry, own) = (Arc::clone(&self.registry), self.trust_domain.clone());
-        let changes = tokio_stream::wrappers::WatchStream::new(self.registry.subscribe());
+        let revisions = WatchStream::new(self.registry.subscribe()).map(|_| ());
+        let conditions = WatchStream::new(self.registry.freshness().conditions()).map(|_| ());
         let mut last = None;
-        let answers = changes.filter_map(move |_| {
+        let answers = revisions.merge(conditions).filter_map(move |_| {
             let now = serving(&registry, &own);
             (last.replace(now.status) != Some(now.status)).then_some(Ok(now))
         });

@@ -16,7 +16,7 @@ use super::wire;
 use crate::audit::Fields;
 use crate::caller::Caller;
 use crate::datastore::{Datastore, RelationshipError};
-use crate::error::{Kind, OpError, failed, malformed, refused};
+use crate::error::{Kind, OpError, malformed, refused, write_failed};
 use crate::registry::{BundleEndpointProfile, FederationRelationship, Registry};
 use crate::status::{item, item_ok};
 
@@ -140,11 +140,7 @@ impl TrustDomainService {
                 RelationshipError::NotFound => {
                     refused(Kind::NotFound, "federation relationship not found")
                 }
-                other => failed(
-                    Kind::Internal,
-                    "failed to delete federation relationship",
-                    other,
-                ),
+                other => write_failed("failed to delete federation relationship", &other),
             })
     }
 

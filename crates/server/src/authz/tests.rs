@@ -6,7 +6,7 @@ use spiffe::selector::{Selector, SelectorSet};
 use spiffe::trust_domain::TrustDomain;
 
 use super::*;
-use crate::datastore::{DatastoreConfig, DatastoreKind};
+use crate::datastore::{DEFAULT_STALENESS, DatastoreConfig, DatastoreKind};
 use crate::principal::Class;
 use crate::registry::Agent;
 
@@ -15,7 +15,7 @@ const NOW: i64 = 1_800_000_000;
 struct World {
     authorizer: Arc<Authorizer>,
     clock: ManualClock,
-    _directory: tempfile::TempDir,
+    directory: tempfile::TempDir,
 }
 
 fn own() -> TrustDomain {
@@ -27,12 +27,17 @@ fn id(path: &str) -> SpiffeId {
 }
 
 async fn world() -> World {
+    world_with(DEFAULT_STALENESS).await
+}
+
+async fn world_with(max_staleness: Duration) -> World {
     let directory = tempfile::tempdir().unwrap();
     let clock = ManualClock::new(from_unix(NOW));
     let config = DatastoreConfig {
         kind: DatastoreKind::Sqlite {
             path: directory.path().join("data.sqlite3"),
         },
+        max_staleness,
     };
     let (datastore, registry) = Datastore::open(config, own(), Arc::new(clock.clone()))
         .await
@@ -48,7 +53,7 @@ async fn world() -> World {
     World {
         authorizer: Arc::new(authorizer),
         clock,
-        _directory: directory,
+        directory,
     }
 }
 
@@ -493,4 +498,66 @@ async fn tells_the_class_of_a_principal_by_what_is_registered_now() {
     assert_eq!(class(&far, "9"), Class::Admin, "by configuration");
     world.clock.advance(Duration::from_secs(3_600));
     assert_eq!(class(&far, "9"), Class::Workload, "the SVID expired");
+}
+
+#[tokio::test]
+async fn refuses_those_whose_rights_the_database_may_have_changed_when_memory_is_stale() {
+    // Nothing is ever fresh enough.
+    let world = world_with(Duration::ZERO).await;
+    let store = &world.authorizer.datastore;
+    let node = id("/spire/agent/join_token/x");
+    store.put_agent(agent(node.clone(), "1", "")).await.unwrap();
+    let privileged = vec![
+        entry("/down", |entry| entry.downstream = true),
+        entry("/admin", |entry| entry.admin = true),
+    ];
+    store.create_entries(privileged).await.unwrap();
+    for (method, who) in [
+        (SIGN, node),
+        (DOWNSTREAM_CA, id("/down")),
+        (LIST, id("/admin")),
+    ] {
+        let refused = world.ask(method, remote(Some(svid(who, "1")))).await;
+        let refused = refused.map(|caller| caller.authority).unwrap_err();
+        assert_eq!(refused.kind(), Kind::Unavailable, "{method}: {refused}");
+        assert!(
+            refused.agent_refusal().is_none(),
+            "no reason to give an identity up"
+        );
+        assert!(
+            refused
+                .message()
+                .contains("confirm its state with the database")
+        );
+    }
+    // Who is let in by the configuration or the socket's file mode can look after the server all the same.
+    let configured = SpiffeId::parse("spiffe://far.example/admin").unwrap();
+    world
+        .ask(LIST, remote(Some(svid(configured, "1"))))
+        .await
+        .unwrap();
+    world.ask(LIST, local()).await.unwrap();
+    world.ask(GET_BUNDLE, remote(None)).await.unwrap();
+}
+
+#[tokio::test]
+async fn lets_a_renewed_agent_in_although_the_database_cannot_be_written() {
+    let world = world().await;
+    let store = &world.authorizer.datastore;
+    let node = id("/spire/agent/join_token/x");
+    store
+        .put_agent(agent(node.clone(), "1", "2"))
+        .await
+        .unwrap();
+    let other = rusqlite::Connection::open(world.directory.path().join("data.sqlite3")).unwrap();
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    world
+        .ask(SIGN, remote(Some(svid(node.clone(), "2"))))
+        .await
+        .unwrap();
+    world
+        .ask(SIGN, remote(Some(svid(node.clone(), "1"))))
+        .await
+        .unwrap();
+    world.refusal(SIGN, remote(Some(svid(node, "3")))).await;
 }

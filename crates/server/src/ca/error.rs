@@ -39,6 +39,7 @@ impl CaError {
             Self::UnfitUpstream(_) => Fault::new(Code::UpstreamInvalid, self.to_string()).hint(
                 "the upstream certificate must be a CA's, be valid now, and lead to a root of its bundle",
             ),
+            Self::Store(error) | Self::Bundle(BundleError::Store(error)) => Fault::from(error),
             _ => Fault::new(Code::Internal, "the server has no CA to issue with").because(self),
         }
     }

@@ -40,7 +40,7 @@ impl World {
         let kind = DatastoreKind::Sqlite {
             path: directory.path().join("db"),
         };
-        let config = DatastoreConfig { kind };
+        let config = DatastoreConfig::new(kind);
         let (datastore, _) = Datastore::open(config, trust_domain(), Arc::new(clock.clone()))
             .await
             .unwrap();

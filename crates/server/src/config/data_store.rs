@@ -46,7 +46,7 @@ pub(super) fn read(data: &Section) -> Option<(DatastoreConfig, Vec<String>)> {
         ));
     }
     let kind = kind(data)?;
-    Some((DatastoreConfig { kind }, notices))
+    Some((DatastoreConfig::new(kind), notices))
 }
 
 fn kind(data: &Section) -> Option<DatastoreKind> {

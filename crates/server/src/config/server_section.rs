@@ -16,7 +16,7 @@ use super::{
     without_brackets,
 };
 use crate::ca::IssuanceConfig;
-use crate::datastore::DatastoreConfig;
+use crate::datastore::{DEFAULT_STALENESS, DatastoreConfig, SMALLEST_STALENESS};
 
 /// SPIRE: DefaultServerSocketPath.
 const DEFAULT_SOCKET: &str = "/tmp/spire-server/private/api.sock";
@@ -45,6 +45,7 @@ pub(super) struct ServerSection {
     pruning: Option<PruningConfig>,
     agent_id_as_selector: bool,
     require_pq_kem: bool,
+    max_staleness: Duration,
     pub(super) notices: Vec<String>,
 }
 
@@ -70,7 +71,10 @@ impl ServerSection {
             agent_id_as_selector: self.agent_id_as_selector,
             require_pq_kem: self.require_pq_kem,
             health,
-            datastore,
+            datastore: DatastoreConfig {
+                max_staleness: self.max_staleness,
+                ..datastore
+            },
             plugins,
             notices: self.notices,
         }
@@ -109,7 +113,7 @@ pub(super) fn read(root: &Section, flags: &Overrides) -> Option<ServerSection> {
     let log = log(&server, flags);
     let rate_limits = rate_limits(&server);
     let pruning = pruning(&server, &mut notices);
-    max_staleness(&server, &mut notices);
+    let max_staleness = max_staleness(&server, &mut notices);
     let issuance = issuance(&server, &mut notices);
     let audit_log = server.boolean("audit_log_enabled").unwrap_or(false);
     let agent_id_as_selector = experimental
@@ -132,6 +136,7 @@ pub(super) fn read(root: &Section, flags: &Overrides) -> Option<ServerSection> {
         pruning,
         agent_id_as_selector,
         require_pq_kem,
+        max_staleness,
         notices,
     })
 }
@@ -380,18 +385,20 @@ fn pruning(server: &Section, notices: &mut Vec<String>) -> Option<PruningConfig>
     })
 }
 
-/// How stale a cached node may be for SPIRE. Here the state is in memory and follows the database by itself.
-fn max_staleness(server: &Section, notices: &mut Vec<String>) {
-    if server
-        .duration("max_attested_node_info_staleness")
-        .is_some_and(|staleness| !staleness.is_zero())
-    {
-        notices.push(
-            "max_attested_node_info_staleness has no effect: what is known about nodes is never staler than the \
-             database's own notifications"
-                .to_owned(),
-        );
+/// How long agents are served while the state in memory cannot be confirmed with the database.
+/// SPIRE: the age of its cached nodes, and 0 asks the database in every call. Here memory follows the database by itself,
+/// so what is bounded is the time without it.
+fn max_staleness(server: &Section, notices: &mut Vec<String>) -> Duration {
+    let Some(asked) = server.duration("max_attested_node_info_staleness") else {
+        return DEFAULT_STALENESS;
+    };
+    if asked < SMALLEST_STALENESS && !asked.is_zero() {
+        notices.push(format!(
+            "max_attested_node_info_staleness is {} s, the smallest bound that can be kept",
+            SMALLEST_STALENESS.as_secs()
+        ));
     }
+    asked.max(SMALLEST_STALENESS)
 }
 
 /// Reads all of it even when the trust domain has a fault, so that this is not the only one reported.

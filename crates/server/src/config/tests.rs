@@ -244,12 +244,37 @@ fn says_of_moot_keys_that_they_have_no_effect() {
         "experimental { prune_events_older_than = \"12h\" }",
         "experimental { event_timeout = \"15m\" }",
         "experimental { events_based_cache = true }",
-        "max_attested_node_info_staleness = \"5s\"",
         "prune_attested_nodes_batch_size = 10",
         "prune_tofu_nodes = true",
     ] {
         noticed(&server(key).unwrap(), "has no effect");
     }
+}
+
+#[test]
+fn bounds_how_long_agents_are_served_without_the_database() {
+    for (key, seconds) in [
+        ("", 300),
+        ("max_attested_node_info_staleness = \"1m\"", 60),
+        ("max_attested_node_info_staleness = \"1h\"", 3_600),
+        // The database is not asked in every call, so nothing below this could be kept.
+        ("max_attested_node_info_staleness = \"0s\"", 5),
+        ("max_attested_node_info_staleness = \"1s\"", 5),
+    ] {
+        let config = server(key).unwrap();
+        assert_eq!(
+            config.datastore.max_staleness,
+            Duration::from_secs(seconds),
+            "{key}"
+        );
+    }
+    let raised = server("max_attested_node_info_staleness = \"1s\"").unwrap();
+    noticed(&raised, "the smallest bound that can be kept");
+    refused_with(
+        server("max_attested_node_info_staleness = \"-1s\""),
+        Code::InvalidValue,
+        "max_attested_node_info_staleness",
+    );
 }
 
 #[test]

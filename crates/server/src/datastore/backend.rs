@@ -10,6 +10,9 @@ use super::postgres::Postgres;
 use super::sqlite::Sqlite;
 use crate::registry::{Kind, State, Write};
 
+/// A write that changes nothing.
+pub(super) const PROBE: &str = "UPDATE meta SET value = value WHERE name = 'schema_version'";
+
 /// The longest time between two looks for other servers' commits.
 pub(super) const POLL: Duration = Duration::from_secs(1);
 
@@ -47,6 +50,23 @@ pub(super) enum Missed {
     },
     /// The change log does not reach back, or the database went back in time: load everything anew.
     Everything,
+}
+
+/// What a look at the database showed.
+#[derive(Debug)]
+pub(super) struct Look {
+    pub(super) missed: Missed,
+    /// Why a write would fail, where the database says so unasked.
+    pub(super) read_only: Option<String>,
+}
+
+impl From<Missed> for Look {
+    fn from(missed: Missed) -> Self {
+        Self {
+            missed,
+            read_only: None,
+        }
+    }
 }
 
 /// Builds a state from a snapshot, row by row.
@@ -158,10 +178,18 @@ impl Backend {
     }
 
     /// Looks for others' commits since `known`.
-    pub(super) async fn missed(&mut self, known: u64) -> Result<Missed, DatastoreError> {
+    pub(super) async fn look(&mut self, known: u64) -> Result<Look, DatastoreError> {
         match self {
-            Self::Sqlite(sqlite) => sqlite.missed(known).await,
-            Self::Postgres(postgres) => postgres.missed(known).await,
+            Self::Sqlite(sqlite) => sqlite.missed(known).await.map(Look::from),
+            Self::Postgres(postgres) => postgres.look(known).await,
+        }
+    }
+
+    /// Writes what is there already, to find out whether the database takes writes again.
+    pub(super) async fn probe(&mut self) -> Result<(), DatastoreError> {
+        match self {
+            Self::Sqlite(sqlite) => sqlite.probe().await,
+            Self::Postgres(postgres) => postgres.probe().await,
         }
     }
 

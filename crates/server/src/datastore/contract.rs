@@ -126,9 +126,7 @@ impl Subject {
         &self,
         trust_domain: &str,
     ) -> Result<(Datastore, Arc<Registry>), DatastoreError> {
-        let config = DatastoreConfig {
-            kind: self.kind.clone(),
-        };
+        let config = DatastoreConfig::new(self.kind.clone());
         let trust_domain = TrustDomain::parse(trust_domain).unwrap();
         Datastore::open(config, trust_domain, Arc::new(self.clock.clone())).await
     }

@@ -2,6 +2,8 @@
 
 use spiffe::trust_domain::TrustDomain;
 
+use super::{AgentWriteError, BundleError, RelationshipError, TokenError};
+
 /// A fault of the store itself. Nothing of the operation is kept, unless the connection broke while the database
 /// was committing: then the next look at the database tells.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -12,6 +14,8 @@ pub enum DatastoreError {
     Locked { at: String },
     #[error("no space left for the database {at}")]
     Full { at: String },
+    #[error("the database is read-only: {because}")]
+    ReadOnly { because: String },
     #[error("the database refused: {because}")]
     Refused { because: String },
     #[error("can't open the database {at}: {because}")]
@@ -39,9 +43,50 @@ pub enum DatastoreError {
     Closed,
 }
 
+/// A refusal or failure of a write, one of whose causes is the store itself.
+pub(crate) trait WriteFailure: std::fmt::Display {
+    /// The store's own failure, if that is what it is.
+    fn of_store(&self) -> Option<&DatastoreError>;
+}
+
+impl WriteFailure for DatastoreError {
+    fn of_store(&self) -> Option<&DatastoreError> {
+        Some(self)
+    }
+}
+
+/// For the error types whose variant `Store` holds the store's own failure.
+macro_rules! write_failure {
+    ($($error:ty),*) => {$(
+        impl WriteFailure for $error {
+            fn of_store(&self) -> Option<&DatastoreError> {
+                match self {
+                    Self::Store(error) => Some(error),
+                    _ => None,
+                }
+            }
+        }
+    )*};
+}
+
+write_failure!(AgentWriteError, BundleError, RelationshipError, TokenError);
+
 impl DatastoreError {
+    /// Whether the same write may well succeed later, with nothing changed by the caller.
+    pub(crate) fn is_passing(&self) -> bool {
+        matches!(self, Self::Unavailable { .. } | Self::Closed) || self.is_about_writing()
+    }
+
     /// Whether one write of a group may have caused it, so that the others succeed without it.
     pub(super) fn is_about_content(&self) -> bool {
         matches!(self, Self::Refused { .. } | Self::Unreadable { .. })
+    }
+
+    /// Whether the database may well answer reads, and takes no writes.
+    pub(super) fn is_about_writing(&self) -> bool {
+        matches!(
+            self,
+            Self::ReadOnly { .. } | Self::Full { .. } | Self::Locked { .. }
+        )
     }
 }

@@ -10,21 +10,31 @@ impl From<&DatastoreError> for Fault {
             DatastoreError::Unavailable { because } => {
                 Self::new(Code::DatabaseUnreachable, "the database cannot be reached")
                     .because(because)
-                    .hint("check connection_string, and that the database runs and lets this host in")
+                    .hint("check connection_string, for instance with psql, and that the database runs and lets this host in")
             }
             DatastoreError::Locked { at } => {
                 Self::new(Code::DatabaseLocked, "the database is locked by another process")
                     .at(at)
-                    .hint(format!("another server may be running on it: fuser {at}"))
+                    .hint(format!(
+                        "stop the other process (fuser {at}); one SQLite file belongs to one server, PostgreSQL serves several"
+                    ))
             }
             DatastoreError::Full { at } => Self::new(Code::DiskFull, "no space left for the database")
                 .at(at)
                 .hint("free some space; what was acknowledged before is safe"),
+            DatastoreError::ReadOnly { because } => {
+                Self::new(Code::DatabaseReadOnly, "the database is read-only")
+                    .because(because)
+                    .hint("connect to the primary, or make the file and its file system writable")
+            }
             DatastoreError::Refused { because } => {
                 Self::new(Code::DatabaseFailed, "the database refused a statement").because(because)
             }
             DatastoreError::Open { at, because } => {
-                Self::new(Code::DatabaseFailed, "the database cannot be opened").at(at).because(because)
+                Self::new(Code::DatabaseFailed, "the database cannot be opened")
+                    .at(at)
+                    .because(because)
+                    .hint("check that its directory exists and that the server's user may write there")
             }
             DatastoreError::WrongTrustDomain { stored, configured } => Self::new(
                 Code::DatabaseOfAnotherTrustDomain,
@@ -48,7 +58,9 @@ impl From<&DatastoreError> for Fault {
                     .because(because)
             }
             DatastoreError::Settings { because } => {
-                Self::new(Code::DatabaseFailed, "the database settings cannot be used").because(because)
+                Self::new(Code::DatabaseFailed, "the database settings cannot be used")
+                    .because(because)
+                    .hint("check the DataStore block of the configuration")
             }
             DatastoreError::Closed => Self::new(Code::DatabaseFailed, "the datastore is closed"),
         }

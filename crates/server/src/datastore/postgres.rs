@@ -13,11 +13,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::{StreamExt as _, pin_mut};
+use futures_util::pin_mut;
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 use tokio_postgres::Row as SqlRow;
 
-use super::backend::{Found, Loader, Meta, Missed, POLL};
+use super::backend::{Found, Loader, Look, Meta, Missed, POLL, PROBE};
 use super::codec::{encode, likeness_digest};
 use super::draft::Row;
 use super::error::DatastoreError;
@@ -30,7 +31,10 @@ use listen::Listener;
 use session::{Session, fault};
 
 /// The first and the longest pause after a failed connection.
-const PAUSES: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(15));
+const PAUSES: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(5));
+/// The revision, and whether the server takes writes: a standby does not, nor one whose administrator said so.
+const LOOK: &str =
+    "SELECT revision, current_setting('transaction_read_only') FROM revision WHERE id = 1";
 /// Serialises the migrations of servers that start at once. "plastron" in ASCII, read as a number.
 const MIGRATION_LOCK: i64 = 0x706c_6173_7472_6f6e;
 
@@ -77,10 +81,11 @@ pub(super) struct Postgres {
     connector: Arc<Connector>,
     listener: Listener,
     session: Option<Session>,
+    connecting: Option<JoinHandle<Result<Session, DatastoreError>>>,
     pause: Duration,
     not_before: Option<Instant>,
-    /// Why the last attempt to connect failed.
-    last_failure: String,
+    /// The last attempt to connect failed, or a request got no answer: for this reason.
+    away: Option<DatastoreError>,
 }
 
 impl Postgres {
@@ -96,40 +101,65 @@ impl Postgres {
             connector,
             listener,
             session: Some(session),
+            connecting: None,
             pause: PAUSES.0,
             not_before: None,
-            last_failure: String::new(),
+            away: None,
         };
         Ok((postgres, meta))
     }
 
-    /// The connection, made anew if it broke. Fails at once during the pause after a failure.
+    /// The connection, or another if it broke.
     async fn session(&mut self) -> Result<&Session, DatastoreError> {
         if self.session.as_ref().is_none_or(Session::is_closed) {
             self.session = None;
-            if self.not_before.is_some_and(|time| Instant::now() < time) {
-                return Err(DatastoreError::Unavailable {
-                    because: self.last_failure.clone(),
-                });
-            }
-            match self.connector.connect().await {
-                Ok(session) => {
-                    tracing::info!("connected to the database again");
-                    self.pause = PAUSES.0;
-                    self.session = Some(session);
-                }
-                Err(error) => {
-                    self.not_before = Some(Instant::now() + self.pause);
-                    self.pause = (self.pause * 2).min(PAUSES.1);
-                    self.last_failure = error.to_string();
-                    return Err(error);
-                }
-            }
+            self.session = Some(self.connect().await?);
         }
         self.session.as_ref().ok_or(DatastoreError::Closed)
     }
 
-    /// Ends whatever transaction an error left open, or gives the connection up.
+    /// Connects. While the database is known to be away, the attempts go on in the background and every caller is
+    /// refused at once: a write must not wait for what will not come.
+    async fn connect(&mut self) -> Result<Session, DatastoreError> {
+        let attempt = match &mut self.connecting {
+            Some(attempt) => attempt,
+            None => {
+                if let Some(away) = &self.away
+                    && self.not_before.is_some_and(|time| Instant::now() < time)
+                {
+                    return Err(away.clone());
+                }
+                let connector = Arc::clone(&self.connector);
+                self.connecting
+                    .insert(tokio::spawn(async move { connector.connect().await }))
+            }
+        };
+        if let Some(away) = &self.away
+            && !attempt.is_finished()
+        {
+            return Err(away.clone());
+        }
+        let connected = attempt.await.map_err(|_ended| DatastoreError::Unavailable {
+            because: "the attempt to connect was cut short".to_owned(),
+        });
+        self.connecting = None;
+        match connected.flatten() {
+            Ok(session) => {
+                tracing::debug!("connected to the database again");
+                self.pause = PAUSES.0;
+                self.away = None;
+                Ok(session)
+            }
+            Err(error) => {
+                self.not_before = Some(Instant::now() + self.pause);
+                self.pause = (self.pause * 2).min(PAUSES.1);
+                self.away = Some(error.clone());
+                Err(error)
+            }
+        }
+    }
+
+    /// Ends whatever transaction is open, or gives the connection up.
     async fn recover(&mut self) {
         if let Some(session) = &self.session
             && session.run("ROLLBACK").await.is_err()
@@ -142,8 +172,14 @@ impl Postgres {
         &mut self,
         result: Result<T, DatastoreError>,
     ) -> Result<T, DatastoreError> {
-        if result.is_err() {
-            self.recover().await;
+        match &result {
+            Ok(_) => {}
+            Err(error) if self.session.as_ref().is_none_or(Session::is_silent) => {
+                // It does not answer: nor would it answer a ROLLBACK.
+                self.session = None;
+                self.away = Some(error.clone());
+            }
+            Err(_) => self.recover().await,
         }
         result
     }
@@ -177,18 +213,15 @@ impl Postgres {
         self.recover().await;
     }
 
-    pub(super) async fn missed(&mut self, known: u64) -> Result<Missed, DatastoreError> {
+    pub(super) async fn look(&mut self, known: u64) -> Result<Look, DatastoreError> {
         let session = self.session().await?;
-        // One cheap look outside any transaction: mostly there is nothing.
-        let current = session
-            .one("SELECT revision FROM revision WHERE id = 1", &[])
-            .await;
-        let missed = match current {
-            Ok(row) if unsigned(&row, 0)? == known => return Ok(Missed::Nothing),
-            Ok(_) => missed_in_snapshot(session, known).await,
-            Err(error) => Err(error),
-        };
-        self.recovered(missed).await
+        let looked = look(session, known).await;
+        self.recovered(looked).await
+    }
+
+    pub(super) async fn probe(&mut self) -> Result<(), DatastoreError> {
+        let probed = self.session().await?.run(PROBE).await;
+        self.recovered(probed).await
     }
 
     pub(super) async fn woken(&mut self, known: u64) {
@@ -201,8 +234,23 @@ fn unsigned(row: &SqlRow, column: usize) -> Result<u64, DatastoreError> {
     Ok(u64::try_from(value).unwrap_or_default())
 }
 
+async fn look(session: &Session, known: u64) -> Result<Look, DatastoreError> {
+    // One cheap look outside any transaction: mostly there is nothing.
+    let row = session.one(LOOK, &[]).await?;
+    let missed = if unsigned(&row, 0)? == known {
+        Missed::Nothing
+    } else {
+        missed_in_snapshot(session, known).await?
+    };
+    let read_only: String = row.try_get(1).map_err(|error| fault(&error))?;
+    Ok(Look {
+        missed,
+        read_only: (read_only == "on").then(|| "transactions are read-only there".to_owned()),
+    })
+}
+
 async fn begin(session: &Session, known: u64) -> Result<(u64, Missed), DatastoreError> {
-    session.run("BEGIN").await?;
+    session.run("BEGIN ISOLATION LEVEL READ COMMITTED").await?;
     let statement = "UPDATE revision SET revision = revision + 1 WHERE id = 1 RETURNING revision";
     let row = session.one(statement, &[]).await?;
     let revision = unsigned(&row, 0)?;
@@ -332,7 +380,7 @@ async fn commit(session: &Session, revision: u64, rows: &[Row]) -> Result<(), Da
             .await?;
     }
     session
-        .run(&format!("NOTIFY {CHANNEL}, '{revision}'; COMMIT"))
+        .commit(&format!("NOTIFY {CHANNEL}, '{revision}'; COMMIT"))
         .await
 }
 
@@ -358,8 +406,7 @@ async fn load(session: &Session, mut loader: Loader) -> Result<Loader, Datastore
         );
         let rows = session.stream(&statement).await?;
         pin_mut!(rows);
-        while let Some(row) = rows.next().await {
-            let row = row.map_err(|error| fault(&error))?;
+        while let Some(row) = session.next(rows.as_mut()).await? {
             let read = |error| fault(&error);
             let (number, key, body) = (
                 row.try_get(0).map_err(read)?,
@@ -379,8 +426,11 @@ async fn migrate(
     wanted: &Meta,
     connector: &Connector,
 ) -> Result<Meta, DatastoreError> {
-    let lock = format!("BEGIN; SELECT pg_advisory_xact_lock({MIGRATION_LOCK})");
-    session.run(&lock).await?;
+    let lock = format!(
+        "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = '60s'; \
+         SELECT pg_advisory_xact_lock({MIGRATION_LOCK})"
+    );
+    session.run_long(&lock).await?;
     let has_table = async |name: &str| {
         let row = session
             .one("SELECT to_regclass($1::text) IS NOT NULL", &[&name])
@@ -418,7 +468,7 @@ async fn migrate(
     }
     if version < VERSION {
         while let Some(statements) = schema::migration(Dialect::Postgres, version) {
-            session.run(statements).await?;
+            session.run_long(statements).await?;
             version += 1;
         }
         let set = "INSERT INTO meta (name, value) VALUES ($1, $2) ON CONFLICT (name) DO UPDATE SET value = excluded.value";

@@ -11,7 +11,7 @@ use std::time::Duration;
 use rusqlite::{Connection, ErrorCode, OptionalExtension as _, params};
 use tokio::sync::oneshot;
 
-use super::backend::{Found, Loader, Meta, Missed};
+use super::backend::{Found, Loader, Meta, Missed, PROBE};
 use super::codec::encode;
 use super::draft::Row;
 use super::error::DatastoreError;
@@ -188,11 +188,21 @@ impl Sqlite {
         .await
     }
 
-    /// Lets a test end the thread as a fault in it would.
+    pub(super) async fn probe(&self) -> Result<(), DatastoreError> {
+        let path = Arc::clone(&self.path);
+        self.run(move |connection| {
+            connection
+                .execute_batch(PROBE)
+                .map_err(|error| fault(&path, &error))
+        })
+        .await
+    }
+
+    /// Lets a test do something to the connection while a datastore uses it; a panic ends its thread.
     #[cfg(test)]
-    pub(super) fn kill_switch(&self) -> impl FnOnce() + use<> {
+    pub(super) fn back_door(&self) -> impl Fn(fn(&mut Connection)) + use<> {
         let jobs = self.jobs.clone();
-        move || jobs.send(Box::new(|_| panic!("killed by a test"))).unwrap()
+        move |job| jobs.send(Box::new(job)).unwrap()
     }
 
     /// Lets a test narrow what the database may do.
@@ -415,11 +425,13 @@ fn fault(path: &Path, error: &rusqlite::Error) -> DatastoreError {
             ErrorCode::NotADatabase
             | ErrorCode::DatabaseCorrupt
             | ErrorCode::CannotOpen
-            | ErrorCode::PermissionDenied
-            | ErrorCode::ReadOnly,
+            | ErrorCode::PermissionDenied,
         ) => DatastoreError::Open {
             at,
             because: error.to_string(),
+        },
+        Some(ErrorCode::ReadOnly) => DatastoreError::ReadOnly {
+            because: format!("{at}: {error}"),
         },
         Some(ErrorCode::SystemIoFailure) => DatastoreError::Unavailable {
             because: error.to_string(),

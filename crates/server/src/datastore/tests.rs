@@ -8,8 +8,10 @@ use spiffe::clock::SystemClock;
 
 use super::contract::{Subject, content, create, entry, td};
 use super::sqlite::Sqlite;
-use super::{Backend, Datastore, DatastoreConfig, DatastoreError, DatastoreKind, Meta};
-use crate::registry::{EntryFilter, Registry};
+use super::{
+    Backend, DEFAULT_STALENESS, Datastore, DatastoreConfig, DatastoreError, DatastoreKind, Meta,
+};
+use crate::registry::{Condition, EntryFilter, Registry};
 
 fn wanted() -> Meta {
     Meta {
@@ -30,6 +32,7 @@ async fn open_with(subject: &Subject, statements: &'static str) -> (Datastore, A
         td("example.org"),
         meta.epoch,
         clock,
+        DEFAULT_STALENESS,
     )
     .await
     .unwrap()
@@ -138,9 +141,7 @@ async fn writer_to_be_killed() {
     let Ok(path) = std::env::var("PLASTRON_TEST_KILLED_DATABASE") else {
         return;
     };
-    let config = DatastoreConfig {
-        kind: DatastoreKind::Sqlite { path: path.into() },
-    };
+    let config = DatastoreConfig::new(DatastoreKind::Sqlite { path: path.into() });
     let (datastore, _) = Datastore::open(config, td("example.org"), Arc::new(SystemClock))
         .await
         .unwrap();
@@ -295,12 +296,64 @@ async fn a_writer_whose_database_thread_died_ends_as_well() {
     let (sqlite, meta) = Sqlite::open(subject.path().unwrap(), wanted())
         .await
         .unwrap();
-    let kill = sqlite.kill_switch();
+    let back_door = sqlite.back_door();
     let clock = Arc::new(subject.clock.clone());
     let backend = Backend::Sqlite(sqlite);
-    let (datastore, _) = Datastore::start(backend, td("example.org"), meta.epoch, clock)
+    let (datastore, _) = Datastore::start(
+        backend,
+        td("example.org"),
+        meta.epoch,
+        clock,
+        DEFAULT_STALENESS,
+    )
+    .await
+    .unwrap();
+    back_door(|_| panic!("killed by a test"));
+    datastore.stopped().await;
+}
+
+#[tokio::test]
+async fn a_database_that_takes_no_writes_is_noticed_and_comes_back() {
+    let subject = Subject::sqlite();
+    let (sqlite, meta) = Sqlite::open(subject.path().unwrap(), wanted())
         .await
         .unwrap();
-    kill();
-    datastore.stopped().await;
+    let back_door = sqlite.back_door();
+    let clock = Arc::new(subject.clock.clone());
+    let backend = Backend::Sqlite(sqlite);
+    let (datastore, registry) = Datastore::start(
+        backend,
+        td("example.org"),
+        meta.epoch,
+        clock,
+        DEFAULT_STALENESS,
+    )
+    .await
+    .unwrap();
+    back_door(|connection| connection.execute_batch("PRAGMA query_only = 1").unwrap());
+    let refused = datastore
+        .create_entries(vec![entry("/spire/agent/x", "/web", &["a:1"])])
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(refused, DatastoreError::ReadOnly { .. }),
+        "{refused}"
+    );
+    let condition = registry.freshness().condition();
+    assert!(
+        matches!(condition, Condition::Unwritable { .. }),
+        "{condition:?}"
+    );
+    assert!(
+        registry.freshness().check().is_ok(),
+        "memory is current all the same"
+    );
+    back_door(|connection| connection.execute_batch("PRAGMA query_only = 0").unwrap());
+    let mut conditions = registry.freshness().conditions();
+    // No write is needed to find out.
+    conditions
+        .wait_for(|condition| *condition == Condition::Well)
+        .await
+        .unwrap();
+    create(&datastore, entry("/spire/agent/x", "/web", &["a:1"])).await;
 }

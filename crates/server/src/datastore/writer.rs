@@ -5,11 +5,13 @@ use std::sync::Arc;
 
 use spiffe::trust_domain::TrustDomain;
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
 
 use super::backend::{Backend, Loader, Missed, decode_all};
 use super::codec::Decoder;
 use super::draft::Draft;
 use super::error::DatastoreError;
+use super::monitor::Monitor;
 use crate::registry::{Registry, State};
 
 /// Operations that may wait. More callers than this wait for a place in the queue.
@@ -62,6 +64,7 @@ pub(super) struct Writer {
     pub(super) queue: mpsc::Receiver<Box<dyn Work>>,
     /// Who asked for the end, to be told when it is reached.
     pub(super) closing: mpsc::Receiver<oneshot::Sender<()>>,
+    pub(super) monitor: Monitor,
     pub(super) registry: Arc<Registry>,
 }
 
@@ -102,16 +105,32 @@ impl Writer {
         }
     }
 
+    /// Looks for other servers' commits, and at the same time confirms that memory is current.
     async fn follow(&mut self) -> Result<(), DatastoreError> {
-        let known = self.registry.revision();
-        let followed = match self.backend.missed(known).await {
-            Ok(missed) => self.catch_up(missed).await,
+        let began = Instant::now();
+        let followed = match self.backend.look(self.registry.revision()).await {
+            Ok(look) => self.catch_up(look.missed).await.map(|()| look.read_only),
             Err(error) => Err(error),
         };
-        if let Err(error) = &followed {
-            tracing::warn!(%error, revision = known, "can't follow the database");
+        match followed {
+            Ok(Some(because)) => {
+                self.monitor.failed(&DatastoreError::ReadOnly { because });
+                self.monitor.current(began);
+            }
+            Ok(None) if self.monitor.is_unwritable() => match self.backend.probe().await {
+                Ok(()) => self.monitor.writable(began),
+                Err(error) => {
+                    self.monitor.failed(&error);
+                    self.monitor.current(began);
+                }
+            },
+            Ok(None) => self.monitor.current(began),
+            Err(error) => {
+                self.monitor.lost(&error);
+                return Err(error);
+            }
         }
-        followed
+        Ok(())
     }
 
     async fn commit_group(&mut self, first: Box<dyn Work>) -> Result<(), DatastoreError> {
@@ -136,7 +155,11 @@ impl Writer {
             return Ok(());
         }
         if let Err(error) = &result {
-            tracing::warn!(%error, operations = group.len(), "a write failed");
+            // A database that is away is one line when it goes and one when it is back, not one for each write.
+            if error.is_about_content() {
+                tracing::warn!(%error, operations = group.len(), "a write failed");
+            }
+            self.monitor.failed(error);
         }
         for work in group {
             work.finish(result.clone());
@@ -145,7 +168,9 @@ impl Writer {
     }
 
     async fn commit(&mut self, group: &mut [Box<dyn Work>]) -> Result<(), DatastoreError> {
+        let began = Instant::now();
         let revision = self.begin().await?;
+        self.monitor.current(began);
         let (rows, writes) = {
             let state = self.registry.read();
             let mut draft = Draft::new(&state, revision);
@@ -160,6 +185,7 @@ impl Writer {
         }
         self.backend.commit(revision, rows).await?;
         self.registry.apply(revision, writes);
+        self.monitor.writable(began);
         Ok(())
     }
 
@@ -208,7 +234,7 @@ impl Writer {
     async fn reload(&mut self) -> Result<(), DatastoreError> {
         tracing::info!(
             revision = self.registry.revision(),
-            "loading the whole database anew"
+            "reloading the whole database"
         );
         let state = load(&mut self.backend, self.registry.trust_domain()).await?;
         self.registry.replace(state);

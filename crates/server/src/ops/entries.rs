@@ -12,7 +12,7 @@ use super::Batch;
 use crate::audit::Outcome;
 use crate::caller::Caller;
 use crate::datastore::{Datastore, EntryPatch, EntryWriteError};
-use crate::error::{Kind, OpError, failed, refused};
+use crate::error::{Kind, OpError, failed, refused, write_failed};
 use crate::registry::{EntryFilter, Listing, Page, Registry};
 
 #[derive(Debug)]
@@ -108,8 +108,7 @@ impl Entries {
         let mut written = Vec::new();
         if !entries.is_empty() {
             let created = self.datastore.create_entries(entries).await;
-            written =
-                created.map_err(|error| failed(Kind::Internal, "failed to create entry", error))?;
+            written = created.map_err(|error| write_failed("failed to create entry", &error))?;
         }
         let written = written.into_iter().map(|outcome| match outcome {
             Ok(created) => {
@@ -141,8 +140,7 @@ impl Entries {
         let mut written = Vec::new();
         if !patches.is_empty() {
             let updated = self.datastore.update_entries(patches).await;
-            written =
-                updated.map_err(|error| failed(Kind::Internal, "failed to update entry", error))?;
+            written = updated.map_err(|error| write_failed("failed to update entry", &error))?;
         }
         let written = written.into_iter().map(|outcome| match outcome {
             Ok(entry) => {
@@ -173,8 +171,7 @@ impl Entries {
         let mut written = Vec::new();
         if !ids.is_empty() {
             let deleted = self.datastore.delete_entries(ids).await;
-            written =
-                deleted.map_err(|error| failed(Kind::Internal, "failed to delete entry", error))?;
+            written = deleted.map_err(|error| write_failed("failed to delete entry", &error))?;
         }
         let written = written
             .into_iter()

@@ -80,7 +80,8 @@ fn registry(entries: Vec<Entry>, agents: Vec<Object>) -> Registry {
         state.put(row, object);
     }
     let clock = ManualClock::new(UNIX_EPOCH + Duration::from_secs(NOW.unsigned_abs()));
-    Registry::new(state, td(), "epoch".to_owned(), Arc::new(clock))
+    let bound = Duration::from_secs(300);
+    Registry::new(state, td(), "epoch".to_owned(), Arc::new(clock), bound)
 }
 
 /// The authorized entries' names, in order; each asked for alone as well.

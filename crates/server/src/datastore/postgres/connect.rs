@@ -12,11 +12,11 @@ use super::session::Session;
 use super::tls::{Tls, TlsStream};
 use crate::datastore::error::DatastoreError;
 
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A server that hangs in a transaction must not keep the others from writing.
-const SETUP: &str = "SET statement_timeout = '25s'; SET lock_timeout = '20s'; \
-                     SET idle_in_transaction_session_timeout = '30s'; SET client_min_messages = 'warning'";
+const SETUP: &str = "SET statement_timeout = '14s'; SET lock_timeout = '4s'; \
+                     SET idle_in_transaction_session_timeout = '15s'; SET client_min_messages = 'warning'";
 
 #[derive(Debug)]
 pub(super) struct Connector {
@@ -53,7 +53,7 @@ impl Connector {
         let (client, connection) = self.raw().await?;
         tokio::spawn(async move {
             if let Err(error) = connection.await {
-                tracing::warn!(%error, "the connection to the database broke");
+                tracing::debug!(%error, "the connection to the database broke");
             }
         });
         let session = Session::new(client);
@@ -76,7 +76,10 @@ impl Connector {
                     .unwrap_or_default();
                 Err(unreachable(format!("{error}{source}")))
             }
-            Err(_elapsed) => Err(unreachable("no connection within 10 s".to_owned())),
+            Err(_elapsed) => Err(unreachable(format!(
+                "no connection within {} s",
+                CONNECT_TIMEOUT.as_secs()
+            ))),
         }
     }
 }

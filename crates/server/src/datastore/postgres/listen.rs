@@ -24,13 +24,18 @@ impl Listener {
         let (hear, heard) = watch::channel(0);
         let task = tokio::spawn(async move {
             let mut pause = PAUSES.0;
+            // One line when it breaks, not one for each attempt.
+            let mut is_known = false;
             loop {
                 let began = tokio::time::Instant::now();
-                if let Err(error) = listen(&connector, &hear).await {
-                    tracing::warn!(%error, "not told of other servers' commits for now; asking instead");
-                }
+                let ended = listen(&connector, &hear).await;
                 if began.elapsed() > PAUSES.1 {
                     pause = PAUSES.0;
+                    is_known = false;
+                }
+                if let (Err(error), false) = (ended, is_known) {
+                    tracing::info!(%error, "change notifications unavailable; polling instead");
+                    is_known = true;
                 }
                 tokio::time::sleep(pause).await;
                 pause = (pause * 2).min(PAUSES.1);

@@ -2,9 +2,12 @@
 
 use std::collections::HashMap;
 use std::future::Future;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use futures_util::TryStreamExt as _;
 use tokio::time::timeout;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::ToSql;
@@ -12,14 +15,21 @@ use tokio_postgres::{Client, Row, RowStream, Statement};
 
 use crate::datastore::error::DatastoreError;
 
-/// The longest a single request may take before its connection is given up.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+/// The longest that a question of one row may take before its connection is given up. The database's own limits
+/// (`SETUP`) are a little shorter where they can be.
+const QUESTION_TIMEOUT: Duration = Duration::from_secs(5);
+/// The same for statements that write a whole group, and for the next row of a long answer.
+const WORK_TIMEOUT: Duration = Duration::from_secs(15);
+/// The same for a migration, which may wait for another server's.
+const MIGRATION_TIMEOUT: Duration = Duration::from_secs(600);
 
 pub(super) type Parameters<'a> = &'a [&'a (dyn ToSql + Sync)];
 
 pub(super) struct Session {
     client: Client,
     statements: Mutex<HashMap<String, Statement>>,
+    /// A request got no answer in time.
+    silent: AtomicBool,
 }
 
 impl std::fmt::Debug for Session {
@@ -35,6 +45,7 @@ impl Session {
         Self {
             client,
             statements: Mutex::default(),
+            silent: AtomicBool::new(false),
         }
     }
 
@@ -42,9 +53,27 @@ impl Session {
         self.client.is_closed()
     }
 
-    /// Runs statements without parameters.
+    /// Whether a request has had no answer, so that another would have none either.
+    pub(super) fn is_silent(&self) -> bool {
+        self.silent.load(Ordering::Relaxed)
+    }
+
+    /// Runs short statements without parameters.
     pub(super) async fn run(&self, statements: &str) -> Result<(), DatastoreError> {
-        timed(self.client.batch_execute(statements)).await
+        self.timed(QUESTION_TIMEOUT, self.client.batch_execute(statements))
+            .await
+    }
+
+    /// The same for statements that may take minutes.
+    pub(super) async fn run_long(&self, statements: &str) -> Result<(), DatastoreError> {
+        self.timed(MIGRATION_TIMEOUT, self.client.batch_execute(statements))
+            .await
+    }
+
+    /// Runs the end of a write.
+    pub(super) async fn commit(&self, statements: &str) -> Result<(), DatastoreError> {
+        self.timed(WORK_TIMEOUT, self.client.batch_execute(statements))
+            .await
     }
 
     pub(super) async fn execute(
@@ -52,11 +81,9 @@ impl Session {
         text: &str,
         parameters: Parameters<'_>,
     ) -> Result<u64, DatastoreError> {
-        timed(
-            self.client
-                .execute(&self.statement(text).await?, parameters),
-        )
-        .await
+        let statement = self.statement(text).await?;
+        self.timed(WORK_TIMEOUT, self.client.execute(&statement, parameters))
+            .await
     }
 
     pub(super) async fn one(
@@ -64,9 +91,10 @@ impl Session {
         text: &str,
         parameters: Parameters<'_>,
     ) -> Result<Row, DatastoreError> {
-        timed(
-            self.client
-                .query_one(&self.statement(text).await?, parameters),
+        let statement = self.statement(text).await?;
+        self.timed(
+            QUESTION_TIMEOUT,
+            self.client.query_one(&statement, parameters),
         )
         .await
     }
@@ -76,9 +104,10 @@ impl Session {
         text: &str,
         parameters: Parameters<'_>,
     ) -> Result<Option<Row>, DatastoreError> {
-        timed(
-            self.client
-                .query_opt(&self.statement(text).await?, parameters),
+        let statement = self.statement(text).await?;
+        self.timed(
+            QUESTION_TIMEOUT,
+            self.client.query_opt(&statement, parameters),
         )
         .await
     }
@@ -88,13 +117,24 @@ impl Session {
         text: &str,
         parameters: Parameters<'_>,
     ) -> Result<Vec<Row>, DatastoreError> {
-        timed(self.client.query(&self.statement(text).await?, parameters)).await
+        let statement = self.statement(text).await?;
+        self.timed(WORK_TIMEOUT, self.client.query(&statement, parameters))
+            .await
     }
 
-    /// Rows as they come, for what is too much at once.
+    /// Rows as they come, for what is too much at once; see [`next`](Self::next).
     pub(super) async fn stream(&self, text: &str) -> Result<RowStream, DatastoreError> {
         let no_parameters: [&str; 0] = [];
-        timed(self.client.query_raw(text, no_parameters)).await
+        self.timed(WORK_TIMEOUT, self.client.query_raw(text, no_parameters))
+            .await
+    }
+
+    /// The next row of a stream.
+    pub(super) async fn next(
+        &self,
+        mut rows: Pin<&mut RowStream>,
+    ) -> Result<Option<Row>, DatastoreError> {
+        self.timed(WORK_TIMEOUT, rows.try_next()).await
     }
 
     async fn statement(&self, text: &str) -> Result<Statement, DatastoreError> {
@@ -107,7 +147,9 @@ impl Session {
         if let Some(statement) = known {
             return Ok(statement);
         }
-        let statement = timed(self.client.prepare(text)).await?;
+        let statement = self
+            .timed(QUESTION_TIMEOUT, self.client.prepare(text))
+            .await?;
         let mut statements = self
             .statements
             .lock()
@@ -115,17 +157,20 @@ impl Session {
         statements.insert(text.to_owned(), statement.clone());
         Ok(statement)
     }
-}
 
-/// Waits for a request, not for ever.
-async fn timed<T>(
-    request: impl Future<Output = Result<T, tokio_postgres::Error>>,
-) -> Result<T, DatastoreError> {
-    match timeout(REQUEST_TIMEOUT, request).await {
-        Ok(result) => result.map_err(|error| fault(&error)),
-        Err(_elapsed) => Err(DatastoreError::Unavailable {
-            because: format!("no answer within {} s", REQUEST_TIMEOUT.as_secs()),
-        }),
+    /// Waits for a request, not for ever.
+    async fn timed<T>(
+        &self,
+        limit: Duration,
+        request: impl Future<Output = Result<T, tokio_postgres::Error>>,
+    ) -> Result<T, DatastoreError> {
+        if let Ok(result) = timeout(limit, request).await {
+            return result.map_err(|error| fault(&error));
+        }
+        self.silent.store(true, Ordering::Relaxed);
+        Err(DatastoreError::Unavailable {
+            because: format!("no answer within {} s", limit.as_secs()),
+        })
     }
 }
 
@@ -140,6 +185,7 @@ pub(super) fn fault(error: &tokio_postgres::Error) -> DatastoreError {
     let passing = ["08", "53", "57", "58", "25", "40"];
     match refusal.code() {
         &SqlState::DISK_FULL => DatastoreError::Full { at: because },
+        &SqlState::READ_ONLY_SQL_TRANSACTION => DatastoreError::ReadOnly { because },
         &SqlState::LOCK_NOT_AVAILABLE => DatastoreError::Locked { at: because },
         code if passing.iter().any(|class| code.code().starts_with(class)) => {
             DatastoreError::Unavailable { because }

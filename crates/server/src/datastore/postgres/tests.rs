@@ -10,7 +10,9 @@ use tokio::time::timeout;
 
 use crate::datastore::contract::{Subject, content, create, entry, td};
 use crate::datastore::{Datastore, DatastoreConfig, DatastoreError, DatastoreKind, PostgresConfig};
-use crate::registry::Registry;
+use crate::registry::{Condition, EntryFilter, Registry};
+use crate::testing::proxied_postgres;
+use crate::testing::proxy::{Mode, Proxy};
 
 async fn reached(registry: &Registry, revision: u64) {
     let mut heard = registry.subscribe();
@@ -108,10 +110,151 @@ async fn a_database_that_does_not_exist_is_named() {
     );
 }
 
-async fn open(url: &str) -> Result<(), DatastoreError> {
-    let config = DatastoreConfig {
-        kind: DatastoreKind::Postgres(PostgresConfig::new(url)),
+/// Waits for a condition of the database, as a server sees it.
+async fn becomes(registry: &Registry, wanted: impl Fn(&Condition) -> bool) -> Condition {
+    let mut conditions = registry.freshness().conditions();
+    let waited = timeout(Duration::from_secs(30), conditions.wait_for(wanted)).await;
+    waited.expect("the condition is noticed").unwrap().clone()
+}
+
+fn is_away(condition: &Condition) -> bool {
+    matches!(condition, Condition::Away { .. })
+}
+
+async fn open_at(config: DatastoreConfig) -> (Datastore, Arc<Registry>) {
+    Datastore::open(config, td("example.org"), Arc::new(SystemClock))
+        .await
+        .unwrap()
+}
+
+async fn write(datastore: &Datastore, path: &str) -> Result<(), DatastoreError> {
+    let made = datastore.create_entries(vec![entry("/spire/agent/x", path, &["a:1"])]);
+    made.await.map(|_| ())
+}
+
+/// A database that goes in the given way is noticed, writes fail at once meanwhile, and all heals by itself.
+async fn survives(case: &str, mode: Mode) {
+    let Some((config, proxy)) = proxied_postgres(case).await else {
+        return;
     };
+    let (datastore, registry) = open_at(config).await;
+    write(&datastore, "/before").await.unwrap();
+    proxy.set(mode);
+    let condition = becomes(&registry, is_away).await;
+    assert!(condition.fault().is_some());
+    for n in 0..50 {
+        let refused = write(&datastore, &format!("/{n}")).await.unwrap_err();
+        assert!(
+            matches!(refused, DatastoreError::Unavailable { .. }),
+            "{refused}"
+        );
+    }
+    assert!(
+        registry.freshness().check().is_ok(),
+        "within the bound agents are served"
+    );
+    proxy.set(Mode::Open);
+    becomes(&registry, |condition| *condition == Condition::Well).await;
+    write(&datastore, "/after").await.unwrap();
+    assert_eq!(registry.entry_count(&EntryFilter::default()), 2);
+}
+
+#[tokio::test]
+async fn a_database_that_is_stopped_is_noticed_and_comes_back() {
+    survives("stopped", Mode::Stopped).await;
+}
+
+#[tokio::test]
+async fn a_database_that_hangs_is_noticed_within_seconds_and_comes_back() {
+    survives("frozen", Mode::Frozen).await;
+}
+
+#[tokio::test]
+async fn what_others_wrote_while_the_database_was_away_from_us_is_followed() {
+    let Some((config, proxy)) = proxied_postgres("partition").await else {
+        return;
+    };
+    let direct = postgres_url_of(&config, &proxy);
+    let (cut_off, registry) = open_at(config).await;
+    let (other, _) = open_at(direct).await;
+    let made = create(&other, entry("/spire/agent/x", "/seen", &["a:1"])).await;
+    reached(&registry, 1).await;
+    proxy.set(Mode::Stopped);
+    becomes(&registry, is_away).await;
+    other
+        .delete_entries(vec![made.id.to_string()])
+        .await
+        .unwrap()
+        .remove(0)
+        .unwrap();
+    assert!(registry.entry(&made.id).is_some(), "how could it know");
+    proxy.set(Mode::Open);
+    becomes(&registry, |condition| *condition == Condition::Well).await;
+    assert!(registry.entry(&made.id).is_none());
+    drop(cut_off);
+}
+
+/// The same database without the proxy.
+fn postgres_url_of(config: &DatastoreConfig, proxy: &Proxy) -> DatastoreConfig {
+    let DatastoreKind::Postgres(postgres) = &config.kind else {
+        panic!("not PostgreSQL")
+    };
+    let mut postgres = postgres.clone();
+    postgres.url.clone_from(&proxy.direct_url);
+    DatastoreConfig::new(DatastoreKind::Postgres(postgres))
+}
+
+#[tokio::test]
+async fn a_database_that_turns_read_only_is_noticed_without_a_write() {
+    let Some((config, proxy)) = proxied_postgres("read_only").await else {
+        return;
+    };
+    let admin = postgres_url_of(&config, &proxy);
+    let sql = async |statements: &str| run_sql(&admin, statements).await;
+    // A role of its own, which the administrator can make read-only without harm to the tests beside this one.
+    sql("DO $$ BEGIN CREATE ROLE plastron_read_only LOGIN PASSWORD 'read-only'; EXCEPTION WHEN duplicate_object THEN NULL; END $$; \
+         ALTER ROLE plastron_read_only RESET ALL; GRANT ALL ON SCHEMA plastron_server_read_only TO plastron_read_only").await;
+    let mut config = config;
+    let DatastoreKind::Postgres(postgres) = &mut config.kind else {
+        panic!("not PostgreSQL")
+    };
+    let (scheme, rest) = postgres.url.split_once("://").unwrap();
+    let (_, host) = rest.split_once('@').unwrap();
+    postgres.url = format!("{scheme}://plastron_read_only:read-only@{host}");
+    let (datastore, registry) = open_at(config).await;
+    write(&datastore, "/before").await.unwrap();
+    sql("ALTER ROLE plastron_read_only SET default_transaction_read_only = on; \
+         SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'plastron_read_only'").await;
+    becomes(&registry, |condition| {
+        matches!(condition, Condition::Unwritable { .. })
+    })
+    .await;
+    let refused = write(&datastore, "/while").await.unwrap_err();
+    assert!(
+        matches!(refused, DatastoreError::ReadOnly { .. }),
+        "{refused}"
+    );
+    sql("ALTER ROLE plastron_read_only RESET default_transaction_read_only; \
+         SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'plastron_read_only'").await;
+    becomes(&registry, |condition| *condition == Condition::Well).await;
+    write(&datastore, "/after").await.unwrap();
+}
+
+async fn run_sql(config: &DatastoreConfig, statements: &str) {
+    let DatastoreKind::Postgres(postgres) = &config.kind else {
+        panic!("not PostgreSQL")
+    };
+    let (client, connection) = tokio_postgres::connect(&postgres.url, tokio_postgres::NoTls)
+        .await
+        .unwrap();
+    let driver = tokio::spawn(connection);
+    client.batch_execute(statements).await.unwrap();
+    drop(client);
+    driver.await.unwrap().unwrap();
+}
+
+async fn open(url: &str) -> Result<(), DatastoreError> {
+    let config = DatastoreConfig::new(DatastoreKind::Postgres(PostgresConfig::new(url)));
     Datastore::open(config, td("example.org"), Arc::new(SystemClock))
         .await
         .map(|_| ())
