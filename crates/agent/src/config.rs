@@ -52,7 +52,17 @@ pub struct Config {
     pub rate_limits: RateLimits,
     /// Refuse key exchanges that are not post-quantum.
     pub require_pq_kem: bool,
+    pub workload_keys: WorkloadKeys,
     pub plugins: AgentPlugins,
+}
+
+/// Where the private keys of workloads may be.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum WorkloadKeys {
+    #[default]
+    InMemory,
+    /// Also in `data_dir`, so that a restart without a server serves the SVIDs: `persist_workload_svids`.
+    OnDisk,
 }
 
 /// What the node knows its server by when it joins.

@@ -24,11 +24,11 @@ pub mod config;
 mod dial;
 mod endpoints;
 mod join;
-mod keep;
 mod link;
 mod node;
 mod rate_limit;
 mod state;
+mod state_writer;
 mod stop;
 mod sync;
 #[cfg(test)]
@@ -47,7 +47,7 @@ use endpoints::{Serve, Socket};
 use join::Joined;
 use node::{Absence, Node, Stored};
 use rate_limit::RateLimiter;
-use state::{StateDir, last_good};
+use state::StateDir;
 use stop::{Stop, Stopper};
 use sync::{LinkStatus, Sync, SyncEnds};
 use workload_api::{Context, Options, WorkloadApi};
@@ -226,7 +226,7 @@ impl Membership {
             identity,
         } = ends;
         self.jwt.send_replace(Some(jwt));
-        let keeper = tokio::spawn(keep::run(
+        let writer = tokio::spawn(state_writer::run(
             Arc::clone(&self.node),
             Arc::clone(&self.cache),
             identity,
@@ -242,9 +242,9 @@ impl Membership {
         teller.abort();
         if outcome.is_err() {
             // The node is no member any more: what was kept for it is gone and is not to be written again.
-            keeper.abort();
-        } else if let Err(error) = keeper.await {
-            tracing::warn!(%error, "last good state not kept");
+            writer.abort();
+        } else if let Err(error) = writer.await {
+            tracing::warn!(%error, "last good state not stored");
         }
         outcome
     }
@@ -256,7 +256,7 @@ impl Membership {
         ) {
             (Stored::Usable(identity), Some(bundle)) => {
                 tracing::info!(id = %identity.id(), "using the stored identity");
-                self.restore(&identity);
+                self.restore(&identity).await;
                 return Ok(Joined { identity, bundle });
             }
             (Stored::Usable(_), None) => Absence::NeverAttested,
@@ -271,8 +271,8 @@ impl Membership {
     }
 
     /// Serves what was good when the agent stopped, until the server says otherwise.
-    fn restore(&self, identity: &node::NodeIdentity) {
-        let kept = last_good::load(&self.node.state, identity.id(), self.node.clock.now());
+    async fn restore(&self, identity: &node::NodeIdentity) {
+        let kept = self.node.last_good(identity.id().clone()).await;
         let own = &self.node.config.trust_domain;
         if kept.entries.is_empty()
             || !kept

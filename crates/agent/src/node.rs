@@ -12,10 +12,11 @@ use spiffe::key::{KeyPair, KeyType};
 use spiffe::x509::Certificate;
 
 use crate::cache::Snapshot;
-use crate::config::Config;
+use crate::config::{Config, WorkloadKeys};
 use crate::link::issued::AgentSvid;
+use crate::state::last_good::{self, Digest};
 use crate::state::removal::{Reason, Removal};
-use crate::state::{AgentData, StateDir, last_good};
+use crate::state::{AgentData, StateDir};
 use crate::timefmt::rfc3339;
 
 /// SPIRE: svidkeymanager. The two names are used in turn, so that the key in use outlives a failed renewal.
@@ -92,6 +93,9 @@ impl Node {
         keys: Arc<dyn KeyManager>,
         clock: Arc<dyn Clock>,
     ) -> Result<Self, Fault> {
+        if config.workload_keys == WorkloadKeys::InMemory {
+            last_good::remove_keys(&state)?;
+        }
         let data = Mutex::new(state.load()?);
         let removal = Mutex::new(state.removal());
         Ok(Self {
@@ -213,7 +217,8 @@ impl Node {
         .await
     }
 
-    /// Keeps the last good state, unless the identity it belongs to was removed meanwhile.
+    /// Stores the last good state, unless it is what `written` is the digest of, or the identity it belongs to was
+    /// removed meanwhile. Gives the digest of what is stored.
     ///
     /// # Errors
     /// When it can't be written.
@@ -221,21 +226,33 @@ impl Node {
         self: &Arc<Self>,
         agent_id: SpiffeId,
         snapshot: Snapshot,
-    ) -> Result<(), Fault> {
+        written: Option<Digest>,
+    ) -> Result<Option<Digest>, Fault> {
         self.on_disk(move |node| {
             if lock(&node.removal).is_some() {
-                return Ok(());
+                return Ok(None);
             }
-            last_good::store(&node.state, &agent_id, &snapshot)
+            last_good::store(&node.state, &agent_id, &snapshot, written).map(Some)
         })
         .await
     }
 
+    /// What was stored for the node `agent_id` when it was last good.
+    pub(crate) async fn last_good(self: &Arc<Self>, agent_id: SpiffeId) -> Snapshot {
+        let now = self.clock.now();
+        self.on_disk(move |node| Ok(last_good::load(&node.state, &agent_id, now)))
+            .await
+            .unwrap_or_else(|fault| {
+                tracing::warn!(%fault, "last good state not read");
+                Snapshot::default()
+            })
+    }
+
     /// Runs `work` on a blocking thread, alone with the state directory.
-    async fn on_disk(
+    async fn on_disk<T: Send + 'static>(
         self: &Arc<Self>,
-        work: impl FnOnce(&Self) -> Result<(), Fault> + Send + 'static,
-    ) -> Result<(), Fault> {
+        work: impl FnOnce(&Self) -> Result<T, Fault> + Send + 'static,
+    ) -> Result<T, Fault> {
         let node = Arc::clone(self);
         tokio::task::spawn_blocking(move || {
             let _alone = lock(&node.disk);
@@ -292,11 +309,6 @@ impl Node {
         if let Err(fault) = removed {
             tracing::error!(%fault, "the node's SVID could not be removed from disk");
         }
-    }
-
-    /// Whether the key manager keeps keys over a restart, in a file.
-    pub(crate) fn keeps_keys_on_disk(&self) -> bool {
-        self.config.plugins.key_manager.name() == "disk"
     }
 
     fn data(&self) -> AgentData {

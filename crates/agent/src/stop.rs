@@ -29,4 +29,12 @@ impl Stop {
             tracing::trace!("the stopper is gone");
         }
     }
+
+    /// Sleeps; false when the sign came first.
+    pub(crate) async fn sleep(&mut self, span: std::time::Duration) -> bool {
+        tokio::select! {
+            () = self.stopped() => false,
+            () = tokio::time::sleep(span) => true,
+        }
+    }
 }

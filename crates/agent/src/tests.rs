@@ -24,10 +24,15 @@ struct Running {
 }
 
 fn config(port: u16, directory: &Path, more: &str) -> Config {
+    config_with(port, directory, "", more)
+}
+
+/// `settings` are lines of the `agent` section, `more` stands after all sections.
+fn config_with(port: u16, directory: &Path, settings: &str, more: &str) -> Config {
     let text = format!(
         "agent {{\n trust_domain = \"example.org\"\n server_address = \"127.0.0.1\"\n server_port = {port}\n \
          data_dir = \"{dir}/data\"\n socket_path = \"{dir}/public/api.sock\"\n admin_socket_path = \"{dir}/admin/admin.sock\"\n \
-         insecure_bootstrap = true\n join_token = \"good\"\n }}\n\
+         insecure_bootstrap = true\n join_token = \"good\"\n {settings}\n }}\n\
          plugins {{\n NodeAttestor \"join_token\" {{ plugin_data {{}} }}\n KeyManager \"disk\" {{ plugin_data {{ directory = \"{dir}/data\" }} }}\n \
          WorkloadAttestor \"unix\" {{ plugin_data {{}} }}\n }}\n{more}",
         dir = directory.display()
@@ -101,20 +106,28 @@ async fn server() -> FakeServer {
     server
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_restart_without_a_server_serves_what_is_still_valid() {
-    let directory = tempfile::tempdir().unwrap();
-    let server = server().await;
-    let first = start(config(server.port, directory.path(), "")).await;
-    assert_eq!(first.ids().await, ["spiffe://example.org/web"]);
-    first.stop().await;
-    // A port where nobody listens.
-    let nobody = std::net::TcpListener::bind("127.0.0.1:0")
+/// A port where nobody listens.
+fn nobody() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0")
         .unwrap()
         .local_addr()
         .unwrap()
-        .port();
-    let second = start(config(nobody, directory.path(), "")).await;
+        .port()
+}
+
+fn last_good(directory: &Path) -> String {
+    std::fs::read_to_string(directory.join("data/plastron-last-good.json")).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restart_without_a_server_serves_what_is_still_valid_where_keys_may_be_stored() {
+    let directory = tempfile::tempdir().unwrap();
+    let server = server().await;
+    let persist = "persist_workload_svids = true";
+    let first = start(config_with(server.port, directory.path(), persist, "")).await;
+    assert_eq!(first.ids().await, ["spiffe://example.org/web"]);
+    first.stop().await;
+    let second = start(config_with(nobody(), directory.path(), persist, "")).await;
     assert_eq!(second.ids().await, ["spiffe://example.org/web"]);
     let channel = proto::channel::connect_uds(&second.socket).await.unwrap();
     let request = JwtsvidRequest {
@@ -128,6 +141,37 @@ async fn a_restart_without_a_server_serves_what_is_still_valid() {
     assert_eq!(status.code(), tonic::Code::Unavailable);
     second.stop().await;
     assert_eq!(server.calls("AttestAgent"), 1);
+    // The key is switched off again: what an earlier run stored does not stay.
+    assert!(last_good(directory.path()).contains("\"key\":"));
+    let third = start(config(nobody(), directory.path(), "")).await;
+    assert!(!last_good(directory.path()).contains("\"key\":"));
+    third.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn keys_of_workloads_are_not_stored_and_bundles_and_entries_are() {
+    let directory = tempfile::tempdir().unwrap();
+    let server = server().await;
+    let first = start(config(server.port, directory.path(), "")).await;
+    assert_eq!(first.ids().await, ["spiffe://example.org/web"]);
+    first.stop().await;
+    let stored = last_good(directory.path());
+    assert!(!stored.contains("\"key\":"), "{stored}");
+    assert!(stored.contains("spiffe://example.org/web"), "{stored}");
+    let second = start(config(nobody(), directory.path(), "")).await;
+    let channel = proto::channel::connect_uds(&second.socket).await.unwrap();
+    let bundles = SpiffeWorkloadApiClient::new(channel)
+        .fetch_x509_bundles(with_header(proto::workload::X509BundlesRequest {}))
+        .await
+        .unwrap()
+        .into_inner()
+        .message()
+        .await
+        .unwrap()
+        .unwrap()
+        .bundles;
+    assert!(bundles.contains_key("spiffe://example.org"), "{bundles:?}");
+    second.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -9,6 +9,10 @@ use harness::{Agent, AgentOptions, Server, ServerOptions, World, id};
 #[test]
 fn agent_restarted_without_a_server_keeps_serving_what_is_valid() -> Result<()> {
     let mut world = World::start()?;
+    world.agent.stop()?;
+    world.agent.options.settings = "  persist_workload_svids = true".to_owned();
+    world.agent.write_configuration()?;
+    world.agent.launch()?;
     world.register("/web")?;
     world.agent.stop()?;
     world.server.stop()?;

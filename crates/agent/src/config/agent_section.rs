@@ -10,7 +10,7 @@ use spiffe::key::KeyType;
 use spiffe::secret::Secret;
 use spiffe::trust_domain::TrustDomain;
 
-use super::{Config, HealthConfig, LogConfig, Overrides, RateLimits, trust};
+use super::{Config, HealthConfig, LogConfig, Overrides, RateLimits, WorkloadKeys, trust};
 
 /// SPIRE: DefaultAgentSocketPath.
 const DEFAULT_SOCKET: &str = "/tmp/spire-agent/public/api.sock";
@@ -73,6 +73,10 @@ pub(super) fn read(
     let jwt_svid_cache_hit_timeout = cache_hit_timeout(&experimental);
     let rate_limits = rate_limits(&experimental);
     let require_pq_kem = experimental.boolean("require_pq_kem").unwrap_or(false);
+    let workload_keys = match agent.boolean("persist_workload_svids") {
+        Some(true) => WorkloadKeys::OnDisk,
+        _ => WorkloadKeys::InMemory,
+    };
     let (trust_source, trust_bundle_format) = trust?;
     Some(Config {
         trust_domain: trust_domain?,
@@ -100,6 +104,7 @@ pub(super) fn read(
         jwt_svid_cache_hit_timeout,
         rate_limits,
         require_pq_kem,
+        workload_keys,
         plugins: plugins?,
     })
 }

@@ -48,11 +48,19 @@ impl Drop for SvidJson {
     }
 }
 
-/// Keeps the state of `agent_id` on disk.
+/// Tells whether two states are the same, without holding one.
+pub(crate) type Digest = [u8; 32];
+
+/// Stores the state of `agent_id`, unless it is what `written` is the digest of.
 ///
 /// # Errors
 /// When the file can't be written.
-pub(crate) fn store(dir: &StateDir, agent_id: &SpiffeId, state: &Snapshot) -> Result<(), Fault> {
+pub(crate) fn store(
+    dir: &StateDir,
+    agent_id: &SpiffeId,
+    state: &Snapshot,
+    written: Option<Digest>,
+) -> Result<Digest, Fault> {
     let json = Json {
         version: VERSION,
         agent_id: agent_id.clone(),
@@ -64,7 +72,47 @@ pub(crate) fn store(dir: &StateDir, agent_id: &SpiffeId, state: &Snapshot) -> Re
         Fault::new(Code::Internal, "the last good state cannot be encoded").because(error)
     })?;
     let text = Secret::new(text);
-    dir.write(FILE, text.expose())
+    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, text.expose());
+    let digest: Digest = digest
+        .as_ref()
+        .try_into()
+        .map_err(|_length| Fault::new(Code::Internal, "a SHA-256 digest is not of 32 bytes"))?;
+    if written != Some(digest) {
+        dir.write(FILE, text.expose())?;
+    }
+    Ok(digest)
+}
+
+/// Takes the workloads' private keys out of a stored state: an earlier version, or an earlier configuration, put them
+/// there. A file that cannot be read is removed, since nobody can say what is in it.
+///
+/// # Errors
+/// When the file can't be replaced.
+pub(crate) fn remove_keys(dir: &StateDir) -> Result<(), Fault> {
+    let path = dir.file(FILE);
+    let json = match read_bounded(&path) {
+        Ok(None) => return Ok(()),
+        Ok(Some(bytes)) => {
+            serde_json::from_slice::<Json>(&bytes).map_err(|error| error.to_string())
+        }
+        Err(error) => Err(error.to_string()),
+    };
+    match json {
+        Ok(json) if json.svids.is_empty() => Ok(()),
+        Ok(mut json) => {
+            tracing::warn!(file = %path.display(), keys = json.svids.len(), "private keys of workloads are removed from the stored state: persist_workload_svids is not set");
+            json.svids.clear();
+            let text = serde_json::to_vec(&json).map_err(|error| {
+                Fault::new(Code::Internal, "the last good state cannot be encoded").because(error)
+            })?;
+            dir.write(FILE, &text)
+        }
+        Err(error) => {
+            tracing::warn!(%error, file = %path.display(), "the stored state cannot be read and is removed");
+            dir.remove(FILE);
+            Ok(())
+        }
+    }
 }
 
 /// What was kept for `agent_id`. A file that is missing, damaged, of another node or another version counts as empty,

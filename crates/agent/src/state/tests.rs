@@ -166,7 +166,13 @@ fn a_data_dir_that_is_a_file_is_refused() {
 fn forgetting_keeps_the_bundle_only() {
     let (_keep, state) = directory();
     state.store(&data()).unwrap();
-    last_good::store(&state, &id("/spire/agent/join_token/t"), &kept(Vec::new())).unwrap();
+    last_good::store(
+        &state,
+        &id("/spire/agent/join_token/t"),
+        &kept(Vec::new()),
+        None,
+    )
+    .unwrap();
     state.forget_identity().unwrap();
     let read = state.load().unwrap();
     assert!(read.svid.is_empty() && !read.reattestable && read.bundle.len() == 1);
@@ -178,7 +184,7 @@ fn last_good_state_comes_back_for_the_same_node() {
     let (_keep, state) = directory();
     let agent = id("/spire/agent/join_token/t");
     let (svid, _) = svid(Duration::from_secs(60));
-    last_good::store(&state, &agent, &kept(vec![svid.clone()])).unwrap();
+    last_good::store(&state, &agent, &kept(vec![svid.clone()]), None).unwrap();
     let read = last_good::load(&state, &agent, now());
     assert_eq!(
         (read.entries.len(), read.bundles.len(), read.svids.len()),
@@ -199,7 +205,13 @@ fn last_good_state_comes_back_for_the_same_node() {
 #[test]
 fn last_good_state_of_another_node_is_ignored() {
     let (_keep, state) = directory();
-    last_good::store(&state, &id("/spire/agent/join_token/t"), &kept(Vec::new())).unwrap();
+    last_good::store(
+        &state,
+        &id("/spire/agent/join_token/t"),
+        &kept(Vec::new()),
+        None,
+    )
+    .unwrap();
     assert!(
         last_good::load(&state, &id("/spire/agent/join_token/u"), now())
             .entries
@@ -227,10 +239,11 @@ fn expired_mismatched_and_orphaned_svids_are_left_out() {
         &state,
         &agent,
         &kept(vec![wrong_key, wrong_id, orphan, no_chain, bad_key]),
+        None,
     )
     .unwrap();
     assert!(last_good::load(&state, &agent, now()).svids.is_empty());
-    last_good::store(&state, &agent, &kept(vec![good])).unwrap();
+    last_good::store(&state, &agent, &kept(vec![good]), None).unwrap();
     assert!(
         last_good::load(&state, &agent, now() + Duration::from_secs(61))
             .svids
@@ -251,4 +264,43 @@ fn damaged_last_good_state_is_ignored() {
             "{text}"
         );
     }
+}
+
+#[test]
+fn keys_of_an_earlier_version_are_removed_from_the_stored_state() {
+    let (_keep, state) = directory();
+    let agent = id("/spire/agent/join_token/t");
+    let (svid, _) = svid(Duration::from_secs(60));
+    let key = BASE64.encode(svid.key.expose());
+    let path = state.file("plastron-last-good.json");
+    last_good::store(&state, &agent, &kept(vec![svid]), None).unwrap();
+    assert!(fs::read_to_string(&path).unwrap().contains(&key));
+    last_good::remove_keys(&state).unwrap();
+    assert!(!fs::read_to_string(&path).unwrap().contains(&key));
+    let read = last_good::load(&state, &agent, now());
+    assert_eq!((read.entries.len(), read.svids.len()), (1, 0));
+    // What cannot be read may hold keys too.
+    for text in [
+        format!("{{\"key\":\"{key}\""),
+        format!("{{\"version\":9,\"key\":\"{key}\"}}"),
+    ] {
+        fs::write(&path, text).unwrap();
+        last_good::remove_keys(&state).unwrap();
+        assert!(!path.exists());
+    }
+    last_good::remove_keys(&state).unwrap();
+}
+
+#[test]
+fn the_same_state_is_not_written_twice() {
+    let (_keep, state) = directory();
+    let agent = id("/spire/agent/join_token/t");
+    let path = state.file("plastron-last-good.json");
+    let digest = last_good::store(&state, &agent, &kept(Vec::new()), None).unwrap();
+    fs::remove_file(&path).unwrap();
+    let again = last_good::store(&state, &agent, &kept(Vec::new()), Some(digest)).unwrap();
+    assert!(again == digest && !path.exists());
+    let (svid, _) = svid(Duration::from_secs(60));
+    let other = last_good::store(&state, &agent, &kept(vec![svid]), Some(digest)).unwrap();
+    assert!(other != digest && path.exists());
 }
