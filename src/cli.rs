@@ -26,6 +26,8 @@ mod socket;
 mod spec;
 mod tool;
 
+use std::ffi::{OsStr, OsString};
+use std::path::Path;
 use std::process::ExitCode;
 
 use args::Args;
@@ -49,17 +51,33 @@ fn commands() -> Vec<Command> {
 }
 
 /// Runs the program with the arguments it was called with; `argv[0]` chooses the face.
-pub(crate) fn main(argv: &[String]) -> ExitCode {
+pub(crate) fn main(argv: &[OsString]) -> ExitCode {
     let called_as = argv
         .first()
-        .map_or("", |path| path.rsplit('/').next().unwrap_or_default());
+        .and_then(|path| Path::new(path).file_name())
+        .and_then(OsStr::to_str);
     let rest = argv.get(1..).unwrap_or_default();
     let code = match called_as {
-        "spire-server" => run_shim(Program::Server, rest),
-        "spire-agent" => run_shim(Program::Agent, rest),
+        Some("spire-server") => of_shim(Program::Server, rest),
+        Some("spire-agent") => of_shim(Program::Agent, rest),
         _ => run_native(argv),
     };
     ExitCode::from(code)
+}
+
+/// The shims' flags are text. An argument that is not is refused: a changed one would name something else.
+fn of_shim(program: Program, argv: &[OsString]) -> u8 {
+    let words: Result<Vec<String>, &OsString> = argv
+        .iter()
+        .map(|word| word.to_str().map(str::to_owned).ok_or(word))
+        .collect();
+    match words {
+        Ok(words) => run_shim(program, &words),
+        Err(word) => {
+            output::say(&format!("Error: the argument {word:?} is not UTF-8"));
+            1
+        }
+    }
 }
 
 fn environment(name: &str) -> Option<String> {
@@ -86,12 +104,12 @@ fn run_shim(program: Program, argv: &[String]) -> u8 {
     }
 }
 
-fn run_native(argv: &[String]) -> u8 {
+fn run_native(argv: &[OsString]) -> u8 {
     let commands = commands();
     let line = native::command_line(&commands);
     let matches = match line.clone().try_get_matches_from(argv) {
         Ok(matches) => matches,
-        Err(error) => return native::stopped(&error, argv, &line),
+        Err(error) => return native::stopped(&error, argv, &line, &commands),
     };
     let Some((command, own)) = native::find(&commands, &matches) else {
         output::say(&house::usage("no such command", "").to_string());

@@ -79,6 +79,11 @@ impl Log {
         })
     }
 
+    /// Whether lines go to a file, and not to standard error.
+    pub(crate) fn is_file(&self) -> bool {
+        self.sink.is_file()
+    }
+
     /// Opens the log file again, after log rotation moved it away. Without a file nothing is done; on failure the file
     /// that is open stays in use.
     pub(crate) fn reopen(&self) -> io::Result<()> {

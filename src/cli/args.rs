@@ -1,6 +1,7 @@
 //! The values of a command's flags, whichever face read them. Keys are SPIRE's flag names.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::time::Duration;
 
 use super::error::CliError;
@@ -12,6 +13,8 @@ pub(crate) struct Args {
     given: std::collections::BTreeSet<&'static str>,
     /// What followed the flags.
     pub(crate) rest: Vec<String>,
+    /// The command that another command runs: its arguments are its own, and need not be text.
+    pub(crate) command: Vec<OsString>,
 }
 
 impl Args {
@@ -65,9 +68,9 @@ impl Args {
         })
     }
 
-    /// A duration; zero when absent. The face has stored nanoseconds-exact Go text; see `duration::parse`.
+    /// A duration; zero when absent. The face has stored nanoseconds-exact Go text; see `duration::parse_native`.
     pub(crate) fn duration(&self, name: &str) -> Duration {
-        super::duration::parse(self.text(name)).unwrap_or_default()
+        super::duration::parse_native(self.text(name)).unwrap_or_default()
     }
 
     pub(crate) fn list(&self, name: &str) -> Vec<String> {

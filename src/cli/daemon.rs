@@ -10,6 +10,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::args::Args;
 use super::context::{Context, Face};
 use super::error::CliError;
+use super::house::API_VERSION;
 use super::output::{self, Output};
 use super::spec::{Flag, Kind, Program, flag};
 use crate::logging::{Log, LogConfig, LogFormat, parse_level};
@@ -266,7 +267,7 @@ pub(super) fn verdict(
     let name = context.program.word();
     match outcome {
         Ok(()) if context.face == Face::Native => Ok(Output {
-            replies: vec![serde_json::json!({"valid": true})],
+            replies: vec![serde_json::json!({"apiVersion": API_VERSION, "valid": true})],
             ..Output::text(format!("the configuration of the {name} is valid"))
         }),
         Ok(()) => Ok(Output::text(format!(
@@ -374,19 +375,43 @@ fn reopen_log(log: &Log) {
     }
 }
 
-/// How a daemon's end is told: a fault is logged, then printed by the face.
-pub(super) fn ended(program: Program, outcome: Result<(), Fault>) -> Result<Output, CliError> {
-    let name = match program {
+/// How a daemon's end is reported, each fault once: the shims log it in one line, as SPIRE does; natively it is printed,
+/// and logged too when the log is a file that standard error does not reach.
+pub(super) fn ended(
+    context: &Context,
+    log: &Log,
+    outcome: Result<(), Fault>,
+) -> Result<Output, CliError> {
+    let name = match context.program {
         Program::Server => "Server",
         Program::Agent | Program::Plastron => "Agent",
     };
-    match outcome {
+    let fault = match outcome {
         Ok(()) => {
             tracing::info!("{name} stopped gracefully");
-            Ok(Output::default())
+            return Ok(Output::default());
         }
-        Err(fault) => {
-            tracing::error!(code = fault.code.as_str(), error = %fault.what, "{name} crashed");
+        Err(fault) => fault,
+    };
+    let logged = |message: &str| {
+        tracing::error!(
+            code = fault.code.as_str(),
+            error = %fault.what,
+            at = fault.at.as_deref(),
+            because = fault.because.as_deref(),
+            hint = fault.hint.as_deref(),
+            "{message}"
+        );
+    };
+    match context.face {
+        Face::Shim => {
+            logged(&format!("{name} crashed"));
+            Err(CliError::Silent)
+        }
+        Face::Native => {
+            if log.is_file() {
+                logged(&format!("{name} stopped with an error"));
+            }
             Err(fault.into())
         }
     }

@@ -38,6 +38,27 @@ pub(crate) fn parse(text: &str) -> Option<Duration> {
     Some(Duration::from_nanos(nanos))
 }
 
+/// The same with days in front, as people write them natively: `30d`, `1d12h`.
+pub(crate) fn parse_native(text: &str) -> Option<Duration> {
+    const DAY: u64 = 24 * 60 * 60;
+    let Some((days, rest)) = text.split_once('d') else {
+        return parse(text);
+    };
+    if days.is_empty() || !days.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    let days = Duration::from_secs(days.parse::<u64>().ok()?.checked_mul(DAY)?);
+    let rest = if rest.is_empty() {
+        Duration::ZERO
+    } else {
+        parse(rest)?
+    };
+    let whole = days.checked_add(rest)?;
+    // Go's durations end at 292 years.
+    i64::try_from(whole.as_nanos()).ok()?;
+    Some(whole)
+}
+
 /// What Go says of a text that is no duration.
 pub(crate) fn go_fault(text: &str) -> String {
     let unsigned = text.strip_prefix(['+', '-']).unwrap_or(text);
@@ -82,7 +103,7 @@ pub(crate) fn parse_seconds(text: &str) -> Option<i64> {
     if let Ok(seconds) = text.parse::<i64>() {
         return Some(seconds);
     }
-    let duration = parse(text)?;
+    let duration = parse_native(text)?;
     (duration.subsec_nanos() == 0).then(|| i64::try_from(duration.as_secs()).ok())?
 }
 

@@ -10,6 +10,8 @@ use super::context::Format;
 use super::error::{Batch, CliError};
 use super::spec::{Command, Endpoint, Program, native_flags};
 
+/// The version of the JSON that is our own and not a message of the API.
+pub(crate) const API_VERSION: &str = "plastron/v1";
 /// SIGINT: 128 + 2, as shells count.
 const INTERRUPTED: u8 = 130;
 
@@ -29,7 +31,7 @@ pub(crate) fn told(error: &CliError, command: &Command, format: Format) -> (Opti
     (Some(text), faults.exit_code().max(1))
 }
 
-/// `{"errors": [{"code", "what", …}]}`; YAML reads it too.
+/// `{"apiVersion", "errors": [{"code", "what", …}]}`; YAML reads it too.
 fn json_text(faults: &Faults) -> String {
     let errors: Vec<Value> = faults
         .iter()
@@ -49,7 +51,7 @@ fn json_text(faults: &Faults) -> String {
             Value::Object(object)
         })
         .collect();
-    json!({ "errors": errors }).to_string()
+    json!({ "apiVersion": API_VERSION, "errors": errors }).to_string()
 }
 
 fn fault(error: &CliError, command: &Command) -> Fault {

@@ -1,6 +1,8 @@
 //! The native command line: clap commands built from the same descriptions as the shims, with GNU-style flags,
 //! durations and our own output formats.
 
+use std::ffi::OsString;
+
 use clap::builder::NonEmptyStringValueParser;
 use clap::{Arg, ArgAction, ArgMatches, Command as ClapCommand};
 use config::fault::Fault;
@@ -16,7 +18,7 @@ pub(crate) fn command_line(commands: &[Command]) -> ClapCommand {
     let mut root = ClapCommand::new("plastron")
         .version(env!("CARGO_PKG_VERSION"))
         .about("SPIFFE identity for workloads: server, agent and tools in one program")
-        .after_help(examples::OVERVIEW)
+        .after_help(unwrapped(examples::OVERVIEW))
         .subcommand_required(true)
         .arg_required_else_help(true)
         .disable_help_subcommand(true)
@@ -82,15 +84,88 @@ fn group_about(group: &str) -> &'static str {
 }
 
 fn leaf_command(name: &'static str, command: &Command) -> ClapCommand {
-    let mut leaf = ClapCommand::new(name).about(command.about);
+    let mut leaf = ClapCommand::new(name)
+        .about(command.about)
+        .visible_aliases(aliases(command));
     for flag in &native_flags(command) {
-        if !flag.native.is_empty() {
-            leaf = leaf.arg(argument(flag));
+        if flag.native.is_empty() {
+            continue;
+        }
+        leaf = leaf.arg(argument(flag));
+        if flag.positional {
+            leaf = leaf.arg(
+                Arg::new(positional(flag))
+                    .value_name(placeholder(flag.native))
+                    .help(format!("The same as --{}", flag.native))
+                    .conflicts_with(flag.spire),
+            );
         }
     }
     match examples::of(&command.words()) {
         "" => leaf,
-        text => leaf.after_help(text),
+        text => leaf.after_help(unwrapped(text)),
+    }
+}
+
+/// What other tools call the commands that show things.
+fn aliases(command: &Command) -> &'static [&'static str] {
+    match command.path {
+        ["entry", "show"] => &["list", "get"],
+        ["agent" | "bundle", "show"] => &["get"],
+        _ => &[],
+    }
+}
+
+/// The key of a flag's value that is given without its name; other than the key of the flag.
+fn positional(flag: &Flag) -> &'static str {
+    match flag.native {
+        "id" => "trust domain",
+        native => native,
+    }
+}
+
+/// Lines of one paragraph joined, so that clap wraps them to the width of the terminal. Indented lines are typed as they
+/// are.
+fn unwrapped(text: &str) -> String {
+    let mut joined = String::new();
+    let mut open = false;
+    for line in text.lines() {
+        let is_prose = !line.is_empty() && !line.starts_with(' ');
+        if !joined.is_empty() {
+            joined.push(if open && is_prose { ' ' } else { '\n' });
+        }
+        joined.push_str(line);
+        open = is_prose;
+    }
+    joined
+}
+
+/// What stands for a flag's value in help.
+fn placeholder(native: &str) -> &'static str {
+    match native {
+        "spiffe-id" | "parent-id" => "SPIFFE-ID",
+        "entry-id" => "ENTRY-ID",
+        "authority-id" => "AUTHORITY-ID",
+        "id" | "trust-domain" | "federates-with" => "TRUST-DOMAIN",
+        "selector" => "TYPE:VALUE",
+        "config" | "data" | "file" | "path" | "log-file" | "trust-bundle" | "join-token-file" => {
+            "FILE"
+        }
+        "data-dir" | "dir" | "write" => "DIRECTORY",
+        "socket-path" | "server-socket" | "workload-socket" => "SOCKET",
+        "trust-bundle-url" => "URL",
+        "bind-address" | "server-address" => "ADDRESS",
+        "server-port" => "PORT",
+        "log-level" | "level" => "LEVEL",
+        "format" | "log-format" | "trust-bundle-format" => "FORMAT",
+        "match-selectors-on" | "match-federates-with-on" | "mode" | "rebootstrap-mode" => "MODE",
+        "expires-before" => "TIME",
+        "rebootstrap-delay" => "DURATION",
+        "join-token" | "svid" => "TOKEN",
+        "audience" => "AUDIENCE",
+        "dns" | "instance" => "NAME",
+        "can-reattest" | "banned" => "true|false",
+        _ => "VALUE",
     }
 }
 
@@ -103,6 +178,7 @@ fn argument(flag: &Flag) -> Arg {
             return arg
                 .value_name(flag.native)
                 .num_args(1..)
+                .value_parser(clap::value_parser!(OsString))
                 .trailing_var_arg(true)
                 .allow_hyphen_values(true)
                 .required(true);
@@ -118,7 +194,9 @@ fn argument(flag: &Flag) -> Arg {
             .default_missing_value("true")
             .value_parser(["true", "false"])
             .hide_possible_values(true),
-        Kind::Text => arg.action(ArgAction::Set).value_name("TEXT"),
+        Kind::Text => arg
+            .action(ArgAction::Set)
+            .value_name(placeholder(flag.native)),
         Kind::Moment => arg
             .action(ArgAction::Set)
             .value_name("TIME")
@@ -141,7 +219,7 @@ fn argument(flag: &Flag) -> Arg {
             .value_parser(go_duration),
         Kind::List | Kind::CommaList => arg
             .action(ArgAction::Append)
-            .value_name("TEXT")
+            .value_name(placeholder(flag.native))
             .value_parser(NonEmptyStringValueParser::new()),
         Kind::Word | Kind::Words | Kind::Rest => arg,
     };
@@ -165,12 +243,12 @@ fn seconds(text: &str) -> Result<i64, String> {
 }
 
 fn go_duration(text: &str) -> Result<String, String> {
-    if duration::parse(text).is_some() {
+    if duration::parse_native(text).is_some() {
         return Ok(text.to_owned());
     }
     match text.parse::<u32>() {
         Ok(seconds) => Ok(format!("{seconds}s")),
-        Err(_not_a_number) => Err("expected a duration, such as 90s, 15m or 1h30m".to_owned()),
+        Err(_not_a_number) => Err("expected a duration, such as 90s, 15m, 1h30m or 30d".to_owned()),
     }
 }
 
@@ -204,6 +282,21 @@ pub(crate) fn read(command: &Command, matches: &ArgMatches) -> Args {
         if flag.native.is_empty() {
             continue;
         }
+        if flag.kind == Kind::Rest {
+            args.command = matches
+                .get_many::<OsString>(flag.spire)
+                .into_iter()
+                .flatten()
+                .cloned()
+                .collect();
+            continue;
+        }
+        if flag.positional
+            && let Some(value) = matches.get_one::<String>(positional(flag))
+        {
+            args.set(flag.spire, value.clone());
+            continue;
+        }
         let given =
             matches.value_source(flag.spire) == Some(clap::parser::ValueSource::CommandLine);
         let values: Vec<String> = match flag.kind {
@@ -229,7 +322,7 @@ pub(crate) fn read(command: &Command, matches: &ArgMatches) -> Args {
         for value in values {
             match (given, flag.kind) {
                 (false, _) => args.set_default(flag.spire, &value),
-                (true, Kind::List | Kind::CommaList | Kind::Words | Kind::Rest) => {
+                (true, Kind::List | Kind::CommaList | Kind::Words) => {
                     args.push(flag.spire, value);
                 }
                 (true, _) => args.set(flag.spire, value),
@@ -250,7 +343,12 @@ pub(crate) fn format(args: &Args) -> Format {
 
 /// Ends a command line that clap could not read, or that asked for help or the version: prints, and gives the exit
 /// code.
-pub(crate) fn stopped(error: &clap::Error, argv: &[String], line: &ClapCommand) -> u8 {
+pub(crate) fn stopped(
+    error: &clap::Error,
+    argv: &[OsString],
+    line: &ClapCommand,
+    commands: &[Command],
+) -> u8 {
     use clap::error::ErrorKind;
     let text = error.to_string();
     match error.kind() {
@@ -262,7 +360,9 @@ pub(crate) fn stopped(error: &clap::Error, argv: &[String], line: &ClapCommand) 
             2
         }
         _ => {
-            let fault = usage_fault(&text, &named(line, argv));
+            let words = named(line, argv);
+            let fault =
+                renamed_flag(commands, argv, &words).unwrap_or_else(|| usage_fault(&text, &words));
             output::say(&fault.to_string());
             fault.exit_code()
         }
@@ -270,19 +370,54 @@ pub(crate) fn stopped(error: &clap::Error, argv: &[String], line: &ClapCommand) 
 }
 
 /// The words of the command line, as far as they name a command.
-fn named(line: &ClapCommand, argv: &[String]) -> String {
+fn named(line: &ClapCommand, argv: &[OsString]) -> String {
     let mut words = Vec::new();
     let mut current = line;
     for word in argv.iter().skip(1) {
         match current.find_subcommand(word) {
             Some(below) => {
-                words.push(word.as_str());
+                words.push(below.get_name());
                 current = below;
             }
             None => break,
         }
     }
     words.join(" ")
+}
+
+/// The fault of a flag that is spelt as SPIRE spells it, now or before: `-spiffeID` is `--spiffe-id` here.
+fn renamed_flag(commands: &[Command], argv: &[OsString], words: &str) -> Option<Fault> {
+    let command = commands
+        .iter()
+        .find(|command| command.words().join(" ") == words)?;
+    let flags = native_flags(command);
+    argv.iter()
+        .filter_map(|word| word.to_str())
+        .take_while(|word| *word != "--")
+        .filter(|word| word.starts_with('-'))
+        .find_map(|word| {
+            let name = word.trim_start_matches('-').split('=').next()?;
+            let native = match (name, command.path) {
+                // SPIRE had one lifetime for both before 1.5.
+                ("ttl", ["entry", "create" | "update"]) => {
+                    "--x509-svid-ttl and --jwt-svid-ttl".to_owned()
+                }
+                _ => {
+                    let flag = flags.iter().find(|flag| {
+                        flag.spire == name
+                            && !flag.native.is_empty()
+                            && (flag.native != name || !word.starts_with("--"))
+                            && name.len() > 1
+                    })?;
+                    format!("--{}", flag.native)
+                }
+            };
+            Some(
+                house::usage(&format!("unknown flag {word:?}"), words).hint(format!(
+                    "here it is {native}; `plastron help {words}` shows the flags"
+                )),
+            )
+        })
 }
 
 /// clap's message in the house form: its first paragraph, and its tip.
@@ -308,12 +443,14 @@ pub(crate) const fn shown_on_shim(command: &Command) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::ffi::OsString;
+
     use super::{command_line, find, format, read, stopped};
     use crate::cli::commands;
     use crate::cli::context::Format;
 
-    fn words(line: &str) -> Vec<String> {
-        line.split_whitespace().map(str::to_owned).collect()
+    fn words(line: &str) -> Vec<OsString> {
+        line.split_whitespace().map(OsString::from).collect()
     }
 
     #[test]
@@ -357,8 +494,83 @@ mod tests {
             let tree = command_line(&commands);
             let argv = words(line);
             let error = tree.clone().try_get_matches_from(&argv).unwrap_err();
-            assert_eq!(stopped(&error, &argv, &tree), 2, "{line}");
+            assert_eq!(stopped(&error, &argv, &tree, &commands), 2, "{line}");
         }
+    }
+
+    #[test]
+    fn a_flag_in_spires_spelling_is_pointed_to_ours() {
+        let commands = commands();
+        let tree = command_line(&commands);
+        for (line, native) in [
+            (
+                "plastron server entry create -spiffeID x",
+                Some("--spiffe-id"),
+            ),
+            (
+                "plastron server entry create --parentID=x",
+                Some("--parent-id"),
+            ),
+            (
+                "plastron server entry list -selector a:b",
+                Some("--selector"),
+            ),
+            (
+                "plastron server entry create --ttl 5",
+                Some("--x509-svid-ttl"),
+            ),
+            ("plastron server entry create --selectr a:b", None),
+            ("plastron run --id web -- app -spiffeID x", None),
+        ] {
+            let argv = words(line);
+            let fault = super::renamed_flag(&commands, &argv, &super::named(&tree, &argv));
+            let hint = fault.and_then(|fault| fault.hint).unwrap_or_default();
+            assert_eq!(hint.is_empty(), native.is_none(), "{line}: {hint}");
+            assert!(hint.contains(native.unwrap_or_default()), "{line}: {hint}");
+        }
+    }
+
+    #[test]
+    fn the_id_that_a_command_is_about_needs_no_flag() {
+        let commands = commands();
+        for (line, flag) in [
+            ("plastron server entry show X", "entryID"),
+            ("plastron server entry get X", "entryID"),
+            ("plastron server entry delete X", "entryID"),
+            ("plastron server agent evict X", "spiffeID"),
+            ("plastron server localauthority jwt taint X", "authorityID"),
+            ("plastron server bundle delete X", "id"),
+        ] {
+            let tree = command_line(&commands);
+            let matches = tree.try_get_matches_from(words(line)).unwrap();
+            let (command, own) = find(&commands, &matches).unwrap();
+            let args = read(command, own);
+            assert!(args.given(flag) && args.text(flag) == "X", "{line}");
+        }
+        let both = "plastron server entry delete X --entry-id Y";
+        command_line(&commands)
+            .try_get_matches_from(words(both))
+            .unwrap_err();
+    }
+
+    #[test]
+    fn the_command_that_is_run_is_passed_on_as_it_is() {
+        use std::os::unix::ffi::OsStringExt;
+        let commands = commands();
+        let odd = OsString::from_vec(vec![b'a', 0xff]);
+        let mut argv = words("plastron run --id web -- app");
+        argv.push(odd.clone());
+        let matches = command_line(&commands).try_get_matches_from(argv).unwrap();
+        let (command, own) = find(&commands, &matches).unwrap();
+        assert_eq!(read(command, own).command, [OsString::from("app"), odd]);
+    }
+
+    #[test]
+    fn a_paragraph_of_help_is_one_line_for_clap_to_wrap() {
+        assert_eq!(
+            super::unwrapped("a\nb\n\n  c\n  d\ne"),
+            "a b\n\n  c\n  d\ne"
+        );
     }
 
     #[test]

@@ -51,6 +51,8 @@ pub(crate) struct Flag {
     /// The same on the shims alone, where SPIRE's default is not ours.
     pub(crate) shim_default: &'static str,
     pub(crate) surface: Surface,
+    /// Natively its value may also stand without the flag's name.
+    pub(crate) positional: bool,
     pub(crate) help: &'static str,
 }
 
@@ -68,11 +70,18 @@ pub(crate) const fn flag(
         default: "",
         shim_default: "",
         surface: Surface::Both,
+        positional: false,
         help,
     }
 }
 
 impl Flag {
+    /// A flag whose value natively needs no name before it, such as the one ID that a command is about.
+    pub(crate) const fn positional(mut self) -> Self {
+        self.positional = true;
+        self
+    }
+
     /// A flag that SPIRE's command does not have.
     pub(crate) const fn natively(mut self) -> Self {
         self.surface = Surface::Native;
@@ -205,7 +214,7 @@ impl Command {
     fn speaks_data(&self) -> bool {
         matches!(
             self.path,
-            ["healthcheck" | "validate" | "help"] | ["api", "watch"]
+            ["healthcheck" | "validate" | "help" | "version"] | ["api", "watch"]
         )
     }
 

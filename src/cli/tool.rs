@@ -6,6 +6,7 @@ mod executable;
 mod help;
 mod run;
 pub(crate) mod sockets;
+mod version;
 
 use super::spec::Command;
 
@@ -16,5 +17,6 @@ pub(super) fn commands() -> Vec<Command> {
         help::command(),
         completions::command(),
         completions::man_command(),
+        version::command(),
     ]
 }

@@ -49,6 +49,10 @@ impl Sink {
         })))
     }
 
+    pub(super) fn is_file(&self) -> bool {
+        self.0.path.is_some()
+    }
+
     /// Opens the file again under its name. On failure the file that is open stays in use.
     pub(super) fn reopen(&self) -> io::Result<()> {
         if let Some(path) = &self.0.path {

@@ -197,7 +197,7 @@ async fn run(context: Context, args: Args) -> Result<Output, CliError> {
         file: config.log.file.as_deref(),
         source_location: config.log.source_location,
     })?;
-    let shutdown = daemon::until_signalled(log)?;
+    let shutdown = daemon::until_signalled(log.clone())?;
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         configuration = daemon::origin(&context, &args),
@@ -208,5 +208,5 @@ async fn run(context: Context, args: Args) -> Result<Output, CliError> {
         Ok(bound) => Box::pin(bound.run(shutdown)).await,
         Err(fault) => Err(fault),
     };
-    daemon::ended(Program::Agent, outcome)
+    daemon::ended(&context, &log, outcome)
 }

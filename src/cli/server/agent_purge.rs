@@ -1,4 +1,4 @@
-//! `agent purge`: deletes the nodes whose SVID ended long ago. (SPIRE asks for all nodes in one page; here they come
+//! `agent purge`: deletes the nodes whose SVID expired long ago. (SPIRE asks for all nodes in one page; here they come
 //! page by page.)
 
 use std::time::Duration;
@@ -23,14 +23,15 @@ const FLAGS: &[Flag] = &[
         "expiredFor",
         "expired-for",
         Kind::Duration,
-        "Only nodes whose SVID ended at least this long ago",
+        "Only nodes whose SVID expired at least this long ago",
     )
-    .or("720h0m0s"),
+    .or("30d")
+    .or_on_shim("720h0m0s"),
     flag(
         "dryRun",
         "dry-run",
         Kind::Switch,
-        "Say which nodes would be deleted, and delete none",
+        "List the nodes that would be deleted without deleting them",
     ),
 ];
 
@@ -38,7 +39,7 @@ pub(crate) fn command() -> Command {
     Command {
         program: Program::Server,
         path: &["agent", "purge"],
-        about: "Delete nodes that can re-attest and whose SVID ended long ago",
+        about: "Delete nodes that can re-attest and whose SVID expired long ago",
         flags: FLAGS,
         endpoint: Endpoint::ServerAdmin,
         formats: true,

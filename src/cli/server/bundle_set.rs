@@ -20,12 +20,12 @@ use crate::cli::output::Output;
 use crate::cli::spec::{Command, Endpoint, Flag, Kind, Program, Surface, flag};
 
 const DELETE: &[Flag] = &[
-    ID,
+    ID.positional(),
     flag("mode", "mode", Kind::Text, "What becomes of entries that federate with it: restrict (refuse), dissociate, or delete them").or("restrict"),
 ];
 
 const SET: &[Flag] = &[
-    ID,
+    ID.positional(),
     flag(
         "path",
         "path",

@@ -13,7 +13,7 @@ use crate::cli::output::{self, Output};
 use crate::cli::spec::{Command, Endpoint, Flag, Kind, Program, Surface, flag};
 
 const FLAGS: &[Flag] = &[
-    ENTRY_ID,
+    ENTRY_ID.positional(),
     flag(
         "file",
         "file",

@@ -24,7 +24,7 @@ use crate::cli::spec::{Command, Endpoint, Flag, Program, Surface};
 const PAGE: i32 = 500;
 
 const SHOW: &[Flag] = &[
-    ENTRY_ID,
+    ENTRY_ID.positional(),
     PARENT_ID,
     SPIFFE_ID,
     SELECTOR,

@@ -21,7 +21,8 @@ const AUTHORITY_ID: &[Flag] = &[flag(
     "authority-id",
     Kind::Text,
     "The authority's ID",
-)];
+)
+.positional()];
 
 pub(crate) fn commands() -> Vec<Command> {
     const PREPARE: &str = "Make a new authority and put it into the bundle, not signing yet";

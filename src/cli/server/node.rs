@@ -44,7 +44,8 @@ pub(super) const NODE_ID: Flag = flag(
     "spiffe-id",
     Kind::Text,
     "SPIFFE ID of the node's agent",
-);
+)
+.positional();
 
 /// The filter of `agent list` and `agent count`; both requests have messages of the same fields.
 pub(super) struct Filter {

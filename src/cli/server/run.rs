@@ -130,12 +130,12 @@ async fn run(context: Context, args: Args) -> Result<Output, CliError> {
         "Starting server"
     );
     let environment = Environment {
-        log: Some(Arc::new(log)),
+        log: Some(Arc::new(log.clone())),
         ..Environment::default()
     };
     let outcome = match Box::pin(Server::bind_in(config, environment)).await {
         Ok(bound) => Box::pin(bound.run(shutdown)).await,
         Err(fault) => Err(fault),
     };
-    daemon::ended(Program::Server, outcome)
+    daemon::ended(&context, &log, outcome)
 }

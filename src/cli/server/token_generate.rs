@@ -17,7 +17,8 @@ const FLAGS: &[Flag] = &[
         Kind::Seconds,
         "How long the token can be used",
     )
-    .or("600"),
+    .or("10m")
+    .or_on_shim("600"),
     flag(
         "spiffeID",
         "spiffe-id",

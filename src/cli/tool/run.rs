@@ -1,6 +1,5 @@
 //! `run`: registers a command, waits until its identity is there, and becomes the command.
 
-use std::ffi::OsStr;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
@@ -108,13 +107,12 @@ async fn run(context: Context, args: Args) -> Result<Output, CliError> {
             "--id is required: the identity to give, such as --id web",
         ));
     };
-    let words = args.list("command");
-    let Some((name, rest)) = words.split_first() else {
+    let Some((name, rest)) = args.command.split_first() else {
         return Err(CliError::usage(
             "no command given: plastron run --id web -- CMD",
         ));
     };
-    let program = Executable::find(OsStr::new(name))?;
+    let program = Executable::find(name)?;
     let (server, workload) = sockets(&args)?;
     let server = Context {
         endpoint: Endpoint::ServerAdmin,
