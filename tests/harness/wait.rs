@@ -1,6 +1,6 @@
 //! Waiting for another process: the one place that sleeps.
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Result, bail};
 
@@ -35,4 +35,14 @@ pub fn until<T>(
 )]
 pub fn pause(time: Duration) {
     std::thread::sleep(time);
+}
+
+/// The Unix time of the moment `after` now, as flags take it.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the clock of another process is this one"
+)]
+pub fn unix_time(after: Duration) -> Result<String> {
+    let moment = SystemTime::now() + after;
+    Ok(moment.duration_since(UNIX_EPOCH)?.as_secs().to_string())
 }

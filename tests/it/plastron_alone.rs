@@ -2,6 +2,7 @@
 
 mod dev;
 mod entry_slips;
+mod freshness;
 mod kill;
 mod noise;
 mod offline;

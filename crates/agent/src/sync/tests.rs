@@ -10,7 +10,7 @@ use tonic::Status;
 
 use super::*;
 use crate::cache::svids::RotationRule;
-use crate::cache::update::WorkloadUpdate;
+use crate::cache::update::{Identity, WorkloadUpdate};
 use crate::cache::{CacheOptions, Purpose};
 use crate::config::{Config, Overrides};
 use crate::join;
@@ -903,4 +903,19 @@ async fn a_server_that_issues_no_tokens_says_why_and_is_not_taken_for_an_outage(
     );
     let status = f.ends.status.borrow().clone();
     assert!(status.connected && status.last_error.is_none());
+}
+
+#[tokio::test]
+async fn an_entry_that_a_server_created_again_with_the_same_revision_is_issued_again() {
+    let f = start(|server| add(server, &entry("a", "/a", &["unix:uid:1"]))).await;
+    let before = f.until(&["unix:uid:1"], all_issued).await;
+    let key = Arc::clone(&before.identities[0].svid.key);
+    let mut again = spiffe::entry::Entry::clone(&before.entries[0]);
+    again.dns_names = vec!["new.example".into()];
+    add(&f.server, &Arc::new(again));
+    f.until(&["unix:uid:1"], |update| {
+        let other = |identity: &Identity| !Arc::ptr_eq(&identity.svid.key, &key);
+        update.identities.iter().any(other)
+    })
+    .await;
 }

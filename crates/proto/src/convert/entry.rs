@@ -31,15 +31,13 @@ const EVERYTHING: EntryMask = EntryMask {
     additional_attributes: true,
 };
 
-/// What an agent asks a SPIRE server for: lifetimes, parents and DNS names are the server's business.
+/// What an agent asks a server for. It withdraws an entry at its expiry by its own clock, and issues again what differs in
+/// anything that shows in an SVID: a revision number may repeat when an entry is deleted and created again. Only what an
+/// entry hangs under is the server's business alone.
 #[must_use]
 pub fn agent_entry_mask() -> EntryMask {
     EntryMask {
         parent_id: false,
-        x509_svid_ttl: false,
-        jwt_svid_ttl: false,
-        expires_at: false,
-        dns_names: false,
         ..EVERYTHING
     }
 }

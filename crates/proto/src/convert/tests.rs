@@ -171,7 +171,8 @@ fn an_entry_with_the_agents_mask_can_be_read() {
     assert_eq!(read.parent_id, domain().id());
     assert_eq!(read.selectors, entry.selectors);
     assert_eq!(read.created_at, entry.created_at);
-    assert_eq!((read.x509_svid_ttl, read.expires_at), (0, 0));
+    assert_eq!(read.expires_at, entry.expires_at);
+    assert_eq!(read.dns_names, entry.dns_names);
 }
 
 #[test]

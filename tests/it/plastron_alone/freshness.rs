@@ -1,0 +1,196 @@
+//! What a workload gets after a change, after a long rest, and when time withdraws its identity.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use harness::agent::ids_of;
+use harness::world::{CHANGE, own_user};
+use harness::{Entry, Ran, World, id, wait};
+use serde_json::Value;
+
+/// Below the five seconds and more that callers waited in vain.
+const SOON: &str = "2s";
+
+fn brief(path: &str, life: Duration) -> Result<Entry> {
+    let entry = Entry::new(&World::node(), &id(path), &own_user());
+    Ok(entry.flag("-entryExpiry", &wait::unix_time(life)?))
+}
+
+fn fetch(world: &World) -> Result<Ran> {
+    world
+        .agent
+        .cli(&["api", "fetch", "x509", "-timeout", SOON, "-output", "json"])
+}
+
+/// The first SVID's certificates, DER.
+fn chain(answer: &Value) -> Result<Vec<u8>> {
+    let text = answer.pointer("/svids/0/x509_svid").and_then(Value::as_str);
+    Ok(STANDARD.decode(text.with_context(|| format!("no SVID in {answer}"))?)?)
+}
+
+fn token(world: &World) -> Result<String> {
+    let answer = world
+        .agent
+        .cli(&[
+            "api",
+            "fetch",
+            "jwt",
+            "-audience",
+            "x",
+            "-timeout",
+            SOON,
+            "-output",
+            "json",
+        ])?
+        .json()?;
+    let token = answer.pointer("/0/svids/0/svid").and_then(Value::as_str);
+    Ok(token
+        .with_context(|| format!("no token in {answer}"))?
+        .to_owned())
+}
+
+fn is_denied(ran: &Ran) -> bool {
+    !ran.succeeded() && ran.text().contains("no identity issued")
+}
+
+#[test]
+fn an_expired_entry_is_withdrawn_by_the_agent_also_while_the_server_is_away() -> Result<()> {
+    let mut world = World::start()?;
+    world
+        .server
+        .create_entry(&brief("/brief", Duration::from_secs(8))?)?;
+    world.agent.wait_for_ids(&[&id("/brief")], CHANGE)?;
+    token(&world)?;
+    world.server.stop()?;
+    wait::until("the entry to be withdrawn", CHANGE, || {
+        let ran = fetch(&world)?;
+        if is_denied(&ran) {
+            return Ok(Some(()));
+        }
+        bail!("{ran:?}")
+    })?;
+    let refused = world
+        .agent
+        .cli(&["api", "fetch", "jwt", "-audience", "x", "-timeout", SOON])?;
+    ensure!(is_denied(&refused), "{refused:?}");
+    let log = world.agent.process()?.log();
+    ensure!(log.contains("registration entry expired"), "{log}");
+    Ok(())
+}
+
+#[test]
+fn an_entry_that_expires_while_the_server_restarts_does_not_come_back() -> Result<()> {
+    let mut world = World::start()?;
+    let stays = Entry::new(&World::node(), &id("/stays"), &own_user());
+    world.server.create_entry(&stays)?;
+    let life = Duration::from_secs(6);
+    world.server.create_entry(&brief("/brief", life)?)?;
+    world
+        .agent
+        .wait_for_ids(&[&id("/brief"), &id("/stays")], CHANGE)?;
+    world.server.stop()?;
+    wait::pause(life);
+    world.server.launch()?;
+    // A later entry shows that the agent follows the server again.
+    let later = Entry::new(&World::node(), &id("/later"), &own_user());
+    world.server.create_entry(&later)?;
+    world
+        .agent
+        .wait_for_ids(&[&id("/stays"), &id("/later")], CHANGE * 2)?;
+    Ok(())
+}
+
+#[test]
+fn nobody_waits_for_an_entry_that_expired_before_it_was_fetched() -> Result<()> {
+    let world = World::start()?;
+    let life = Duration::from_secs(2);
+    world.server.create_entry(&brief("/brief", life)?)?;
+    wait::pause(life);
+    let alone = fetch(&world)?;
+    ensure!(is_denied(&alone), "{alone:?}");
+    world.register("/lasting")?;
+    let answer = fetch(&world)?.json()?;
+    ensure!(ids_of(&answer) == [id("/lasting")], "{answer}");
+    Ok(())
+}
+
+#[test]
+fn the_first_fetch_after_an_update_of_the_entry_gets_the_new_certificate() -> Result<()> {
+    let world = World::start()?;
+    let entry = Entry::new(&World::node(), &id("/web"), &own_user());
+    let entry_id = world.server.create_entry(&entry)?;
+    world.agent.wait_for_ids(&[&id("/web")], CHANGE)?;
+    for round in 0..5 {
+        let name = format!("name-{round}.example");
+        world
+            .server
+            .cli(&[
+                "entry",
+                "update",
+                "-entryID",
+                &entry_id,
+                "-parentID",
+                &World::node(),
+                "-spiffeID",
+                &id("/web"),
+                "-selector",
+                &own_user(),
+                "-dns",
+                &name,
+            ])?
+            .ok()?;
+        let der = chain(&fetch(&world)?.json()?)?;
+        ensure!(
+            der.windows(name.len())
+                .any(|bytes| bytes == name.as_bytes()),
+            "round {round}: the certificate is one from before the update"
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn who_fetches_once_after_a_long_rest_gets_a_certificate_with_most_of_its_life_left() -> Result<()>
+{
+    let world = World::start()?;
+    let entry = Entry::new(&World::node(), &id("/job"), &own_user());
+    world
+        .server
+        .create_entry(&entry.flag("-x509SVIDTTL", "30"))?;
+    let first = chain(&world.agent.wait_for_ids(&[&id("/job")], CHANGE)?)?;
+    // Beyond half of its life, which begins ten seconds before it was issued, and before its end.
+    wait::pause(Duration::from_secs(20));
+    let after = chain(&fetch(&world)?.json()?)?;
+    ensure!(first != after, "the certificate is near its end");
+    Ok(())
+}
+
+#[test]
+fn with_a_server_that_hangs_cached_svids_and_tokens_come_in_time() -> Result<()> {
+    let mut world = World::start()?;
+    let entry = Entry::new(&World::node(), &id("/web"), &own_user())
+        .flag("-jwtSVIDTTL", "20")
+        .flag("-x509SVIDTTL", "30");
+    world.server.create_entry(&entry)?;
+    let svid = chain(&world.agent.wait_for_ids(&[&id("/web")], CHANGE)?)?;
+    let before = token(&world)?;
+    // Beyond half of the life of both.
+    wait::pause(Duration::from_secs(14));
+    world.server.process()?.signal(libc::SIGSTOP)?;
+    let hanging = (token(&world), fetch(&world));
+    world.server.process()?.signal(libc::SIGCONT)?;
+    ensure!(hanging.0? == before, "the token is not the cached one");
+    ensure!(
+        chain(&hanging.1?.json()?)? == svid,
+        "the certificate is not the cached one"
+    );
+    // The renewal went on behind.
+    wait::until("the renewed token", CHANGE, || {
+        if token(&world)? == before {
+            bail!("still the one of before");
+        }
+        Ok(Some(()))
+    })
+}
