@@ -102,13 +102,32 @@ fn sources(dir: &Path) -> Result<Vec<(String, String)>> {
     Ok(found)
 }
 
-/// The text without comments and without the tests at its end.
+/// The text without comments, without declarations of test modules, and without the test module at its end.
 fn code(text: &str) -> String {
-    let text = text.split("#[cfg(test)]\nmod ").next().unwrap_or_default();
-    text.lines()
+    const TESTS: &str = "#[cfg(test)]\nmod ";
+    let mut kept = String::new();
+    let mut rest = text;
+    while let Some(at) = rest.find(TESTS) {
+        kept.push_str(rest.get(..at).unwrap_or_default());
+        let module = rest.get(at + TESTS.len()..).unwrap_or_default();
+        let line = module.lines().next().unwrap_or_default();
+        if !line.ends_with(';') {
+            rest = "";
+            break;
+        }
+        rest = module.get(line.len()..).unwrap_or_default();
+    }
+    kept.push_str(rest);
+    kept.lines()
         .filter(|line| !line.trim_start().starts_with("//"))
         .collect::<Vec<_>>()
         .join("\n")
+}
+
+#[test]
+fn code_below_the_declaration_of_a_test_module_is_seen() {
+    let text = "use a;\n#[cfg(test)]\nmod tests;\nuse b;\n// use c;\n#[cfg(test)]\nmod more {\nuse d;\n}\n";
+    assert_eq!(code(text), "use a;\n\nuse b;");
 }
 
 #[test]
@@ -350,6 +369,82 @@ fn check(graph: &Graph, module: &str, above: &[&str]) -> Result<()> {
         .with_context(|| format!("no module {module}"))?;
     for upper in above {
         ensure!(!named.contains(*upper), "{module} names {upper}");
+    }
+    Ok(())
+}
+
+/// Each dependency is named somewhere in the crate that declares it.
+#[test]
+fn no_crate_declares_a_dependency_that_it_does_not_use() -> Result<()> {
+    let manifests = [
+        "",
+        "tests",
+        "crates/spiffe",
+        "crates/proto",
+        "crates/config",
+        "crates/daemon",
+        "crates/plugin",
+        "crates/server",
+        "crates/agent",
+    ];
+    let mut unused = Vec::new();
+    for directory in manifests {
+        let directory = root().join(directory);
+        let manifest = std::fs::read_to_string(directory.join("Cargo.toml"))?;
+        let mut text = String::new();
+        let folders = if directory.ends_with("tests") {
+            ["harness", "it", "load"].as_slice()
+        } else {
+            &["src", "tests", "benches"]
+        };
+        for folder in folders.iter().map(|folder| directory.join(folder)) {
+            if directory == root().join("") && !folder.ends_with("src") {
+                continue;
+            }
+            if folder.is_dir() {
+                everything(&folder, &mut text)?;
+            }
+        }
+        for dependency in declared(&manifest) {
+            let name = dependency.replace('-', "_");
+            let named = ["::", ";", " as "]
+                .iter()
+                .any(|end| text.contains(&format!("{name}{end}")));
+            if !named {
+                unused.push(format!("{}: {dependency}", directory.display()));
+            }
+        }
+    }
+    ensure!(unused.is_empty(), "not used: {unused:?}");
+    Ok(())
+}
+
+/// The names below `[dependencies]` and `[dev-dependencies]`.
+fn declared(manifest: &str) -> Vec<String> {
+    let mut names = Vec::new();
+    let mut reading = false;
+    for line in manifest.lines() {
+        if line.starts_with('[') {
+            reading = line.ends_with("ependencies]") && !line.contains("workspace");
+        } else if reading
+            && !line.starts_with('#')
+            && let Some(end) = line.find(['.', ' ', '='])
+        {
+            names.push(line.get(..end).unwrap_or_default().to_owned());
+        }
+    }
+    names
+}
+
+/// Appends every Rust file below the directory.
+fn everything(directory: &Path, text: &mut String) -> Result<()> {
+    for item in std::fs::read_dir(directory).with_context(|| directory.display().to_string())? {
+        let path = item?.path();
+        if path.is_dir() {
+            everything(&path, text)?;
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            text.push_str(&std::fs::read_to_string(&path)?);
+        }
     }
     Ok(())
 }
