@@ -406,7 +406,11 @@ fn no_crate_declares_a_dependency_that_it_does_not_use() -> Result<()> {
             }
         }
         for dependency in declared(&manifest) {
-            let name = dependency.replace('-', "_");
+            // The library of this package has a name of its own.
+            let name = match dependency.as_str() {
+                "rustls-webpki" => "webpki".to_owned(),
+                other => other.replace('-', "_"),
+            };
             let named = ["::", ";", " as "]
                 .iter()
                 .any(|end| text.contains(&format!("{name}{end}")));

@@ -20,7 +20,7 @@ pub type Environment<'a> = &'a dyn Fn(&str) -> Option<String>;
 /// A configuration file that was read, and everything found wrong with it so far.
 #[derive(Clone)]
 pub struct Document {
-    pub(crate) shared: Arc<Shared>,
+    shared: Arc<Shared>,
 }
 
 impl Document {

@@ -1,7 +1,8 @@
 //! How a reader of a section says that something in it is wrong.
 
+use std::sync::Arc;
+
 use super::{Located, Section};
-use crate::document::Document;
 use crate::fault::{Code, Fault};
 use crate::syntax::{Node, Span, Value};
 
@@ -64,10 +65,10 @@ impl Section {
         self.shared.record(offset, fault);
     }
 
-    /// Takes another file that this section names as a part of the document: its faults are the document's, and its
-    /// unread keys are unknown like any other.
-    pub fn add_part(&self, part: &Document) {
-        self.shared.add_part(part.clone());
+    /// Takes another file that this section names, by its top level, as a part of the document: its faults are the
+    /// document's, and its unread keys are unknown like any other.
+    pub fn add_part(&self, part: &Self) {
+        self.shared.add_part(Arc::clone(&part.shared));
     }
 
     /// Refuses keys and blocks that exist in SPIRE but not here. Each comes with a few words that follow "not yet

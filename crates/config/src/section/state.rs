@@ -1,9 +1,8 @@
 //! What all sections of one document share: the tree, what was read of it, and the faults.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::document::Document;
 use crate::fault::{Code, Fault};
 use crate::source::Source;
 use crate::suggest::closest;
@@ -30,7 +29,7 @@ struct State {
     /// Offset in the text → fault, in the order they came.
     faults: Vec<(usize, Fault)>,
     /// Files that this one names, read as a part of it.
-    parts: Vec<Document>,
+    parts: Vec<Arc<Shared>>,
 }
 
 impl Shared {
@@ -96,7 +95,7 @@ impl Shared {
         }
     }
 
-    pub(super) fn add_part(&self, part: Document) {
+    pub(super) fn add_part(&self, part: Arc<Self>) {
         self.state().parts.push(part);
     }
 
@@ -117,7 +116,7 @@ impl Shared {
         }
         let parts = self.state().parts.clone();
         for part in parts {
-            part.shared.finish_all();
+            part.finish_all();
         }
     }
 
@@ -141,7 +140,7 @@ impl Shared {
         }
         faults.sort_by_key(|(offset, _)| *offset);
         let mut faults: Vec<Fault> = faults.into_iter().map(|(_, fault)| fault).collect();
-        faults.extend(state.parts.iter().flat_map(Document::faults));
+        faults.extend(state.parts.iter().flat_map(|part| part.faults()));
         faults
     }
 }

@@ -134,7 +134,7 @@ fn data(block: &Section) -> Section {
     // SPIRE: variables are not expanded in such a file.
     match Document::load(Path::new(&file.value), None) {
         Ok(document) => {
-            block.add_part(&document);
+            block.add_part(&document.root());
             document.root()
         }
         Err(faults) => {
