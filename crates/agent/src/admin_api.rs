@@ -1,30 +1,31 @@
-//! The administration socket: health for now. The delegated identity, debug and logger APIs have their place here.
+//! The services of the administration socket beside health: one file a service.
 
 use std::sync::Arc;
 
-use http::{Request, Response};
-use hyper::body::Incoming;
+use daemon::log_control::LogLevels;
+use proto::spire::agent::debug::v1::debug_server::DebugServer;
+use proto::spire::api::agent::logger::v1::logger_server::LoggerServer;
+use spiffe::clock::Clock;
+use tokio::sync::watch;
 
-use crate::attestor::Workload;
-use crate::endpoints::Serve;
-use crate::workload_api::Context;
+mod debug;
+mod logger;
 
-/// The admin socket's services.
-#[derive(Debug, Clone)]
-pub(crate) struct AdminApi(Arc<Context>);
+pub(crate) use debug::NodeState;
 
-impl AdminApi {
-    pub(crate) fn new(context: Arc<Context>) -> Self {
-        Self(context)
-    }
+use crate::endpoints::router::{Generated, Service};
+use crate::gate::Gate;
+
+/// The log level, to look at and to change.
+pub(crate) fn logger(levels: LogLevels) -> Box<dyn Service> {
+    Generated::new(LoggerServer::new(logger::Logger(levels)))
 }
 
-impl Serve for AdminApi {
-    async fn serve(
-        &self,
-        _workload: Arc<Workload>,
-        request: Request<Incoming>,
-    ) -> Response<tonic::body::Body> {
-        self.0.standard.answer(request).await
-    }
+/// What the agent is and how much it holds.
+pub(crate) fn debug(
+    gate: Arc<Gate>,
+    clock: Arc<dyn Clock>,
+    node: watch::Receiver<NodeState>,
+) -> Box<dyn Service> {
+    Generated::new(DebugServer::new(debug::Debug::new(gate, clock, node)))
 }

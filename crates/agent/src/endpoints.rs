@@ -5,23 +5,30 @@
 
 use std::convert::Infallible;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use config::fault::{Code, Fault};
+use daemon::log_limit::LogLimit;
 use daemon::socket::Modes;
 use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use plugin::workload_attestor::Peer;
+use plugin::workload_attestor::{Peer, PeerError};
 use proto::authority_filter::AuthorityFilter;
 use tokio::net::{UnixListener, UnixStream};
+use tokio::time::Instant;
 
 mod connections;
 pub(crate) mod http_health;
+mod requests;
+pub(crate) mod router;
 pub(crate) mod standard;
 
-use connections::{Connections, Slot};
+pub(crate) use connections::Connections;
+use connections::Slot;
+use requests::{Open, Requests};
+use router::Router;
 
 use crate::attestor::Workload;
 use crate::stop::Stop;
@@ -37,17 +44,26 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 const STREAMS: u32 = 2048;
 const HEADER_BYTES: u32 = 16 << 10;
 const WINDOW: u32 = 64 << 10;
+/// What a connection that makes room for another has to end what it does.
+const EVICTED_GRACE: Duration = Duration::from_secs(1);
+/// As good as never.
+const FAR: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 /// What connections have to end what they do when the agent stops.
 const DRAIN: Duration = Duration::from_secs(3);
 
-/// Something that answers requests of processes that are known.
-pub(crate) trait Serve: Clone + Send + Sync + 'static {
-    /// Answers one request. The peer is the process that opened the connection.
-    fn serve(
-        &self,
-        workload: Arc<Workload>,
-        request: Request<Incoming>,
-    ) -> impl Future<Output = Response<tonic::body::Body>> + Send;
+/// The connections that the admin socket may have: taken away from the public one's, so that workloads never keep an
+/// operator out.
+const ADMIN_CONNECTIONS: usize = 64;
+
+/// What the sockets may hold, out of one budget of the process.
+pub(crate) fn budgets() -> (Connections, Connections) {
+    let most = connections::most_connections();
+    let admin = ADMIN_CONNECTIONS.min(most / 4);
+    let requests = Arc::new(Requests::new());
+    (
+        Connections::with_limit(most - admin, Arc::clone(&requests)),
+        Connections::with_limit(admin, requests),
+    )
 }
 
 /// A bound socket.
@@ -69,12 +85,16 @@ impl Socket {
     ///
     /// # Errors
     /// When the socket can't be handed to the runtime.
-    pub(crate) async fn serve(self, service: impl Serve, mut stop: Stop) -> Result<(), Fault> {
+    pub(crate) async fn serve(
+        self,
+        router: Router,
+        connections: Connections,
+        mut stop: Stop,
+    ) -> Result<(), Fault> {
         let (listener, file) = self.0.into_parts();
         let listener = UnixListener::from_std(listener).map_err(|error| {
             Fault::new(Code::Internal, "socket cannot be served").because(error)
         })?;
-        let connections = Connections::new();
         loop {
             let accepted = tokio::select! {
                 () = stop.stopped() => break,
@@ -85,15 +105,12 @@ impl Socket {
                     // Whose user the kernel does not tell shares with others of that kind.
                     let user = stream.peer_cred().map_or(u32::MAX, |peer| peer.uid());
                     let Some(slot) = connections.admit(user) else {
-                        tracing::warn!(
-                            uid = user,
-                            "connection refused: all places for it are busy"
-                        );
+                        limit_reached(user);
                         continue;
                     };
                     drop(tokio::spawn(connection(
                         stream,
-                        service.clone(),
+                        router.clone(),
                         slot,
                         stop.clone(),
                     )));
@@ -125,12 +142,52 @@ async fn in_time(
     })
 }
 
+fn limit_reached(user: u32) {
+    static LINES: LazyLock<LogLimit<u32>> = LazyLock::new(LogLimit::default);
+    if let Some(left_out) = LINES.admit(&user) {
+        tracing::warn!(
+            uid = user,
+            left_out,
+            "connection refused: the connection limit is reached"
+        );
+    }
+}
+
+/// A caller in another PID namespace, most likely, or one that exited.
+fn not_identified(user: u32, error: &PeerError) {
+    static LINES: LazyLock<LogLimit<u32>> = LazyLock::new(LogLimit::default);
+    if let Some(left_out) = LINES.admit(&user) {
+        let code = match error {
+            PeerError::NotVisible => Code::WorkloadUnreadable,
+            PeerError::Gone { .. } => Code::WorkloadGone,
+            PeerError::Socket(_) => Code::Internal,
+        };
+        tracing::warn!(code = code.as_str(), uid = user, left_out, %error, "caller not identified");
+    }
+}
+
+/// Answers one request, within what its user may have open.
+async fn answer(
+    router: &Router,
+    workload: Arc<Workload>,
+    slot: &Arc<Slot>,
+    request: Request<Incoming>,
+) -> Response<tonic::body::Body> {
+    let Some(open) = Open::on(slot) else {
+        return requests::too_many().into_http();
+    };
+    let mut request = request.map(|body| open.meter(body));
+    request.extensions_mut().insert(workload);
+    let response = in_time(router.route(request)).await;
+    response.map(|body| open.hold(body))
+}
+
 /// One connection. Until its client speaks it costs little more than the socket.
-async fn connection(stream: UnixStream, service: impl Serve, slot: Slot, mut stop: Stop) {
-    let peer = match Peer::from_unix_stream(&stream) {
+async fn connection(stream: UnixStream, router: Router, slot: Slot, mut stop: Stop) {
+    let workload = match Peer::from_unix_stream(&stream) {
         Ok(peer) => Arc::new(Workload::new(Arc::new(peer))),
         Err(error) => {
-            tracing::warn!(%error, "caller not identified");
+            not_identified(slot.user(), &error);
             return;
         }
     };
@@ -140,25 +197,23 @@ async fn connection(stream: UnixStream, service: impl Serve, slot: Slot, mut sto
         readable = tokio::time::timeout(FIRST_BYTES, stream.readable()) => matches!(readable, Ok(Ok(()))),
     };
     if spoke {
-        Box::pin(converse(stream, peer, service, Arc::new(slot), stop)).await;
+        Box::pin(converse(stream, workload, router, Arc::new(slot), stop)).await;
     }
 }
 
 /// A connection whose client has spoken, to its end.
 async fn converse(
     stream: UnixStream,
-    peer: Arc<Workload>,
-    service: impl Serve,
+    workload: Arc<Workload>,
+    router: Router,
     slot: Arc<Slot>,
     mut stop: Stop,
 ) {
     let own_slot = Arc::clone(&slot);
-    let answer = hyper::service::service_fn(move |request| {
-        let (service, peer, busy) = (service.clone(), Arc::clone(&peer), own_slot.busy());
-        async move {
-            let response = in_time(service.serve(peer, request)).await;
-            Ok::<_, Infallible>(response.map(|body| connections::Busy::hold(busy, body)))
-        }
+    let answer = hyper::service::service_fn(move |request: Request<Incoming>| {
+        let (router, workload, slot) =
+            (router.clone(), Arc::clone(&workload), Arc::clone(&own_slot));
+        async move { Ok::<_, Infallible>(answer(&router, workload, &slot, request).await) }
     });
     let mut http = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
     http.timer(TokioTimer::new())
@@ -170,8 +225,10 @@ async fn converse(
     let stream = TokioIo::new(AuthorityFilter::new(stream));
     let mut serving = std::pin::pin!(http.serve_connection(stream, answer));
     let mut leaving = false;
+    let cut_off = tokio::time::sleep(FAR);
+    tokio::pin!(cut_off);
     loop {
-        let mut patience = slot.patience();
+        let idle_left = slot.idle_left();
         tokio::select! {
             ended = serving.as_mut() => {
                 if let Err(error) = ended {
@@ -180,11 +237,15 @@ async fn converse(
                 return;
             }
             () = stop.stopped(), if !leaving => leaving = true,
-            () = slot.evicted() => return,
-            () = tokio::time::sleep(patience), if !leaving => {
-                // Whoever asked for something in the meantime may stay.
-                patience = slot.patience();
-                leaving = patience.is_zero();
+            () = slot.evicted() => {
+                // A request that came in at the same time is answered, or refused in a way that the client repeats.
+                leaving = true;
+                cut_off.as_mut().reset(Instant::now() + EVICTED_GRACE);
+            }
+            () = &mut cut_off => return,
+            () = tokio::time::sleep(idle_left), if !leaving => {
+                // A request may have come in meanwhile.
+                leaving = slot.idle_left().is_zero();
             }
         }
         if leaving {

@@ -8,11 +8,12 @@ use std::path::Path;
 use std::sync::Arc;
 
 use ::config::fault::{Code, Fault};
+use daemon::log_control::{LogControl, LogLevels};
 use daemon::socket::Modes;
 use plugin::lifecycle::HostServices;
 use spiffe::clock::{Clock, SystemClock};
 use spiffe::random::{Random, SystemRandom};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 mod admin_api;
@@ -23,6 +24,7 @@ mod cache;
 pub mod config;
 mod dial;
 mod endpoints;
+mod gate;
 mod join;
 mod link;
 mod node;
@@ -38,12 +40,15 @@ mod workload_api;
 
 pub use self::config::{Config, Overrides};
 
+use admin_api::NodeState;
 use attestor::Attestors;
 use cache::svids::RotationRule;
 use cache::{Cache, CacheOptions, Delta};
+use endpoints::Socket;
 use endpoints::http_health::HttpHealth;
-use endpoints::standard::Standard;
-use endpoints::{Serve, Socket};
+use endpoints::router::{Router, Service};
+use endpoints::standard::{Health, Reflection};
+use gate::{Gate, GateOptions};
 use join::Joined;
 use node::{Absence, Node, Stored};
 use rate_limit::RateLimiter;
@@ -61,10 +66,18 @@ pub struct Agent;
 pub struct Bound {
     node: Node,
     attestors: Attestors,
-    socket: Option<Socket>,
+    socket: Socket,
     admin_socket: Option<Socket>,
     health: Option<HttpHealth>,
+    log: LogLevels,
     random: Arc<dyn Random>,
+}
+
+/// What the process lends the agent beside its configuration.
+#[derive(Debug, Clone, Default)]
+pub struct Environment {
+    /// For the Logger service; without it that says that the level cannot be changed.
+    pub log: Option<Arc<dyn LogControl>>,
 }
 
 impl Agent {
@@ -74,15 +87,20 @@ impl Agent {
     /// PLA-13xx when a socket, a port, the data directory or the key file can't be used; PLA-1115 when the stored
     /// state is damaged.
     pub async fn bind(config: Config) -> Result<Bound, Fault> {
+        Self::bind_in(config, Environment::default()).await
+    }
+
+    /// As [`Self::bind`], with what the process lends.
+    ///
+    /// # Errors
+    /// As [`Self::bind`].
+    pub async fn bind_in(config: Config, environment: Environment) -> Result<Bound, Fault> {
         // A provider that is installed already is the same one.
         drop(rustls::crypto::aws_lc_rs::default_provider().install_default());
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let state = StateDir::open(&config.data_dir)?;
-        let socket = if config.workload_api {
-            Some(Socket::bind(&config.socket_path, Modes::PUBLIC)?)
-        } else {
-            None
-        };
+        // Also without the Workload API: health is asked for here. SPIRE: so too.
+        let socket = Socket::bind(&config.socket_path, Modes::PUBLIC)?;
         let admin_socket = match &config.admin_socket_path {
             Some(path) => Some(Socket::bind(path, Modes::ADMIN)?),
             None => None,
@@ -108,15 +126,16 @@ impl Agent {
             socket,
             admin_socket,
             health,
+            log: LogLevels::new(environment.log),
             random,
         })
     }
 }
 
 impl Bound {
-    /// The Workload API's socket; nothing when that API is switched off.
-    pub fn socket(&self) -> Option<&Path> {
-        self.socket.as_ref().map(Socket::path)
+    /// The public socket.
+    pub fn socket(&self) -> &Path {
+        self.socket.path()
     }
 
     /// The administration socket.
@@ -134,46 +153,51 @@ impl Bound {
         let cache = Arc::new(new_cache(&node, &self.random));
         let (jwt, orders) = watch::channel(None);
         let (status, link_status) = watch::channel(LinkStatus::default());
-        let context = Arc::new(Context {
-            trust_domain: node.config.trust_domain.clone(),
+        let (node_state, shown_state) = watch::channel(NodeState::default());
+        let gate = Arc::new(Gate {
             cache: Arc::clone(&cache),
             attestors: self.attestors,
             limiter: RateLimiter::new(node.config.rate_limits),
-            jwt: orders,
             status: link_status,
-            clock: Arc::clone(&node.clock),
             random: Arc::clone(&self.random),
-            standard: Standard::new().await,
-            options: options(&node.config),
+            options: GateOptions {
+                log_selectors: node.config.log.selectors.clone(),
+                exempt: std::process::id(),
+            },
+            log_limits: gate::LogLimits::default(),
             searched: std::sync::Mutex::default(),
-            log_limits: workload_api::LogLimits::default(),
         });
-        let mut tasks: JoinSet<Result<(), Fault>> = JoinSet::new();
-        serve(
-            &mut tasks,
-            self.socket,
-            WorkloadApi::new(Arc::clone(&context)),
-            &stop,
-        );
-        serve(
-            &mut tasks,
-            self.admin_socket,
-            admin_api::AdminApi::new(Arc::clone(&context)),
-            &stop,
-        );
-        let healthy = watch::Sender::new(false);
-        if let Some(health) = self.health {
-            tasks.spawn(health.serve(healthy.subscribe(), stop.clone()));
+        let (health, [public_health, admin_health]) = Health::new().await;
+        let mut public: Vec<Box<dyn Service>> =
+            vec![public_health, Box::new(Reflection::default())];
+        if node.config.workload_api {
+            // First, since nearly every request is for it.
+            public.insert(0, workload_api(&node, &gate, orders));
         }
-        tasks.spawn(tell_health(
-            Arc::clone(&context),
-            healthy.subscribe(),
-            stop.clone(),
-        ));
+        let admin = vec![
+            admin_health,
+            Box::new(Reflection::default()),
+            admin_api::logger(self.log),
+            admin_api::debug(Arc::clone(&gate), Arc::clone(&node.clock), shown_state),
+        ];
+        let mut tasks: JoinSet<Result<(), Fault>> = JoinSet::new();
+        let (connections, admin_connections) = endpoints::budgets();
+        tasks.spawn(
+            self.socket
+                .serve(Router::new(public), connections, stop.clone()),
+        );
+        if let Some(socket) = self.admin_socket {
+            tasks.spawn(socket.serve(Router::new(admin), admin_connections, stop.clone()));
+        }
+        let healthy = watch::Sender::new(false);
+        if let Some(probes) = self.health {
+            tasks.spawn(probes.serve(healthy.subscribe(), stop.clone()));
+        }
+        tasks.spawn(tell_health(health, healthy.subscribe(), stop.clone()));
         tasks.spawn(watch_health(
             healthy,
             cache.ready(),
-            context.status.clone(),
+            gate.status.clone(),
             stop.clone(),
         ));
         let membership = Membership {
@@ -182,6 +206,7 @@ impl Bound {
             random: self.random,
             jwt,
             status,
+            node_state,
         };
         tasks.spawn(membership.hold(stop));
 
@@ -203,8 +228,10 @@ struct Membership {
     node: Arc<Node>,
     cache: Arc<Cache>,
     random: Arc<dyn Random>,
-    jwt: watch::Sender<Option<tokio::sync::mpsc::Sender<sync::JwtRequest>>>,
+    jwt: watch::Sender<Option<mpsc::Sender<sync::JwtRequest>>>,
     status: watch::Sender<LinkStatus>,
+    /// For whoever asks what the agent is.
+    node_state: watch::Sender<NodeState>,
 }
 
 impl Membership {
@@ -222,9 +249,10 @@ impl Membership {
         )?;
         let SyncEnds {
             jwt,
-            status: mut link,
+            status: link,
             identity,
         } = ends;
+        let renewed = identity.clone();
         self.jwt.send_replace(Some(jwt));
         let writer = tokio::spawn(state_writer::run(
             Arc::clone(&self.node),
@@ -232,12 +260,11 @@ impl Membership {
             identity,
             stop.clone(),
         ));
-        let told = self.status;
-        let teller = tokio::spawn(async move {
-            while link.changed().await.is_ok() {
-                told.send_replace(link.borrow_and_update().clone());
-            }
-        });
+        let teller = tokio::spawn(show_state(
+            Arc::clone(&self.node.clock),
+            (self.status, link),
+            (self.node_state, renewed),
+        ));
         let outcome = sync.run(stop).await;
         teller.abort();
         if outcome.is_err() {
@@ -314,24 +341,52 @@ fn new_cache(node: &Node, random: &Arc<dyn Random>) -> Cache {
     Cache::new(options, Arc::clone(&node.clock), Arc::clone(random))
 }
 
-fn options(config: &Config) -> Options {
-    Options {
-        enabled: config.workload_api,
-        allow_unauthenticated_verifiers: config.allow_unauthenticated_verifiers,
-        allowed_foreign_jwt_claims: config.allowed_foreign_jwt_claims.clone(),
-        log_selectors: config.log.selectors.clone(),
-        exempt: std::process::id(),
-    }
+fn workload_api(
+    node: &Node,
+    gate: &Arc<Gate>,
+    jwt: watch::Receiver<Option<mpsc::Sender<sync::JwtRequest>>>,
+) -> Box<dyn Service> {
+    let config = &node.config;
+    let context = Context {
+        trust_domain: config.trust_domain.clone(),
+        gate: Arc::clone(gate),
+        jwt,
+        clock: Arc::clone(&node.clock),
+        options: Options {
+            allow_unauthenticated_verifiers: config.allow_unauthenticated_verifiers,
+            allowed_foreign_jwt_claims: config.allowed_foreign_jwt_claims.clone(),
+        },
+    };
+    Box::new(WorkloadApi::new(Arc::new(context)))
 }
 
-fn serve(
-    tasks: &mut JoinSet<Result<(), Fault>>,
-    socket: Option<Socket>,
-    service: impl Serve,
-    stop: &Stop,
+/// Passes on, from where each is known to where each is shown, the link's state and the node's.
+async fn show_state(
+    clock: Arc<dyn Clock>,
+    (shown_link, mut link): (watch::Sender<LinkStatus>, watch::Receiver<LinkStatus>),
+    (shown_node, mut identity): (
+        watch::Sender<NodeState>,
+        watch::Receiver<node::NodeIdentity>,
+    ),
 ) {
-    if let Some(socket) = socket {
-        tasks.spawn(socket.serve(service, stop.clone()));
+    loop {
+        let status = link.borrow_and_update().clone();
+        let own = identity.borrow_and_update().clone();
+        let was_connected = shown_link.borrow().connected;
+        shown_node.send_modify(|node| {
+            node.identity = Some(own);
+            if status.connected || was_connected {
+                node.last_sync = Some(clock.now());
+            }
+        });
+        shown_link.send_replace(status);
+        let changed = tokio::select! {
+            changed = link.changed() => changed,
+            changed = identity.changed() => changed,
+        };
+        if changed.is_err() {
+            return;
+        }
     }
 }
 
@@ -359,13 +414,13 @@ async fn watch_health(
 
 /// Reports health over gRPC until the agent stops.
 async fn tell_health(
-    context: Arc<Context>,
+    health: Health,
     mut healthy: watch::Receiver<bool>,
     mut stop: Stop,
 ) -> Result<(), Fault> {
     loop {
         let serving = *healthy.borrow_and_update();
-        context.standard.serving(serving).await;
+        health.serving(serving).await;
         let changed = tokio::select! {
             () = stop.stopped() => break,
             changed = healthy.changed() => changed,
@@ -375,7 +430,7 @@ async fn tell_health(
             break;
         }
     }
-    context.standard.serving(false).await;
+    health.serving(false).await;
     Ok(())
 }
 

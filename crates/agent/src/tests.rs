@@ -4,12 +4,19 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ::config::Document;
+use proto::spire::agent::debug::v1::GetInfoRequest;
+use proto::spire::agent::debug::v1::debug_client::DebugClient;
+use proto::spire::api::agent::logger::v1::logger_client::LoggerClient;
+use proto::spire::api::agent::logger::v1::{ResetLogLevelRequest, SetLogLevelRequest};
 use proto::spire::api::types::permission_denied_details::Reason;
 use proto::workload::spiffe_workload_api_client::SpiffeWorkloadApiClient;
 use proto::workload::{JwtsvidRequest, X509svidRequest, X509svidResponse};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tonic::{Request, Status, Streaming};
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_client::HealthClient;
 
 use super::*;
 use crate::testing::entry;
@@ -42,9 +49,35 @@ fn config_with(port: u16, directory: &Path, settings: &str, more: &str) -> Confi
         .unwrap_or_else(|faults| panic!("{faults}"))
 }
 
+/// A log that is at `info`, until it is set to another level.
+#[derive(Debug)]
+struct Switch(std::sync::Mutex<tracing::Level>);
+
+impl Default for Switch {
+    fn default() -> Self {
+        Self(std::sync::Mutex::new(tracing::Level::INFO))
+    }
+}
+
+impl LogControl for Switch {
+    fn level(&self) -> tracing::Level {
+        *self.0.lock().unwrap()
+    }
+    fn set_level(&self, level: tracing::Level) {
+        *self.0.lock().unwrap() = level;
+    }
+}
+
 async fn start(config: Config) -> Running {
-    let bound = Agent::bind(config).await.unwrap();
-    let socket = bound.socket().unwrap().to_owned();
+    let bound = Agent::bind_in(
+        config,
+        Environment {
+            log: Some(Arc::new(Switch::default())),
+        },
+    )
+    .await
+    .unwrap();
+    let socket = bound.socket().to_owned();
     let (stop, stopped) = oneshot::channel();
     let ended = tokio::spawn(bound.run(async move {
         stopped.await.ok();
@@ -81,6 +114,29 @@ impl Running {
             .unwrap()
             .unwrap();
         assert!(!self.socket.exists());
+    }
+}
+
+impl Running {
+    fn admin(&self) -> PathBuf {
+        let directory = self.socket.parent().unwrap().parent().unwrap();
+        directory.join("admin/admin.sock")
+    }
+
+    async fn is_serving(&self, socket: &Path) -> bool {
+        let channel = proto::channel::connect_uds(socket).await.unwrap();
+        let mut health = HealthClient::new(channel);
+        let watch = HealthCheckRequest::default();
+        let mut changes = health.watch(watch).await.unwrap().into_inner();
+        let serving = async {
+            while let Some(change) = changes.message().await.unwrap() {
+                if change.status() == ServingStatus::Serving {
+                    return true;
+                }
+            }
+            false
+        };
+        tokio::time::timeout(LONG, serving).await.expect("in time")
     }
 }
 
@@ -215,6 +271,59 @@ async fn a_ban_ends_the_agent_and_leaves_no_identity_behind() {
         !kept.contains(&"plastron-last-good.json".to_owned()),
         "{kept:?}"
     );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_the_workload_api_the_socket_still_answers_for_the_agents_health() {
+    let directory = tempfile::tempdir().unwrap();
+    let server = server().await;
+    let mut config = config(server.port, directory.path(), "");
+    config.workload_api = false;
+    let running = start(config).await;
+    assert!(running.is_serving(&running.socket).await);
+    let refused = running.stream().await.unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::Unimplemented);
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_admin_socket_shows_the_agent_and_changes_its_log_level() {
+    let directory = tempfile::tempdir().unwrap();
+    let server = server().await;
+    let running = start(config(server.port, directory.path(), "")).await;
+    assert_eq!(running.ids().await.len(), 1);
+    assert!(running.is_serving(&running.admin()).await);
+    let channel = proto::channel::connect_uds(running.admin()).await.unwrap();
+    let info = DebugClient::new(channel.clone())
+        .get_info(GetInfoRequest {})
+        .await
+        .unwrap()
+        .into_inner();
+    let own = info.svid_chain[0].id.clone().unwrap();
+    assert!(own.path.starts_with("/spire/agent/"), "{own:?}");
+    assert_eq!(info.cached_x509_svids_count, 1);
+    assert!(info.last_sync_success > 0);
+    let mut logger = LoggerClient::new(channel.clone());
+    let set = |new_level| SetLogLevelRequest { new_level };
+    let level = logger.set_log_level(set(6)).await.unwrap().into_inner();
+    assert_eq!((level.current_level, level.launch_level), (6, 5));
+    let unset = logger.set_log_level(set(0)).await.unwrap_err();
+    assert_eq!(unset.code(), tonic::Code::InvalidArgument);
+    let reset = logger
+        .reset_log_level(ResetLogLevelRequest {})
+        .await
+        .unwrap();
+    assert_eq!(reset.into_inner().current_level, 5);
+    // What workloads may ask for is not on this socket, and what operators may is not on theirs.
+    let mut workload = SpiffeWorkloadApiClient::new(channel);
+    let refused = workload
+        .fetch_x509svid(with_header(X509svidRequest {}))
+        .await;
+    assert_eq!(refused.unwrap_err().code(), tonic::Code::Unimplemented);
+    let public = proto::channel::connect_uds(&running.socket).await.unwrap();
+    let refused = DebugClient::new(public).get_info(GetInfoRequest {}).await;
+    assert_eq!(refused.unwrap_err().code(), tonic::Code::Unimplemented);
+    running.stop().await;
 }
 
 #[tokio::test]

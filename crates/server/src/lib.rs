@@ -31,5 +31,5 @@ mod testing;
 mod watch;
 
 pub use self::config::Config;
-pub use api::logger::LogControl;
+pub use daemon::log_control::LogControl;
 pub use server::{Bound, Environment, Server};

@@ -26,7 +26,6 @@ use spiffe::random::{Random, SystemRandom};
 use spiffe::tls::{KeyExchange, SpiffeClientVerifier, server_config};
 use tonic_health::pb::health_server::HealthServer;
 
-use crate::api::logger::LogControl;
 use crate::api::{
     Api, RefusedJoins, agent::AgentService, bundle::BundleService, debug::DebugService,
     entry::EntryService, health::HealthService, localauthority::LocalAuthorityService,
@@ -51,6 +50,7 @@ use crate::ratelimit::RateLimits;
 use crate::registry::Registry;
 use crate::watch::notifier::Notifier;
 use crate::watch::{FIRST_LISTS, WatchService};
+use daemon::log_control::{LogControl, LogLevels};
 use daemon::tasks::Tasks;
 
 #[cfg(test)]
@@ -317,7 +317,7 @@ impl Ground {
             local_authority: LocalAuthorityServer::new(LocalAuthorityService {
                 ca: Arc::clone(&ca),
             }),
-            logger: LoggerServer::new(LoggerService::new(environment.log.clone())),
+            logger: LoggerServer::new(LoggerService::new(LogLevels::new(environment.log.clone()))),
             svid: SvidServer::new(SvidService {
                 trust_domain: trust_domain(),
                 registry: registry(),

@@ -1,6 +1,7 @@
 //! `agent run` and `agent validate`.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use ::daemon::runtime_dir::SocketName;
 use agent::{Agent, Config, Overrides};
@@ -197,6 +198,9 @@ async fn run(context: Context, args: Args) -> Result<Output, CliError> {
         file: config.log.file.as_deref(),
         source_location: config.log.source_location,
     })?;
+    let environment = agent::Environment {
+        log: Some(Arc::new(log.clone())),
+    };
     let shutdown = daemon::until_signalled(log.clone())?;
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
@@ -204,7 +208,7 @@ async fn run(context: Context, args: Args) -> Result<Output, CliError> {
         trust_domain = config.trust_domain.as_str(),
         "Starting agent"
     );
-    let outcome = match Agent::bind(config).await {
+    let outcome = match Agent::bind_in(config, environment).await {
         Ok(bound) => Box::pin(bound.run(shutdown)).await,
         Err(fault) => Err(fault),
     };

@@ -2,16 +2,13 @@
 //! user of the machine can take all places.
 
 use std::collections::{BTreeMap, HashMap};
-use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::Bytes;
-use http_body_util::BodyExt as _;
-use hyper::body::{Body, Frame, SizeHint};
 use tokio::sync::Notify;
 use tokio::time::Instant;
+
+use super::requests::{Requests, Share};
 
 /// More connections than this are not kept, whatever the limit of open files is.
 const MOST: usize = 4096;
@@ -20,18 +17,19 @@ const RESERVED: u64 = 256;
 /// A connection holds its socket and its peer's pidfd.
 const FILES_EACH: u64 = 2;
 
-/// A client that has connected and said hello asks for something within this time.
+/// A client that has connected asks for something within this time.
 const NEVER_USED: Duration = Duration::from_secs(10);
 /// A client that is done for the moment may keep its connection for so long.
 const UNUSED: Duration = Duration::from_secs(300);
 
 /// All connections of one socket.
 #[derive(Debug, Clone)]
-pub(super) struct Connections(Arc<Shared>);
+pub(crate) struct Connections(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
     most: usize,
+    requests: Arc<Requests>,
     table: Mutex<Table>,
     ended: Notify,
 }
@@ -69,6 +67,7 @@ impl Table {
 pub(super) struct Slot {
     shared: Arc<Shared>,
     user: u32,
+    share: Share,
     evict: Arc<Notify>,
     usage: Mutex<Use>,
 }
@@ -84,21 +83,17 @@ struct Use {
 }
 
 impl Connections {
-    /// As many connections as this process may have files open for.
-    pub(super) fn new() -> Self {
-        Self::with_limit(most())
-    }
-
-    pub(super) fn with_limit(most: usize) -> Self {
+    pub(super) fn with_limit(most: usize, requests: Arc<Requests>) -> Self {
         Self(Arc::new(Shared {
             most,
+            requests,
             table: Mutex::default(),
             ended: Notify::new(),
         }))
     }
 
     /// A place for one more of this user's. When all are taken, or the user has three quarters of them, the connection that
-    /// has been idle longest, or that one of the user's, is told to go; nothing when every such connection is busy.
+    /// has been idle longest, or that one of the user's, is asked to end; nothing when every such connection is busy.
     pub(super) fn admit(&self, user: u32) -> Option<Slot> {
         let mut table = self.0.lock();
         let share = self.0.most - self.0.most / 4;
@@ -113,6 +108,7 @@ impl Connections {
         let slot = Slot {
             shared: Arc::clone(&self.0),
             user,
+            share: self.0.requests.share_of(user),
             evict: Arc::default(),
             usage: Mutex::default(),
         };
@@ -120,8 +116,8 @@ impl Connections {
         Some(slot)
     }
 
-    /// Waits until all are gone, but not longer than `patience`.
-    pub(super) async fn drained(&self, patience: Duration) {
+    /// Waits until all are gone, but not longer than `timeout`.
+    pub(super) async fn drained(&self, timeout: Duration) {
         let all_gone = async {
             loop {
                 let ended = self.0.ended.notified();
@@ -131,7 +127,7 @@ impl Connections {
                 ended.await;
             }
         };
-        if tokio::time::timeout(patience, all_gone).await.is_err() {
+        if tokio::time::timeout(timeout, all_gone).await.is_err() {
             tracing::debug!("connections were cut off");
         }
     }
@@ -150,7 +146,7 @@ impl Slot {
     }
 
     /// How long the connection may stay as it is; zero when its time is up.
-    pub(super) fn patience(&self) -> Duration {
+    pub(super) fn idle_left(&self) -> Duration {
         let now = self.usage.lock().unwrap_or_else(PoisonError::into_inner);
         let allowed = if now.ever_used { UNUSED } else { NEVER_USED };
         match now.quiet_from {
@@ -159,10 +155,21 @@ impl Slot {
         }
     }
 
-    /// Counts a request until the result is dropped.
-    pub(super) fn busy(self: &Arc<Self>) -> Busy {
+    pub(super) fn user(&self) -> u32 {
+        self.user
+    }
+
+    /// What the connection's user may have open.
+    pub(super) fn share(&self) -> &Share {
+        &self.share
+    }
+
+    pub(super) fn begin_request(&self) {
         self.change(|requests| requests + 1);
-        Busy(Arc::clone(self))
+    }
+
+    pub(super) fn end_request(&self) {
+        self.change(|requests| requests.saturating_sub(1));
     }
 
     /// Changes the number of requests and keeps the list of idle connections in step with it.
@@ -216,51 +223,8 @@ impl Drop for Slot {
     }
 }
 
-/// A request under way on a connection.
-#[derive(Debug)]
-pub(super) struct Busy(Arc<Slot>);
-
-impl Busy {
-    /// Keeps the connection busy until the body was sent.
-    pub(super) fn hold(busy: Self, body: tonic::body::Body) -> tonic::body::Body {
-        tonic::body::Body::new(Held { body, _busy: busy }.boxed_unsync())
-    }
-}
-
-impl Drop for Busy {
-    fn drop(&mut self) {
-        self.0.change(|requests| requests.saturating_sub(1));
-    }
-}
-
-/// A body that holds on to its request's place.
-struct Held {
-    body: tonic::body::Body,
-    _busy: Busy,
-}
-
-impl Body for Held {
-    type Data = Bytes;
-    type Error = tonic::Status;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, tonic::Status>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
-}
-
-/// Raises the limit of open files as far as it goes and derives from it.
-fn most() -> usize {
+/// As many connections as this process may have files open for, after raising that limit as far as it goes.
+pub(super) fn most_connections() -> usize {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
     let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else {
         return MOST / 16;
@@ -279,18 +243,27 @@ fn most() -> usize {
 mod tests {
     use futures_util::FutureExt as _;
 
+    use super::super::requests::Open;
     use super::*;
 
     /// A user.
     const ONE: u32 = 1;
 
+    fn limited(most: usize) -> Connections {
+        Connections::with_limit(most, Arc::new(Requests::new()))
+    }
+
+    fn open(slot: &Arc<Slot>) -> Arc<Open> {
+        Open::on(slot).unwrap()
+    }
+
     #[tokio::test]
     async fn nobody_takes_all_places_from_the_others() {
-        let connections = Connections::with_limit(4);
+        let connections = limited(4);
         let slots: Vec<_> = (0..3)
             .map(|_| Arc::new(connections.admit(ONE).unwrap()))
             .collect();
-        let requests: Vec<_> = slots.iter().map(Slot::busy).collect();
+        let requests: Vec<_> = slots.iter().map(open).collect();
         assert!(connections.admit(ONE).is_none());
         let other = connections.admit(2).unwrap();
         assert!(connections.admit(ONE).is_none());
@@ -306,7 +279,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_longest_idle_connection_makes_room() {
-        let connections = Connections::with_limit(2);
+        let connections = limited(2);
         let first = connections.admit(ONE).unwrap();
         let second = connections.admit(ONE).unwrap();
         let third = connections.admit(ONE);
@@ -317,10 +290,10 @@ mod tests {
 
     #[tokio::test]
     async fn a_busy_connection_is_not_evicted_and_becomes_the_youngest_idle() {
-        let connections = Connections::with_limit(2);
+        let connections = limited(2);
         let first = Arc::new(connections.admit(ONE).unwrap());
         let second = Arc::new(connections.admit(ONE).unwrap());
-        let request = first.busy();
+        let request = open(&first);
         let _third = connections.admit(ONE).unwrap();
         assert!(second.evicted().now_or_never().is_some());
         drop(request);
@@ -329,9 +302,9 @@ mod tests {
 
     #[tokio::test]
     async fn nobody_is_admitted_while_all_are_busy() {
-        let connections = Connections::with_limit(1);
+        let connections = limited(1);
         let only = Arc::new(connections.admit(ONE).unwrap());
-        let request = only.busy();
+        let request = open(&only);
         assert!(connections.admit(ONE).is_none());
         drop(request);
         assert!(connections.admit(ONE).is_some());
@@ -339,27 +312,27 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_connection_that_asks_for_nothing_has_to_go() {
-        let connections = Connections::with_limit(2);
+        let connections = limited(2);
         let slot = Arc::new(connections.admit(ONE).unwrap());
-        assert_eq!(slot.patience(), NEVER_USED);
+        assert_eq!(slot.idle_left(), NEVER_USED);
         tokio::time::advance(NEVER_USED).await;
-        assert_eq!(slot.patience(), Duration::ZERO);
-        let request = slot.busy();
+        assert_eq!(slot.idle_left(), Duration::ZERO);
+        let request = open(&slot);
         tokio::time::advance(2 * UNUSED).await;
-        assert_eq!(slot.patience(), UNUSED);
+        assert_eq!(slot.idle_left(), UNUSED);
         drop(request);
         tokio::time::advance(UNUSED - NEVER_USED).await;
-        assert_eq!(slot.patience(), NEVER_USED);
+        assert_eq!(slot.idle_left(), NEVER_USED);
         tokio::time::advance(NEVER_USED).await;
-        assert_eq!(slot.patience(), Duration::ZERO);
+        assert_eq!(slot.idle_left(), Duration::ZERO);
     }
 
     #[tokio::test]
     async fn a_dropped_connection_frees_its_place() {
-        let connections = Connections::with_limit(1);
+        let connections = limited(1);
         for _ in 0..5 {
             let slot = Arc::new(connections.admit(ONE).unwrap());
-            drop(slot.busy());
+            drop(open(&slot));
             drop(slot);
         }
         assert!(connections.0.lock().idle.is_empty());

@@ -1,39 +1,39 @@
 //! The services that every gRPC tool expects: health and reflection. They need no security header.
 
 use std::collections::BTreeSet;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
-use http::{Request, Response};
+use http::Request;
 use prost::Message as _;
 use prost_types::FileDescriptorSet;
+use tonic::body::Body;
 use tonic::service::Routes;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 use tower::ServiceExt as _;
 
+use super::router::{Answer, Generated, Service};
+
 /// The files whose services the Workload API socket shows.
 const SHOWN: [&str; 2] = ["workloadapi.proto", "google/protobuf/struct.proto"];
 
-/// Health, and reflection made when first asked for: its tables are large and few ever ask.
-#[derive(Debug)]
-pub(crate) struct Standard {
+/// The agent's health, to be set here and served on every socket.
+#[derive(Debug, Clone)]
+pub(crate) struct Health {
     reporter: HealthReporter,
-    health: Routes,
-    reflection: OnceLock<Routes>,
 }
 
-impl Standard {
-    /// Not serving, until told.
-    pub(crate) async fn new() -> Self {
+impl Health {
+    /// Not serving, until [`Self::serving`] says so. Returns a service for each of `N` sockets.
+    pub(crate) async fn new<const N: usize>() -> (Self, [Box<dyn Service>; N]) {
         let (reporter, service) = tonic_health::server::health_reporter();
-        reporter
-            .set_service_status("", ServingStatus::NotServing)
-            .await;
-        Self {
-            reporter,
-            health: Routes::new(service),
-            reflection: OnceLock::new(),
-        }
+        let health = Self { reporter };
+        health.serving(false).await;
+        let services = std::array::from_fn(|_| {
+            let service: Box<dyn Service> = Generated::new(service.clone());
+            service
+        });
+        (health, services)
     }
 
     pub(crate) async fn serving(&self, serving: bool) {
@@ -44,26 +44,26 @@ impl Standard {
         };
         self.reporter.set_service_status("", status).await;
     }
+}
 
-    /// Answers a request of one of these services; others are unimplemented.
-    pub(crate) async fn answer<B>(&self, request: Request<B>) -> Response<tonic::body::Body>
-    where
-        B: hyper::body::Body<Data = bytes::Bytes> + Send + 'static,
-        B::Error: Into<Box<dyn std::error::Error + Send + Sync>> + Send,
-    {
-        let routes = if request.uri().path().starts_with("/grpc.reflection.") {
-            self.reflection.get_or_init(reflection)
-        } else {
-            &self.health
-        };
-        match routes
-            .clone()
-            .oneshot(request.map(tonic::body::Body::new))
-            .await
-        {
-            Ok(response) => response,
-            Err(never) => match never {},
-        }
+/// Reflection, made when first asked for: its tables are large and few ever ask.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Reflection(Arc<OnceLock<Routes>>);
+
+impl Service for Reflection {
+    fn prefix(&self) -> &str {
+        "/grpc.reflection."
+    }
+
+    fn call(&self, request: Request<Body>) -> Answer {
+        let made = Arc::clone(&self.0);
+        Box::pin(async move {
+            let routes = made.get_or_init(reflection).clone();
+            match routes.oneshot(request).await {
+                Ok(response) => response,
+                Err(never) => match never {},
+            }
+        })
     }
 }
 

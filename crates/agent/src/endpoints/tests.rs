@@ -5,19 +5,6 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use super::*;
 use crate::stop::Stopper;
 
-#[derive(Debug, Clone)]
-struct Echo;
-
-impl Serve for Echo {
-    async fn serve(
-        &self,
-        _workload: Arc<Workload>,
-        _request: Request<Incoming>,
-    ) -> Response<tonic::body::Body> {
-        tonic::Status::ok("").into_http()
-    }
-}
-
 #[tokio::test(start_paused = true)]
 async fn a_request_that_never_gets_complete_is_given_up() {
     let answer = in_time(std::future::pending()).await;
@@ -35,7 +22,7 @@ async fn garbage_ends_a_connection_and_nothing_else() {
     let path = path(&directory);
     let socket = Socket::bind(&path, Modes::PUBLIC).unwrap();
     let (_stopper, stop) = Stopper::new();
-    tokio::spawn(socket.serve(Echo, stop));
+    tokio::spawn(socket.serve(Router::default(), budgets().0, stop));
     for garbage in [
         &b"GET / HTTP/1.1\r\n\r\n"[..],
         &[0xff; 4096],
@@ -58,7 +45,7 @@ async fn idle_connections_do_not_keep_others_out() {
     let path = path(&directory);
     let socket = Socket::bind(&path, Modes::PUBLIC).unwrap();
     let (stopper, stop) = Stopper::new();
-    let serving = tokio::spawn(socket.serve(Echo, stop));
+    let serving = tokio::spawn(socket.serve(Router::default(), budgets().0, stop));
     let mut idle = Vec::new();
     for _ in 0..400 {
         idle.push(UnixStream::connect(&path).await.unwrap());

@@ -32,10 +32,13 @@ pub(super) async fn fetch(
             Status::invalid_argument(format!("invalid requested SPIFFE ID: {error}"))
         })?),
     };
-    let caller = context.admit(workload, Some(Method::FetchJwtSvid)).await?;
-    let update = context.cache.current(&caller.selectors);
+    let mut caller = context
+        .gate
+        .admit(workload, Some(Method::FetchJwtSvid))
+        .await?;
+    let update = context.gate.cache.current(&caller.selectors);
     if !update.has_identity() {
-        return Err(context.no_identity(&caller));
+        return Err(context.gate.no_identity(&caller));
     }
     let asked: Vec<&Arc<Entry>> = update
         .entries
@@ -43,7 +46,7 @@ pub(super) async fn fetch(
         .filter(|entry| only.as_ref().is_none_or(|only| entry.spiffe_id == *only))
         .collect();
     if asked.is_empty() {
-        return Err(context.not_owned(&caller));
+        return Err(context.gate.not_owned(&caller));
     }
     let tokens = try_join_all(
         asked
@@ -51,6 +54,14 @@ pub(super) async fn fetch(
             .map(|entry| token(&context, entry, &request.audience)),
     )
     .await?;
+    // The server may have taken its time: a process that became another program meanwhile gets nothing.
+    if context.gate.attest_again(&mut caller).await? {
+        let update = context.gate.cache.current(&caller.selectors);
+        let still = |entry: &&Arc<Entry>| update.entries.iter().any(|one| one.id == entry.id);
+        if !asked.iter().all(still) {
+            return Err(context.gate.no_identity(&caller));
+        }
+    }
     let mut response = JwtsvidResponse {
         svids: asked
             .iter()
@@ -78,7 +89,10 @@ async fn token(
     let cached = if entry.jwt_svid_include_jti {
         Cached::Absent
     } else {
-        context.cache.jwt(&JwtKey::new(&entry.spiffe_id, audience))
+        context
+            .gate
+            .cache
+            .jwt(&JwtKey::new(&entry.spiffe_id, audience))
     };
     match cached {
         Cached::Fresh(token) => Ok(token),
@@ -87,7 +101,7 @@ async fn token(
             .map_err(|error| refusal(&error)),
         Cached::Aging(token) => {
             // It is still good: without a server, or with a slow one, it is the better answer.
-            if !context.status.borrow().connected {
+            if !context.gate.status.borrow().connected {
                 return Ok(token);
             }
             let renewal = request(context, entry, audience);

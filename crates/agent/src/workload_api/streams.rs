@@ -10,11 +10,12 @@ use futures_util::stream::unfold;
 use tokio::time::Instant;
 use tonic::{Response, Status};
 
+use super::Context;
 use super::messages::{self, Encoded};
-use super::{Caller, Context};
 use crate::attestor::Workload;
 use crate::cache::update::WorkloadUpdate;
 use crate::cache::{Outlook, Purpose, Subscription};
+use crate::gate::Caller;
 use crate::rate_limit::Method;
 
 /// A caller that comes anew waits this long for SVIDs that are being issued in place of stale ones; then it gets those.
@@ -84,7 +85,7 @@ async fn open(
     what: What,
     method: Method,
 ) -> Result<Response<Messages>, Status> {
-    let caller = context.admit(workload, Some(method)).await?;
+    let caller = context.gate.admit(workload, Some(method)).await?;
     let subscription = subscribe(&context, &caller, what);
     let mut sending = Sending {
         context,
@@ -117,7 +118,7 @@ fn subscribe(context: &Context, caller: &Caller, what: What) -> Subscription {
         What::Svids => Purpose::X509Svids,
         What::Bundles(_) => Purpose::Bundles,
     };
-    context.cache.subscribe(&caller.selectors, purpose)
+    context.gate.cache.subscribe(&caller.selectors, purpose)
 }
 
 impl Sending {
@@ -162,7 +163,7 @@ impl Sending {
             Outlook::Settled => return None,
             Outlook::Issuing => complete_by,
             // What is stale but valid is the better answer when there is no server.
-            Outlook::Renewing if !self.context.status.borrow().connected => return None,
+            Outlook::Renewing if !self.context.gate.status.borrow().connected => return None,
             Outlook::Renewing => self.opened + RENEWAL_TIMEOUT,
         };
         (Instant::now() < until).then_some(until)
@@ -173,7 +174,7 @@ impl Sending {
         let open_to_all =
             self.context.options.allow_unauthenticated_verifiers && self.what != What::Svids;
         if !update.has_identity() && !open_to_all {
-            return Err(self.context.no_identity(&self.caller));
+            return Err(self.context.gate.no_identity(&self.caller));
         }
         let message = match self.what {
             What::Svids => messages::x509_svids(update),
@@ -195,28 +196,19 @@ impl Sending {
             match tokio::time::timeout_at(better_until.unwrap_or(give_up), changed).await {
                 Ok(outcome) => outcome,
                 Err(_elapsed) if better_until.is_some() => Ok(()),
-                Err(_elapsed) => return Err(self.context.not_issued_yet(&self.caller)),
+                Err(_elapsed) => return Err(self.context.gate.not_issued_yet(&self.caller)),
             }
         };
         // The cache outlives its streams, unless the agent ends.
         outcome.map_err(|_closed| Status::unavailable("the agent is stopping"))
     }
 
-    /// Looks at the process again before it gets something new: it may have become another program. What an attestor
-    /// cannot say at the moment is taken to be as it was.
+    /// Attests the process again before it gets something new: it may run another program.
     async fn caller_changed(&mut self) -> Result<bool, Status> {
-        let attestation = self.context.attest(&self.caller.workload).await?;
-        let selectors = attestation.completed_from(&self.caller.selectors);
-        self.caller.incomplete.clone_from(&attestation.incomplete);
-        if selectors == self.caller.selectors {
-            return Ok(false);
+        let changed = self.context.gate.attest_again(&mut self.caller).await?;
+        if changed {
+            self.subscription = subscribe(&self.context, &self.caller, self.what);
         }
-        tracing::debug!(
-            pid = self.caller.workload.peer().pid,
-            "the caller's selectors changed while its stream was open"
-        );
-        self.caller.selectors = selectors;
-        self.subscription = subscribe(&self.context, &self.caller, self.what);
-        Ok(true)
+        Ok(changed)
     }
 }

@@ -1,5 +1,7 @@
 //! The service over a real socket, with entries and SVIDs put into the cache by hand.
 
+use std::time::Duration;
+
 use futures_util::FutureExt as _;
 use proto::workload::spiffe_workload_api_client::SpiffeWorkloadApiClient;
 use proto::workload::{WitBundlesRequest, WitsvidRequest};
@@ -15,12 +17,19 @@ use tonic::{Code, Streaming};
 use tonic_types::StatusExt as _;
 
 use super::*;
+use crate::attestor::Attestors;
+use crate::cache::Cache;
 use crate::cache::svids::{IssuedSvid, RotationRule};
 use crate::cache::{CacheOptions, Delta};
 use crate::config::RateLimits;
-use crate::endpoints::Socket;
+use crate::endpoints::router::Router;
+use crate::endpoints::standard::{Health, Reflection};
+use crate::endpoints::{Socket, budgets};
+use crate::gate::{GateOptions, LogLimits};
 use crate::link::issued::facts_of;
+use crate::rate_limit::RateLimiter;
 use crate::stop::Stopper;
+use crate::sync::LinkStatus;
 use crate::testing::{Authority, entry, id};
 
 mod attestation;
@@ -31,6 +40,7 @@ const LONG: Duration = Duration::from_secs(10);
 
 struct Fixture {
     context: Arc<Context>,
+    health: Health,
     authority: Authority,
     path: std::path::PathBuf,
     requests: watch::Sender<Option<mpsc::Sender<JwtRequest>>>,
@@ -44,7 +54,6 @@ struct Wish {
     allow_unauthenticated_verifiers: bool,
     limits: RateLimits,
     starting: bool,
-    disabled: bool,
     /// The process without a rate.
     exempt: u32,
     /// Beside `unix`.
@@ -54,6 +63,22 @@ struct Wish {
 /// The selector that this test process has for certain.
 fn own_uid() -> String {
     format!("unix:uid:{}", nix::unistd::getuid())
+}
+
+/// Serves on a socket of its own.
+async fn serve(context: &Arc<Context>) -> (Health, std::path::PathBuf, Stopper, tempfile::TempDir) {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("public/api.sock");
+    let socket = Socket::bind(&path, daemon::socket::Modes::PUBLIC).unwrap();
+    let (stopper, stop) = Stopper::new();
+    let (health, [service]) = Health::new().await;
+    let router = Router::new(vec![
+        Box::new(WorkloadApi::new(Arc::clone(context))),
+        service,
+        Box::new(Reflection::default()),
+    ]);
+    tokio::spawn(socket.serve(router, budgets().0, stop));
+    (health, path, stopper, directory)
 }
 
 async fn start(wish: Wish) -> Fixture {
@@ -97,33 +122,33 @@ async fn start(wish: Wish) -> Fixture {
         .collect();
     let (requests_in, requests) = watch::channel(None);
     let (status_in, status) = watch::channel(LinkStatus::default());
-    let context = Arc::new(Context {
-        trust_domain,
+    let gate = Arc::new(Gate {
         cache,
         attestors: Attestors::new(attestors).always_fresh(),
         limiter: RateLimiter::new(wish.limits),
-        jwt: requests,
         status,
-        clock,
         random: Arc::new(SystemRandom),
-        standard: Standard::new().await,
-        options: Options {
-            enabled: !wish.disabled,
-            allow_unauthenticated_verifiers: wish.allow_unauthenticated_verifiers,
-            allowed_foreign_jwt_claims: vec!["jti".into()],
+        options: GateOptions {
             log_selectors: Vec::new(),
             exempt: wish.exempt,
         },
-        searched: std::sync::Mutex::default(),
         log_limits: LogLimits::default(),
+        searched: std::sync::Mutex::default(),
     });
-    let directory = tempfile::tempdir().unwrap();
-    let path = directory.path().join("public/api.sock");
-    let socket = Socket::bind(&path, daemon::socket::Modes::PUBLIC).unwrap();
-    let (stopper, stop) = Stopper::new();
-    tokio::spawn(socket.serve(WorkloadApi::new(Arc::clone(&context)), stop));
+    let context = Arc::new(Context {
+        trust_domain,
+        gate,
+        jwt: requests,
+        clock,
+        options: Options {
+            allow_unauthenticated_verifiers: wish.allow_unauthenticated_verifiers,
+            allowed_foreign_jwt_claims: vec!["jti".into()],
+        },
+    });
+    let (health, path, stopper, directory) = serve(&context).await;
     Fixture {
         context,
+        health,
         authority,
         path,
         requests: requests_in,
@@ -148,7 +173,7 @@ impl Fixture {
 
     fn entry(&self, entry_id: &str, path: &str) -> Arc<Entry> {
         let made = entry(entry_id, path, &[&own_uid()]);
-        self.context.cache.apply(Delta {
+        self.context.gate.cache.apply(Delta {
             entries: vec![Arc::clone(&made)],
             ..Delta::default()
         });
@@ -156,7 +181,7 @@ impl Fixture {
     }
 
     fn issue(&self, entry: &Entry) {
-        self.context.cache.restore(vec![self.svid(entry)]);
+        self.context.gate.cache.restore(vec![self.svid(entry)]);
     }
 
     fn svid(&self, entry: &Entry) -> IssuedSvid {
@@ -185,7 +210,7 @@ impl Fixture {
     }
 
     fn remove(&self, entry_id: &str) {
-        self.context.cache.apply(Delta {
+        self.context.gate.cache.apply(Delta {
             removed_entries: vec![entry_id.into()],
             ..Delta::default()
         });
@@ -394,10 +419,10 @@ async fn wa_05_the_first_message_waits_for_the_server_and_then_comes_at_once() {
             .fetch_x509svid(request(X509svidRequest {}))
             .await
     });
-    tokio::time::timeout(LONG, f.context.cache.wanting())
+    tokio::time::timeout(LONG, f.context.gate.cache.wanting())
         .await
         .unwrap();
-    assert_eq!(f.context.cache.take_wanted(10).len(), 1);
+    assert_eq!(f.context.gate.cache.take_wanted(10).len(), 1);
     f.issue(&a);
     let mut stream = tokio::time::timeout(LONG, waiting)
         .await
@@ -459,7 +484,7 @@ async fn a_bundle_stream_is_silent_about_svids() {
         .into_inner();
     next(&mut stream).await.unwrap();
     assert!(
-        f.context.cache.take_wanted(1).is_empty(),
+        f.context.gate.cache.take_wanted(1).is_empty(),
         "bundles cause no issuance"
     );
     f.issue(&a);
@@ -467,7 +492,7 @@ async fn a_bundle_stream_is_silent_about_svids() {
     assert!(stream.message().now_or_never().is_none());
     let mut changed = Bundle::new(crate::testing::trust_domain());
     changed.add_x509_authority(Authority::new(&changed.trust_domain.clone()).certificate);
-    f.context.cache.apply(Delta {
+    f.context.gate.cache.apply(Delta {
         bundles: vec![changed],
         ..Delta::default()
     });
@@ -537,24 +562,6 @@ async fn wa_33_a_starting_agent_is_unavailable() {
     assert_eq!(status.code(), Code::Unavailable);
 }
 
-#[tokio::test]
-async fn a_disabled_workload_api_is_unimplemented() {
-    let f = start(Wish {
-        disabled: true,
-        ..Wish::default()
-    })
-    .await;
-    let mut client = f.client().await;
-    assert_eq!(
-        client
-            .fetch_x509svid(request(X509svidRequest {}))
-            .await
-            .unwrap_err()
-            .code(),
-        Code::Unimplemented
-    );
-}
-
 /// The client of these tests sends no credentials and speaks no TLS: the header is all.
 #[tokio::test]
 async fn we_05_we_09_a_plain_caller_is_known_by_its_socket_alone() {
@@ -616,7 +623,7 @@ async fn we_15_health_and_reflection_need_no_header() {
             .status,
         2
     );
-    f.context.standard.serving(true).await;
+    f.health.serving(true).await;
     assert_eq!(health.check(check).await.unwrap().into_inner().status, 1);
     use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
     use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;

@@ -33,8 +33,8 @@ pub(super) async fn validate(
         return Err(Status::invalid_argument("svid must be specified"));
     }
     let svid = Secret::new(request.svid);
-    let caller = context.admit(workload, None).await?;
-    let update = context.cache.current(&caller.selectors);
+    let caller = context.gate.admit(workload, None).await?;
+    let update = context.gate.cache.current(&caller.selectors);
     let verified = verify_jwt_svid(
         svid.expose(),
         &request.audience,

@@ -9,7 +9,7 @@ use proto::spire::api::server::debug::v1::{GetInfoRequest, GetInfoResponse, get_
 use spiffe::clock::{Clock, unix_seconds};
 use spiffe::id::SpiffeId;
 use spiffe::trust_domain::TrustDomain;
-use spiffe::x509::{Certificate, Subject};
+use spiffe::x509::Certificate;
 use tonic::{Request, Response, Status};
 
 use super::wire;
@@ -98,37 +98,6 @@ fn cert_to_wire(certificate: &Certificate) -> get_info_response::Cert {
     get_info_response::Cert {
         id: id.as_ref().map(spiffe_id_to_wire),
         expires_at: unix_seconds(certificate.not_after()),
-        subject: name(&certificate.subject()),
+        subject: certificate.subject().to_string(),
     }
-}
-
-/// The name as RFC 4514 writes it, last attribute first.
-fn name(subject: &Subject) -> String {
-    let mut parts = Vec::new();
-    parts.extend(
-        subject
-            .serial_number
-            .iter()
-            .map(|value| format!("SERIALNUMBER={value}")),
-    );
-    parts.extend(
-        subject
-            .common_name
-            .iter()
-            .map(|value| format!("CN={value}")),
-    );
-    parts.extend(
-        subject
-            .organizational_unit
-            .iter()
-            .map(|value| format!("OU={value}")),
-    );
-    parts.extend(
-        subject
-            .organization
-            .iter()
-            .map(|value| format!("O={value}")),
-    );
-    parts.extend(subject.country.iter().map(|value| format!("C={value}")));
-    parts.join(",")
 }

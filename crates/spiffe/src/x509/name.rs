@@ -1,6 +1,8 @@
 //! Distinguished names: the attributes SPIFFE authorities use, written in the order and string types everybody's
 //! verifier compares byte for byte.
 
+use std::fmt;
+
 use super::encode::{self, OID, SEQUENCE, SET};
 use super::extensions::oid;
 use der::asn1::AnyRef;
@@ -23,6 +25,27 @@ pub struct Subject {
     pub serial_number: Option<String>,
     /// x500UniqueIdentifier, the attribute that tells SVIDs of one name apart.
     pub unique_id: Option<String>,
+}
+
+/// The name as RFC 4514 writes it, last attribute first.
+impl fmt::Display for Subject {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let parts = [
+            ("SERIALNUMBER", self.serial_number.as_slice()),
+            ("CN", self.common_name.as_slice()),
+            ("OU", &self.organizational_unit),
+            ("O", &self.organization),
+            ("C", &self.country),
+        ];
+        let values = parts
+            .into_iter()
+            .flat_map(|(kind, values)| values.iter().map(move |value| (kind, value)));
+        for (at, (kind, value)) in values.enumerate() {
+            let comma = if at == 0 { "" } else { "," };
+            write!(f, "{comma}{kind}={value}")?;
+        }
+        Ok(())
+    }
 }
 
 /// The last arc of each attribute's identifier `2.5.4.n`, in the order written.

@@ -67,7 +67,7 @@ async fn fixture(attestor: &Told) -> (Fixture, Arc<Entry>) {
     })
     .await;
     let made = entry("a", "/a", &["k8s:ns:shop", "k8s:pod:web"]);
-    f.context.cache.apply(Delta {
+    f.context.gate.cache.apply(Delta {
         entries: vec![Arc::clone(&made)],
         ..Delta::default()
     });
@@ -167,7 +167,7 @@ async fn a_workload_that_had_to_wait_is_looked_at_again_before_its_first_svid() 
     // Nothing is issued yet: the call waits.
     let waiting =
         tokio::spawn(async move { client.fetch_x509svid(request(X509svidRequest {})).await });
-    while f.context.cache.take_wanted(10).is_empty() {
+    while f.context.gate.cache.take_wanted(10).is_empty() {
         tokio::task::yield_now().await;
     }
     attestor.now(Mood::Says(&["k8s:ns:other"]));

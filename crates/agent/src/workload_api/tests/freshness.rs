@@ -17,9 +17,9 @@ impl Fixture {
         let made = self.entry("a", "/a");
         let svid = self.svid(&made);
         let before = svid.chain[0].to_vec();
-        self.context.cache.restore(vec![svid]);
+        self.context.gate.cache.restore(vec![svid]);
         let changed = changed(&made);
-        self.context.cache.apply(Delta {
+        self.context.gate.cache.apply(Delta {
             entries: vec![Arc::clone(&changed)],
             ..Delta::default()
         });
@@ -47,7 +47,7 @@ impl Fixture {
             expires_at: now + Duration::from_secs(100),
             key_id: None,
         };
-        self.context.cache.put_jwt(entry, key, Arc::new(token));
+        self.context.gate.cache.put_jwt(entry, key, Arc::new(token));
     }
 
     /// The requests for tokens that reach the server, which answers none by itself.
@@ -75,9 +75,9 @@ async fn after_a_change_of_the_entry_a_fetch_gets_the_new_certificate_only() {
     f.connected();
     let (_, before) = f.stale();
     let issue = async {
-        f.context.cache.wanting().await;
-        let wanted = f.context.cache.take_wanted(10);
-        f.context.cache.put_svids(vec![f.svid(&wanted[0])]);
+        f.context.gate.cache.wanting().await;
+        let wanted = f.context.gate.cache.take_wanted(10);
+        f.context.gate.cache.put_svids(vec![f.svid(&wanted[0])]);
     };
     let (got, ()) = tokio::join!(f.fetch(), issue);
     assert_ne!(got, before);
@@ -97,9 +97,9 @@ async fn what_is_stale_is_given_out_at_once_when_the_server_refuses_or_is_away()
     f.connected();
     let (_, before) = f.stale();
     let refuse = async {
-        f.context.cache.wanting().await;
-        f.context.cache.take_wanted(10);
-        f.context.cache.refused(&["a".into()]);
+        f.context.gate.cache.wanting().await;
+        f.context.gate.cache.take_wanted(10);
+        f.context.gate.cache.refused(&["a".into()]);
     };
     let (got, ()) = tokio::join!(f.fetch(), refuse);
     assert_eq!(got, before);
@@ -115,15 +115,16 @@ async fn an_identity_that_the_server_refuses_does_not_hold_up_the_others() {
     f.entry("b", "/b");
     f.issue(&made);
     let refuse = async {
-        f.context.cache.wanting().await;
-        assert_eq!(f.context.cache.take_wanted(10).len(), 1);
-        f.context.cache.refused(&["b".into()]);
+        f.context.gate.cache.wanting().await;
+        assert_eq!(f.context.gate.cache.take_wanted(10).len(), 1);
+        f.context.gate.cache.refused(&["b".into()]);
     };
     let (_, ()) = tokio::join!(f.fetch(), refuse);
     // Who comes now does not wait for the other one either.
     let callers = crate::testing::selectors(&[&own_uid()]);
     let stream = f
         .context
+        .gate
         .cache
         .subscribe(&callers, crate::cache::Purpose::X509Svids);
     let outlook = stream.outlook(streams::COMPLETE_TIMEOUT);

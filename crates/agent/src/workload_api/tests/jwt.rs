@@ -40,7 +40,7 @@ async fn wa_22_one_token_for_each_identity_or_the_one_asked_for() {
             expires_at: now + LONG,
             key_id: None,
         };
-        f.context.cache.put_jwt(&made, key, Arc::new(token));
+        f.context.gate.cache.put_jwt(&made, key, Arc::new(token));
     }
     let mut client = f.client().await;
     let all = client
@@ -115,7 +115,7 @@ async fn wa_26_claims_of_foreign_tokens_are_filtered() {
         audience: "me".into(),
         svid: token,
     };
-    f.context.cache.apply(Delta {
+    f.context.gate.cache.apply(Delta {
         bundles: vec![bundle],
         ..Delta::default()
     });
@@ -129,7 +129,7 @@ async fn wa_26_claims_of_foreign_tokens_are_filtered() {
         Code::InvalidArgument,
         "not federated with"
     );
-    f.context.cache.apply(Delta {
+    f.context.gate.cache.apply(Delta {
         entries: vec![Arc::new(federated)],
         ..Delta::default()
     });

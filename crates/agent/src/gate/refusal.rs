@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use tonic::Status;
 use tonic_types::{ErrorDetails, StatusExt as _};
 
-use super::{Caller, Context};
+use super::{Caller, Gate};
 use crate::attestor::{AttestError, Incomplete};
 use crate::cache::Nearest;
 
@@ -28,10 +28,10 @@ pub(crate) struct LogLimits {
     by_attestor: LogLimit<String>,
 }
 
-impl Context {
+impl Gate {
     /// The caller matches no entry. Clients match on the text's beginning, and the workload learns nothing about others'
     /// entries; the request's name ties its error to our log line.
-    pub(super) fn no_identity(&self, caller: &Caller) -> Status {
+    pub(crate) fn no_identity(&self, caller: &Caller) -> Status {
         if let [first, ..] = &*caller.incomplete {
             return incomplete(first);
         }
@@ -58,7 +58,7 @@ impl Context {
     }
 
     /// The caller asked for an identity that it does not have.
-    pub(super) fn not_owned(&self, caller: &Caller) -> Status {
+    pub(crate) fn not_owned(&self, caller: &Caller) -> Status {
         if let [first, ..] = &*caller.incomplete {
             return incomplete(first);
         }
@@ -96,7 +96,7 @@ impl Context {
     }
 
     /// There are entries, but the server has not issued their SVIDs.
-    pub(super) fn not_issued_yet(&self, caller: &Caller) -> Status {
+    pub(crate) fn not_issued_yet(&self, caller: &Caller) -> Status {
         let because = self.status.borrow().last_error.clone();
         let peer = caller.workload.peer();
         if let Some(left_out) = self.log_limits.by_user.admit(&peer.uid) {

@@ -1,0 +1,122 @@
+//! The gate that every call of a workload passes, whatever the service: the agent is ready, the caller is attested, and it
+//! keeps to its rate. What the gate returns is what a service works with.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use spiffe::random::Random;
+use spiffe::selector::SelectorSet;
+use tokio::sync::watch;
+use tonic::Status;
+
+mod refusal;
+
+pub(crate) use refusal::LogLimits;
+
+use crate::attestor::{AttestError, Attestation, Attestors, Incomplete, Workload};
+use crate::cache::Cache;
+use crate::rate_limit::{Method, RateLimiter};
+use crate::sync::LinkStatus;
+
+/// How long a call waits for an agent that has just started.
+const START_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// One for all services.
+#[derive(Debug)]
+pub(crate) struct Gate {
+    pub(crate) cache: Arc<Cache>,
+    pub(crate) attestors: Attestors,
+    pub(crate) limiter: RateLimiter,
+    pub(crate) status: watch::Receiver<LinkStatus>,
+    pub(crate) random: Arc<dyn Random>,
+    pub(crate) options: GateOptions,
+    pub(crate) log_limits: LogLimits,
+    /// When the entries were last searched for one that nearly matches: a caller may not make that the agent's work.
+    pub(crate) searched: std::sync::Mutex<Option<tokio::time::Instant>>,
+}
+
+/// The gate's part of the configuration.
+#[derive(Debug, Clone)]
+pub(crate) struct GateOptions {
+    pub(crate) log_selectors: Vec<String>,
+    /// The process that is held to no rate: this one, for its health probes.
+    pub(crate) exempt: u32,
+}
+
+/// A caller that passed the gate.
+#[derive(Debug, Clone)]
+pub(crate) struct Caller {
+    pub(crate) workload: Arc<Workload>,
+    pub(crate) selectors: SelectorSet,
+    /// What could not be found out: then nothing that the caller lacks is a reason to refuse it.
+    pub(crate) incomplete: Vec<Incomplete>,
+}
+
+impl Gate {
+    /// Waits for a starting agent, attests the caller, and holds it to the rate of `method`, if that has one.
+    pub(crate) async fn admit(
+        &self,
+        workload: Arc<Workload>,
+        method: Option<Method>,
+    ) -> Result<Caller, Status> {
+        self.until_ready().await?;
+        let attestation = self.attest(&workload).await?;
+        if let Some(method) = method
+            && !self.limiter.allows(method, &attestation.selectors)
+            && u32::try_from(workload.peer().pid) != Ok(self.options.exempt)
+        {
+            return Err(Status::unavailable("rate limit exceeded; try again later"));
+        }
+        Ok(Caller {
+            workload,
+            selectors: attestation.selectors.clone(),
+            incomplete: attestation.incomplete.clone(),
+        })
+    }
+
+    /// Attests an admitted caller again, since time has passed and the process may run another program. What an attestor
+    /// cannot say at the moment is taken to be as it was. Returns whether the caller's selectors are others now.
+    pub(crate) async fn attest_again(&self, caller: &mut Caller) -> Result<bool, Status> {
+        let attestation = self.attest(&caller.workload).await?;
+        let selectors = attestation.completed_from(&caller.selectors);
+        caller.incomplete.clone_from(&attestation.incomplete);
+        let changed = selectors != caller.selectors;
+        if changed {
+            tracing::debug!(
+                pid = caller.workload.peer().pid,
+                "the caller's selectors changed while it was served"
+            );
+            caller.selectors = selectors;
+        }
+        Ok(changed)
+    }
+
+    async fn attest(&self, workload: &Workload) -> Result<Arc<Attestation>, Status> {
+        let attestation = self.attestors.attest(workload).await;
+        match &attestation {
+            Ok(attestation) => {
+                for incomplete in &attestation.incomplete {
+                    self.log_incomplete(workload.peer(), incomplete);
+                }
+            }
+            Err(error) => self.log_refused(workload.peer(), *error),
+        }
+        attestation.map_err(|error| match error {
+            AttestError::Gone => Status::unavailable("workload attestation failed"),
+            AttestError::Denied => refusal::not_who_connected(),
+        })
+    }
+
+    async fn until_ready(&self) -> Result<(), Status> {
+        let mut ready = self.cache.ready();
+        if *ready.borrow() {
+            return Ok(());
+        }
+        match tokio::time::timeout(START_TIMEOUT, ready.wait_for(|ready| *ready)).await {
+            Ok(Ok(_)) => Ok(()),
+            _ => Err(Status::unavailable(
+                "the agent is starting and has not heard from its server yet",
+            )),
+        }
+    }
+}
