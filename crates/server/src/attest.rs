@@ -23,13 +23,35 @@ use crate::datastore::{Datastore, TokenError};
 use crate::error::{Kind, OpError, failed, refused, write_failed};
 use crate::registry::{Agent, Registry};
 
-/// What a node attestor found out.
+/// A node that a node attestor accepted and that is not banned. Only [`Attestation::attest`] makes one.
 #[derive(Debug)]
 pub(crate) struct Attested {
-    pub(crate) id: SpiffeId,
-    pub(crate) attestation_type: String,
-    pub(crate) selectors: Vec<Selector>,
-    pub(crate) can_reattest: bool,
+    id: SpiffeId,
+    attestation_type: String,
+    selectors: Vec<Selector>,
+    can_reattest: bool,
+}
+
+impl Attested {
+    pub(crate) fn id(&self) -> &SpiffeId {
+        &self.id
+    }
+
+    /// Whether the node can attest again with the same proof.
+    pub(crate) fn can_reattest(&self) -> bool {
+        self.can_reattest
+    }
+
+    /// As if this node had attested.
+    #[cfg(test)]
+    pub(crate) fn for_tests(id: SpiffeId) -> Self {
+        Self {
+            id,
+            attestation_type: "test".to_owned(),
+            selectors: Vec::new(),
+            can_reattest: false,
+        }
+    }
 }
 
 /// The server's node attestors and the rows of attested nodes.

@@ -11,6 +11,7 @@ mod journal;
 mod jwt;
 mod operations;
 mod server_svid;
+mod signing;
 #[cfg(test)]
 mod tests;
 mod x509;

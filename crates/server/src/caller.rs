@@ -167,17 +167,88 @@ pub(crate) struct Caller {
     pub(crate) entitlement: Arc<dyn Entitlement>,
 }
 
+/// The proof that an attested agent calls. Only [`Caller::agent`] makes one.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct AgentCaller<'a>(&'a PeerSvid);
+
+impl<'a> AgentCaller<'a> {
+    pub(crate) fn svid(self) -> &'a PeerSvid {
+        self.0
+    }
+}
+
+impl std::ops::Deref for AgentCaller<'_> {
+    type Target = PeerSvid;
+
+    fn deref(&self) -> &PeerSvid {
+        self.0
+    }
+}
+
+/// The proof that an administrator calls. Only [`Caller::admin`] makes one.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct AdminCaller(());
+
+/// The proof that a server below calls, with the entry that says so. Only [`Caller::downstream`] makes one.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct DownstreamCaller<'a>(&'a Entry);
+
+impl<'a> DownstreamCaller<'a> {
+    pub(crate) fn entry(self) -> &'a Entry {
+        self.0
+    }
+}
+
+#[cfg(test)]
+impl AdminCaller {
+    pub(crate) fn for_tests() -> Self {
+        Self(())
+    }
+}
+
+#[cfg(test)]
+impl<'a> DownstreamCaller<'a> {
+    pub(crate) fn for_tests(entry: &'a Entry) -> Self {
+        Self(entry)
+    }
+}
+
 impl Caller {
     /// The agent that calls.
     ///
     /// # Errors
     /// Internal, when the table lets somebody else in where an agent is needed.
-    pub(crate) fn agent(&self) -> Result<&PeerSvid, OpError> {
+    pub(crate) fn agent(&self) -> Result<AgentCaller<'_>, OpError> {
         match &self.authority {
-            Authority::Agent(svid) => Ok(svid),
+            Authority::Agent(svid) => Ok(AgentCaller(svid)),
             _ => Err(refused(
                 Kind::Internal,
                 "caller ID missing from request context",
+            )),
+        }
+    }
+
+    /// The administrator that calls.
+    ///
+    /// # Errors
+    /// Internal, when the table lets somebody else in where an administrator is needed.
+    pub(crate) fn admin(&self) -> Result<AdminCaller, OpError> {
+        match &self.authority {
+            Authority::Local | Authority::Admin { .. } => Ok(AdminCaller(())),
+            _ => Err(refused(Kind::Internal, "caller is not an administrator")),
+        }
+    }
+
+    /// The server below that calls.
+    ///
+    /// # Errors
+    /// Internal, when the table lets somebody else in where a downstream server is needed.
+    pub(crate) fn downstream(&self) -> Result<DownstreamCaller<'_>, OpError> {
+        match &self.authority {
+            Authority::Downstream(entry) => Ok(DownstreamCaller(entry)),
+            _ => Err(refused(
+                Kind::Internal,
+                "caller is not a downstream workload",
             )),
         }
     }

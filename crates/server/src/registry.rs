@@ -9,6 +9,7 @@ mod entries;
 mod freshness;
 mod group;
 mod listing;
+mod proof;
 mod records;
 mod snapshot;
 mod state;
@@ -33,6 +34,7 @@ use listing::Gathering;
 
 pub(crate) use freshness::{Condition, Stale};
 pub use listing::{AgentFilter, BadPageToken, EntryFilter, Listing, Page, SetMatch};
+pub use proof::Authorized;
 pub(crate) use records::Write;
 pub use records::{
     Agent, AgentPatch, BundleEndpointProfile, Change, FederationRelationship, JoinTokenRecord,
@@ -206,7 +208,7 @@ impl Registry {
     }
 
     /// The entry, if it is registered and the agent may have it.
-    pub fn authorized_entry(&self, agent: &SpiffeId, entry_id: &str) -> Option<Arc<Entry>> {
+    pub fn authorized_entry(&self, agent: &SpiffeId, entry_id: &str) -> Option<Authorized> {
         let now = self.now();
         let state = self.read();
         let none = SelectorSet::default();
@@ -225,7 +227,21 @@ impl Registry {
                 },
                 entry,
             )
-            .then(|| Arc::clone(entry))
+            .then(|| Authorized::new(Arc::clone(entry), agent))
+    }
+
+    /// Whether what was found then still holds: the entry is as it was, or gives the same identity and the agent is still
+    /// authorized for it. To be asked after each wait.
+    pub fn is_still_authorized(&self, authorized: &Authorized) -> bool {
+        let Some(agent) = authorized.agent() else {
+            return true;
+        };
+        self.authorized_entry(agent, &authorized.id)
+            .is_some_and(|now| {
+                Arc::ptr_eq(now.entry(), authorized.entry())
+                    || (now.spiffe_id == authorized.spiffe_id
+                        && now.dns_names == authorized.dns_names)
+            })
     }
 
     pub fn agent(&self, id: &SpiffeId) -> Option<Arc<Agent>> {

@@ -60,7 +60,7 @@ impl WatchApi for WatchService {
         request: Request<WatchRequest>,
     ) -> Result<Response<Self::WatchStream>, Status> {
         let caller = Caller::of(&request)?;
-        let svid = caller.agent()?.clone();
+        let svid = caller.agent()?.svid().clone();
         let (events, stream) = mpsc::channel(AHEAD);
         // Before the first look, so that no change falls between.
         let membership = self.notifier.subscribe(svid.id.clone());

@@ -218,7 +218,7 @@ impl AgentApi for AgentService {
             .take(&caller.connection, 1, "post status")
             .await?;
         caller.still_entitled()?;
-        let id = &caller.agent()?.id;
+        let id = &caller.agent()?.svid().id;
         let version = request.into_inner().agent_version;
         caller.describe(|| Fields::new().with("spiffe_id", id));
         if version.len() > MAX_VERSION {
@@ -271,8 +271,8 @@ impl AgentService {
         // Read before the token is spent, so that a broken request does not cost it.
         let key = requested_key(csr)?;
         let attested = self.attestation.attest(params).await?;
-        let (id, reattestable) = (attested.id.clone(), attested.can_reattest);
-        let grant = Grant::agent(&id)
+        let (id, reattestable) = (attested.id().clone(), attested.can_reattest());
+        let grant = Grant::agent(&attested)
             .with_field("agent_id", &id)
             .with_field("node_attestor_type", kind);
         let issued = self.sign(caller, &grant, &key).await?;
@@ -307,7 +307,8 @@ impl AgentService {
         caller: &Caller,
         request: rpc::RenewAgentRequest,
     ) -> Result<types::X509svid, OpError> {
-        let id = &caller.agent()?.id;
+        let caller_agent = caller.agent()?;
+        let id = &caller_agent.id;
         caller.describe(|| Fields::new().with("spiffe_id", id));
         let agent = self.registry.agent(id).ok_or_else(|| {
             refused(Kind::NotFound, "agent not found").with_code(Code::AgentNotFound)
@@ -323,7 +324,7 @@ impl AgentService {
             return Err(refused(Kind::InvalidArgument, "missing CSR"));
         }
         let key = requested_key(&params.csr)?;
-        let grant = Grant::agent(id).with_field("csr", wire::digest(&params.csr));
+        let grant = Grant::renewal(caller_agent).with_field("csr", wire::digest(&params.csr));
         let issued = self.sign(caller, &grant, &key).await?;
         let patch = AgentPatch {
             new_serial: Some(issued.serial.clone()),

@@ -5,6 +5,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::{StreamExt as _, stream};
 use proto::convert::{spiffe_id_to_wire, workload_id_from_wire};
 use proto::spire::api::server::svid::v1::svid_server::Svid as SvidApi;
 use proto::spire::api::server::svid::v1::{
@@ -13,18 +14,19 @@ use proto::spire::api::server::svid::v1::{
 use proto::spire::api::types;
 use spiffe::clock::unix_seconds;
 use spiffe::csr::{Csr, CsrError, VerifiedCsr};
-use spiffe::entry::{Entry, check_wildcard_overlap, validate_dns_name};
+use spiffe::entry::{check_wildcard_overlap, validate_dns_name};
 use spiffe::id::SpiffeId;
+use spiffe::svid::jwt::JwtSvidError;
 use spiffe::trust_domain::TrustDomain;
 use tonic::{Request, Response, Status};
 
 use super::wire;
 use crate::audit::Fields;
-use crate::ca::{Ca, Grant};
-use crate::caller::{Authority, Caller};
+use crate::ca::{Ca, Grant, IssueError};
+use crate::caller::Caller;
 use crate::error::{Kind, OpError, failed, malformed, refused};
 use crate::ratelimit::RateLimits;
-use crate::registry::Registry;
+use crate::registry::{Authorized, Registry};
 use crate::status::{item, item_ok};
 
 #[cfg(test)]
@@ -72,8 +74,8 @@ impl SvidApi for SvidService {
         let id = workload_id_from_wire(&self.trust_domain, request.id.as_ref())
             .map_err(malformed("invalid SPIFFE ID"))?;
         audience(&request.audience)?;
-        let grant =
-            Grant::minted(id, request.ttl).with_field("audience", request.audience.join(","));
+        let grant = Grant::minted(caller.admin()?, id, request.ttl)
+            .with_field("audience", request.audience.join(","));
         let svid = self.jwt(&caller, &grant, &request.audience).await?;
         Ok(Response::new(rpc::MintJwtsvidResponse { svid: Some(svid) }))
     }
@@ -100,22 +102,21 @@ impl SvidApi for SvidService {
             .await?;
         caller.still_entitled()?;
         let agent = caller.agent()?;
+        let items = params.iter().enumerate();
+        let items = items.map(|(number, param)| self.batch_item(&caller, &agent.id, number, param));
+        // A key in memory signs one after the other; one that has to be asked gets several requests at a time.
+        let at_once = self.ca.x509_signatures_at_once();
         let mut results = Vec::with_capacity(params.len());
-        for (done, param) in params.iter().enumerate() {
-            if done % BATCH_STRIDE == BATCH_STRIDE - 1 {
-                tokio::task::yield_now().await;
-                caller.still_entitled()?;
+        if at_once == 1 {
+            for item in items {
+                results.push(item.await?);
             }
-            results.push(match self.new_x509(&caller, &agent.id, param).await {
-                Ok(svid) => batch_new_x509svid_response::Result {
-                    status: Some(item_ok()),
-                    svid: Some(svid),
-                },
-                Err(refused) => batch_new_x509svid_response::Result {
-                    status: Some(item(&refused)),
-                    svid: None,
-                },
-            });
+        } else {
+            let items: Vec<_> = items.collect();
+            let mut signed = stream::iter(items).buffered(at_once);
+            while let Some(result) = signed.next().await {
+                results.push(result?);
+            }
         }
         Ok(Response::new(rpc::BatchNewX509svidResponse { results }))
     }
@@ -142,7 +143,7 @@ impl SvidApi for SvidService {
             .authorized_entry(&caller.agent()?.id, &request.entry_id)
             .ok_or_else(|| refused(Kind::NotFound, NOT_AUTHORIZED))?;
         audience(&request.audience)?;
-        let mut grant = Grant::entry(&entry);
+        let mut grant = Grant::entry(entry);
         if caller.record.is_enabled() {
             grant = grant.with_field("audience", request.audience.join(","));
         }
@@ -183,17 +184,15 @@ impl SvidApi for SvidService {
             .take(&caller.connection, 1, "downstream CA signing")
             .await?;
         caller.still_entitled()?;
-        let Authority::Downstream(entry) = &caller.authority else {
-            return Err(refused(Kind::Internal, "caller is not a downstream workload").into());
-        };
+        let downstream = caller.downstream()?;
         let request = request.into_inner();
         caller.describe(|| {
             Fields::new()
-                .with("agent_id", &entry.spiffe_id)
+                .with("agent_id", &downstream.entry().spiffe_id)
                 .with("csr", wire::digest(&request.csr))
         });
         let csr = verified(&request.csr, "invalid CSR signature")?;
-        let grant = Grant::downstream_ca(entry, &self.trust_domain)
+        let grant = Grant::downstream_ca(downstream, &self.trust_domain)
             .ok_or_else(|| refused(Kind::Internal, "caller is not a downstream workload"))?
             .with_field("csr", wire::digest(&request.csr));
         let ttl = u64::try_from(request.preferred_ttl)
@@ -204,7 +203,7 @@ impl SvidApi for SvidService {
             .ca
             .issue_downstream_ca(&grant, &csr.public_key, ttl, &caller.record)
             .await
-            .map_err(|error| failed(Kind::Internal, "failed to sign downstream X.509 CA", error))?;
+            .map_err(not_issued("failed to sign downstream X.509 CA"))?;
         let bundle = self
             .registry
             .bundle(&self.trust_domain)
@@ -248,15 +247,38 @@ impl SvidService {
         let read = verified(&request.csr, "failed to verify CSR signature")
             .and_then(|csr| Ok((minted_identity(&self.trust_domain, &csr)?, csr)));
         let (id, csr) = read?;
-        let grant = Grant::minted(id, request.ttl)
+        let grant = Grant::minted(caller.admin()?, id, request.ttl)
             .with_names(csr.dns_names.clone(), csr.subject())
             .with_field("csr", wire::digest(&request.csr));
         let issued = self
             .ca
             .issue_x509(&grant, &csr.public_key, &caller.record)
             .await
-            .map_err(|error| failed(Kind::Internal, "failed to sign X509-SVID", error))?;
+            .map_err(not_issued("failed to sign X509-SVID"))?;
         Ok(wire::x509_svid(&issued))
+    }
+
+    async fn batch_item(
+        &self,
+        caller: &Caller,
+        agent: &SpiffeId,
+        number: usize,
+        param: &rpc::NewX509svidParams,
+    ) -> Result<batch_new_x509svid_response::Result, OpError> {
+        if number % BATCH_STRIDE == BATCH_STRIDE - 1 {
+            tokio::task::yield_now().await;
+            caller.still_entitled()?;
+        }
+        Ok(match self.new_x509(caller, agent, param).await {
+            Ok(svid) => batch_new_x509svid_response::Result {
+                status: Some(item_ok()),
+                svid: Some(svid),
+            },
+            Err(refused) => batch_new_x509svid_response::Result {
+                status: Some(item(&refused)),
+                svid: None,
+            },
+        })
     }
 
     /// One item of a batch: the entry that this agent may have, and the key that the CSR proves to be held.
@@ -277,7 +299,7 @@ impl SvidService {
                 return Err(refused);
             }
         };
-        let mut grant = Grant::entry(&entry);
+        let mut grant = Grant::entry(entry);
         if caller.record.is_enabled() {
             grant = grant.with_field("csr", wire::digest(&param.csr));
         }
@@ -285,7 +307,7 @@ impl SvidService {
             .ca
             .issue_x509(&grant, &csr.public_key, &caller.record)
             .await
-            .map_err(|error| failed(Kind::Internal, "failed to sign X509-SVID", error))?;
+            .map_err(not_issued("failed to sign X509-SVID"))?;
         Ok(wire::x509_svid(&issued))
     }
 
@@ -293,7 +315,7 @@ impl SvidService {
         &self,
         agent: &SpiffeId,
         param: &rpc::NewX509svidParams,
-    ) -> Result<(Arc<Entry>, VerifiedCsr), OpError> {
+    ) -> Result<(Authorized, VerifiedCsr), OpError> {
         if param.entry_id.is_empty() {
             return Err(refused(Kind::InvalidArgument, "missing entry ID"));
         }
@@ -317,7 +339,7 @@ impl SvidService {
             .ca
             .issue_jwt(grant, audience, &caller.record)
             .await
-            .map_err(|error| failed(Kind::Internal, "failed to sign JWT-SVID", error))?;
+            .map_err(not_issued("failed to sign JWT-SVID"))?;
         Ok(types::Jwtsvid {
             token: issued.token.expose().clone(),
             id: Some(spiffe_id_to_wire(&issued.id)),
@@ -325,6 +347,19 @@ impl SvidService {
             issued_at: unix_seconds(issued.issued_at),
             hint: String::new(),
         })
+    }
+}
+
+/// The refusal for what the gate did not let out.
+fn not_issued(what: &'static str) -> impl Fn(IssueError) -> OpError {
+    move |error| match error {
+        IssueError::EntryWithdrawn => refused(Kind::NotFound, NOT_AUTHORIZED),
+        IssueError::SignatureTimedOut => failed(Kind::Unavailable, what, error),
+        IssueError::NoAudience
+        | IssueError::Jwt(JwtSvidError::NoAudience | JwtSvidError::TooManyAudiences) => {
+            failed(Kind::InvalidArgument, what, error)
+        }
+        error => failed(Kind::Internal, what, error),
     }
 }
 

@@ -67,6 +67,13 @@ pub enum IssueError {
     NoAudience,
     #[error("the signing authority has expired")]
     AuthorityExpired,
+    /// The entry was deleted or changed, or has expired, while the document was made.
+    #[error("entry not found or not authorized")]
+    EntryWithdrawn,
+    #[error("the signature took too long")]
+    SignatureTimedOut,
+    #[error("the signature was interrupted by the shutdown")]
+    SignatureInterrupted,
     #[error(transparent)]
     Build(#[from] BuildError),
     #[error(transparent)]

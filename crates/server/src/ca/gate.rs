@@ -1,37 +1,30 @@
 //! The gate: the one way by which a document leaves this server.
 //!
-//! [`Ca::issue`] admits a grant, lets the document be signed by the active authority, reads what came out and compares
-//! it with the grant, records it in the audit trail, and only then hands it over. Every path (agents, entries, administrators,
-//! servers below, the server itself) goes through it, so that no path can lack a check.
+//! Each document goes through the same steps: the grant is admitted; a template is made of it; the template is admitted
+//! against the grant; the active authority signs it; what came out is read and compared with the template; the grant is
+//! checked once more, since a signature may take its time; the audit trail takes it; and only then is it handed over. Every path
+//! (agents, entries, administrators, servers below, the server itself) goes through them, so that no path can lack a check.
 //!
 //! The signature of each document is not verified again: that costs more than signing. Instead each authority proves
 //! once, before it may sign, that what it signs verifies (see `authority`), and the key that signs is the one tried.
+
+mod jwt;
+mod x509;
 
 use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use spiffe::clock::{from_unix, unix_seconds};
 use spiffe::id::SpiffeId;
-use spiffe::key::PublicKey;
+use spiffe::key::{PublicKey, Signer};
 use spiffe::secret::Secret;
-use spiffe::svid::jwt::{JwtClaims, inspect_jwt_svid, sign_jwt_svid};
-use spiffe::svid::x509::X509Svid;
-use spiffe::x509::{
-    CaTemplate, Certificate, LeafTemplate, Subject, issue_ca, issue_leaf, random_serial,
-    serial_to_decimal,
-};
 
-use super::grant::{Extent, Grant};
-use super::jwt::JwtIssuer;
+use super::grant::{Grant, GrantKind};
 use super::x509::X509Issuer;
-use super::{BACKDATE, Ca, IssueError};
+use super::{BACKDATE, Ca, IssueError, signing};
 use crate::audit::{CallRecord, Fields, Outcome};
-
-/// Documents of a batch between two moments at which other tasks of the thread may run.
-const BATCH_STRIDE: usize = 16;
+use jwt::JwtDocument;
+use x509::{DownstreamCaDocument, X509Document};
 
 /// An issued X.509 document: an SVID or a signing certificate.
 #[derive(Debug, Clone)]
@@ -54,20 +47,51 @@ pub struct IssuedJwt {
     pub expires_at: SystemTime,
 }
 
-/// A kind of document. There are the three below.
+/// A kind of document.
 trait Document: Sync {
+    /// All that the document will say.
+    type Template: Send + Sync + 'static;
+    /// The authority that signs.
+    type Issuer: Send + Sync + 'static;
+    type Signed: Send + 'static;
     type Issued: Send;
     const NAME: &'static str;
 
-    fn allowed_by(extent: Extent) -> bool;
+    fn allowed_by(kind: GrantKind) -> bool;
 
-    /// Signs what the grant says with the active authority.
-    fn sign(
+    /// The active authority.
+    fn issuer(ca: &Ca, now: SystemTime) -> Result<Arc<Self::Issuer>, IssueError>;
+
+    fn key(issuer: &Self::Issuer) -> &dyn Signer;
+
+    fn template(
         &self,
         ca: &Ca,
         grant: &Grant,
+        issuer: &Self::Issuer,
         now: SystemTime,
-    ) -> impl Future<Output = Result<Self::Issued, IssueError>> + Send;
+    ) -> Result<Self::Template, IssueError>;
+
+    /// Whether the template stays within the grant.
+    fn admit(
+        &self,
+        template: &Self::Template,
+        grant: &Grant,
+        now: SystemTime,
+    ) -> Result<(), IssueError>;
+
+    fn sign(
+        template: Arc<Self::Template>,
+        issuer: Arc<Self::Issuer>,
+    ) -> impl Future<Output = Result<Self::Signed, IssueError>> + Send + 'static;
+
+    /// Reads what was signed and compares it with the template: a fault in between shows.
+    fn compare(
+        signed: Self::Signed,
+        template: &Self::Template,
+        issuer: &Self::Issuer,
+        now: SystemTime,
+    ) -> Result<Self::Issued, IssueError>;
 
     /// Adds what the audit line says of the outcome.
     fn describe(issued: &Self::Issued, fields: &mut Fields);
@@ -84,23 +108,14 @@ impl Ca {
         key: &PublicKey,
         record: &CallRecord,
     ) -> Result<IssuedX509, IssueError> {
+        let key = key.clone();
         self.issue(grant, &X509Document { key }, record).await
     }
 
-    /// Issues many X509-SVIDs, each with its own outcome, in order. No lock is held; other tasks get their turn.
-    pub async fn issue_x509_batch(
-        &self,
-        requests: &[(Grant, PublicKey)],
-        record: &CallRecord,
-    ) -> Vec<Result<IssuedX509, IssueError>> {
-        let mut outcomes = Vec::with_capacity(requests.len());
-        for (done, (grant, key)) in requests.iter().enumerate() {
-            if done % BATCH_STRIDE == BATCH_STRIDE - 1 {
-                tokio::task::yield_now().await;
-            }
-            outcomes.push(self.issue_x509(grant, key, record).await);
-        }
-        outcomes
+    /// How many X509-SVIDs of one batch should be under way at the same time.
+    pub fn x509_signatures_at_once(&self) -> usize {
+        let active = self.x509.active();
+        active.map_or(1, |issuer| signing::at_once(issuer.key.as_ref()))
     }
 
     /// Issues a JWT-SVID for the audience, empty names of which do not count.
@@ -113,6 +128,7 @@ impl Ca {
         audience: &[String],
         record: &CallRecord,
     ) -> Result<IssuedJwt, IssueError> {
+        let audience = audience.to_vec();
         self.issue(grant, &JwtDocument { audience }, record).await
     }
 
@@ -127,6 +143,7 @@ impl Ca {
         preferred_ttl: Option<Duration>,
         record: &CallRecord,
     ) -> Result<IssuedX509, IssueError> {
+        let key = key.clone();
         self.issue(grant, &DownstreamCaDocument { key, preferred_ttl }, record)
             .await
     }
@@ -140,7 +157,7 @@ impl Ca {
     ) -> Result<D::Issued, IssueError> {
         let now = self.clock.now();
         let outcome = match self.admit::<D>(grant) {
-            Ok(()) => document.sign(self, grant, now).await,
+            Ok(()) => self.make(grant, document, now).await,
             Err(refused) => Err(refused),
         };
         if record.is_enabled() {
@@ -165,6 +182,27 @@ impl Ca {
         outcome
     }
 
+    async fn make<D: Document>(
+        &self,
+        grant: &Grant,
+        document: &D,
+        now: SystemTime,
+    ) -> Result<D::Issued, IssueError> {
+        let issuer = D::issuer(self, now)?;
+        let template = Arc::new(document.template(self, grant, &issuer, now)?);
+        document.admit(&template, grant, now)?;
+        let work = D::sign(Arc::clone(&template), Arc::clone(&issuer));
+        let signed = signing::run(D::key(&issuer), work).await?;
+        let issued = D::compare(signed, &template, &issuer, now)?;
+        // An entry that was deleted while a remote key signed gives no identity any more.
+        match &grant.entry {
+            Some(entry) if !self.datastore.registry().is_still_authorized(entry) => {
+                Err(IssueError::EntryWithdrawn)
+            }
+            _ => Ok(issued),
+        }
+    }
+
     /// What holds for every grant, however it came about.
     fn admit<D: Document>(&self, grant: &Grant) -> Result<(), IssueError> {
         let id = &grant.id;
@@ -174,16 +212,16 @@ impl Ca {
                 trust_domain: self.trust_domain.to_string(),
             });
         }
-        let fits = match grant.extent {
-            Extent::Workload => !id.is_reserved(),
-            Extent::Agent => id.is_agent(),
-            Extent::Server => *id == self.server_id,
-            Extent::DownstreamCa => !id.has_path(),
+        let fits = match grant.kind {
+            GrantKind::Workload => !id.is_reserved(),
+            GrantKind::Agent => id.is_agent(),
+            GrantKind::Server => *id == self.server_id,
+            GrantKind::DownstreamCa => !id.has_path(),
         };
-        if grant.extent != Extent::DownstreamCa && !id.has_path() {
+        if grant.kind != GrantKind::DownstreamCa && !id.has_path() {
             return Err(IssueError::IdWithoutPath(id.clone()));
         }
-        if !fits || !D::allowed_by(grant.extent) {
+        if !fits || !D::allowed_by(grant.kind) {
             return Err(IssueError::NotGranted {
                 id: id.clone(),
                 document: D::NAME,
@@ -201,12 +239,39 @@ impl Ca {
     }
 }
 
-/// From `now`, a little backdated, for `ttl`, but never beyond the authority's own end.
-fn lifetime(now: SystemTime, ttl: Duration, end: SystemTime) -> (SystemTime, SystemTime) {
+/// From `now`, a little backdated, for `ttl`, but never beyond the end of the authority or of the grant.
+fn lifetime(
+    now: SystemTime,
+    ttl: Duration,
+    authority_ends: SystemTime,
+    grant: &Grant,
+) -> Result<(SystemTime, SystemTime), IssueError> {
+    let ends = grant
+        .expires_at
+        .map_or(authority_ends, |expires| expires.min(authority_ends));
+    if ends <= now {
+        return Err(IssueError::EntryWithdrawn);
+    }
     // A sum that overflows is beyond any end.
-    (
-        now - BACKDATE,
-        now.checked_add(ttl).map_or(end, |until| until.min(end)),
+    let not_after = now.checked_add(ttl).map_or(ends, |until| until.min(ends));
+    Ok((now - BACKDATE, not_after))
+}
+
+/// Whether a lifetime stays within the grant's.
+fn admit_lifetime(
+    not_after: SystemTime,
+    ttl: Option<Duration>,
+    grant: &Grant,
+    now: SystemTime,
+) -> Result<(), IssueError> {
+    let longest = ttl.and_then(|ttl| now.checked_add(ttl));
+    require(
+        longest.is_none_or(|longest| not_after <= longest),
+        "it is valid for longer",
+    )?;
+    require(
+        grant.expires_at.is_none_or(|expires| not_after <= expires),
+        "it outlives its entry",
     )
 }
 
@@ -216,302 +281,6 @@ fn mismatch(what: &'static str) -> IssueError {
 
 fn require(holds: bool, what: &'static str) -> Result<(), IssueError> {
     if holds { Ok(()) } else { Err(mismatch(what)) }
-}
-
-struct X509Document<'a> {
-    key: &'a PublicKey,
-}
-
-impl X509Document<'_> {
-    fn template(&self, ca: &Ca, grant: &Grant, now: SystemTime, end: SystemTime) -> LeafTemplate {
-        let default_ttl = if grant.extent == Extent::Agent {
-            ca.profile.agent_ttl
-        } else {
-            ca.profile.x509_svid_ttl
-        };
-        let (not_before, not_after) = lifetime(now, grant.x509_ttl.unwrap_or(default_ttl), end);
-        let mut subject = grant.subject.clone().unwrap_or_else(Subject::spire);
-        if let Some(first) = grant.dns_names.first() {
-            subject.common_name = Some(first.clone());
-        }
-        LeafTemplate {
-            serial: random_serial(ca.random.as_ref()),
-            subject,
-            id: grant.id.clone(),
-            dns_names: grant.dns_names.clone(),
-            public_key: self.key.clone(),
-            not_before,
-            not_after,
-        }
-    }
-
-    /// Compares what was signed with the grant, not with the template: a fault in between shows.
-    fn check(
-        &self,
-        leaf: Certificate,
-        grant: &Grant,
-        issuer: &X509Issuer,
-        now: SystemTime,
-    ) -> Result<(), IssueError> {
-        require(leaf.public_key() == self.key, "its key is another one")?;
-        require(
-            leaf.dns_names() == grant.dns_names,
-            "its DNS names are others",
-        )?;
-        check_issuer(&leaf, issuer, now)?;
-        if let Some(ttl) = grant.x509_ttl {
-            let longest =
-                unix_seconds(now).saturating_add(i64::try_from(ttl.as_secs()).unwrap_or(i64::MAX));
-            require(
-                unix_seconds(leaf.not_after()) <= longest,
-                "it is valid for longer",
-            )?;
-        }
-        // One URI, no CA, key usage of a leaf.
-        let svid = X509Svid::from_certificates(vec![leaf])
-            .map_err(|_not_a_leaf| mismatch("it is not an X509-SVID"))?;
-        require(*svid.id() == grant.id, "its SPIFFE ID is another one")
-    }
-}
-
-impl Document for X509Document<'_> {
-    type Issued = IssuedX509;
-    const NAME: &'static str = "an X509-SVID";
-
-    fn allowed_by(extent: Extent) -> bool {
-        match extent {
-            Extent::Workload | Extent::Agent | Extent::Server => true,
-            Extent::DownstreamCa => false,
-        }
-    }
-
-    async fn sign(
-        &self,
-        ca: &Ca,
-        grant: &Grant,
-        now: SystemTime,
-    ) -> Result<IssuedX509, IssueError> {
-        let issuer = ca.x509_authority(now)?;
-        let template = self.template(ca, grant, now, issuer.certificate.not_after());
-        let der = issue_leaf(&template, &issuer.as_issuer()).await?;
-        let leaf =
-            Certificate::from_der(&der).map_err(|_unreadable| mismatch("it cannot be read"))?;
-        require(
-            leaf.serial_bytes().ends_with(significant(&template.serial)),
-            "its serial number is another one",
-        )?;
-        self.check(leaf.clone(), grant, &issuer, now)?;
-        Ok(issued(grant.id.clone(), &leaf, &issuer.presented))
-    }
-
-    fn describe(issued: &IssuedX509, fields: &mut Fields) {
-        describe_x509(issued, fields);
-    }
-}
-
-struct DownstreamCaDocument<'a> {
-    key: &'a PublicKey,
-    preferred_ttl: Option<Duration>,
-}
-
-impl Document for DownstreamCaDocument<'_> {
-    type Issued = IssuedX509;
-    const NAME: &'static str = "a signing certificate";
-
-    fn allowed_by(extent: Extent) -> bool {
-        match extent {
-            Extent::DownstreamCa => true,
-            Extent::Workload | Extent::Agent | Extent::Server => false,
-        }
-    }
-
-    async fn sign(
-        &self,
-        ca: &Ca,
-        grant: &Grant,
-        now: SystemTime,
-    ) -> Result<IssuedX509, IssueError> {
-        let issuer = ca.x509_authority(now)?;
-        let ttl = self
-            .preferred_ttl
-            .filter(|ttl| !ttl.is_zero())
-            .unwrap_or(ca.profile.ca_ttl);
-        let (not_before, not_after) = lifetime(now, ttl, issuer.certificate.not_after());
-        let mut subject = issuer.certificate.subject();
-        // SPIRE: the level below is told by the length of the chain above.
-        subject.organizational_unit = vec![format!("DOWNSTREAM-{}", issuer.presented.len().max(1))];
-        let template = CaTemplate {
-            serial: random_serial(ca.random.as_ref()),
-            subject,
-            id: ca.trust_domain.id(),
-            public_key: self.key.clone(),
-            not_before,
-            not_after,
-            path_len: None,
-            subject_key_id: None,
-        };
-        let der = issue_ca(&template, Some(&issuer.as_issuer()), issuer.key.as_ref()).await?;
-        let certificate =
-            Certificate::from_der(&der).map_err(|_unreadable| mismatch("it cannot be read"))?;
-        require(certificate.is_ca(), "it is not a CA's")?;
-        require(
-            certificate.public_key() == self.key,
-            "its key is another one",
-        )?;
-        require(
-            certificate.uris() == [grant.id.as_str()],
-            "its trust domain is another one",
-        )?;
-        check_issuer(&certificate, &issuer, now)?;
-        Ok(issued(grant.id.clone(), &certificate, &issuer.presented))
-    }
-
-    fn describe(issued: &IssuedX509, fields: &mut Fields) {
-        describe_x509(issued, fields);
-    }
-}
-
-fn check_issuer(
-    certificate: &Certificate,
-    issuer: &X509Issuer,
-    now: SystemTime,
-) -> Result<(), IssueError> {
-    require(
-        certificate.issuer_der() == issuer.certificate.subject_der(),
-        "its issuer is another one",
-    )?;
-    require(
-        certificate.authority_key_id() == Some(issuer.key_id()),
-        "its issuer's key is another one",
-    )?;
-    require(certificate.not_before() <= now, "it is not valid yet")?;
-    require(certificate.not_after() > now, "it has expired")?;
-    require(
-        certificate.not_after() <= issuer.certificate.not_after(),
-        "it outlives its issuer",
-    )?;
-    require(
-        certificate.signature_scheme() == issuer.key.public_key().x509_scheme(),
-        "it is signed in another way",
-    )
-}
-
-/// Whether a token says the algorithm and key that were asked for, and nothing else.
-fn header_is(token: &str, issuer: &JwtIssuer) -> bool {
-    let header = token
-        .split('.')
-        .next()
-        .and_then(|part| URL_SAFE_NO_PAD.decode(part).ok());
-    let header = header.and_then(|json| serde_json::from_slice::<serde_json::Value>(&json).ok());
-    let wanted = serde_json::json!({
-        "alg": issuer.algorithm.as_str(),
-        "kid": issuer.key_id,
-        "typ": "JWT",
-    });
-    header == Some(wanted)
-}
-
-/// A serial number without leading zeros, as it is encoded up to a sign byte.
-fn significant(serial: &[u8]) -> &[u8] {
-    let zeros = serial.iter().take_while(|byte| **byte == 0).count();
-    serial.get(zeros..).unwrap_or_default()
-}
-
-fn issued(id: SpiffeId, certificate: &Certificate, presented: &[Arc<[u8]>]) -> IssuedX509 {
-    let mut chain = Vec::with_capacity(presented.len() + 1);
-    chain.push(Arc::from(certificate.der()));
-    chain.extend(presented.iter().cloned());
-    IssuedX509 {
-        id,
-        chain,
-        serial: serial_to_decimal(certificate.serial_bytes()),
-        not_before: certificate.not_before(),
-        not_after: certificate.not_after(),
-    }
-}
-
-fn describe_x509(issued: &IssuedX509, fields: &mut Fields) {
-    fields.add("serial_num", &issued.serial);
-    fields.add("expires_at", unix_seconds(issued.not_after));
-}
-
-struct JwtDocument<'a> {
-    audience: &'a [String],
-}
-
-impl Document for JwtDocument<'_> {
-    type Issued = IssuedJwt;
-    const NAME: &'static str = "a JWT-SVID";
-
-    fn allowed_by(extent: Extent) -> bool {
-        match extent {
-            Extent::Workload => true,
-            Extent::Agent | Extent::Server | Extent::DownstreamCa => false,
-        }
-    }
-
-    async fn sign(&self, ca: &Ca, grant: &Grant, now: SystemTime) -> Result<IssuedJwt, IssueError> {
-        let authority = ca.jwt.as_ref().ok_or(IssueError::JwtDisabled)?;
-        let issuer = authority.active().ok_or(IssueError::NoJwtAuthority)?;
-        if issuer.not_after <= now {
-            return Err(IssueError::AuthorityExpired);
-        }
-        let audience: Vec<String> = self
-            .audience
-            .iter()
-            .filter(|name| !name.is_empty())
-            .cloned()
-            .collect();
-        if audience.is_empty() {
-            return Err(IssueError::NoAudience);
-        }
-        let ttl = grant.jwt_ttl.unwrap_or(ca.profile.jwt_svid_ttl);
-        let (_, expires_at) = lifetime(now, ttl, issuer.not_after);
-        let claims = JwtClaims {
-            subject: grant.id.clone(),
-            audience,
-            issued_at: unix_seconds(now),
-            expires_at: unix_seconds(expires_at),
-            issuer: ca.profile.jwt_issuer.clone(),
-            jti: grant
-                .with_jti
-                .then(|| URL_SAFE_NO_PAD.encode(uuid::Uuid::new_v4().as_bytes())),
-            extra: serde_json::Map::new(),
-        };
-        let token = sign_jwt_svid(
-            &claims,
-            &issuer.key_id,
-            issuer.algorithm,
-            issuer.key.as_ref(),
-        )
-        .await?;
-        let read = inspect_jwt_svid(token.expose())
-            .map_err(|_unreadable| mismatch("it cannot be read"))?;
-        require(
-            header_is(token.expose(), &issuer),
-            "its header is another one",
-        )?;
-        require(read.id == grant.id, "its subject is another one")?;
-        require(
-            read.audience == claims.audience,
-            "its audience is another one",
-        )?;
-        require(read.expires_at > unix_seconds(now), "it has expired")?;
-        require(
-            read.expires_at <= unix_seconds(issuer.not_after),
-            "it outlives its authority",
-        )?;
-        Ok(IssuedJwt {
-            id: read.id,
-            token,
-            issued_at: from_unix(read.issued_at),
-            expires_at: from_unix(read.expires_at),
-        })
-    }
-
-    fn describe(issued: &IssuedJwt, fields: &mut Fields) {
-        fields.add("expires_at", unix_seconds(issued.expires_at));
-    }
 }
 
 #[cfg(test)]

@@ -1,21 +1,25 @@
 //! The proof of authorization that the gate asks for.
 //!
-//! A grant is made by the code that authorized a call, from the registration entry or the administrator's request, never
-//! from what a caller wrote into a CSR. It says all that the document may claim; a CSR contributes its key only.
+//! A grant is made from what a check returned and from nothing else: an entry that the agent was found to be authorized for, a
+//! node that attested, a caller that was let in as an agent, an administrator or a server below. It says all that the document
+//! may claim; a CSR contributes its key only.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use spiffe::entry::Entry;
+use spiffe::clock::from_unix;
 use spiffe::id::SpiffeId;
 use spiffe::trust_domain::TrustDomain;
 use spiffe::x509::Subject;
 
+use crate::attest::Attested;
 use crate::audit::Fields;
+use crate::caller::{AdminCaller, AgentCaller, DownstreamCaller};
+use crate::registry::Authorized;
 
-/// For which documents a grant stands.
+/// Which documents a grant allows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Extent {
+pub(super) enum GrantKind {
     /// X509-SVID and JWT-SVID of a workload.
     Workload,
     /// An attested agent's own X509-SVID.
@@ -29,7 +33,7 @@ pub(super) enum Extent {
 /// What may be issued, and to whom.
 #[derive(Debug, Clone)]
 pub struct Grant {
-    pub(super) extent: Extent,
+    pub(super) kind: GrantKind,
     pub(super) id: SpiffeId,
     pub(super) dns_names: Vec<String>,
     /// None: the default of the kind of subject.
@@ -38,61 +42,76 @@ pub struct Grant {
     pub(super) x509_ttl: Option<Duration>,
     pub(super) jwt_ttl: Option<Duration>,
     pub(super) with_jti: bool,
+    /// No document is valid beyond: an SVID never outlives its entry.
+    pub(super) expires_at: Option<SystemTime>,
+    /// What has to hold still when the document is signed.
+    pub(super) entry: Option<Authorized>,
     entry_id: Option<Arc<str>>,
     /// What the caller's handler adds to the audit line.
     fields: Fields,
 }
 
 impl Grant {
-    fn new(extent: Extent, id: SpiffeId) -> Self {
+    fn new(kind: GrantKind, id: SpiffeId) -> Self {
         Self {
-            extent,
+            kind,
             id,
             dns_names: Vec::new(),
             subject: None,
             x509_ttl: None,
             jwt_ttl: None,
             with_jti: false,
+            expires_at: None,
+            entry: None,
             entry_id: None,
             fields: Fields::new(),
         }
     }
 
-    /// To the workload of an entry that the caller was found to be authorized for.
-    pub(crate) fn entry(entry: &Entry) -> Self {
-        let mut grant = Self::new(Extent::Workload, entry.spiffe_id.clone());
+    /// To the workload of an entry.
+    pub(crate) fn entry(entry: Authorized) -> Self {
+        let mut grant = Self::new(GrantKind::Workload, entry.spiffe_id.clone());
         grant.dns_names.clone_from(&entry.dns_names);
         grant.x509_ttl = seconds(entry.x509_svid_ttl);
         grant.jwt_ttl = seconds(entry.jwt_svid_ttl);
         grant.with_jti = entry.jwt_svid_include_jti;
+        grant.expires_at = (entry.expires_at != 0).then(|| from_unix(entry.expires_at));
         grant.entry_id = Some(Arc::clone(&entry.id));
+        grant.entry = Some(entry);
         grant
     }
 
     /// To the server below whose entry says `downstream`; nothing for another entry.
-    pub(crate) fn downstream_ca(entry: &Entry, own: &TrustDomain) -> Option<Self> {
+    pub(crate) fn downstream_ca(caller: DownstreamCaller<'_>, own: &TrustDomain) -> Option<Self> {
+        let entry = caller.entry();
         let in_own = entry.downstream && entry.spiffe_id.is_member_of(own);
         in_own.then(|| {
-            let mut grant = Self::new(Extent::DownstreamCa, own.id());
+            let mut grant = Self::new(GrantKind::DownstreamCa, own.id());
+            grant.expires_at = (entry.expires_at != 0).then(|| from_unix(entry.expires_at));
             grant.entry_id = Some(Arc::clone(&entry.id));
             grant.fields.add("agent_id", &entry.spiffe_id);
             grant
         })
     }
 
-    /// To an agent that has just attested, or that renews.
-    pub(crate) fn agent(id: &SpiffeId) -> Self {
-        Self::new(Extent::Agent, id.clone())
+    /// To an agent that has just attested.
+    pub(crate) fn agent(attested: &Attested) -> Self {
+        Self::new(GrantKind::Agent, attested.id().clone())
+    }
+
+    /// To an agent that renews its SVID.
+    pub(crate) fn renewal(agent: AgentCaller<'_>) -> Self {
+        Self::new(GrantKind::Agent, agent.id.clone())
     }
 
     /// To this server.
     pub(super) fn server(own: &TrustDomain) -> Self {
-        Self::new(Extent::Server, SpiffeId::server(own))
+        Self::new(GrantKind::Server, SpiffeId::server(own))
     }
 
     /// To a workload that an administrator names. A `ttl` of 0 or less is the default; an empty subject, too.
-    pub(crate) fn minted(id: SpiffeId, ttl: i32) -> Self {
-        let mut grant = Self::new(Extent::Workload, id);
+    pub(crate) fn minted(_by: AdminCaller, id: SpiffeId, ttl: i32) -> Self {
+        let mut grant = Self::new(GrantKind::Workload, id);
         grant.x509_ttl = seconds(ttl);
         grant.jwt_ttl = seconds(ttl);
         grant.fields.add("ttl", ttl);

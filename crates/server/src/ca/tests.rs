@@ -20,8 +20,11 @@ use spiffe::trust_domain::TrustDomain;
 use spiffe::x509::Subject;
 
 use super::*;
+use crate::attest::Attested;
 use crate::audit::CallRecord;
+use crate::caller::AdminCaller;
 use crate::datastore::{DatastoreConfig, DatastoreKind};
+use crate::registry::Authorized;
 
 pub(super) const HOUR: Duration = Duration::from_secs(3_600);
 
@@ -182,6 +185,21 @@ pub(super) fn published(bundle: &Bundle) -> Vec<String> {
 }
 
 /// An entry without anything particular.
+/// A grant to the workload of an entry that some agent is authorized for.
+pub(super) fn workload(entry: &spiffe::entry::Entry) -> Grant {
+    Grant::entry(Authorized::for_tests(entry))
+}
+
+/// A grant by an administrator.
+pub(super) fn minted(id: SpiffeId, ttl: i32) -> Grant {
+    Grant::minted(AdminCaller::for_tests(), id, ttl)
+}
+
+/// A grant to a node that attested.
+pub(super) fn agent(id: SpiffeId) -> Grant {
+    Grant::agent(&Attested::for_tests(id))
+}
+
 pub(super) fn entry() -> spiffe::entry::Entry {
     serde_json::from_value(serde_json::json!({
         "id": "e", "spiffe_id": "spiffe://example.org/w", "parent_id": "spiffe://example.org/spire/agent/x",

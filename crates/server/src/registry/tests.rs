@@ -136,6 +136,36 @@ fn an_agent_gets_its_descendants_and_nothing_else() {
 }
 
 #[test]
+fn a_proof_of_authorization_is_void_when_its_entry_is_withdrawn() {
+    let (x, at) = (id("/spire/agent/x"), "/spire/agent/x");
+    let before = registry(vec![entry(at, "/a")], vec![]);
+    let proof = before.authorized_entry(&x, "a").unwrap();
+    assert!(before.is_still_authorized(&proof));
+    // What else changed in the entry is of no matter.
+    let mut longer = entry(at, "/a");
+    longer.x509_svid_ttl = 60;
+    assert!(registry(vec![longer], vec![]).is_still_authorized(&proof));
+
+    let deleted = registry(vec![entry(at, "/b")], vec![]);
+    let moved = registry(vec![entry("/spire/agent/y", "/a")], vec![]);
+    let mut expired = entry(at, "/a");
+    expired.expires_at = NOW;
+    let mut renamed = entry(at, "/a");
+    renamed.spiffe_id = id("/other");
+    let mut named = entry(at, "/a");
+    named.dns_names = vec!["a.test".to_owned()];
+    for now in [
+        deleted,
+        moved,
+        registry(vec![expired], vec![]),
+        registry(vec![renamed], vec![]),
+        registry(vec![named], vec![]),
+    ] {
+        assert!(!now.is_still_authorized(&proof));
+    }
+}
+
+#[test]
 fn an_alias_gives_its_children_to_agents_that_have_all_its_selectors() {
     let registry = registry(
         vec![

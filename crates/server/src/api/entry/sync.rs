@@ -111,7 +111,7 @@ impl Conversation {
     /// Goes on only with an agent that is still one.
     async fn recheck(&self) -> Result<(), Gone> {
         let standing = self.caller.agent().map_err(StreamEnd::Denied);
-        let Err(end) = standing.and_then(|svid| self.authorizer.recheck_agent(svid)) else {
+        let Err(end) = standing.and_then(|svid| self.authorizer.recheck_agent(svid.svid())) else {
             return Ok(());
         };
         if let StreamEnd::Denied(denied) = end {

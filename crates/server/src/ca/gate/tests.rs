@@ -1,11 +1,21 @@
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use spiffe::clock::unix_seconds;
 use spiffe::key::SignatureScheme;
+use spiffe::svid::jwt::inspect_jwt_svid;
 use spiffe::trust_domain::TrustDomain;
+use spiffe::x509::{
+    CaTemplate, Certificate, LeafTemplate, Subject, issue_ca, issue_leaf, random_serial,
+};
 
 use super::*;
 use crate::audit::LogSink;
 use crate::audit::tests::Recording;
 use crate::ca::IssuanceConfig;
-use crate::ca::tests::{HOUR, World, config, id, key, quiet, trust_domain};
+use crate::ca::tests::{
+    HOUR, World, agent, config, id, key, minted, quiet, trust_domain, workload,
+};
+use crate::caller::DownstreamCaller;
 
 fn entry() -> spiffe::entry::Entry {
     let mut entry = crate::ca::tests::entry();
@@ -28,7 +38,7 @@ async fn issues_what_the_entry_says_and_nothing_else() {
     entry.x509_svid_ttl = 600;
     let key = key();
     let issued = ca
-        .issue_x509(&Grant::entry(&entry), &key, &quiet())
+        .issue_x509(&workload(&entry), &key, &quiet())
         .await
         .unwrap();
     assert_eq!(issued.chain.len(), 1);
@@ -51,18 +61,18 @@ async fn gives_each_kind_of_subject_its_own_default_lifetime() {
     let world = World::new().await;
     let ca = world.server().await;
     let now = ca.clock.now();
-    let workload = ca
-        .issue_x509(&Grant::entry(&entry()), &key(), &quiet())
+    let svid = ca
+        .issue_x509(&workload(&entry()), &key(), &quiet())
         .await
         .unwrap();
-    assert_eq!(workload.not_after, now + HOUR);
-    let agent = ca
-        .issue_x509(&Grant::agent(&id("/spire/agent/x")), &key(), &quiet())
+    assert_eq!(svid.not_after, now + HOUR);
+    let of_agent = ca
+        .issue_x509(&agent(id("/spire/agent/x")), &key(), &quiet())
         .await
         .unwrap();
-    assert_eq!(agent.not_after, now + HOUR * 2);
+    assert_eq!(of_agent.not_after, now + HOUR * 2);
     let token = ca
-        .issue_jwt(&Grant::entry(&entry()), &["a".to_owned()], &quiet())
+        .issue_jwt(&workload(&entry()), &["a".to_owned()], &quiet())
         .await
         .unwrap();
     assert_eq!(token.expires_at, now + Duration::from_secs(300));
@@ -73,7 +83,7 @@ async fn never_lets_a_document_outlive_its_authority() {
     let world = World::new().await;
     let ca = world.server().await;
     let end = ca.clock.now() + HOUR * 24;
-    let grant = Grant::minted(id("/w"), i32::MAX);
+    let grant = minted(id("/w"), i32::MAX);
     assert_eq!(
         ca.issue_x509(&grant, &key(), &quiet())
             .await
@@ -90,7 +100,7 @@ async fn never_lets_a_document_outlive_its_authority() {
     );
     let mut entry = entry();
     entry.downstream = true;
-    let grant = Grant::downstream_ca(&entry, &trust_domain()).unwrap();
+    let grant = Grant::downstream_ca(DownstreamCaller::for_tests(&entry), &trust_domain()).unwrap();
     let issued = ca
         .issue_downstream_ca(&grant, &key(), Some(HOUR * 1000), &quiet())
         .await
@@ -109,7 +119,7 @@ async fn takes_a_ttl_of_nothing_or_less_as_the_default() {
     let ca = world.server().await;
     for ttl in [0, -1, i32::MIN] {
         let issued = ca
-            .issue_x509(&Grant::minted(id("/w"), ttl), &key(), &quiet())
+            .issue_x509(&minted(id("/w"), ttl), &key(), &quiet())
             .await
             .unwrap();
         assert_eq!(issued.not_after, ca.clock.now() + HOUR);
@@ -121,14 +131,14 @@ async fn denies_names_of_another_trust_domain_and_of_none() {
     let world = World::new().await;
     let ca = world.server().await;
     let foreign = SpiffeId::parse("spiffe://other.test/w").unwrap();
-    let refused = refused_x509(&ca, &Grant::minted(foreign.clone(), 60)).await;
+    let refused = refused_x509(&ca, &minted(foreign.clone(), 60)).await;
     assert!(matches!(refused, IssueError::ForeignId { .. }), "{refused}");
     let refused = ca
-        .issue_jwt(&Grant::minted(foreign, 60), &["a".to_owned()], &quiet())
+        .issue_jwt(&minted(foreign, 60), &["a".to_owned()], &quiet())
         .await
         .unwrap_err();
     assert!(matches!(refused, IssueError::ForeignId { .. }), "{refused}");
-    let refused = refused_x509(&ca, &Grant::minted(trust_domain().id(), 60)).await;
+    let refused = refused_x509(&ca, &minted(trust_domain().id(), 60)).await;
     assert!(matches!(refused, IssueError::IdWithoutPath(_)), "{refused}");
 }
 
@@ -137,13 +147,13 @@ async fn denies_a_workload_the_names_of_servers_and_agents() {
     let world = World::new().await;
     let ca = world.server().await;
     for path in ["/spire", "/spire/server", "/spire/agent/join_token/x"] {
-        let refused = refused_x509(&ca, &Grant::minted(id(path), 60)).await;
+        let refused = refused_x509(&ca, &minted(id(path), 60)).await;
         assert!(
             matches!(refused, IssueError::NotGranted { .. }),
             "{path}: {refused}"
         );
         let refused = ca
-            .issue_jwt(&Grant::minted(id(path), 60), &["a".to_owned()], &quiet())
+            .issue_jwt(&minted(id(path), 60), &["a".to_owned()], &quiet())
             .await
             .unwrap_err();
         assert!(
@@ -158,7 +168,7 @@ async fn denies_an_agent_any_name_but_an_agents() {
     let world = World::new().await;
     let ca = world.server().await;
     for path in ["/w", "/spire/server", "/spire/agent"] {
-        let refused = refused_x509(&ca, &Grant::agent(&id(path))).await;
+        let refused = refused_x509(&ca, &agent(id(path))).await;
         assert!(
             matches!(refused, IssueError::NotGranted { .. }),
             "{path}: {refused}"
@@ -171,7 +181,7 @@ async fn denies_a_grant_documents_it_does_not_extend_to() {
     let world = World::new().await;
     let ca = world.server().await;
     let audience = ["a".to_owned()];
-    let agent = Grant::agent(&id("/spire/agent/x"));
+    let agent = agent(id("/spire/agent/x"));
     assert!(matches!(
         ca.issue_jwt(&agent, &audience, &quiet()).await,
         Err(IssueError::NotGranted { .. })
@@ -181,14 +191,14 @@ async fn denies_a_grant_documents_it_does_not_extend_to() {
         ca.issue_jwt(&server, &audience, &quiet()).await,
         Err(IssueError::NotGranted { .. })
     ));
-    let workload = Grant::entry(&entry());
+    let workload = workload(&entry());
     let refused = ca
         .issue_downstream_ca(&workload, &key(), None, &quiet())
         .await;
     assert!(matches!(refused, Err(IssueError::NotGranted { .. })));
     let mut below = entry();
     below.downstream = true;
-    let below = Grant::downstream_ca(&below, &trust_domain()).unwrap();
+    let below = Grant::downstream_ca(DownstreamCaller::for_tests(&below), &trust_domain()).unwrap();
     assert!(matches!(
         refused_x509(&ca, &below).await,
         IssueError::NotGranted { .. }
@@ -201,13 +211,19 @@ async fn denies_a_grant_documents_it_does_not_extend_to() {
 
 #[tokio::test]
 async fn grants_no_ca_to_an_entry_that_is_not_downstream_or_not_ours() {
-    assert!(Grant::downstream_ca(&entry(), &trust_domain()).is_none());
+    assert!(Grant::downstream_ca(DownstreamCaller::for_tests(&entry()), &trust_domain()).is_none());
     let mut admin = entry();
     admin.admin = true;
-    assert!(Grant::downstream_ca(&admin, &trust_domain()).is_none());
+    assert!(Grant::downstream_ca(DownstreamCaller::for_tests(&admin), &trust_domain()).is_none());
     let mut foreign = entry();
     foreign.downstream = true;
-    assert!(Grant::downstream_ca(&foreign, &TrustDomain::parse("other.test").unwrap()).is_none());
+    assert!(
+        Grant::downstream_ca(
+            DownstreamCaller::for_tests(&foreign),
+            &TrustDomain::parse("other.test").unwrap()
+        )
+        .is_none()
+    );
 }
 
 #[tokio::test]
@@ -220,14 +236,14 @@ async fn denies_a_token_without_an_audience() {
         vec![String::new(), String::new()],
     ] {
         let refused = ca
-            .issue_jwt(&Grant::entry(&entry()), &audience, &quiet())
+            .issue_jwt(&workload(&entry()), &audience, &quiet())
             .await
             .unwrap_err();
         assert!(matches!(refused, IssueError::NoAudience), "{refused}");
     }
     let mixed = ["".to_owned(), "a".to_owned()];
     let token = ca
-        .issue_jwt(&Grant::entry(&entry()), &mixed, &quiet())
+        .issue_jwt(&workload(&entry()), &mixed, &quiet())
         .await
         .unwrap();
     assert_eq!(
@@ -247,7 +263,7 @@ async fn adds_issuer_and_token_id_only_when_asked_for() {
     let plain = world
         .server()
         .await
-        .issue_jwt(&Grant::entry(&entry()), &audience, &quiet())
+        .issue_jwt(&workload(&entry()), &audience, &quiet())
         .await
         .unwrap();
     let plain = claims(&plain);
@@ -267,7 +283,7 @@ async fn adds_issuer_and_token_id_only_when_asked_for() {
     let mut entry = entry();
     entry.jwt_svid_include_jti = true;
     let full = claims(
-        &ca.issue_jwt(&Grant::entry(&entry), &audience, &quiet())
+        &ca.issue_jwt(&workload(&entry), &audience, &quiet())
             .await
             .unwrap(),
     );
@@ -282,32 +298,85 @@ async fn adds_issuer_and_token_id_only_when_asked_for() {
 }
 
 #[tokio::test]
-async fn a_batch_gives_each_request_its_own_outcome_in_order() {
+async fn no_document_outlives_its_entry() {
     let world = World::new().await;
     let ca = world.server().await;
-    let requests: Vec<_> = (0..40)
-        .map(|n| {
-            if n % 3 == 0 {
-                (Grant::agent(&id("/w")), key())
-            } else {
-                (Grant::minted(id(&format!("/w{n}")), 60), key())
-            }
-        })
-        .collect();
-    let outcomes = ca.issue_x509_batch(&requests, &quiet()).await;
-    for (n, outcome) in outcomes.iter().enumerate() {
-        match outcome {
-            Ok(issued) => assert_eq!(issued.id, id(&format!("/w{n}"))),
-            Err(_) => assert_eq!(n % 3, 0),
-        }
-    }
-    assert_eq!(
-        outcomes.iter().filter(|outcome| outcome.is_err()).count(),
-        14
-    );
+    let now = unix_seconds(ca.clock.now());
+    let mut entry = entry();
+    entry.expires_at = now + 120;
+    entry.jwt_svid_ttl = 600;
+    let grant = workload(&entry);
+    let svid = ca.issue_x509(&grant, &key(), &quiet()).await.unwrap();
+    assert_eq!(unix_seconds(svid.not_after), now + 120);
+    let audience = ["a".to_owned()];
+    let token = ca.issue_jwt(&grant, &audience, &quiet()).await.unwrap();
+    assert_eq!(unix_seconds(token.expires_at), now + 120);
+    // One that lives shorter by itself is not made longer.
+    entry.x509_svid_ttl = 60;
+    let short = ca.issue_x509(&workload(&entry), &key(), &quiet()).await;
+    assert_eq!(unix_seconds(short.unwrap().not_after), now + 60);
+
+    entry.downstream = true;
+    let below = DownstreamCaller::for_tests(&entry);
+    let below = Grant::downstream_ca(below, &trust_domain());
+    let below = below.unwrap_or_else(|| panic!("it is not downstream"));
+    let issued = ca.issue_downstream_ca(&below, &key(), None, &quiet()).await;
+    assert_eq!(unix_seconds(issued.unwrap().not_after), now + 120);
 }
 
-/// The check is the last line of defence: it must find what no other part should ever let happen.
+#[tokio::test]
+async fn an_expired_entry_gives_nothing() {
+    let world = World::new().await;
+    let ca = world.server().await;
+    let now = unix_seconds(ca.clock.now());
+    for expires_at in [now, now - 1, 1] {
+        let mut entry = entry();
+        entry.expires_at = expires_at;
+        let grant = workload(&entry);
+        let refused = refused_x509(&ca, &grant).await;
+        assert!(matches!(refused, IssueError::EntryWithdrawn), "{refused}");
+        let audience = ["a".to_owned()];
+        let refused = ca.issue_jwt(&grant, &audience, &quiet()).await.unwrap_err();
+        assert!(matches!(refused, IssueError::EntryWithdrawn), "{refused}");
+    }
+}
+
+#[tokio::test]
+async fn a_template_beyond_its_grant_is_not_signed() {
+    let world = World::new().await;
+    let ca = world.server().await;
+    let now = ca.clock.now();
+    let issuer = ca.x509_authority(now).unwrap();
+    let key = key();
+    let grant = minted(id("/w"), 600).with_names(vec!["a.test".to_owned()], Subject::default());
+    let document = X509Document { key: key.clone() };
+    let good = document.template(&ca, &grant, &issuer, now).unwrap();
+    document.admit(&good, &grant, now).unwrap();
+    let with = |change: &dyn Fn(&mut LeafTemplate)| {
+        let mut template = good.clone();
+        change(&mut template);
+        template
+    };
+    for (what, template) in [
+        ("SPIFFE ID", with(&|one| one.id = id("/admin"))),
+        (
+            "DNS names",
+            with(&|one| one.dns_names.push("b.test".to_owned())),
+        ),
+        (
+            "key",
+            with(&|one| one.public_key = issuer.key.public_key().clone()),
+        ),
+        (
+            "longer",
+            with(&|one| one.not_after += Duration::from_secs(1)),
+        ),
+    ] {
+        let refused = document.admit(&template, &grant, now).unwrap_err();
+        assert!(refused.to_string().contains(what), "{what}: {refused}");
+    }
+}
+
 #[tokio::test]
 async fn stops_a_document_that_is_not_what_was_granted() {
     let world = World::new().await;
@@ -315,10 +384,9 @@ async fn stops_a_document_that_is_not_what_was_granted() {
     let now = ca.clock.now();
     let issuer = ca.x509_authority(now).unwrap();
     let (key, other) = (key(), key());
-    let grant =
-        Grant::minted(id("/w"), 600).with_names(vec!["a.test".to_owned()], Subject::default());
-    let document = X509Document { key: &key };
-    let good = document.template(&ca, &grant, now, issuer.certificate.not_after());
+    let grant = minted(id("/w"), 600).with_names(vec!["a.test".to_owned()], Subject::default());
+    let document = X509Document { key: key.clone() };
+    let good = document.template(&ca, &grant, &issuer, now).unwrap();
     let with = |change: &dyn Fn(&mut LeafTemplate)| {
         let mut template = good.clone();
         change(&mut template);
@@ -341,26 +409,18 @@ async fn stops_a_document_that_is_not_what_was_granted() {
             with(&|one| one.not_after = one.not_before + Duration::from_secs(5)),
         ),
     ];
-    let sign = async |template: &LeafTemplate| {
-        Certificate::from_der(&issue_leaf(template, &issuer.as_issuer()).await.unwrap()).unwrap()
-    };
-    document
-        .check(sign(&good).await, &grant, &issuer, now)
-        .unwrap();
+    let sign =
+        async |template: &LeafTemplate| issue_leaf(template, &issuer.as_issuer()).await.unwrap();
+    X509Document::compare(sign(&good).await, &good, &issuer, now).unwrap();
     for (what, template) in wrong {
-        let refused = document
-            .check(sign(&template).await, &grant, &issuer, now)
-            .unwrap_err();
+        let signed = sign(&template).await;
+        let refused = X509Document::compare(signed, &good, &issuer, now).unwrap_err();
         assert!(refused.to_string().contains(what), "{what}: {refused}");
     }
-    let stolen = X509Document { key: &other };
-    assert!(
-        stolen
-            .check(sign(&good).await, &grant, &issuer, now)
-            .unwrap_err()
-            .to_string()
-            .contains("key")
-    );
+    let mut stolen = good.clone();
+    stolen.public_key = other;
+    let refused = X509Document::compare(sign(&good).await, &stolen, &issuer, now).unwrap_err();
+    assert!(refused.to_string().contains("key"), "{refused}");
 }
 
 #[tokio::test]
@@ -373,12 +433,11 @@ async fn stops_a_document_of_another_authority() {
         impostor.x509_authority(now).unwrap(),
     );
     let key = key();
-    let grant = Grant::minted(id("/w"), 600);
-    let document = X509Document { key: &key };
-    let template = document.template(&ca, &grant, now, wrong.certificate.not_after());
-    let leaf =
-        Certificate::from_der(&issue_leaf(&template, &wrong.as_issuer()).await.unwrap()).unwrap();
-    let refused = document.check(leaf, &grant, &issuer, now).unwrap_err();
+    let grant = minted(id("/w"), 600);
+    let document = X509Document { key: key.clone() };
+    let template = document.template(&ca, &grant, &wrong, now).unwrap();
+    let leaf = issue_leaf(&template, &wrong.as_issuer()).await.unwrap();
+    let refused = X509Document::compare(leaf, &template, &issuer, now).unwrap_err();
     assert!(refused.to_string().contains("issuer"), "{refused}");
 }
 
@@ -402,14 +461,12 @@ async fn stops_a_signing_certificate_in_place_of_a_leaf() {
     let der = issue_ca(&template, Some(&issuer.as_issuer()), issuer.key.as_ref())
         .await
         .unwrap();
-    let document = X509Document { key: &key };
-    let refused = document.check(
-        Certificate::from_der(&der).unwrap(),
-        &Grant::minted(id("/w"), 600),
-        &issuer,
-        now,
-    );
-    assert!(refused.is_err());
+    let document = X509Document { key: key.clone() };
+    let grant = minted(id("/w"), 600);
+    let mut leaf = document.template(&ca, &grant, &issuer, now).unwrap();
+    leaf.serial.clone_from(&template.serial);
+    let refused = X509Document::compare(der, &leaf, &issuer, now);
+    refused.unwrap_err();
 }
 
 #[tokio::test]
@@ -417,7 +474,7 @@ async fn never_shows_a_token_in_its_debug_form() {
     let world = World::new().await;
     let ca = world.server().await;
     let issued = ca
-        .issue_jwt(&Grant::entry(&entry()), &["a".to_owned()], &quiet())
+        .issue_jwt(&workload(&entry()), &["a".to_owned()], &quiet())
         .await
         .unwrap();
     let shown = format!("{issued:?}");
@@ -433,7 +490,7 @@ async fn writes_one_audit_line_for_each_outcome_and_no_secret_in_it() {
     let ca = world.server().await;
     let record =
         crate::audit::tests::auditor(Arc::new(LogSink)).begin(crate::audit::CallContext::default);
-    let grant = Grant::entry(&entry()).with_field("csr", "digest");
+    let grant = workload(&entry()).with_field("csr", "digest");
     let audience = ["a".to_owned()];
     let (lines, token) = crate::audit::tests::recorded(async {
         let token = ca.issue_jwt(&grant, &audience, &record).await.unwrap();
@@ -473,7 +530,7 @@ async fn lets_no_document_out_that_the_audit_trail_did_not_take() {
     let record = crate::audit::tests::auditor(Arc::<Recording>::clone(&sink))
         .begin(crate::audit::CallContext::default);
     sink.fail(true);
-    let grant = Grant::entry(&entry());
+    let grant = workload(&entry());
     let refused = ca.issue_x509(&grant, &key(), &record).await.unwrap_err();
     assert!(matches!(refused, IssueError::Audit(_)), "{refused}");
     let refused = ca
@@ -491,7 +548,7 @@ async fn measures_what_the_gate_costs_beside_the_signature() {
     const ROUNDS: u32 = 5_000;
     let world = World::new().await;
     let ca = world.server().await;
-    let (key, grant, audience) = (key(), Grant::entry(&entry()), ["a".to_owned()]);
+    let (key, grant, audience) = (key(), workload(&entry()), ["a".to_owned()]);
     let issuer = ca.x509_authority(ca.clock.now()).unwrap();
     let local = issuer.key.local().unwrap();
     let since = std::time::Instant::now();

@@ -15,7 +15,7 @@ impl JwtBundleSource for Keys {
 }
 
 async fn token(ca: &Ca) -> Result<IssuedJwt, IssueError> {
-    ca.issue_jwt(&Grant::minted(id("/w"), 60), &["peer".to_owned()], &quiet())
+    ca.issue_jwt(&minted(id("/w"), 60), &["peer".to_owned()], &quiet())
         .await
 }
 
@@ -25,7 +25,7 @@ fn believed(world: &World, issued: &IssuedJwt) -> Result<(), JwtSvidError> {
 }
 
 async fn svid(ca: &Ca) -> IssuedX509 {
-    ca.issue_x509(&Grant::minted(id("/w"), 600), &key(), &quiet())
+    ca.issue_x509(&minted(id("/w"), 600), &key(), &quiet())
         .await
         .unwrap()
 }
@@ -204,7 +204,7 @@ async fn refuses_to_issue_with_expired_authorities_until_new_ones_are_made() {
     let ca = world.server().await;
     let former = active(&ca);
     world.clock.advance(HOUR * 24);
-    let grant = Grant::minted(id("/w"), 60);
+    let grant = minted(id("/w"), 60);
     let refused = ca.issue_x509(&grant, &key(), &quiet()).await.unwrap_err();
     assert!(matches!(refused, IssueError::AuthorityExpired), "{refused}");
     assert!(matches!(

@@ -10,6 +10,7 @@ use spiffe::key::PublicKey;
 use spiffe::x509::{CaTemplate, Certificate, Issuer, issue_ca, random_serial};
 
 use super::*;
+use crate::caller::DownstreamCaller;
 
 /// How the upstream authority behaves next.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -157,7 +158,7 @@ async fn publishes_the_upstream_root_and_shows_the_way_to_it() {
     assert_eq!(bundle.x509_authorities.len(), 1);
     assert_eq!(bundle.x509_authorities[0].certificate, upstream.root);
     let issued = ca
-        .issue_x509(&Grant::minted(id("/w"), 60), &key(), &quiet())
+        .issue_x509(&minted(id("/w"), 60), &key(), &quiet())
         .await
         .unwrap();
     assert_eq!(issued.chain.len(), 2);
@@ -176,7 +177,7 @@ async fn a_server_below_gets_a_ca_that_signs_what_everybody_believes() {
     let ca = world.server().await;
     let mut entry = entry();
     entry.downstream = true;
-    let grant = Grant::downstream_ca(&entry, &trust_domain()).unwrap();
+    let grant = Grant::downstream_ca(DownstreamCaller::for_tests(&entry), &trust_domain()).unwrap();
     let issued = ca
         .issue_downstream_ca(&grant, &key(), None, &quiet())
         .await
@@ -222,7 +223,7 @@ async fn goes_on_with_the_active_authority_while_upstream_is_away() {
         assert!(ca.tick(world.clock.now()).await.is_err());
     }
     assert_eq!(active(&ca).0, first);
-    ca.issue_x509(&Grant::minted(id("/w"), 60), &key(), &quiet())
+    ca.issue_x509(&minted(id("/w"), 60), &key(), &quiet())
         .await
         .unwrap();
     assert!(ca.fault().unwrap().contains("11 times"));
