@@ -14,7 +14,7 @@ pub use x509::X509Bundle;
 
 use crate::key::PublicKey;
 use crate::trust_domain::TrustDomain;
-use crate::x509::{Certificate, CertificateError};
+use crate::x509::{Certificate, CertificateError, PemBundleError};
 use serde::{Deserialize, Serialize};
 
 /// Largest bundle document read, in bytes.
@@ -45,6 +45,8 @@ pub enum BundleError {
     Key { at: usize, reason: String },
     #[error("bundle certificate: {0}")]
     Certificate(#[from] CertificateError),
+    #[error(transparent)]
+    Pem(#[from] PemBundleError),
     #[error("bundle map has no trust_domains member")]
     NoTrustDomains,
     #[error("bundle map key {0:?} is not the name of a trust domain")]
@@ -190,7 +192,7 @@ impl Bundle {
     /// A bundle of the certificates in a PEM text; duplicates are folded.
     ///
     /// # Errors
-    /// [`BundleError::Certificate`].
+    /// [`BundleError::Pem`].
     pub fn from_pem(trust_domain: TrustDomain, text: &str) -> Result<Self, BundleError> {
         let mut bundle = Self::new(trust_domain);
         for certificate in Certificate::parse_pem_bundle(text)? {

@@ -17,7 +17,8 @@ pub use build::{
     BuildError, CaTemplate, Issuer, LeafTemplate, build_ca_csr, issue_ca, issue_leaf, random_serial,
 };
 pub use certificate::{
-    Certificate, CertificateError, MAX_CERTIFICATE_LEN, MAX_CERTIFICATES, serial_to_decimal,
+    Certificate, CertificateError, MAX_CERTIFICATE_LEN, MAX_CERTIFICATES, PemBundleError,
+    serial_to_decimal,
 };
 pub use name::Subject;
 pub use path::PathError;

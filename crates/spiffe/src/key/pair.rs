@@ -72,8 +72,8 @@ impl KeyPair {
     /// # Errors
     /// [`KeyError::NoPem`] when there is none, [`KeyError::Unsupported`] when it is of another kind.
     pub fn from_pem(text: &str) -> Result<Self, KeyError> {
-        for block in crate::pem::blocks(text) {
-            let block = block.map_err(|_broken| KeyError::NoPem)?;
+        let blocks = crate::pem::blocks(text).map_err(|_too_long| KeyError::NoPem)?;
+        for block in blocks.good {
             let der = Secret::new(block.der);
             match block.label {
                 "PRIVATE KEY" => return Self::from_pkcs8_der(der.expose()),

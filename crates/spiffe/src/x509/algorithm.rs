@@ -3,10 +3,10 @@
 use crate::key::SignatureScheme;
 use der::Decode;
 use der::asn1::AnyRef;
+use rustls_pki_types::{AlgorithmIdentifier, alg_id};
 use spki::{AlgorithmIdentifierRef, ObjectIdentifier};
 
-/// The identifiers we write and read. RSA-PSS is left out: its parameters have many spellings, no issuer of
-/// SPIFFE documents uses them for requests, and paths signed with it are verified elsewhere.
+/// The identifiers we write and read.
 const KNOWN: [(SignatureScheme, &str); 6] = [
     (SignatureScheme::EcdsaSha256, "1.2.840.10045.4.3.2"),
     (SignatureScheme::EcdsaSha384, "1.2.840.10045.4.3.3"),
@@ -16,8 +16,20 @@ const KNOWN: [(SignatureScheme, &str); 6] = [
     (SignatureScheme::RsaPkcs1Sha512, "1.2.840.113549.1.1.13"),
 ];
 
+/// The identifiers of RSA-PSS that we read, without the tag and length around them. Each holds parameters: the hash, MGF1 with
+/// the same hash, a salt of its length. Go and OpenSSL write these, and webpki knows no others.
+const PSS: [(SignatureScheme, AlgorithmIdentifier); 3] = [
+    (SignatureScheme::RsaPssSha256, alg_id::RSA_PSS_SHA256),
+    (SignatureScheme::RsaPssSha384, alg_id::RSA_PSS_SHA384),
+    (SignatureScheme::RsaPssSha512, alg_id::RSA_PSS_SHA512),
+];
+
 /// The scheme a DER `AlgorithmIdentifier` names, if it is one of ours.
 pub(crate) fn decode(der: &[u8]) -> Option<SignatureScheme> {
+    let content = AnyRef::from_der(der).ok()?.value();
+    if let Some((scheme, _)) = PSS.iter().find(|(_, known)| known.as_ref() == content) {
+        return Some(*scheme);
+    }
     let identifier = AlgorithmIdentifierRef::from_der(der).ok()?;
     if !identifier.parameters.is_none_or(AnyRef::is_null) {
         return None;

@@ -7,7 +7,7 @@ use crate::key::{PublicKey, PublicKeyError, SignatureScheme};
 use crate::pem::{self, PemError};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use der::asn1::{AnyRef, BitStringRef};
+use der::asn1::{AnyRef, BitStringRef, GeneralizedTime, UtcTime};
 use der::{Decode, Reader, SliceReader, Tag, Tagged};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::borrow::Cow;
@@ -15,7 +15,6 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::SystemTime;
-use x509_cert::time::Time;
 
 /// Largest certificate read, in bytes.
 pub const MAX_CERTIFICATE_LEN: usize = 64 * 1024;
@@ -39,11 +38,34 @@ pub enum CertificateError {
     AlgorithmMismatch,
     #[error("certificate public key: {0}")]
     PublicKey(#[from] PublicKeyError),
-    #[error("{0}")]
-    Pem(#[from] PemError),
-    #[error("no PEM blocks of type CERTIFICATE")]
-    NoPem,
     #[error("too many certificates")]
+    TooMany,
+}
+
+/// Why a PEM text does not give certificates.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PemBundleError {
+    #[error("no PEM blocks of type CERTIFICATE")]
+    None,
+    #[error("no PEM blocks of type CERTIFICATE: {0}")]
+    Broken(PemError),
+    #[error(
+        "PEM block {block} (line {line}) is a private key; keep it out of a file that is handed around"
+    )]
+    PrivateKey { block: usize, line: usize },
+    #[error("PEM block {block} (line {line}) is of type {label:?}, not CERTIFICATE")]
+    OtherType {
+        block: usize,
+        line: usize,
+        label: String,
+    },
+    #[error("PEM block {block} (line {line}): {reason}")]
+    Certificate {
+        block: usize,
+        line: usize,
+        reason: CertificateError,
+    },
+    #[error("more than 4096 certificates")]
     TooMany,
 }
 
@@ -113,27 +135,43 @@ impl Certificate {
         })))
     }
 
-    /// Every certificate of a PEM text, in order. Blocks of other types and text between are passed over.
+    /// Every certificate of a PEM text, in order. Text between blocks is passed over; blocks of other types are refused, as
+    /// by SPIRE.
     ///
     /// # Errors
-    /// [`CertificateError::NoPem`] when there is none; otherwise the first broken block.
-    pub fn parse_pem_bundle(text: &str) -> Result<Vec<Self>, CertificateError> {
-        let mut found = Vec::new();
-        for block in pem::blocks(text) {
-            let block = block?;
-            if block.label != "CERTIFICATE" {
-                continue;
+    /// [`PemBundleError`]; never an empty list.
+    pub fn parse_pem_bundle(text: &str) -> Result<Vec<Self>, PemBundleError> {
+        let blocks = pem::blocks(text).map_err(PemBundleError::Broken)?;
+        if blocks.good.len() > MAX_CERTIFICATES {
+            return Err(PemBundleError::TooMany);
+        }
+        let mut found = Vec::with_capacity(blocks.good.len());
+        for (at, read) in blocks.good.into_iter().enumerate() {
+            let (block, line) = (at + 1, read.line);
+            if read.label.ends_with("PRIVATE KEY") {
+                return Err(PemBundleError::PrivateKey { block, line });
             }
-            if found.len() == MAX_CERTIFICATES {
-                return Err(CertificateError::TooMany);
+            if read.label != "CERTIFICATE" {
+                return Err(PemBundleError::OtherType {
+                    block,
+                    line,
+                    label: read.label.chars().take(64).collect(),
+                });
             }
-            found.push(Self::from_der(&block.der)?);
+            let certificate =
+                Self::from_der(&read.der).map_err(|reason| PemBundleError::Certificate {
+                    block,
+                    line,
+                    reason,
+                })?;
+            found.push(certificate);
         }
         if found.is_empty() {
-            Err(CertificateError::NoPem)
-        } else {
-            Ok(found)
+            return Err(blocks
+                .broken
+                .map_or(PemBundleError::None, PemBundleError::Broken));
         }
+        Ok(found)
     }
 
     /// Every certificate of a concatenation of DER, in order (the Workload API's form). Empty input gives none.
@@ -320,11 +358,8 @@ impl<'a> TbsFields<'a> {
         }
         let algorithm = reader.tlv_bytes()?;
         let issuer = name(&mut reader)?;
-        let (not_before, not_after) = reader.sequence(|inner| {
-            let not_before = Time::decode(inner)?;
-            let not_after = Time::decode(inner)?;
-            Ok::<_, der::Error>((unix(not_before), unix(not_after)))
-        })?;
+        let (not_before, not_after) =
+            reader.sequence(|inner| Ok::<_, der::Error>((time(inner)?, time(inner)?)))?;
         let subject = name(&mut reader)?;
         let spki = reader.tlv_bytes()?;
         let mut extensions = None;
@@ -363,8 +398,15 @@ fn name<'a>(reader: &mut SliceReader<'a>) -> Result<&'a [u8], CertificateError> 
     }
 }
 
-fn unix(time: Time) -> i64 {
-    i64::try_from(time.to_unix_duration().as_secs()).unwrap_or(i64::MAX)
+/// RFC 5280 §4.1.2.5: one of the two forms, in unix seconds.
+fn time(reader: &mut SliceReader<'_>) -> Result<i64, der::Error> {
+    let any = AnyRef::decode(reader)?;
+    let since_epoch = if any.tag() == Tag::UtcTime {
+        any.decode_as::<UtcTime>()?.to_unix_duration()
+    } else {
+        any.decode_as::<GeneralizedTime>()?.to_unix_duration()
+    };
+    i64::try_from(since_epoch.as_secs()).map_err(|_too_late| any.tag().value_error().into())
 }
 
 /// Where `part`, a slice of `whole`, lies in it.

@@ -2,6 +2,9 @@
 //! what it leaves out is checked here on the path it found: the authority's own validity, key usage and path
 //! length, and URI name constraints, which webpki refuses outright. Chains that hold such a constraint, or are
 //! longer than webpki goes, are walked link by link instead, in the order they came.
+//!
+//! A chain is the peer's to choose, so both ways verify from the authority downwards: each signature is verified with a key
+//! that an authority vouches for already, never with one that the peer made up.
 
 use super::Certificate;
 use super::extensions::{DNS_NAME, KEY_CERT_SIGN, NameConstraint, NameConstraints, URI_NAME};
@@ -18,6 +21,8 @@ mod tests;
 pub(crate) const MAX_CHAIN: usize = 16;
 /// Longest chain webpki verifies: a leaf and six intermediates.
 const MAX_WEBPKI_CHAIN: usize = 7;
+/// Most paths tried from an authority downwards: roots of one name, times places in the chain that name them.
+const MAX_ATTEMPTS: usize = 32;
 /// Most name comparisons for the constraints of one path.
 const MAX_COMPARISONS: usize = 10_000;
 
@@ -44,6 +49,8 @@ pub enum PathError {
     UnsupportedConstraint,
     #[error("certificate has an unknown critical extension")]
     CriticalExtension,
+    #[error("too many paths could lead from the certificate to an authority of the bundle")]
+    TooManyPaths,
     #[error("certificate path is not valid: {0}")]
     Other(String),
 }
@@ -200,49 +207,70 @@ fn check_found(
     Err(refused)
 }
 
-/// Verifies a chain as it stands: each certificate signed by the next, the last by an authority.
+/// Verifies a chain as it stands: each certificate signed by the next, the last that is needed by an authority.
+///
+/// Names come first, since comparing them costs nothing: how far the chain hangs together, and which of its certificates
+/// name an authority as their issuer. From such a place the signatures are verified downwards to the leaf.
 fn walk(
     leaf: &Certificate,
     intermediates: &[Certificate],
     authorities: &[Authority],
     now: i64,
 ) -> Result<(), PathError> {
+    let chain: Vec<&Certificate> = std::iter::once(leaf).chain(intermediates).collect();
+    let linked = chain
+        .windows(2)
+        .take_while(
+            |pair| matches!(pair, [below, next] if below.issuer_der() == next.subject_der()),
+        )
+        .count();
     let mut refused = PathError::UnknownIssuer;
-    let mut below = leaf;
-    let mut used: Vec<&Certificate> = Vec::new();
-    for depth in 0..=intermediates.len() {
-        check_readable(below, now)?;
-        for authority in authorities
-            .iter()
-            .filter(|authority| below.is_signed_by(&authority.certificate))
-        {
-            match check_path(
-                leaf,
-                &used,
-                &authority.certificate,
-                now,
-                VerifiedBy::Walking,
-            ) {
+    let mut attempts = MAX_ATTEMPTS;
+    for depth in 0..=linked {
+        let (Some(used), Some(top)) = (chain.get(1..=depth), chain.get(depth)) else {
+            break;
+        };
+        for authority in authorities {
+            if authority.certificate.subject_der() != top.issuer_der() {
+                continue;
+            }
+            attempts = usize::checked_sub(attempts, 1).ok_or(PathError::TooManyPaths)?;
+            match descend(leaf, used, &authority.certificate, now) {
                 Ok(()) => return Ok(()),
                 Err(reason) => refused = reason,
             }
         }
-        let Some(next) = intermediates.get(depth) else {
-            break;
-        };
-        if below.issuer_der() != next.subject_der() {
-            return Err(refused);
-        }
-        if !below.is_signed_by(next) {
-            return Err(PathError::BadSignature);
-        }
-        if !next.is_ca() {
-            return Err(PathError::NotAuthority);
-        }
-        used.push(next);
-        below = next;
     }
     Err(refused)
+}
+
+/// Verifies the links from an authority down to the leaf. `used` goes from the leaf's issuer upwards.
+fn descend(
+    leaf: &Certificate,
+    used: &[&Certificate],
+    authority: &Certificate,
+    now: i64,
+) -> Result<(), PathError> {
+    let top = used.last().copied().unwrap_or(leaf);
+    if !top.is_signed_by(authority) {
+        // It only has the name of the issuer.
+        return Err(PathError::UnknownIssuer);
+    }
+    let mut above: Option<&Certificate> = None;
+    for below in used.iter().rev().copied().chain([leaf]) {
+        check_readable(below, now)?;
+        if let Some(signer) = above {
+            // Before its key is used: a workload's certificate vouches for nobody.
+            if !signer.is_ca() {
+                return Err(PathError::NotAuthority);
+            }
+            if !below.is_signed_by(signer) {
+                return Err(PathError::BadSignature);
+            }
+        }
+        above = Some(below);
+    }
+    check_path(leaf, used, authority, now, VerifiedBy::Walking)
 }
 
 fn check_readable(certificate: &Certificate, now: i64) -> Result<(), PathError> {

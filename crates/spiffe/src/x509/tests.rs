@@ -415,7 +415,13 @@ fn pem_and_concatenations_hold_several_certificates() {
     );
     assert_eq!(
         Certificate::parse_pem_bundle("filler"),
-        Err(CertificateError::NoPem)
+        Err(PemBundleError::None)
+    );
+    let broken = "\n-----BEGIN CERTIFICATE-----\nAAAA\n";
+    let refused = Certificate::parse_pem_bundle(broken).unwrap_err();
+    assert!(
+        refused.to_string().contains("in line 2 has no end"),
+        "{refused}"
     );
     let both = [a.der(), b.der()].concat();
     assert_eq!(
@@ -447,4 +453,46 @@ fn certificates_of_another_writer_read_the_same() {
     assert_eq!(read.dns_names(), ["a.example"]);
     assert_eq!(read.serial(), "1234");
     assert!(read.is_signed_by(&read));
+}
+
+#[test]
+fn pem_bundles_name_the_block_and_line_that_is_wrong_and_take_no_keys() {
+    let good = Ca::root("a").certificate().to_pem();
+    let lines = good.lines().count();
+    let refused = |label: &str, der: &[u8]| {
+        let mut text = good.clone();
+        crate::pem::write_block(&mut text, label, der);
+        Certificate::parse_pem_bundle(&text).unwrap_err()
+    };
+    let (block, line) = (2, lines + 1);
+    for label in ["PRIVATE KEY", "EC PRIVATE KEY", "ENCRYPTED PRIVATE KEY"] {
+        assert_eq!(
+            refused(label, &[1]),
+            PemBundleError::PrivateKey { block, line }
+        );
+    }
+    assert_eq!(
+        refused("CERTIFICATE", &[1, 2]).to_string(),
+        format!("PEM block 2 (line {line}): certificate is not valid DER")
+    );
+    let other = refused("CERTIFICATE REQUEST", &[1]).to_string();
+    assert!(other.contains("CERTIFICATE REQUEST"), "{other}");
+}
+
+/// Made with `openssl req -x509 -newkey rsa:2048 -sigopt rsa_padding_mode:pss -sigopt rsa_pss_saltlen:digest`.
+#[test]
+fn a_root_signed_with_rsa_pss_is_seen_to_have_signed_itself() {
+    for pem in [
+        include_str!("testing/pss_sha256.pem"),
+        include_str!("testing/pss_sha384.pem"),
+        include_str!("testing/pss_sha512.pem"),
+    ] {
+        let root = Certificate::parse_pem_bundle(pem).unwrap().remove(0);
+        assert!(root.is_ca() && root.is_self_issued());
+        assert!(root.is_signed_by(&root));
+        let mut touched = root.der().to_vec();
+        *touched.last_mut().unwrap() ^= 1;
+        let touched = Certificate::from_der(&touched).unwrap();
+        assert!(!touched.is_signed_by(&root));
+    }
 }

@@ -208,6 +208,70 @@ fn chains_longer_than_webpki_goes_are_walked_in_order() {
     );
 }
 
+/// Longer than webpki goes: the first of `certificates` is the leaf's issuer, the last is issued by `root`.
+fn long_chain(root: &Ca) -> Vec<Ca> {
+    let mut chain = vec![root.issue_ca(&authority("0"))];
+    for depth in 1..12 {
+        let next = chain[0].issue_ca(&authority(&depth.to_string()));
+        chain.insert(0, next);
+    }
+    chain
+}
+
+#[test]
+fn no_signature_counts_before_an_authority_is_known_to_stand_above_it() {
+    let (root, stranger) = (Ca::root("example.org"), Ca::root("elsewhere"));
+    let chain = long_chain(&stranger);
+    let mut leaf = chain[0].issue(&leaf());
+    *leaf.last_mut().unwrap() ^= 1;
+    let chain: Vec<&Ca> = chain.iter().collect();
+    // From below, the leaf's bad signature would have been found first.
+    assert_eq!(
+        verify_under(&root, &leaf, &chain),
+        Err(PathError::UnknownIssuer)
+    );
+    assert_eq!(
+        verify_under(&stranger, &leaf, &chain),
+        Err(PathError::BadSignature)
+    );
+}
+
+#[test]
+fn a_chain_that_only_claims_an_authority_s_name_is_refused_at_its_top() {
+    let (root, forger) = (Ca::root("example.org"), Ca::root("example.org"));
+    let chain = long_chain(&forger);
+    let expired = chain[0].issue(&Mold {
+        not_after: NOW - 1,
+        ..leaf()
+    });
+    let chain: Vec<&Ca> = chain.iter().collect();
+    assert_eq!(
+        verify_under(&root, &expired, &chain),
+        Err(PathError::UnknownIssuer),
+        "nothing below the forged link is looked at"
+    );
+}
+
+#[test]
+fn few_of_the_paths_that_a_peer_can_make_up_are_tried() {
+    // Every certificate names the same issuer as the roots do.
+    let forger = Ca::root("example.org");
+    let same_name = || authority("root");
+    let mut chain = vec![forger.issue_ca(&same_name())];
+    for _ in 1..15 {
+        let next = chain[0].issue_ca(&same_name());
+        chain.insert(0, next);
+    }
+    let leaf = chain[0].issue(&leaf());
+    let roots: Vec<Ca> = (0..8).map(|_| Ca::root("example.org")).collect();
+    let roots: Vec<&Ca> = roots.iter().collect();
+    let ders: Vec<&[u8]> = std::iter::once(leaf.as_slice())
+        .chain(chain.iter().map(|ca| ca.der.as_slice()))
+        .collect();
+    let refused = verify_svid(&ders, &Bundles::of(&[("example.org", &roots)]), now()).unwrap_err();
+    assert_eq!(refused, X509SvidError::Path(PathError::TooManyPaths));
+}
+
 #[test]
 fn walked_chains_obey_the_same_rules() {
     let root = Ca::root("example.org");
