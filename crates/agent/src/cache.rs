@@ -248,7 +248,7 @@ impl Cache {
         self.lock().jwt(key, self.clock.now())
     }
 
-    /// Keeps a token that was issued for `asked`, unless that entry has changed since.
+    /// Caches a token that was issued for `asked`, unless that entry has changed since.
     pub(crate) fn put_jwt(&self, asked: &Entry, key: JwtKey, token: Arc<JwtToken>) {
         self.lock().put_jwt(asked, key, token, self.clock.now());
     }
@@ -286,15 +286,6 @@ impl Cache {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// Certificates begin some seconds before they are issued: of one that lives as short as that, half is over when it
-/// comes. At least two fifths of what is left is used, or it would be renewed without end.
-pub(crate) fn not_sooner(not_after: SystemTime, now: SystemTime) -> SystemTime {
-    now + not_after
-        .duration_since(now)
-        .unwrap_or(Duration::ZERO)
-        .mul_f64(0.4)
 }
 
 #[cfg(test)]

@@ -26,6 +26,14 @@ pub fn half_life_spread(not_before: SystemTime, not_after: SystemTime, spread: f
     not_before + half - reach + offset
 }
 
+/// The earliest moment at which a document that came at `now` is renewed. Certificates begin some seconds before they are
+/// issued, so that of one that lives as short as that, half is over when it comes: at least two fifths of what is left are
+/// used, or it would be renewed without end.
+#[must_use]
+pub fn earliest_renewal(now: SystemTime, not_after: SystemTime) -> SystemTime {
+    now + lifetime(now, not_after).mul_f64(0.4)
+}
+
 /// When the successor of an authority is prepared and published: when the rest of its life is half of it, or 30
 /// days, whichever is less.
 #[must_use]
@@ -73,6 +81,12 @@ mod tests {
             2800
         );
         assert!(at(half_life_spread(from_unix(1000), from_unix(4600), 0.999)) < 2980);
+    }
+
+    #[test]
+    fn a_document_is_used_for_a_while_however_short_it_lives() {
+        assert_eq!(at(earliest_renewal(from_unix(1000), from_unix(1010))), 1004);
+        assert_eq!(at(earliest_renewal(from_unix(1000), from_unix(900))), 1000);
     }
 
     #[test]

@@ -198,6 +198,11 @@ impl State {
             };
             let update = self.known.update_of(&selectors, now);
             let entries = update.entries.clone();
+            if self.interest.needs_svids(set)
+                && let Some(former) = self.interest.update(set)
+            {
+                log_new_default(&former, &update);
+            }
             self.interest.publish(set, update);
             if self.interest.needs_svids(set) {
                 for entry in entries {
@@ -279,6 +284,20 @@ impl Touched {
     fn entry(&mut self, interest: &Interest, entry: &Entry) {
         self.any = true;
         self.sets.extend(interest.matched_by(entry));
+    }
+}
+
+/// Programs that take the first SVID they get become somebody else when an entry with a lower ID matches them.
+fn log_new_default(former: &WorkloadUpdate, update: &WorkloadUpdate) {
+    if let (Some(before), Some(now)) = (former.entries.first(), update.entries.first())
+        && before.spiffe_id != now.spiffe_id
+    {
+        tracing::info!(
+            before = %before.spiffe_id,
+            now = %now.spiffe_id,
+            entry = %now.id,
+            "the default identity of running workloads changed: the entry with the lowest ID comes first"
+        );
     }
 }
 

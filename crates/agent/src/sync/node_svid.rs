@@ -4,11 +4,11 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use config::fault::Fault;
+use spiffe::rotation::earliest_renewal;
 use tokio::time::Instant;
 
 use super::{Following, Outcome, Sync};
 use crate::backoff::Backoff;
-use crate::cache::not_sooner;
 use crate::dial;
 use crate::join;
 use crate::link::{Link, LinkError};
@@ -171,7 +171,7 @@ impl Sync {
                     self.renewal.backoff.reset();
                     self.renewal.not_before = None;
                 }
-                self.renewal.not_sooner = Some(not_sooner(not_after, now));
+                self.renewal.not_sooner = Some(earliest_renewal(now, not_after));
                 self.renewal.unsaved = unsaved.then(|| Instant::now() + SAVE_PAUSE);
                 self.use_identity(identity)
             }

@@ -919,3 +919,23 @@ async fn an_entry_that_a_server_created_again_with_the_same_revision_is_issued_a
     })
     .await;
 }
+
+#[tokio::test]
+async fn the_nodes_own_svid_is_renewed_when_its_authority_is_tainted() {
+    let mut f = start(|_| {}).await;
+    f.status(|status| status.connected).await;
+    let before = f.ends.identity.borrow_and_update().clone();
+    let next = crate::testing::Authority::new(&trust_domain());
+    f.server.change(|state| {
+        state.bundle.x509_authorities[0].tainted = true;
+        state.bundle.add_x509_authority(next.certificate.clone());
+        state.authority = next.clone();
+    });
+    tokio::time::timeout(LONG, f.ends.identity.changed())
+        .await
+        .expect("in time")
+        .unwrap();
+    let after = f.ends.identity.borrow().clone();
+    assert_eq!(before.id(), after.id());
+    assert_ne!(before.svid.facts.issuers, after.svid.facts.issuers);
+}

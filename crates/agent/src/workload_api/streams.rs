@@ -1,5 +1,5 @@
 //! The three streams: X509-SVIDs, X.509 bundles, JWT bundles. Each message is the full state, sent when it differs from
-//! the one before, and only after the caller was looked at again. Who comes anew gets nothing stale while the server answers.
+//! the one before, and only after the caller was looked at again. A new caller gets nothing stale while the server answers.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use crate::cache::{Outlook, Purpose, Subscription};
 use crate::gate::Caller;
 use crate::rate_limit::Method;
 
-/// A caller that comes anew waits this long for SVIDs that are being issued in place of stale ones; then it gets those.
+/// A new caller waits this long for SVIDs that are being issued in place of stale ones; then it gets those.
 /// Short enough for callers with a deadline of a second.
 pub(super) const RENEWAL_TIMEOUT: Duration = Duration::from_millis(500);
 /// The first message waits this long for all of the caller's SVIDs; then those that are there are sent.

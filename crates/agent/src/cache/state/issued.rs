@@ -6,14 +6,15 @@ use std::time::{Duration, SystemTime};
 
 use spiffe::entry::Entry;
 use spiffe::random::{Random, unit_interval};
+use spiffe::rotation::earliest_renewal;
 
 use super::{State, Timer, Touched, live};
 use crate::backoff::spread;
+use crate::cache::entries;
 use crate::cache::interest::SetId;
 use crate::cache::issuance::Postponement;
 use crate::cache::jwt::{Cached, JwtKey, JwtToken};
 use crate::cache::svids::IssuedSvid;
-use crate::cache::{entries, not_sooner};
 
 /// The first pause of an entry whose SVID the server refused or that could not be used; it doubles each time.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
@@ -108,8 +109,11 @@ impl State {
             let spread = unit_interval(random);
             let rule = self.rotation;
             rule.renew_at(svid.not_before, svid.not_after, spread)
-                .max(not_sooner(svid.not_after, now))
+                .max(earliest_renewal(now, svid.not_after))
         };
+        if self.known.svids.not_after(&svid.entry_id).is_none() {
+            warn_of_short_life(&svid, entry, now);
+        }
         self.timers
             .set(Timer::Svid(Arc::clone(&svid.entry_id)), renew_at);
         self.known.svids.put(svid, renew_at, stale);
@@ -242,6 +246,26 @@ impl State {
     }
 }
 
+/// How much shorter an SVID lives than its entry asks, when neither rounding nor the entry's expiry explains it.
+fn missing_life(svid: &IssuedSvid, entry: &Entry, now: SystemTime) -> Option<Duration> {
+    let asked = Duration::from_secs(u64::try_from(entry.x509_svid_ttl).unwrap_or_default());
+    let missing = (now + asked).duration_since(svid.not_after).ok()?;
+    let ends_with_entry = entries::expiry(entry).is_some_and(|expiry| expiry <= svid.not_after);
+    (missing > asked / 10 && !ends_with_entry).then_some(missing)
+}
+
+fn warn_of_short_life(svid: &IssuedSvid, entry: &Entry, now: SystemTime) {
+    if let Some(missing) = missing_life(svid, entry, now) {
+        tracing::warn!(
+            entry = %entry.id,
+            spiffe_id = %entry.spiffe_id,
+            asked_seconds = entry.x509_svid_ttl,
+            missing_seconds = missing.as_secs(),
+            "X509-SVID lives shorter than its entry asks: it cannot outlive the server's authority"
+        );
+    }
+}
+
 fn warn_of_clock(svid: &IssuedSvid, now: SystemTime) {
     let ahead = now.duration_since(svid.not_after).unwrap_or_default();
     tracing::warn!(
@@ -250,4 +274,39 @@ fn warn_of_clock(svid: &IssuedSvid, now: SystemTime) {
         expired_seconds_ago = ahead.as_secs(),
         "X509-SVID had expired when it arrived: the clock of this node is ahead of the server's"
     );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{at, entry};
+
+    #[test]
+    fn an_svid_that_its_authority_cuts_short_is_noticed_and_one_that_ends_with_its_entry_is_not() {
+        let mut week = Entry::clone(&entry("a", "/a", &[]));
+        week.x509_svid_ttl = 7 * 24 * 3600;
+        let until = |seconds| IssuedSvid {
+            entry_id: "a".into(),
+            revision: 0,
+            spiffe_id: week.spiffe_id.clone(),
+            chain: Vec::new(),
+            key: Arc::new(spiffe::secret::Secret::new(Vec::new())),
+            not_before: at(0),
+            not_after: at(seconds),
+            issuers: Vec::new(),
+        };
+        let hour = Duration::from_secs(3600);
+        assert_eq!(
+            missing_life(&until(3600), &week, at(0)),
+            Some(7 * 24 * hour - hour)
+        );
+        let nearly = until(7 * 24 * 3600 - 5);
+        assert_eq!(missing_life(&nearly, &week, at(0)), None);
+        let mut default = week.clone();
+        default.x509_svid_ttl = 0;
+        assert_eq!(missing_life(&until(60), &default, at(0)), None);
+        let mut brief = week.clone();
+        brief.expires_at = spiffe::clock::unix_seconds(at(3600));
+        assert_eq!(missing_life(&until(3600), &brief, at(0)), None);
+    }
 }

@@ -1,4 +1,4 @@
-//! Who comes anew gets nothing stale while the server answers, and waits for nothing that does not come.
+//! A new caller gets nothing stale while the server answers, and waits for nothing that does not come.
 
 use super::*;
 use crate::cache::jwt::{JwtKey, JwtToken};
