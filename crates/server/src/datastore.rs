@@ -6,8 +6,10 @@ mod agents;
 mod backend;
 mod bundles;
 mod codec;
+mod commit;
 #[cfg(test)]
 mod contract;
+mod database;
 mod draft;
 mod entries;
 mod error;
@@ -33,11 +35,12 @@ use spiffe::trust_domain::TrustDomain;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::registry::Registry;
-use backend::{Backend, Meta};
+use backend::Backend;
+use database::Database;
 use draft::Draft;
 use entries::CommonSelectors;
 use monitor::Monitor;
-use writer::{Operation, QUEUE, Work, Writer, load};
+use writer::{Operation, QUEUE, Work, Writer};
 
 #[cfg(any(test, fuzzing))]
 pub(crate) use postgres::check_connection_string;
@@ -85,6 +88,13 @@ pub enum DatastoreKind {
     Postgres(PostgresConfig),
 }
 
+/// What every kind of database is opened with.
+struct Settings {
+    trust_domain: TrustDomain,
+    clock: Arc<dyn Clock>,
+    max_staleness: Duration,
+}
+
 /// A handle on the writer. Cheap to clone; the writer ends after the last handle is dropped.
 #[derive(Clone)]
 pub struct Datastore {
@@ -114,55 +124,60 @@ impl Datastore {
         trust_domain: TrustDomain,
         clock: Arc<dyn Clock>,
     ) -> Result<(Self, Arc<Registry>), DatastoreError> {
-        let wanted = Meta {
-            trust_domain: trust_domain.as_str().to_owned(),
-            epoch: uuid::Uuid::new_v4().to_string(),
+        let settings = Settings {
+            trust_domain,
+            clock,
+            max_staleness: config.max_staleness,
         };
-        let (backend, meta) = match config.kind {
+        match config.kind {
             DatastoreKind::Sqlite { path } => {
-                let (sqlite, meta) = sqlite::Sqlite::open(path, wanted).await?;
-                (Backend::Sqlite(sqlite), meta)
+                Self::start(sqlite::Sqlite::open(path).await?, settings).await
             }
             DatastoreKind::Postgres(config) => {
-                let (postgres, meta) = postgres::Postgres::open(config, wanted).await?;
-                (Backend::Postgres(Box::new(postgres)), meta)
+                Self::start(postgres::Postgres::open(config).await?, settings).await
             }
-        };
-        if meta.trust_domain != trust_domain.as_str() {
-            return Err(DatastoreError::WrongTrustDomain {
-                stored: meta.trust_domain,
-                configured: trust_domain,
-            });
         }
-        Self::start(
-            backend,
+    }
+
+    /// Opens a SQLite file that others have open, which a server never does.
+    #[cfg(test)]
+    pub(crate) async fn open_beside_others(
+        config: DatastoreConfig,
+        trust_domain: TrustDomain,
+        clock: Arc<dyn Clock>,
+    ) -> Result<(Self, Arc<Registry>), DatastoreError> {
+        let DatastoreKind::Sqlite { path } = config.kind.clone() else {
+            return Self::open(config, trust_domain, clock).await;
+        };
+        let settings = Settings {
             trust_domain,
-            meta.epoch,
             clock,
-            config.max_staleness,
-        )
-        .await
+            max_staleness: config.max_staleness,
+        };
+        Self::start(sqlite::Sqlite::open_unlocked(path).await?, settings).await
     }
 
     async fn start(
-        mut backend: Backend,
-        trust_domain: TrustDomain,
-        epoch: String,
-        clock: Arc<dyn Clock>,
-        max_staleness: Duration,
+        backend: impl Backend,
+        settings: Settings,
     ) -> Result<(Self, Arc<Registry>), DatastoreError> {
-        let state = load(&mut backend, &trust_domain).await?;
+        let Settings {
+            trust_domain,
+            clock,
+            max_staleness,
+        } = settings;
+        let mut database = Database::open(backend, trust_domain.clone()).await?;
+        let state = database.load().await?;
         let registry = Arc::new(Registry::new(
             state,
             trust_domain,
-            epoch,
             Arc::clone(&clock),
             max_staleness,
         ));
         let (queue, queued) = mpsc::channel(QUEUE);
         let (closing, asked) = mpsc::channel(1);
         let writer = Writer {
-            backend,
+            database,
             queue: queued,
             closing: asked,
             monitor: Monitor::new(Arc::clone(&registry)),

@@ -5,6 +5,7 @@
 mod agents;
 mod authorized;
 mod changes;
+mod cursor;
 mod entries;
 mod freshness;
 mod group;
@@ -32,6 +33,7 @@ use authorized::Node;
 use freshness::Freshness;
 use listing::Gathering;
 
+pub use cursor::Cursor;
 pub(crate) use freshness::{Condition, Stale};
 pub use listing::{AgentFilter, BadPageToken, EntryFilter, Listing, Page, SetMatch};
 pub use proof::Authorized;
@@ -51,7 +53,6 @@ pub struct Registry {
     state: RwLock<State>,
     revision: watch::Sender<u64>,
     trust_domain: TrustDomain,
-    epoch: String,
     clock: Arc<dyn Clock>,
     freshness: Freshness,
 }
@@ -68,16 +69,14 @@ impl Registry {
     pub(crate) fn new(
         state: State,
         trust_domain: TrustDomain,
-        epoch: String,
         clock: Arc<dyn Clock>,
         max_staleness: Duration,
     ) -> Self {
-        let revision = watch::Sender::new(state.revision);
+        let revision = watch::Sender::new(state.cursor.revision());
         Self {
             state: RwLock::new(state),
             revision,
             trust_domain,
-            epoch,
             clock,
             freshness: Freshness::new(max_staleness),
         }
@@ -92,14 +91,14 @@ impl Registry {
         &self.trust_domain
     }
 
-    /// Names the store's history: a cursor of another epoch means nothing here.
-    pub fn epoch(&self) -> &str {
-        &self.epoch
-    }
-
     /// The revision that reads now show.
     pub fn revision(&self) -> u64 {
-        self.read().revision
+        self.cursor().revision()
+    }
+
+    /// The same with its token, which tells it from the same number of another history.
+    pub fn cursor(&self) -> Cursor {
+        self.read().cursor
     }
 
     /// Told of each new revision. Late readers see the latest only.
@@ -107,15 +106,10 @@ impl Registry {
         self.revision.subscribe()
     }
 
-    /// The changes after `revision` in commit order, or `None` when the reader must start over: too far behind, or
-    /// ahead of this store.
-    pub fn changes_since(&self, revision: u64) -> Option<Vec<Change>> {
-        let state = self.read();
-        if revision > state.revision {
-            None
-        } else {
-            state.changes.since(revision)
-        }
+    /// The changes after `cursor` in commit order, or `None` when the reader must start over: it is too far behind, ahead of
+    /// this store, or of a history that the store has lost.
+    pub fn changes_since(&self, cursor: Cursor) -> Option<Vec<Change>> {
+        self.read().changes.since(cursor)
     }
 
     pub fn entry(&self, id: &str) -> Option<Arc<Entry>> {
@@ -289,15 +283,15 @@ impl Registry {
         self.state.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Applies the writes of commits up to `revision`, then tells the subscribers.
-    pub(crate) fn apply(&self, revision: u64, writes: Vec<Write>) {
-        self.write().apply(revision, writes);
-        self.revision.send_replace(revision);
+    /// Applies the writes of the commits `passed`, then tells the subscribers.
+    pub(crate) fn apply(&self, passed: &[Cursor], writes: Vec<Write>) {
+        self.write().apply(passed, writes);
+        self.revision.send_replace(self.revision());
     }
 
     /// Starts over from a snapshot, because the way to it is unknown.
     pub(crate) fn replace(&self, state: State) {
-        let revision = state.revision;
+        let revision = state.cursor.revision();
         let old = std::mem::replace(&mut *self.write(), state);
         // A million entries take a while to free: not under the lock.
         drop(old);

@@ -1,72 +1,130 @@
-//! The one place that tells the databases apart. A backend runs one transaction at a time, for the writer.
+//! What a database must be able to do. Everything that is made of it (schema, history, commits) is written once, in
+//! `database`; another kind of database is one more file like `sqlite` or `postgres`.
 
+use std::borrow::Cow;
+use std::fmt::Debug;
+use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::codec::Decoder;
-use super::draft::Row;
 use super::error::DatastoreError;
-use super::postgres::Postgres;
-use super::sqlite::Sqlite;
-use crate::registry::{Kind, State, Write};
+use super::schema::Dialect;
+use crate::registry::{Kind, State};
 
-/// A write that changes nothing.
-pub(super) const PROBE: &str = "UPDATE meta SET value = value WHERE name = 'schema_version'";
-
-/// The longest time between two looks for other servers' commits.
+/// The longest time between two looks at the database.
 pub(super) const POLL: Duration = Duration::from_secs(1);
 
+/// One connection, used by the writer alone.
+pub(super) trait Backend: Debug + Send + 'static {
+    fn dialect(&self) -> &'static Dialect;
+
+    /// Where the database is, for messages; no user and no password.
+    fn at(&self) -> String;
+
+    /// Runs statements in order and gives the rows of each. After an error no transaction is open.
+    ///
+    /// # Errors
+    /// The first statement that failed; also when an answer takes longer than its kind may.
+    fn run(
+        &mut self,
+        statements: Vec<Statement>,
+    ) -> impl Future<Output = Result<Vec<Rows>, DatastoreError>> + Send;
+
+    /// Feeds a query's rows (row number, key, body) to the loader, within the open transaction.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run), and what the loader refuses.
+    fn scan(
+        &mut self,
+        kind: Kind,
+        query: String,
+        loader: Loader,
+    ) -> impl Future<Output = Result<Loader, DatastoreError>> + Send;
+
+    /// Ends the open transaction, if there is one.
+    fn rollback(&mut self) -> impl Future<Output = ()> + Send;
+
+    /// Makes sure that the connection leads to the database that the configuration names. True when it leads to
+    /// another one than before: a file that was replaced.
+    ///
+    /// # Errors
+    /// There is nothing to connect to.
+    fn reconnect(&mut self) -> impl Future<Output = Result<bool, DatastoreError>> + Send;
+
+    /// Returns when there may be others' commits to look for, after [`POLL`] at the latest.
+    fn woken(&mut self, known: u64) -> impl Future<Output = ()> + Send;
+
+    /// Leaves the database as a copy of its files should find it.
+    ///
+    /// # Errors
+    /// The database did not do it. Nothing that was committed is lost.
+    fn close(&mut self) -> impl Future<Output = Result<(), DatastoreError>> + Send;
+}
+
+/// What to run.
 #[derive(Debug)]
-pub(super) enum Backend {
-    Sqlite(Sqlite),
-    Postgres(Box<Postgres>),
+pub(super) enum Statement {
+    /// One statement or several, without parameters and rows.
+    Script(Cow<'static, str>),
+    /// A script that may take minutes.
+    LongScript(Cow<'static, str>),
+    /// A question of a row or two.
+    Query(Cow<'static, str>, Vec<Value>),
+    /// A question of many rows.
+    Listing(Cow<'static, str>, Vec<Value>),
+    /// The same statement for each row of the columns, which are of one length.
+    Bulk(String, Vec<Column>),
 }
 
-/// What the database says of itself.
-#[derive(Debug, Clone)]
-pub(super) struct Meta {
-    pub(super) trust_domain: String,
-    pub(super) epoch: String,
+impl Statement {
+    pub(super) fn script(text: &'static str) -> Self {
+        Self::Script(Cow::Borrowed(text))
+    }
+
+    pub(super) fn query(text: &'static str, values: Vec<Value>) -> Self {
+        Self::Query(Cow::Borrowed(text), values)
+    }
 }
 
-/// One row as read.
-#[derive(Debug)]
-pub(super) struct Found {
-    pub(super) kind: Kind,
-    pub(super) key: Arc<str>,
-    pub(super) revision: u64,
-    /// The row number and body, or `None` when the object is gone.
-    pub(super) content: Option<(i64, String)>,
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Value {
+    Null,
+    Int(i64),
+    Text(String),
 }
 
-/// What happened in the database since a known revision.
-#[derive(Debug)]
-pub(super) enum Missed {
-    Nothing,
-    /// The latest form of each changed object; together they lead to `revision`.
-    Changes {
-        revision: u64,
-        found: Vec<Found>,
-    },
-    /// The change log does not reach back, or the database went back in time: load everything anew.
-    Everything,
-}
+impl Value {
+    /// A number that is never negative.
+    pub(super) fn unsigned(&self) -> u64 {
+        u64::try_from(self.int()).unwrap_or_default()
+    }
 
-/// What a look at the database showed.
-#[derive(Debug)]
-pub(super) struct Look {
-    pub(super) missed: Missed,
-    /// Why a write would fail, where the database says so unasked.
-    pub(super) read_only: Option<String>,
-}
-
-impl From<Missed> for Look {
-    fn from(missed: Missed) -> Self {
-        Self {
-            missed,
-            read_only: None,
+    pub(super) fn int(&self) -> i64 {
+        match self {
+            Self::Int(value) => *value,
+            Self::Text(text) => text.parse().unwrap_or_default(),
+            Self::Null => 0,
         }
     }
+
+    pub(super) fn text(&self) -> &str {
+        match self {
+            Self::Text(text) => text,
+            Self::Int(_) | Self::Null => "",
+        }
+    }
+}
+
+pub(super) type Rows = Vec<Vec<Value>>;
+
+/// One parameter of a bulk statement.
+#[derive(Debug)]
+pub(super) enum Column {
+    /// The same in every row.
+    Same(i64),
+    Ints(Vec<i64>),
+    Texts(Vec<String>),
 }
 
 /// Builds a state from a snapshot, row by row.
@@ -101,105 +159,12 @@ pub(super) fn unreadable(kind: Kind, key: &str, because: String) -> DatastoreErr
     }
 }
 
-/// Turns what was missed into the writes that the registry applies.
-pub(super) fn decode_all(found: Vec<Found>) -> Result<Vec<Write>, DatastoreError> {
-    let mut decoder = Decoder::default();
-    let decoded = found.into_iter().map(
-        |Found {
-             kind,
-             key,
-             revision,
-             content,
-         }| {
-            let (row, object) = match content {
-                None => (0, None),
-                Some((row, body)) => {
-                    let object = decoder
-                        .decode(kind, &key, &body)
-                        .map_err(|because| unreadable(kind, &key, because))?;
-                    (row, Some(object))
-                }
-            };
-            Ok(Write {
-                kind,
-                key,
-                row,
-                object,
-                revision,
-            })
-        },
-    );
-    decoded.collect()
-}
-
-impl Backend {
-    /// Fills the loader from one snapshot; its state ends at the snapshot's revision.
-    pub(super) async fn load(&mut self, loader: Loader) -> Result<Loader, DatastoreError> {
-        match self {
-            Self::Sqlite(sqlite) => sqlite.load(loader).await,
-            Self::Postgres(postgres) => postgres.load(loader).await,
-        }
-    }
-
-    /// Opens a write transaction by taking the next revision, which keeps every other writer out until the end.
-    /// `known` is the revision in memory: what others committed since is returned.
-    pub(super) async fn begin(&mut self, known: u64) -> Result<(u64, Missed), DatastoreError> {
-        match self {
-            Self::Sqlite(sqlite) => sqlite.begin(known).await,
-            Self::Postgres(postgres) => postgres.begin(known).await,
-        }
-    }
-
-    /// Writes the rows and their changes and commits. After an error nothing is open.
-    pub(super) async fn commit(
-        &mut self,
-        revision: u64,
-        rows: Vec<Row>,
-    ) -> Result<(), DatastoreError> {
-        match self {
-            Self::Sqlite(sqlite) => sqlite.commit(revision, rows).await,
-            Self::Postgres(postgres) => postgres.commit(revision, &rows).await,
-        }
-    }
-
-    pub(super) async fn rollback(&mut self) {
-        match self {
-            Self::Sqlite(sqlite) => sqlite.rollback().await,
-            Self::Postgres(postgres) => postgres.rollback().await,
-        }
-    }
-
-    /// Leaves the database as a copy of its files should find it.
-    pub(super) async fn close(&mut self) -> Result<(), DatastoreError> {
-        match self {
-            Self::Sqlite(sqlite) => sqlite.close().await,
-            Self::Postgres(_) => Ok(()),
-        }
-    }
-
-    /// Looks for others' commits since `known`.
-    pub(super) async fn look(&mut self, known: u64) -> Result<Look, DatastoreError> {
-        match self {
-            Self::Sqlite(sqlite) => sqlite.missed(known).await.map(Look::from),
-            Self::Postgres(postgres) => postgres.look(known).await,
-        }
-    }
-
-    /// Writes what is there already, to find out whether the database takes writes again.
-    pub(super) async fn probe(&mut self) -> Result<(), DatastoreError> {
-        match self {
-            Self::Sqlite(sqlite) => sqlite.probe().await,
-            Self::Postgres(postgres) => postgres.probe().await,
-        }
-    }
-
-    /// Returns when there may be others' commits to look for.
-    pub(super) async fn woken(&mut self, known: u64) {
-        match self {
-            // Nothing tells of another process's commits to the file: it is not meant to be shared, but a ban made by
-            // one server must not pass another by.
-            Self::Sqlite(_) => tokio::time::sleep(POLL).await,
-            Self::Postgres(postgres) => postgres.woken(known).await,
-        }
-    }
+/// One row as the change log names it.
+#[derive(Debug)]
+pub(super) struct ChangedRow {
+    pub(super) kind: Kind,
+    pub(super) key: Arc<str>,
+    pub(super) revision: u64,
+    /// The row number and body, or `None` when the object is gone.
+    pub(super) content: Option<(i64, String)>,
 }

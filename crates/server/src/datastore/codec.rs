@@ -106,7 +106,7 @@ fn is_default<T: Default + PartialEq>(value: &T) -> bool {
 }
 
 /// The row body of an object. Its key is in a column of its own.
-pub(super) fn encode(object: &Object) -> String {
+pub(super) fn encode(object: &Object) -> Result<String, Because> {
     let body = match object {
         Object::Entry(entry) => serde_json::to_string(&stored_entry(entry)),
         Object::Agent(agent) => serde_json::to_string(&StoredAgent {
@@ -147,8 +147,7 @@ pub(super) fn encode(object: &Object) -> String {
             expires_at: lease.expires_at,
         }),
     };
-    // Strings, numbers and lists of them: there is nothing in it that JSON lacks.
-    body.unwrap_or_default()
+    body.map_err(text)
 }
 
 fn stored_entry(entry: &Entry) -> StoredEntry<'_> {

@@ -5,6 +5,7 @@ mod agents;
 mod bundles;
 mod entries;
 mod followers;
+mod forks;
 mod tokens;
 
 use std::sync::Arc;
@@ -71,6 +72,14 @@ impl Subject {
         })
     }
 
+    /// The script that made the schema's first version.
+    pub(super) fn first_schema(&self) -> &'static str {
+        match self.kind {
+            DatastoreKind::Sqlite { .. } => include_str!("../../migrations/0001.sqlite.sql"),
+            DatastoreKind::Postgres(_) => include_str!("../../migrations/0001.postgres.sql"),
+        }
+    }
+
     pub(super) fn path(&self) -> Option<std::path::PathBuf> {
         match &self.kind {
             DatastoreKind::Sqlite { path } => Some(path.clone()),
@@ -128,7 +137,7 @@ impl Subject {
     ) -> Result<(Datastore, Arc<Registry>), DatastoreError> {
         let config = DatastoreConfig::new(self.kind.clone());
         let trust_domain = TrustDomain::parse(trust_domain).unwrap();
-        Datastore::open(config, trust_domain, Arc::new(self.clock.clone())).await
+        Datastore::open_beside_others(config, trust_domain, Arc::new(self.clock.clone())).await
     }
 
     pub(super) async fn open(&self) -> (Datastore, Arc<Registry>) {

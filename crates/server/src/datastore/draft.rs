@@ -232,6 +232,8 @@ impl<'a> Draft<'a> {
                 _ => false,
             };
             let Write { kind, row, .. } = *write;
+            // An object that is there keeps its place, in the database as well.
+            let row = state.row(kind, &write.key).unwrap_or(row);
             rows.push(Row {
                 kind,
                 key: Arc::clone(&write.key),
@@ -239,7 +241,10 @@ impl<'a> Draft<'a> {
                 object: write.object.clone(),
                 moves,
             });
-            kept.push(write.clone());
+            kept.push(Write {
+                row,
+                ..write.clone()
+            });
         }
         (rows, kept)
     }

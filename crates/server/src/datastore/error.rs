@@ -12,6 +12,8 @@ pub enum DatastoreError {
     Unavailable { because: String },
     #[error("the database {at} is locked by another process")]
     Locked { at: String },
+    #[error("another server uses the database {at}")]
+    InUse { at: String },
     #[error("no space left for the database {at}")]
     Full { at: String },
     #[error("the database is read-only: {because}")]

@@ -19,6 +19,13 @@ impl From<&DatastoreError> for Fault {
                         "stop the other process (fuser {at}); one SQLite file belongs to one server, PostgreSQL serves several"
                     ))
             }
+            DatastoreError::InUse { at } => {
+                Self::new(Code::DatabaseLocked, "another server uses the database")
+                    .at(at)
+                    .hint(format!(
+                        "stop it (fuser {at}.lock); one SQLite file belongs to one server, PostgreSQL serves several"
+                    ))
+            }
             DatastoreError::Full { at } => Self::new(Code::DiskFull, "no space left for the database")
                 .at(at)
                 .hint("free some space; what was acknowledged before is safe"),

@@ -17,26 +17,67 @@ use futures_util::pin_mut;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 use tokio_postgres::Row as SqlRow;
+use tokio_postgres::types::{ToSql, Type};
 
-use super::backend::{Found, Loader, Look, Meta, Missed, POLL, PROBE};
-use super::codec::{encode, likeness_digest};
-use super::draft::Row;
+use super::backend::{Backend, Column, Loader, POLL, Rows, Statement, Value};
 use super::error::DatastoreError;
-use super::schema::{
-    self, CHANNEL, Dialect, FOREIGN_TABLES, KEPT_REVISIONS, PRUNE_EVERY, READABLE_FROM, VERSION,
-};
-use crate::registry::{Kind, Object};
+use super::schema::{Dialect, Likeness};
+use crate::registry::Kind;
 use connect::Connector;
 use listen::Listener;
 use session::{Session, fault};
 
+static DIALECT: Dialect = Dialect {
+    migrations: &[
+        include_str!("../../migrations/0001.postgres.sql"),
+        include_str!("../../migrations/0002.sql"),
+    ],
+    // The lock serialises the migrations of servers that start at once: "plastron" in ASCII, read as a number.
+    begin_migration: "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL statement_timeout = 0; \
+                      SET LOCAL lock_timeout = '60s'; SELECT pg_advisory_xact_lock(8100956978235469678)",
+    has_table: "SELECT (to_regclass($1::text) IS NOT NULL)::int",
+    begin_snapshot: "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL statement_timeout = 0",
+    // Said aloud: with another default for the role, every write that meets another server's would fail.
+    begin_write: "BEGIN ISOLATION LEVEL READ COMMITTED",
+    look: "SELECT revision, token, CASE WHEN pg_is_in_recovery() THEN 'on' \
+           ELSE current_setting('transaction_read_only') END FROM revision WHERE id = 1",
+    take_revision: "UPDATE revision SET revision = revision + 1, previous = token, token = $1 \
+                    WHERE id = 1 RETURNING revision, previous",
+    after_load: None,
+    likeness: Some(Likeness {
+        make_room: "UPDATE entries SET likeness = 'moving ' || key WHERE key = ANY($1::text[])",
+    }),
+    upsert,
+    delete: |kind| format!("DELETE FROM {} WHERE key = ANY($1::text[])", kind.table()),
+    log: "INSERT INTO changes (revision, token, kind, key) \
+          SELECT $1::bigint, $2::bigint, * FROM unnest($3::text[], $4::text[])",
+    commit: |revision| format!("NOTIFY {CHANNEL}, '{revision}'; COMMIT"),
+};
+
+/// The channel on which the other servers are told of a new revision.
+const CHANNEL: &str = "plastron_revision";
+
+fn upsert(kind: Kind) -> String {
+    let (column, value, update) = match kind {
+        Kind::Entry => (
+            ", likeness",
+            ", $5::text[]",
+            ", likeness = excluded.likeness",
+        ),
+        _ => ("", "", ""),
+    };
+    format!(
+        "INSERT INTO {} (key, row_number, revision, body{column}) \
+         SELECT n.key, n.row_number, $3::bigint, n.body{} \
+         FROM unnest($1::text[], $2::bigint[], $4::text[]{value}) AS n(key, row_number, body{column}) \
+         ON CONFLICT (key) DO UPDATE SET revision = excluded.revision, body = excluded.body{update}",
+        kind.table(),
+        column.replace(' ', " n."),
+    )
+}
+
 /// The first and the longest pause after a failed connection.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(5));
-/// The revision, and whether the server takes writes: a standby does not, nor one whose administrator said so.
-const LOOK: &str =
-    "SELECT revision, current_setting('transaction_read_only') FROM revision WHERE id = 1";
-/// Serialises the migrations of servers that start at once. "plastron" in ASCII, read as a number.
-const MIGRATION_LOCK: i64 = 0x706c_6173_7472_6f6e;
 
 /// Where the database is and how to prove who is who.
 #[derive(Clone)]
@@ -81,6 +122,8 @@ pub(super) struct Postgres {
     connector: Arc<Connector>,
     listener: Listener,
     session: Option<Session>,
+    /// A transaction is open on the session.
+    in_transaction: bool,
     connecting: Option<JoinHandle<Result<Session, DatastoreError>>>,
     pause: Duration,
     not_before: Option<Instant>,
@@ -89,24 +132,20 @@ pub(super) struct Postgres {
 }
 
 impl Postgres {
-    pub(super) async fn open(
-        config: PostgresConfig,
-        wanted: Meta,
-    ) -> Result<(Self, Meta), DatastoreError> {
+    pub(super) async fn open(config: PostgresConfig) -> Result<Self, DatastoreError> {
         let connector = Arc::new(Connector::new(&config)?);
         let session = connector.connect().await?;
-        let meta = migrate(&session, &wanted, &connector).await?;
         let listener = Listener::start(Arc::clone(&connector));
-        let postgres = Self {
+        Ok(Self {
             connector,
             listener,
             session: Some(session),
+            in_transaction: false,
             connecting: None,
             pause: PAUSES.0,
             not_before: None,
             away: None,
-        };
-        Ok((postgres, meta))
+        })
     }
 
     /// The connection, or another if it broke.
@@ -183,308 +222,159 @@ impl Postgres {
         }
         result
     }
+}
 
-    pub(super) async fn load(&mut self, loader: Loader) -> Result<Loader, DatastoreError> {
-        let loaded = load(self.session().await?, loader).await;
-        self.recovered(loaded).await
+impl Backend for Postgres {
+    fn dialect(&self) -> &'static Dialect {
+        &DIALECT
     }
 
-    pub(super) async fn begin(&mut self, known: u64) -> Result<(u64, Missed), DatastoreError> {
-        let begun = begin(self.session().await?, known).await;
-        self.recovered(begun).await
+    fn at(&self) -> String {
+        self.connector.at()
     }
 
-    pub(super) async fn commit(
-        &mut self,
-        revision: u64,
-        rows: &[Row],
-    ) -> Result<(), DatastoreError> {
-        // Not `session()`: a transaction does not outlive its connection.
-        let Some(session) = &self.session else {
-            return Err(DatastoreError::Unavailable {
+    async fn run(&mut self, statements: Vec<Statement>) -> Result<Vec<Rows>, DatastoreError> {
+        let opens = matches!(statements.first(), Some(Statement::Script(text) | Statement::LongScript(text)) if text.starts_with("BEGIN"));
+        let session = if self.in_transaction && !opens {
+            // A transaction does not outlive its connection.
+            self.session.as_ref().ok_or(DatastoreError::Unavailable {
                 because: "the connection broke".to_owned(),
-            });
+            })?
+        } else {
+            self.session().await?
         };
-        let committed = commit(session, revision, rows).await;
-        self.recovered(committed).await
+        let mut all = Vec::with_capacity(statements.len());
+        let mut failed = None;
+        for statement in &statements {
+            match run(session, statement).await {
+                Ok(rows) => all.push(rows),
+                Err(error) => {
+                    failed = Some(error);
+                    break;
+                }
+            }
+        }
+        if let Some(error) = failed {
+            self.in_transaction = false;
+            return self.recovered(Err(error)).await;
+        }
+        let ends =
+            matches!(statements.last(), Some(Statement::Script(text)) if text.ends_with("COMMIT"));
+        self.in_transaction = (self.in_transaction || opens) && !ends;
+        Ok(all)
     }
 
-    pub(super) async fn rollback(&mut self) {
+    async fn scan(
+        &mut self,
+        kind: Kind,
+        query: String,
+        loader: Loader,
+    ) -> Result<Loader, DatastoreError> {
+        let session = self.session.as_ref().ok_or(DatastoreError::Unavailable {
+            because: "the connection broke".to_owned(),
+        })?;
+        let scanned = scan(session, kind, &query, loader).await;
+        self.recovered(scanned).await
+    }
+
+    async fn rollback(&mut self) {
+        self.in_transaction = false;
         self.recover().await;
     }
 
-    pub(super) async fn look(&mut self, known: u64) -> Result<Look, DatastoreError> {
-        let session = self.session().await?;
-        let looked = look(session, known).await;
-        self.recovered(looked).await
+    async fn reconnect(&mut self) -> Result<bool, DatastoreError> {
+        self.session().await.map(|_| false)
     }
 
-    pub(super) async fn probe(&mut self) -> Result<(), DatastoreError> {
-        let probed = self.session().await?.run(PROBE).await;
-        self.recovered(probed).await
+    async fn woken(&mut self, known: u64) {
+        // The end of the wait is what is wanted, whatever brought it.
+        drop(timeout(POLL, self.listener.heard_other_than(known)).await);
     }
 
-    pub(super) async fn woken(&mut self, known: u64) {
-        drop(timeout(POLL, self.listener.heard_beyond(known)).await);
+    async fn close(&mut self) -> Result<(), DatastoreError> {
+        Ok(())
     }
 }
 
-fn unsigned(row: &SqlRow, column: usize) -> Result<u64, DatastoreError> {
-    let value: i64 = row.try_get(column).map_err(|error| fault(&error))?;
-    Ok(u64::try_from(value).unwrap_or_default())
-}
-
-async fn look(session: &Session, known: u64) -> Result<Look, DatastoreError> {
-    // One cheap look outside any transaction: mostly there is nothing.
-    let row = session.one(LOOK, &[]).await?;
-    let missed = if unsigned(&row, 0)? == known {
-        Missed::Nothing
-    } else {
-        missed_in_snapshot(session, known).await?
-    };
-    let read_only: String = row.try_get(1).map_err(|error| fault(&error))?;
-    Ok(Look {
-        missed,
-        read_only: (read_only == "on").then(|| "transactions are read-only there".to_owned()),
-    })
-}
-
-async fn begin(session: &Session, known: u64) -> Result<(u64, Missed), DatastoreError> {
-    session.run("BEGIN ISOLATION LEVEL READ COMMITTED").await?;
-    let statement = "UPDATE revision SET revision = revision + 1 WHERE id = 1 RETURNING revision";
-    let row = session.one(statement, &[]).await?;
-    let revision = unsigned(&row, 0)?;
-    let missed = missed(session, known, revision.saturating_sub(1)).await?;
-    Ok((revision, missed))
-}
-
-async fn missed_in_snapshot(session: &Session, known: u64) -> Result<Missed, DatastoreError> {
-    session
-        .run("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
-        .await?;
-    let row = session
-        .one("SELECT revision FROM revision WHERE id = 1", &[])
-        .await?;
-    let missed = missed(session, known, unsigned(&row, 0)?).await?;
-    session.run("COMMIT").await?;
-    Ok(missed)
-}
-
-/// What was committed after `known` up to `current`, which must be what this transaction sees.
-async fn missed(session: &Session, known: u64, current: u64) -> Result<Missed, DatastoreError> {
-    if known == current {
-        return Ok(Missed::Nothing);
-    }
-    let oldest = session
-        .one("SELECT min(revision) FROM changes", &[])
-        .await?;
-    let oldest: Option<i64> = oldest.try_get(0).map_err(|error| fault(&error))?;
-    let reaches_back =
-        oldest.is_some_and(|oldest| u64::try_from(oldest).is_ok_and(|oldest| oldest <= known + 1));
-    if known > current || !reaches_back {
-        return Ok(Missed::Everything);
-    }
-    let mut found = Vec::new();
-    for kind in Kind::ALL {
-        let table = kind.table();
-        let statement = format!(
-            "SELECT c.key, c.revision, t.row_number, t.body FROM \
-             (SELECT key, max(revision) AS revision FROM changes WHERE revision > $1 AND kind = '{table}' GROUP BY key) c \
-             LEFT JOIN {table} t ON t.key = c.key"
-        );
-        let known = i64::try_from(known).unwrap_or(i64::MAX);
-        for row in session.all(&statement, &[&known]).await? {
-            let key: &str = row.try_get(0).map_err(|error| fault(&error))?;
-            let number: Option<i64> = row.try_get(2).map_err(|error| fault(&error))?;
-            let body: Option<String> = row.try_get(3).map_err(|error| fault(&error))?;
-            found.push(Found {
-                kind,
-                key: Arc::from(key),
-                revision: unsigned(&row, 1)?,
-                content: number.zip(body),
-            });
+async fn run(session: &Session, statement: &Statement) -> Result<Rows, DatastoreError> {
+    match statement {
+        Statement::Script(text) if text.ends_with("COMMIT") => session.commit(text).await?,
+        Statement::Script(text) => session.run(text).await?,
+        Statement::LongScript(text) => session.run_long(text).await?,
+        Statement::Query(text, values) => {
+            let parameters: Vec<_> = values.iter().map(Value::parameter).collect();
+            let rows = session.few(text, &parameters).await?;
+            return rows.iter().map(values_of).collect();
+        }
+        Statement::Listing(text, values) => {
+            let parameters: Vec<_> = values.iter().map(Value::parameter).collect();
+            let rows = session.many(text, &parameters).await?;
+            return rows.iter().map(values_of).collect();
+        }
+        Statement::Bulk(text, columns) => {
+            let parameters: Vec<_> = columns.iter().map(Column::parameter).collect();
+            session.execute(text, &parameters).await?;
         }
     }
-    found.sort_by_key(|found| found.revision);
-    Ok(Missed::Changes {
-        revision: current,
-        found,
-    })
+    Ok(Rows::new())
 }
 
-async fn commit(session: &Session, revision: u64, rows: &[Row]) -> Result<(), DatastoreError> {
-    let revision = i64::try_from(revision).unwrap_or(i64::MAX);
-    let moving: Vec<&str> = rows
-        .iter()
-        .filter(|row| row.moves)
-        .map(|row| &*row.key)
-        .collect();
-    if !moving.is_empty() {
-        session
-            .execute(schema::MAKE_ROOM_POSTGRES, &[&moving])
-            .await?;
-    }
-    for kind in Kind::ALL {
-        let table = kind.table();
-        let gone: Vec<&str> = rows
-            .iter()
-            .filter(|row| row.kind == kind && row.object.is_none())
-            .map(|row| &*row.key)
-            .collect();
-        if !gone.is_empty() {
-            let statement = format!("DELETE FROM {table} WHERE key = ANY($1::text[])");
-            session.execute(&statement, &[&gone]).await?;
-        }
-        let kept: Vec<&Row> = rows
-            .iter()
-            .filter(|row| row.kind == kind && row.object.is_some())
-            .collect();
-        if kept.is_empty() {
-            continue;
-        }
-        let keys: Vec<&str> = kept.iter().map(|row| &*row.key).collect();
-        let numbers: Vec<i64> = kept.iter().map(|row| row.row).collect();
-        let revisions = vec![revision; kept.len()];
-        let bodies: Vec<String> = kept
-            .iter()
-            .filter_map(|row| row.object.as_ref())
-            .map(encode)
-            .collect();
-        let statement = schema::postgres_upsert(kind);
-        if kind == Kind::Entry {
-            let entries = kept.iter().filter_map(|row| match &row.object {
-                Some(Object::Entry(entry)) => Some(likeness_digest(entry)),
-                _ => None,
-            });
-            let likenesses: Vec<String> = entries.collect();
-            session
-                .execute(
-                    &statement,
-                    &[&keys, &numbers, &revisions, &bodies, &likenesses],
-                )
-                .await?;
-        } else {
-            session
-                .execute(&statement, &[&keys, &numbers, &revisions, &bodies])
-                .await?;
+impl Value {
+    fn parameter(&self) -> &(dyn ToSql + Sync) {
+        match self {
+            Self::Null => &None::<i64>,
+            Self::Int(value) => value,
+            Self::Text(text) => text,
         }
     }
-    let kinds: Vec<&str> = rows.iter().map(|row| row.kind.table()).collect();
-    let keys: Vec<&str> = rows.iter().map(|row| &*row.key).collect();
-    let log = "INSERT INTO changes (revision, kind, key) SELECT $1, * FROM unnest($2::text[], $3::text[])";
-    session.execute(log, &[&revision, &kinds, &keys]).await?;
-    if revision.unsigned_abs().is_multiple_of(PRUNE_EVERY) {
-        let last = revision.saturating_sub_unsigned(KEPT_REVISIONS);
-        session
-            .execute("DELETE FROM changes WHERE revision <= $1", &[&last])
-            .await?;
-    }
-    session
-        .commit(&format!("NOTIFY {CHANNEL}, '{revision}'; COMMIT"))
-        .await
 }
 
-async fn load(session: &Session, mut loader: Loader) -> Result<Loader, DatastoreError> {
-    let snapshot =
-        "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL statement_timeout = 0";
-    session.run(snapshot).await?;
-    let row = session
-        .one("SELECT revision FROM revision WHERE id = 1", &[])
-        .await?;
-    let revision = unsigned(&row, 0)?;
-    for kind in Kind::ALL {
-        if kind == Kind::Entry {
-            let count = session.one("SELECT count(*) FROM entries", &[]).await?;
-            loader
-                .state
-                .entries
-                .reserve(usize::try_from(unsigned(&count, 0)?).unwrap_or_default());
-        }
-        let statement = format!(
-            "SELECT row_number, key, body FROM {} ORDER BY row_number",
-            kind.table()
-        );
-        let rows = session.stream(&statement).await?;
-        pin_mut!(rows);
-        while let Some(row) = session.next(rows.as_mut()).await? {
-            let read = |error| fault(&error);
-            let (number, key, body) = (
-                row.try_get(0).map_err(read)?,
-                row.try_get(1).map_err(read)?,
-                row.try_get(2).map_err(read)?,
-            );
-            loader.accept(kind, number, key, body)?;
+impl Column {
+    fn parameter(&self) -> &(dyn ToSql + Sync) {
+        match self {
+            Self::Same(value) => value,
+            Self::Ints(values) => values,
+            Self::Texts(values) => values,
         }
     }
-    session.run("COMMIT").await?;
-    loader.state.starts_at(revision);
-    Ok(loader)
 }
 
-async fn migrate(
-    session: &Session,
-    wanted: &Meta,
-    connector: &Connector,
-) -> Result<Meta, DatastoreError> {
-    let lock = format!(
-        "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = '60s'; \
-         SELECT pg_advisory_xact_lock({MIGRATION_LOCK})"
-    );
-    session.run_long(&lock).await?;
-    let has_table = async |name: &str| {
-        let row = session
-            .one("SELECT to_regclass($1::text) IS NOT NULL", &[&name])
-            .await?;
-        row.try_get::<_, bool>(0).map_err(|error| fault(&error))
-    };
-    let value = async |name: &str| {
-        let row = session
-            .at_most_one("SELECT value FROM meta WHERE name = $1", &[&name])
-            .await?;
-        row.map(|row| row.try_get::<_, String>(0))
-            .transpose()
-            .map_err(|error| fault(&error))
-    };
-    let mut version = 0;
-    if has_table("meta").await? {
-        let number =
-            |text: Option<String>| text.and_then(|text| text.parse().ok()).unwrap_or(i64::MAX);
-        version = number(value("schema_version").await?);
-        if number(value("readable_from").await?) > VERSION {
-            return Err(DatastoreError::NewerSchema {
-                stored: version,
-                supported: VERSION,
-            });
-        }
-    } else {
-        for table in FOREIGN_TABLES {
-            if has_table(table).await? {
-                return Err(DatastoreError::NotOurs {
-                    at: connector.at(),
-                    table: table.to_owned(),
-                });
+fn values_of(row: &SqlRow) -> Result<Vec<Value>, DatastoreError> {
+    let values = row.columns().iter().enumerate().map(|(place, column)| {
+        let read = |error| fault(&error);
+        Ok(match *column.type_() {
+            Type::INT8 => row
+                .try_get::<_, Option<i64>>(place)
+                .map_err(read)?
+                .map(Value::Int),
+            Type::INT4 => {
+                let value = row.try_get::<_, Option<i32>>(place).map_err(read)?;
+                value.map(|value| Value::Int(value.into()))
             }
+            _ => row
+                .try_get::<_, Option<String>>(place)
+                .map_err(read)?
+                .map(Value::Text),
         }
+        .unwrap_or(Value::Null))
+    });
+    values.collect()
+}
+
+async fn scan(
+    session: &Session,
+    kind: Kind,
+    query: &str,
+    mut loader: Loader,
+) -> Result<Loader, DatastoreError> {
+    let rows = session.stream(query).await?;
+    pin_mut!(rows);
+    while let Some(row) = session.next(rows.as_mut()).await? {
+        let read = |error| fault(&error);
+        let number = row.try_get(0).map_err(read)?;
+        let key = row.try_get(1).map_err(read)?;
+        let body = row.try_get(2).map_err(read)?;
+        loader.accept(kind, number, key, body)?;
     }
-    if version < VERSION {
-        while let Some(statements) = schema::migration(Dialect::Postgres, version) {
-            session.run_long(statements).await?;
-            version += 1;
-        }
-        let set = "INSERT INTO meta (name, value) VALUES ($1, $2) ON CONFLICT (name) DO UPDATE SET value = excluded.value";
-        let keep = "INSERT INTO meta (name, value) VALUES ($1, $2) ON CONFLICT (name) DO NOTHING";
-        let (version, readable) = (VERSION.to_string(), READABLE_FROM.to_string());
-        session.execute(set, &[&"schema_version", &version]).await?;
-        session.execute(set, &[&"readable_from", &readable]).await?;
-        session
-            .execute(keep, &[&"trust_domain", &wanted.trust_domain])
-            .await?;
-        session.execute(keep, &[&"epoch", &wanted.epoch]).await?;
-    }
-    let meta = Meta {
-        trust_domain: value("trust_domain").await?.unwrap_or_default(),
-        epoch: value("epoch").await?.unwrap_or_default(),
-    };
-    session.run("COMMIT").await?;
-    Ok(meta)
+    Ok(loader)
 }

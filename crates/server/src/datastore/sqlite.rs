@@ -1,49 +1,88 @@
 //! SQLite: one connection on a thread of its own. WAL with synchronous=FULL, so what is acknowledged survives a
-//! crash of the process and of the machine.
+//! crash of the process and of the machine. The file belongs to one server: a lock beside it keeps others out.
 
-use std::fs::OpenOptions;
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::fs::{File, OpenOptions, TryLockError};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Duration;
 
-use rusqlite::{Connection, ErrorCode, OptionalExtension as _, params};
+use rusqlite::types::ValueRef;
+use rusqlite::{Connection, ErrorCode, ToSql, params_from_iter};
 use tokio::sync::oneshot;
 
-use super::backend::{Found, Loader, Meta, Missed, PROBE};
-use super::codec::encode;
-use super::draft::Row;
+use super::backend::{Backend, Column, Loader, POLL, Rows, Statement, Value};
 use super::error::DatastoreError;
-use super::schema::{
-    self, Dialect, FOREIGN_TABLES, KEPT_REVISIONS, PRUNE_EVERY, READABLE_FROM, VERSION,
-};
+use super::schema::Dialect;
 use crate::registry::Kind;
 
 /// How long a write waits for another process to let go of the file.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+/// Statements that are kept prepared.
+const PREPARED: usize = 64;
 
-type Job = Box<dyn FnOnce(&mut Connection) + Send>;
+static DIALECT: Dialect = Dialect {
+    migrations: &[
+        include_str!("../../migrations/0001.sqlite.sql"),
+        include_str!("../../migrations/0002.sql"),
+    ],
+    begin_migration: "BEGIN IMMEDIATE",
+    has_table: "SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name = $1",
+    begin_snapshot: "BEGIN",
+    begin_write: "BEGIN IMMEDIATE",
+    look: "SELECT revision, token, 'off' FROM revision WHERE id = 1",
+    take_revision: "UPDATE revision SET revision = revision + 1, previous = token, token = $1 \
+                    WHERE id = 1 RETURNING revision, previous",
+    // Reads are answered from the registry's memory.
+    after_load: Some("PRAGMA shrink_memory"),
+    likeness: None,
+    upsert: |kind| {
+        format!(
+            "INSERT INTO {} (key, row_number, revision, body) VALUES ($1, $2, $3, $4) \
+             ON CONFLICT (key) DO UPDATE SET revision = excluded.revision, body = excluded.body",
+            kind.table()
+        )
+    },
+    delete: |kind| format!("DELETE FROM {} WHERE key = $1", kind.table()),
+    log: "INSERT INTO changes (revision, token, kind, key) VALUES ($1, $2, $3, $4)",
+    commit: |_revision| "COMMIT".to_owned(),
+};
+
+pub(super) type Job = Box<dyn FnOnce(&mut Connection) + Send>;
 
 /// The thread ends when this is dropped.
 #[derive(Debug)]
 pub(super) struct Sqlite {
     jobs: mpsc::Sender<Job>,
     path: Arc<Path>,
+    /// Device and inode of the open file.
+    identity: (u64, u64),
+    /// Held for its lock.
+    lock: Option<File>,
 }
 
 impl Sqlite {
-    /// Opens or creates the file, readable by its owner alone, and brings its schema up to date.
-    pub(super) async fn open(path: PathBuf, wanted: Meta) -> Result<(Self, Meta), DatastoreError> {
+    /// Opens or creates the file, readable by its owner alone.
+    pub(super) async fn open(path: PathBuf) -> Result<Self, DatastoreError> {
+        let lock = lock(&path)?;
+        let mut sqlite = Self::open_unlocked(path).await?;
+        sqlite.lock = Some(lock);
+        Ok(sqlite)
+    }
+
+    /// As [`open`](Self::open), beside others: what happens between servers is the same on every database, and here it
+    /// is tested without one that must be started.
+    pub(super) async fn open_unlocked(path: PathBuf) -> Result<Self, DatastoreError> {
         let (opened, answer) = oneshot::channel();
         let (jobs, queue) = mpsc::channel::<Job>();
         let file = path.clone();
         let thread = thread::Builder::new()
             .name("datastore".to_owned())
             .spawn(move || {
-                let mut connection = match prepare(&file, &wanted) {
-                    Ok((connection, meta)) => {
-                        drop(opened.send(Ok(meta)));
+                let mut connection = match connect(&file) {
+                    Ok((connection, identity)) => {
+                        drop(opened.send(Ok(identity)));
                         connection
                     }
                     Err(error) => return drop(opened.send(Err(error))),
@@ -52,26 +91,25 @@ impl Sqlite {
                     job(&mut connection);
                 }
             });
-        let at = path.display().to_string();
         thread.map_err(|error| DatastoreError::Open {
-            at,
+            at: path.display().to_string(),
             because: error.to_string(),
         })?;
-        let meta = answer.await.map_err(|_gone| DatastoreError::Closed)??;
-        Ok((
-            Self {
-                jobs,
-                path: Arc::from(path),
-            },
-            meta,
-        ))
+        let identity = answer.await.map_err(|_gone| DatastoreError::Closed)??;
+        Ok(Self {
+            jobs,
+            path: Arc::from(path),
+            identity,
+            lock: None,
+        })
     }
 
-    async fn run<T: Send + 'static>(
+    async fn on_thread<T: Send + 'static>(
         &self,
         work: impl FnOnce(&mut Connection) -> Result<T, DatastoreError> + Send + 'static,
     ) -> Result<T, DatastoreError> {
         let (reply, answer) = oneshot::channel();
+        // The writer waits for each answer, so an answer that nobody takes means that it is gone.
         let job: Job = Box::new(move |connection| drop(reply.send(work(connection))));
         self.jobs
             .send(job)
@@ -79,84 +117,30 @@ impl Sqlite {
         answer.await.map_err(|_gone| DatastoreError::Closed)?
     }
 
-    pub(super) async fn load(&self, mut loader: Loader) -> Result<Loader, DatastoreError> {
-        let path = Arc::clone(&self.path);
-        self.run(move |connection| {
-            let fault = |error| fault(&path, &error);
-            let snapshot = connection.transaction().map_err(fault)?;
-            let revision = read_revision(&snapshot).map_err(fault)?;
-            for kind in Kind::ALL {
-                let table = kind.table();
-                if kind == Kind::Entry {
-                    let count: i64 = snapshot
-                        .query_row("SELECT count(*) FROM entries", [], |row| row.get(0))
-                        .map_err(fault)?;
-                    loader
-                        .state
-                        .entries
-                        .reserve(usize::try_from(count).unwrap_or_default());
-                }
-                let mut statement = snapshot
-                    .prepare(&format!(
-                        "SELECT row_number, key, body FROM {table} ORDER BY row_number"
-                    ))
-                    .map_err(fault)?;
-                let mut rows = statement.query([]).map_err(fault)?;
-                while let Some(row) = rows.next().map_err(fault)? {
-                    let number = row.get(0).map_err(fault)?;
-                    let key = row.get_ref(1).map_err(fault)?.as_str().unwrap_or_default();
-                    let body = row.get_ref(2).map_err(fault)?.as_str().unwrap_or_default();
-                    loader.accept(kind, number, key, body)?;
-                }
-            }
-            drop(snapshot);
-            // All was read once and won't be read again: reads are answered from our own memory.
-            connection
-                .execute_batch("PRAGMA shrink_memory")
-                .map_err(fault)?;
-            loader.state.starts_at(revision);
-            Ok(loader)
-        })
-        .await
+    /// Lets a test do something to the connection while a datastore uses it; a panic ends its thread.
+    #[cfg(test)]
+    pub(super) fn back_door(&self) -> mpsc::Sender<Job> {
+        self.jobs.clone()
+    }
+}
+
+impl Backend for Sqlite {
+    fn dialect(&self) -> &'static Dialect {
+        &DIALECT
     }
 
-    pub(super) async fn begin(&self, known: u64) -> Result<(u64, Missed), DatastoreError> {
-        let path = Arc::clone(&self.path);
-        self.run(move |connection| {
-            let fault = |error| fault(&path, &error);
-            if !connection.is_autocommit() {
-                connection.execute_batch("ROLLBACK").map_err(fault)?;
-            }
-            connection.execute_batch("BEGIN IMMEDIATE").map_err(fault)?;
-            let begun = take_revision(connection).and_then(|revision| {
-                Ok((
-                    revision,
-                    missed(connection, known, revision.saturating_sub(1))?,
-                ))
-            });
-            begun.map_err(|error| {
-                abandon(connection);
-                fault(error)
-            })
-        })
-        .await
+    fn at(&self) -> String {
+        self.path.display().to_string()
     }
 
-    /// Moves what is in the write-ahead log into the file itself, so that the file alone is a whole backup.
-    pub(super) async fn close(&self) -> Result<(), DatastoreError> {
+    async fn run(&mut self, statements: Vec<Statement>) -> Result<Vec<Rows>, DatastoreError> {
         let path = Arc::clone(&self.path);
-        self.run(move |connection| {
-            connection
-                .query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_row| Ok(()))
-                .map_err(|error| fault(&path, &error))
-        })
-        .await
-    }
-
-    pub(super) async fn commit(&self, revision: u64, rows: Vec<Row>) -> Result<(), DatastoreError> {
-        let path = Arc::clone(&self.path);
-        self.run(move |connection| {
-            write(connection, revision, &rows).map_err(|error| {
+        self.on_thread(move |connection| {
+            let all = statements
+                .into_iter()
+                .map(|statement| run(connection, statement))
+                .collect::<rusqlite::Result<_>>();
+            all.map_err(|error| {
                 abandon(connection);
                 fault(&path, &error)
             })
@@ -164,71 +148,112 @@ impl Sqlite {
         .await
     }
 
-    pub(super) async fn rollback(&self) {
-        // A thread that is gone has no transaction either.
-        let ended = self.run(|connection| {
-            abandon(connection);
-            Ok(())
-        });
-        drop(ended.await);
-    }
-
-    pub(super) async fn missed(&self, known: u64) -> Result<Missed, DatastoreError> {
+    async fn scan(
+        &mut self,
+        kind: Kind,
+        query: String,
+        mut loader: Loader,
+    ) -> Result<Loader, DatastoreError> {
         let path = Arc::clone(&self.path);
-        self.run(move |connection| {
+        self.on_thread(move |connection| {
             let fault = |error| fault(&path, &error);
-            // One cheap look outside any transaction: mostly there is nothing.
-            if read_revision(connection).map_err(fault)? == known {
-                return Ok(Missed::Nothing);
+            let mut statement = connection.prepare(&query).map_err(fault)?;
+            let mut rows = statement.query([]).map_err(fault)?;
+            while let Some(row) = rows.next().map_err(fault)? {
+                let number = row.get(0).map_err(fault)?;
+                let text = |column| -> Result<&str, DatastoreError> {
+                    let value = row.get_ref(column).map_err(fault)?;
+                    value.as_str().map_err(|error| fault(error.into()))
+                };
+                loader.accept(kind, number, text(1)?, text(2)?)?;
             }
-            let snapshot = connection.transaction().map_err(fault)?;
-            let revision = read_revision(&snapshot).map_err(fault)?;
-            missed(&snapshot, known, revision).map_err(fault)
+            Ok(loader)
         })
         .await
     }
 
-    pub(super) async fn probe(&self) -> Result<(), DatastoreError> {
+    async fn rollback(&mut self) {
+        let ended = self.on_thread(|connection| {
+            abandon(connection);
+            Ok(())
+        });
+        // A thread that is gone has no transaction either.
+        drop(ended.await);
+    }
+
+    /// A file that was moved away or replaced is still open here: what was written to it would be in no backup.
+    async fn reconnect(&mut self) -> Result<bool, DatastoreError> {
+        let current = identity(&self.path)?;
+        if current == self.identity {
+            return Ok(false);
+        }
+        let lock = match self.lock {
+            Some(_) => Some(lock(&self.path)?),
+            None => None,
+        };
         let path = Arc::clone(&self.path);
-        self.run(move |connection| {
+        self.identity = self
+            .on_thread(move |connection| {
+                let (opened, identity) = connect(&path)?;
+                *connection = opened;
+                Ok(identity)
+            })
+            .await?;
+        self.lock = lock;
+        Ok(true)
+    }
+
+    /// Nothing tells of another process's commits to the file: it is not meant to be shared, but a ban made by one
+    /// server must not pass another by.
+    async fn woken(&mut self, _known: u64) {
+        tokio::time::sleep(POLL).await;
+    }
+
+    /// Moves what is in the write-ahead log into the file itself, so that the file alone is a whole backup.
+    async fn close(&mut self) -> Result<(), DatastoreError> {
+        let path = Arc::clone(&self.path);
+        self.on_thread(move |connection| {
             connection
-                .execute_batch(PROBE)
+                .query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_row| Ok(()))
                 .map_err(|error| fault(&path, &error))
         })
         .await
     }
+}
 
-    /// Lets a test do something to the connection while a datastore uses it; a panic ends its thread.
-    #[cfg(test)]
-    pub(super) fn back_door(&self) -> impl Fn(fn(&mut Connection)) + use<> {
-        let jobs = self.jobs.clone();
-        move |job| jobs.send(Box::new(job)).unwrap()
-    }
-
-    /// Lets a test narrow what the database may do.
-    #[cfg(test)]
-    pub(super) async fn tell(&self, statements: &'static str) {
-        let told = self.run(move |connection| {
-            connection
-                .execute_batch(statements)
-                .map_err(|error| DatastoreError::Refused {
-                    because: error.to_string(),
-                })
-        });
-        told.await.unwrap();
+/// Takes the lock of a file for this process. It is kept on a file of its own: SQLite's locks on the database itself end
+/// when any descriptor of it is closed.
+fn lock(path: &Path) -> Result<File, DatastoreError> {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".lock");
+    let open = |because: std::io::Error| DatastoreError::Open {
+        at: Path::new(&name).display().to_string(),
+        because: because.to_string(),
+    };
+    let file = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .mode(0o600)
+        .open(&name)
+        .map_err(open)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(DatastoreError::InUse {
+            at: path.display().to_string(),
+        }),
+        Err(TryLockError::Error(error)) => Err(open(error)),
     }
 }
 
-/// Ends a transaction, if one is open.
-fn abandon(connection: &Connection) {
-    if !connection.is_autocommit()
-        && let Err(error) = connection.execute_batch("ROLLBACK")
-    {
-        tracing::warn!(%error, "could not roll back; the next write tries again");
-    }
+fn identity(path: &Path) -> Result<(u64, u64), DatastoreError> {
+    let file = std::fs::metadata(path).map_err(|error| DatastoreError::Unavailable {
+        because: format!("{}: {error}", path.display()),
+    })?;
+    Ok((file.dev(), file.ino()))
 }
 
-fn prepare(path: &Path, wanted: &Meta) -> Result<(Connection, Meta), DatastoreError> {
+fn connect(path: &Path) -> Result<(Connection, (u64, u64)), DatastoreError> {
     let at = || path.display().to_string();
     // SQLite would create it readable by all.
     OpenOptions::new()
@@ -246,174 +271,98 @@ fn prepare(path: &Path, wanted: &Meta) -> Result<(Connection, Meta), DatastoreEr
         DatastoreError::Refused { because } => DatastoreError::Open { at: at(), because },
         other => other,
     };
-    let mut connection = Connection::open(path).map_err(fault)?;
+    let identity = identity(path)?;
+    let connection = Connection::open(path).map_err(fault)?;
     connection.busy_timeout(BUSY_TIMEOUT).map_err(fault)?;
-    connection.set_prepared_statement_cache_capacity(64);
+    connection.set_prepared_statement_cache_capacity(PREPARED);
     connection
         .execute_batch(
             "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON; \
              PRAGMA wal_autocheckpoint = 4000; PRAGMA cache_size = -8192; PRAGMA temp_store = MEMORY;",
         )
         .map_err(fault)?;
-    let meta = migrate(&mut connection, path, wanted, &fault)?;
-    Ok((connection, meta))
+    Ok((connection, identity))
 }
 
-fn migrate(
-    connection: &mut Connection,
-    path: &Path,
-    wanted: &Meta,
-    fault: &dyn Fn(rusqlite::Error) -> DatastoreError,
-) -> Result<Meta, DatastoreError> {
-    let transaction = connection
-        .transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)
-        .map_err(fault)?;
-    let has_table = |name: &str| {
-        transaction
-            .query_row(
-                "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?1",
-                [name],
-                |_| Ok(()),
-            )
-            .optional()
-            .map(|found| found.is_some())
-            .map_err(fault)
-    };
-    let value = |name: &str| {
-        transaction
-            .query_row("SELECT value FROM meta WHERE name = ?1", [name], |row| {
-                row.get::<_, String>(0)
-            })
-            .optional()
-            .map_err(fault)
-    };
-    let mut version = 0;
-    if has_table("meta")? {
-        let number =
-            |text: Option<String>| text.and_then(|text| text.parse().ok()).unwrap_or(i64::MAX);
-        version = number(value("schema_version")?);
-        if number(value("readable_from")?) > VERSION {
-            return Err(DatastoreError::NewerSchema {
-                stored: version,
-                supported: VERSION,
-            });
-        }
-    } else {
-        for table in FOREIGN_TABLES {
-            if has_table(table)? {
-                return Err(DatastoreError::NotOurs {
-                    at: path.display().to_string(),
-                    table: table.to_owned(),
-                });
+/// Ends a transaction, if one is open.
+fn abandon(connection: &Connection) {
+    if !connection.is_autocommit()
+        && let Err(error) = connection.execute_batch("ROLLBACK")
+    {
+        tracing::warn!(%error, "could not roll back; the next write tries again");
+    }
+}
+
+fn run(connection: &Connection, statement: Statement) -> rusqlite::Result<Rows> {
+    match statement {
+        Statement::Script(text) | Statement::LongScript(text) => {
+            if text.starts_with("BEGIN") && !connection.is_autocommit() {
+                // What an earlier failure to roll back left open.
+                connection.execute_batch("ROLLBACK")?;
             }
+            connection.execute_batch(&text)?;
+            Ok(Rows::new())
+        }
+        Statement::Query(text, values) | Statement::Listing(text, values) => {
+            let mut statement = connection.prepare_cached(&text)?;
+            let mut rows = statement.query(params_from_iter(values.iter()))?;
+            let mut all = Rows::new();
+            while let Some(row) = rows.next()? {
+                let columns = row.as_ref().column_count();
+                let values = (0..columns).map(|column| row.get_ref(column).map(Value::from));
+                all.push(values.collect::<rusqlite::Result<_>>()?);
+            }
+            Ok(all)
+        }
+        Statement::Bulk(text, columns) => {
+            let mut statement = connection.prepare_cached(&text)?;
+            let rows = columns.iter().map(Column::len).max().unwrap_or_default();
+            for row in 0..rows {
+                statement.execute(params_from_iter(
+                    columns.iter().map(|column| column.at(row)),
+                ))?;
+            }
+            Ok(Rows::new())
         }
     }
-    if version < VERSION {
-        while let Some(statements) = schema::migration(Dialect::Sqlite, version) {
-            transaction.execute_batch(statements).map_err(fault)?;
-            version += 1;
+}
+
+impl Column {
+    fn len(&self) -> usize {
+        match self {
+            Self::Same(_) => 0,
+            Self::Ints(values) => values.len(),
+            Self::Texts(values) => values.len(),
         }
-        let set = "INSERT INTO meta (name, value) VALUES (?1, ?2) ON CONFLICT (name) DO UPDATE SET value = excluded.value";
-        let keep = "INSERT INTO meta (name, value) VALUES (?1, ?2) ON CONFLICT (name) DO NOTHING";
-        transaction
-            .execute(set, ["schema_version", &VERSION.to_string()])
-            .map_err(fault)?;
-        transaction
-            .execute(set, ["readable_from", &READABLE_FROM.to_string()])
-            .map_err(fault)?;
-        transaction
-            .execute(keep, ["trust_domain", &wanted.trust_domain])
-            .map_err(fault)?;
-        transaction
-            .execute(keep, ["epoch", &wanted.epoch])
-            .map_err(fault)?;
     }
-    let meta = Meta {
-        trust_domain: value("trust_domain")?.unwrap_or_default(),
-        epoch: value("epoch")?.unwrap_or_default(),
-    };
-    transaction.commit().map_err(fault)?;
-    Ok(meta)
+
+    fn at(&self, row: usize) -> Option<&dyn ToSql> {
+        match self {
+            Self::Same(value) => Some(value),
+            Self::Ints(values) => values.get(row).map(|value| value as &dyn ToSql),
+            Self::Texts(values) => values.get(row).map(|value| value as &dyn ToSql),
+        }
+    }
 }
 
-fn read_revision(connection: &Connection) -> rusqlite::Result<u64> {
-    connection
-        .prepare_cached("SELECT revision FROM revision WHERE id = 1")?
-        .query_row([], |row| row.get(0))
+impl From<ValueRef<'_>> for Value {
+    fn from(value: ValueRef<'_>) -> Self {
+        match value {
+            ValueRef::Integer(value) => Self::Int(value),
+            ValueRef::Text(text) => Self::Text(String::from_utf8_lossy(text).into_owned()),
+            ValueRef::Null | ValueRef::Real(_) | ValueRef::Blob(_) => Self::Null,
+        }
+    }
 }
 
-fn take_revision(connection: &Connection) -> rusqlite::Result<u64> {
-    connection
-        .prepare_cached(
-            "UPDATE revision SET revision = revision + 1 WHERE id = 1 RETURNING revision",
-        )?
-        .query_row([], |row| row.get(0))
-}
-
-/// What was committed after `known` up to `current`.
-fn missed(connection: &Connection, known: u64, current: u64) -> rusqlite::Result<Missed> {
-    if known == current {
-        return Ok(Missed::Nothing);
+impl ToSql for Value {
+    fn to_sql(&self) -> rusqlite::Result<rusqlite::types::ToSqlOutput<'_>> {
+        match self {
+            Self::Null => rusqlite::types::Null.to_sql(),
+            Self::Int(value) => value.to_sql(),
+            Self::Text(text) => text.to_sql(),
+        }
     }
-    let oldest: Option<u64> = connection
-        .prepare_cached("SELECT min(revision) FROM changes")?
-        .query_row([], |row| row.get(0))?;
-    if known > current || oldest.is_none_or(|oldest| oldest > known + 1) {
-        return Ok(Missed::Everything);
-    }
-    let mut statement = connection.prepare_cached(
-        "SELECT max(revision), kind, key FROM changes WHERE revision > ?1 AND revision <= ?2 GROUP BY kind, key ORDER BY 1",
-    )?;
-    let mut rows = statement.query([known, current])?;
-    let mut found = Vec::new();
-    while let Some(row) = rows.next()? {
-        let Some(kind) = Kind::from_table(row.get_ref(1)?.as_str().unwrap_or_default()) else {
-            continue;
-        };
-        let key: String = row.get(2)?;
-        let content = connection
-            .prepare_cached(&format!(
-                "SELECT row_number, body FROM {} WHERE key = ?1",
-                kind.table()
-            ))?
-            .query_row([&key], |row| Ok((row.get(0)?, row.get(1)?)))
-            .optional()?;
-        found.push(Found {
-            kind,
-            key: Arc::from(key),
-            revision: row.get(0)?,
-            content,
-        });
-    }
-    Ok(Missed::Changes {
-        revision: current,
-        found,
-    })
-}
-
-fn write(connection: &Connection, revision: u64, rows: &[Row]) -> rusqlite::Result<()> {
-    let revision = i64::try_from(revision).unwrap_or(i64::MAX);
-    // Deletions first: a new object may take a deleted one's unique value.
-    for row in rows.iter().filter(|row| row.object.is_none()) {
-        connection
-            .prepare_cached(&format!("DELETE FROM {} WHERE key = ?1", row.kind.table()))?
-            .execute([&*row.key])?;
-    }
-    for row in rows {
-        let Some(object) = &row.object else { continue };
-        let mut statement = connection.prepare_cached(&schema::sqlite_upsert(row.kind))?;
-        statement.execute(params![&*row.key, row.row, revision, encode(object)])?;
-    }
-    let mut statement = connection
-        .prepare_cached("INSERT INTO changes (revision, kind, key) VALUES (?1, ?2, ?3)")?;
-    for row in rows {
-        statement.execute(params![revision, row.kind.table(), &*row.key])?;
-    }
-    if revision.unsigned_abs() % PRUNE_EVERY == 0 {
-        let last = revision.saturating_sub_unsigned(KEPT_REVISIONS);
-        connection.execute("DELETE FROM changes WHERE revision <= ?1", [last])?;
-    }
-    connection.execute_batch("COMMIT")
 }
 
 fn fault(path: &Path, error: &rusqlite::Error) -> DatastoreError {
@@ -434,7 +383,7 @@ fn fault(path: &Path, error: &rusqlite::Error) -> DatastoreError {
             because: format!("{at}: {error}"),
         },
         Some(ErrorCode::SystemIoFailure) => DatastoreError::Unavailable {
-            because: error.to_string(),
+            because: format!("{at}: {error}"),
         },
         _ => DatastoreError::Refused {
             because: error.to_string(),

@@ -4,38 +4,58 @@ use std::io::{BufRead as _, BufReader};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 
+use rusqlite::Connection;
 use spiffe::clock::SystemClock;
 
 use super::contract::{Subject, content, create, entry, td};
+use super::sqlite::Job;
 use super::sqlite::Sqlite;
 use super::{
-    Backend, DEFAULT_STALENESS, Datastore, DatastoreConfig, DatastoreError, DatastoreKind, Meta,
+    DEFAULT_STALENESS, Datastore, DatastoreConfig, DatastoreError, DatastoreKind, Settings,
 };
 use crate::registry::{Condition, EntryFilter, Registry};
 
-fn wanted() -> Meta {
-    Meta {
-        trust_domain: "example.org".to_owned(),
-        epoch: "e".to_owned(),
+fn settings(subject: &Subject) -> Settings {
+    Settings {
+        trust_domain: td("example.org"),
+        clock: Arc::new(subject.clock.clone()),
+        max_staleness: DEFAULT_STALENESS,
     }
 }
 
-/// A datastore whose database was first told `statements`.
-async fn open_with(subject: &Subject, statements: &'static str) -> (Datastore, Arc<Registry>) {
-    let (sqlite, meta) = Sqlite::open(subject.path().unwrap(), wanted())
+/// A datastore, and a way to its connection.
+async fn open_with_back_door(subject: &Subject) -> (Datastore, Arc<Registry>, BackDoor) {
+    let sqlite = Sqlite::open_unlocked(subject.path().unwrap())
         .await
         .unwrap();
-    sqlite.tell(statements).await;
-    let clock = Arc::new(subject.clock.clone());
-    Datastore::start(
-        Backend::Sqlite(sqlite),
-        td("example.org"),
-        meta.epoch,
-        clock,
-        DEFAULT_STALENESS,
-    )
-    .await
-    .unwrap()
+    let back_door = BackDoor(sqlite.back_door());
+    let (datastore, registry) = Datastore::start(sqlite, settings(subject)).await.unwrap();
+    (datastore, registry, back_door)
+}
+
+/// Does something to the connection while a datastore uses it.
+struct BackDoor(std::sync::mpsc::Sender<Job>);
+
+impl BackDoor {
+    fn run(&self, job: impl FnOnce(&mut Connection) + Send + 'static) {
+        self.0.send(Box::new(job)).unwrap();
+    }
+
+    fn sql(&self, statements: &'static str) {
+        let (done, wait) = std::sync::mpsc::channel();
+        self.run(move |connection| {
+            connection.execute_batch(statements).unwrap();
+            done.send(()).unwrap();
+        });
+        wait.recv().unwrap();
+    }
+}
+
+/// A datastore on whose connection statements were run.
+async fn open_with(subject: &Subject, statements: &'static str) -> (Datastore, Arc<Registry>) {
+    let (datastore, registry, back_door) = open_with_back_door(subject).await;
+    back_door.sql(statements);
+    (datastore, registry)
 }
 
 #[tokio::test]
@@ -76,7 +96,7 @@ async fn a_copy_of_the_file_after_closing_is_a_whole_backup() {
 async fn a_database_locked_by_another_process_says_so() {
     let subject = Subject::sqlite();
     let (datastore, registry) = open_with(&subject, "PRAGMA busy_timeout = 20").await;
-    let other = rusqlite::Connection::open(subject.path().unwrap()).unwrap();
+    let other = Connection::open(subject.path().unwrap()).unwrap();
     other.execute_batch("BEGIN IMMEDIATE").unwrap();
     let refused = datastore
         .create_entries(vec![entry("/spire/agent/x", "/web", &["a:1"])])
@@ -195,7 +215,7 @@ async fn a_newer_schema_is_refused_unless_it_says_it_may_be_read() {
     drop(
         open_with(
             &subject,
-            "UPDATE meta SET value = '2' WHERE name = 'schema_version'",
+            "UPDATE meta SET value = '3' WHERE name = 'schema_version'",
         )
         .await,
     );
@@ -203,7 +223,7 @@ async fn a_newer_schema_is_refused_unless_it_says_it_may_be_read() {
     drop(
         open_with(
             &subject,
-            "UPDATE meta SET value = '2' WHERE name = 'readable_from'",
+            "UPDATE meta SET value = '3' WHERE name = 'readable_from'",
         )
         .await,
     );
@@ -211,8 +231,8 @@ async fn a_newer_schema_is_refused_unless_it_says_it_may_be_read() {
     assert_eq!(
         refused,
         DatastoreError::NewerSchema {
-            stored: 2,
-            supported: 1
+            stored: 3,
+            supported: 2
         }
     );
 }
@@ -220,7 +240,7 @@ async fn a_newer_schema_is_refused_unless_it_says_it_may_be_read() {
 #[tokio::test]
 async fn another_programs_database_is_refused_and_untouched() {
     let subject = Subject::sqlite();
-    let other = rusqlite::Connection::open(subject.path().unwrap()).unwrap();
+    let other = Connection::open(subject.path().unwrap()).unwrap();
     other
         .execute_batch("CREATE TABLE attested_node_entries (id INTEGER)")
         .unwrap();
@@ -248,10 +268,8 @@ async fn a_file_that_is_no_database_is_refused() {
 async fn an_unreadable_row_names_its_table_and_key() {
     let subject = Subject::sqlite();
     let row = "INSERT INTO entries (row_number, key, revision, body) VALUES (1, 'k', 1, '{')";
-    let (sqlite, _) = Sqlite::open(subject.path().unwrap(), wanted())
-        .await
-        .unwrap();
-    sqlite.tell(row).await;
+    let (_datastore, _) = subject.open().await;
+    subject.sql(row).await;
     let refused = subject.try_open("example.org").await.unwrap_err();
     assert!(
         matches!(refused, DatastoreError::Unreadable { table: "entries", key, .. } if key == "k")
@@ -293,44 +311,16 @@ async fn a_panic_in_an_operation_ends_the_writer_and_is_noticed() {
 #[tokio::test]
 async fn a_writer_whose_database_thread_died_ends_as_well() {
     let subject = Subject::sqlite();
-    let (sqlite, meta) = Sqlite::open(subject.path().unwrap(), wanted())
-        .await
-        .unwrap();
-    let back_door = sqlite.back_door();
-    let clock = Arc::new(subject.clock.clone());
-    let backend = Backend::Sqlite(sqlite);
-    let (datastore, _) = Datastore::start(
-        backend,
-        td("example.org"),
-        meta.epoch,
-        clock,
-        DEFAULT_STALENESS,
-    )
-    .await
-    .unwrap();
-    back_door(|_| panic!("killed by a test"));
+    let (datastore, _, back_door) = open_with_back_door(&subject).await;
+    back_door.run(|_| panic!("killed by a test"));
     datastore.stopped().await;
 }
 
 #[tokio::test]
 async fn a_database_that_takes_no_writes_is_noticed_and_comes_back() {
     let subject = Subject::sqlite();
-    let (sqlite, meta) = Sqlite::open(subject.path().unwrap(), wanted())
-        .await
-        .unwrap();
-    let back_door = sqlite.back_door();
-    let clock = Arc::new(subject.clock.clone());
-    let backend = Backend::Sqlite(sqlite);
-    let (datastore, registry) = Datastore::start(
-        backend,
-        td("example.org"),
-        meta.epoch,
-        clock,
-        DEFAULT_STALENESS,
-    )
-    .await
-    .unwrap();
-    back_door(|connection| connection.execute_batch("PRAGMA query_only = 1").unwrap());
+    let (datastore, registry, back_door) = open_with_back_door(&subject).await;
+    back_door.sql("PRAGMA query_only = 1");
     let refused = datastore
         .create_entries(vec![entry("/spire/agent/x", "/web", &["a:1"])])
         .await
@@ -348,7 +338,7 @@ async fn a_database_that_takes_no_writes_is_noticed_and_comes_back() {
         registry.freshness().check().is_ok(),
         "memory is current all the same"
     );
-    back_door(|connection| connection.execute_batch("PRAGMA query_only = 0").unwrap());
+    back_door.sql("PRAGMA query_only = 0");
     let mut conditions = registry.freshness().conditions();
     // No write is needed to find out.
     conditions
@@ -356,4 +346,58 @@ async fn a_database_that_takes_no_writes_is_noticed_and_comes_back() {
         .await
         .unwrap();
     create(&datastore, entry("/spire/agent/x", "/web", &["a:1"])).await;
+}
+
+#[tokio::test]
+async fn two_servers_on_one_file_are_refused() {
+    let subject = Subject::sqlite();
+    let open = || {
+        let config = DatastoreConfig::new(DatastoreKind::Sqlite {
+            path: subject.path().unwrap(),
+        });
+        Datastore::open(config, td("example.org"), Arc::new(SystemClock))
+    };
+    let (first, _) = open().await.unwrap();
+    let refused = open().await.unwrap_err();
+    assert!(matches!(refused, DatastoreError::InUse { .. }), "{refused}");
+    let fault = config::fault::Fault::from(refused);
+    assert_eq!(fault.code, config::fault::Code::DatabaseLocked);
+    assert!(fault.to_string().contains("fuser"), "{fault}");
+    create(&first, entry("/spire/agent/x", "/web", &["a:1"])).await;
+    first.close().await;
+    let (_second, registry) = open().await.unwrap();
+    assert_eq!(registry.entry_count(&EntryFilter::default()), 1);
+}
+
+/// A backup put in the place of the file, or of its whole directory, under a running server.
+#[tokio::test]
+async fn a_file_that_is_replaced_by_an_older_copy_is_noticed() {
+    let (subject, copy) = (Subject::sqlite(), Subject::sqlite());
+    let (datastore, _) = subject.open().await;
+    let kept = create(&datastore, entry("/spire/agent/x", "/kept", &["a:1"])).await;
+    datastore.close().await;
+    std::fs::copy(subject.path().unwrap(), copy.path().unwrap()).unwrap();
+    let (datastore, registry) = subject.open().await;
+    let lost = create(&datastore, entry("/spire/agent/x", "/lost", &["a:1"])).await;
+    let directory = subject.path().unwrap().parent().unwrap().to_owned();
+    let aside = copy.path().unwrap().with_extension("aside");
+    let mut revisions = registry.subscribe();
+    revisions.mark_unchanged();
+    std::fs::rename(&directory, &aside).unwrap();
+    std::fs::rename(copy.path().unwrap().parent().unwrap(), &directory).unwrap_or_else(|_| {
+        // The copy's directory holds what was moved aside: move the file alone.
+        std::fs::create_dir(&directory).unwrap();
+        std::fs::rename(copy.path().unwrap(), subject.path().unwrap()).unwrap();
+    });
+    while registry.entry(&lost.id).is_some() {
+        revisions.changed().await.unwrap();
+    }
+    assert!(registry.entry(&kept.id).is_some());
+    create(&datastore, entry("/spire/agent/x", "/new", &["a:1"])).await;
+    let (_fresh, fresh) = subject.open().await;
+    assert_eq!(
+        content(&fresh),
+        content(&registry),
+        "it writes to the new file"
+    );
 }

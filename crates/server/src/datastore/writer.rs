@@ -3,16 +3,15 @@
 
 use std::sync::Arc;
 
-use spiffe::trust_domain::TrustDomain;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
-use super::backend::{Backend, Loader, Missed, decode_all};
-use super::codec::Decoder;
+use super::backend::Backend;
+use super::database::{CatchUp, Database};
 use super::draft::Draft;
 use super::error::DatastoreError;
 use super::monitor::Monitor;
-use crate::registry::{Registry, State};
+use crate::registry::{Cursor, Registry};
 
 /// Operations that may wait. More callers than this wait for a place in the queue.
 pub(super) const QUEUE: usize = 4_096;
@@ -59,8 +58,8 @@ impl<T: Send, F: FnMut(&mut Draft<'_>) -> T + Send> Work for Operation<T, F> {
     }
 }
 
-pub(super) struct Writer {
-    pub(super) backend: Backend,
+pub(super) struct Writer<B> {
+    pub(super) database: Database<B>,
     pub(super) queue: mpsc::Receiver<Box<dyn Work>>,
     /// Who asked for the end, to be told when it is reached.
     pub(super) closing: mpsc::Receiver<oneshot::Sender<()>>,
@@ -68,7 +67,7 @@ pub(super) struct Writer {
     pub(super) registry: Arc<Registry>,
 }
 
-impl Writer {
+impl<B: Backend> Writer<B> {
     /// Runs until it is asked to end, or until every handle of the datastore is gone and the queue is empty.
     pub(super) async fn run(mut self) {
         loop {
@@ -79,7 +78,7 @@ impl Writer {
                     None => return,
                 },
                 Some(asked) = self.closing.recv() => return self.close(asked).await,
-                () = self.backend.woken(known) => self.follow().await,
+                () = self.database.backend.woken(known) => self.follow().await,
             };
             if done == Err(DatastoreError::Closed) {
                 // The thread that holds the connection is gone and won't come back: `Datastore::stopped` says so.
@@ -96,9 +95,12 @@ impl Writer {
             // Whoever waits for the writes is told of a failure; here there is nothing left to do about it.
             drop(self.commit_group(work).await);
         }
-        if let Err(error) = self.backend.close().await {
+        let Self { mut database, .. } = self;
+        if let Err(error) = database.backend.close().await {
             tracing::warn!(%error, "the database was not closed cleanly; nothing is lost");
         }
+        // The file is another server's from here on.
+        drop(database);
         // Whoever asked may have gone meanwhile.
         if asked.send(()).is_err() {
             tracing::debug!("nobody waits for the end of the writer");
@@ -108,8 +110,8 @@ impl Writer {
     /// Looks for other servers' commits, and at the same time confirms that memory is current.
     async fn follow(&mut self) -> Result<(), DatastoreError> {
         let began = Instant::now();
-        let followed = match self.backend.look(self.registry.revision()).await {
-            Ok(look) => self.catch_up(look.missed).await.map(|()| look.read_only),
+        let followed = match self.database.look(self.registry.cursor()).await {
+            Ok(look) => self.catch_up(look.catch_up).await.map(|()| look.read_only),
             Err(error) => Err(error),
         };
         match followed {
@@ -117,7 +119,7 @@ impl Writer {
                 self.monitor.failed(&DatastoreError::ReadOnly { because });
                 self.monitor.current(began);
             }
-            Ok(None) if self.monitor.is_unwritable() => match self.backend.probe().await {
+            Ok(None) if self.monitor.is_unwritable() => match self.database.probe().await {
                 Ok(()) => self.monitor.writable(began),
                 Err(error) => {
                     self.monitor.failed(&error);
@@ -169,87 +171,67 @@ impl Writer {
 
     async fn commit(&mut self, group: &mut [Box<dyn Work>]) -> Result<(), DatastoreError> {
         let began = Instant::now();
-        let revision = self.begin().await?;
+        let cursor = self.begin().await?;
         self.monitor.current(began);
         let (rows, writes) = {
             let state = self.registry.read();
-            let mut draft = Draft::new(&state, revision);
+            let mut draft = Draft::new(&state, cursor.revision());
             for work in group {
                 work.evaluate(&mut draft);
             }
             draft.finish()
         };
         if rows.is_empty() {
-            self.backend.rollback().await;
+            self.database.backend.rollback().await;
             return Ok(());
         }
-        self.backend.commit(revision, rows).await?;
-        self.registry.apply(revision, writes);
+        self.database.commit(cursor, &rows).await?;
+        self.registry.apply(&[cursor], writes);
         self.monitor.writable(began);
         Ok(())
     }
 
     /// Opens the transaction with memory at the revision before it.
-    async fn begin(&mut self) -> Result<u64, DatastoreError> {
-        let (revision, missed) = self.backend.begin(self.registry.revision()).await?;
-        if matches!(missed, Missed::Everything) {
-            self.backend.rollback().await;
+    async fn begin(&mut self) -> Result<Cursor, DatastoreError> {
+        let (mut cursor, mut catch_up) = self.database.begin(self.registry.cursor()).await?;
+        if matches!(catch_up, CatchUp::Everything) {
+            self.database.backend.rollback().await;
             self.reload().await?;
-            let (revision, missed) = self.backend.begin(self.registry.revision()).await?;
-            return self.caught_up(revision, missed).await;
+            (cursor, catch_up) = self.database.begin(self.registry.cursor()).await?;
         }
-        self.caught_up(revision, missed).await
-    }
-
-    async fn caught_up(&mut self, revision: u64, missed: Missed) -> Result<u64, DatastoreError> {
-        let applied = match missed {
-            Missed::Nothing => Ok(()),
-            Missed::Changes { revision, found } => {
-                decode_all(found).map(|writes| self.registry.apply(revision, writes))
+        match catch_up {
+            CatchUp::Nothing => Ok(cursor),
+            CatchUp::Changes { passed, writes } => {
+                self.registry.apply(&passed, writes);
+                Ok(cursor)
             }
-            Missed::Everything => Err(DatastoreError::Unavailable {
-                because: "the database changes faster than it can be loaded".to_owned(),
-            }),
-        };
-        match applied {
-            Ok(()) => Ok(revision),
-            Err(error) => {
-                self.backend.rollback().await;
-                Err(error)
+            CatchUp::Everything => {
+                self.database.backend.rollback().await;
+                Err(DatastoreError::Unavailable {
+                    because: "the database changes faster than it can be loaded".to_owned(),
+                })
             }
         }
     }
 
-    async fn catch_up(&mut self, missed: Missed) -> Result<(), DatastoreError> {
-        match missed {
-            Missed::Nothing => Ok(()),
-            Missed::Changes { revision, found } => {
-                self.registry.apply(revision, decode_all(found)?);
+    async fn catch_up(&mut self, catch_up: CatchUp) -> Result<(), DatastoreError> {
+        match catch_up {
+            CatchUp::Nothing => Ok(()),
+            CatchUp::Changes { passed, writes } => {
+                self.registry.apply(&passed, writes);
                 Ok(())
             }
-            Missed::Everything => self.reload().await,
+            CatchUp::Everything => self.reload().await,
         }
     }
 
     async fn reload(&mut self) -> Result<(), DatastoreError> {
         tracing::info!(
             revision = self.registry.revision(),
-            "reloading the whole database"
+            "this revision is not in the database's history, or too old: reloading the whole database"
         );
-        let state = load(&mut self.backend, self.registry.trust_domain()).await?;
+        let state = self.database.load().await?;
         self.registry.replace(state);
         Ok(())
     }
-}
-
-/// Builds the state from a snapshot.
-pub(super) async fn load(
-    backend: &mut Backend,
-    trust_domain: &TrustDomain,
-) -> Result<State, DatastoreError> {
-    let loader = Loader {
-        state: State::empty(trust_domain, 0),
-        decoder: Decoder::default(),
-    };
-    Ok(backend.load(loader).await?.state)
 }

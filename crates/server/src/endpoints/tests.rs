@@ -20,6 +20,7 @@ use tonic_health::pb::health_client::HealthClient;
 
 use crate::Server;
 use crate::config::HealthConfig;
+use crate::datastore::{DatastoreConfig, DatastoreKind};
 use crate::testing::{Identity, TestServer, config};
 
 #[tokio::test]
@@ -52,7 +53,12 @@ async fn refuses_the_socket_of_a_live_server_and_takes_over_a_stale_one() {
     let path = config(directory.path()).socket_path;
     assert!(!path.exists(), "a server takes its socket with it");
     drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
-    let again = Server::bind(config(directory.path())).await.unwrap();
+    // The first one's database is let go a moment after it was dropped.
+    let mut other = config(directory.path());
+    other.datastore = DatastoreConfig::new(DatastoreKind::Sqlite {
+        path: directory.path().join("other.sqlite3"),
+    });
+    let again = Server::bind(other).await.unwrap();
     let mode =
         |path: &std::path::Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
     assert_eq!((mode(&path), mode(path.parent().unwrap())), (0o770, 0o750));

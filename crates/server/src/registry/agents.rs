@@ -24,8 +24,14 @@ impl AgentTable {
     }
 
     pub(crate) fn put(&mut self, row: i64, agent: Arc<Agent>) -> Option<Arc<Agent>> {
-        let row = *self.rows.entry(agent.id.clone()).or_insert(row);
-        self.by_row.insert(row, agent)
+        let old = self.rows.insert(agent.id.clone(), row);
+        let former = old.and_then(|old| self.by_row.remove(&old));
+        self.by_row.insert(row, agent);
+        former
+    }
+
+    pub(crate) fn row(&self, id: &SpiffeId) -> Option<i64> {
+        self.rows.get(id).copied()
     }
 
     pub(crate) fn remove(&mut self, id: &SpiffeId) -> Option<Arc<Agent>> {

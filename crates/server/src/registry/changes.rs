@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 
+use super::cursor::Cursor;
 use super::records::Change;
 
 /// How many changes are kept. Each holds its object's former self alive.
@@ -9,17 +10,17 @@ const CAPACITY: usize = 32_768;
 
 #[derive(Debug)]
 pub(crate) struct ChangeLog {
-    /// Every change after this revision is in `changes`.
-    floor: u64,
+    /// The revisions passed, oldest first: every change after the first of them is in `changes`.
+    passed: VecDeque<Cursor>,
     changes: VecDeque<Change>,
     capacity: usize,
 }
 
 impl ChangeLog {
-    /// Nothing is known of what led to `revision`.
-    pub(crate) fn starting_at(revision: u64) -> Self {
+    /// Nothing is known of what led to `start`.
+    pub(crate) fn starting_at(start: Cursor) -> Self {
         Self {
-            floor: revision,
+            passed: VecDeque::from([start]),
             changes: VecDeque::new(),
             capacity: CAPACITY,
         }
@@ -29,19 +30,38 @@ impl ChangeLog {
         if self.changes.len() >= self.capacity
             && let Some(dropped) = self.changes.pop_front()
         {
-            self.floor = self.floor.max(dropped.revision);
+            // Who stood before that change misses it from now on.
+            self.forget(|oldest| oldest.revision() < dropped.revision);
         }
         self.changes.push_back(change);
     }
 
-    /// The changes after `revision`, or `None` when some of them are no longer kept.
-    pub(crate) fn since(&self, revision: u64) -> Option<Vec<Change>> {
-        if revision < self.floor {
+    /// Notes a revision whose changes have been pushed.
+    pub(crate) fn pass(&mut self, cursor: Cursor) {
+        self.passed.push_back(cursor);
+        if self.passed.len() > self.capacity {
+            self.passed.pop_front();
+        }
+    }
+
+    fn forget(&mut self, is_lost: impl Fn(&Cursor) -> bool) {
+        while self.passed.front().is_some_and(&is_lost) {
+            self.passed.pop_front();
+        }
+    }
+
+    /// The changes after `cursor`, or `None` when some of them are no longer kept, or it is not in this history.
+    pub(crate) fn since(&self, cursor: Cursor) -> Option<Vec<Change>> {
+        let place = self
+            .passed
+            .binary_search_by_key(&cursor.revision(), |passed| passed.revision())
+            .ok()?;
+        if self.passed.get(place) != Some(&cursor) {
             return None;
         }
         let start = self
             .changes
-            .partition_point(|change| change.revision <= revision);
+            .partition_point(|change| change.revision <= cursor.revision());
         Some(self.changes.iter().skip(start).cloned().collect())
     }
 }
@@ -63,26 +83,48 @@ mod tests {
         }
     }
 
+    fn log(capacity: usize, revisions: &[u64]) -> ChangeLog {
+        let mut log = ChangeLog {
+            capacity,
+            ..ChangeLog::starting_at(at(5))
+        };
+        for revision in revisions {
+            log.push(change(*revision));
+            log.push(change(*revision));
+            log.pass(at(*revision));
+        }
+        log
+    }
+
+    fn at(revision: u64) -> Cursor {
+        Cursor::new(revision, i64::try_from(revision * 11).unwrap())
+    }
+
     #[test]
     fn a_follower_further_behind_than_the_log_must_start_over() {
-        let mut log = ChangeLog {
-            floor: 5,
-            changes: VecDeque::new(),
-            capacity: 3,
-        };
-        for revision in [6, 6, 7, 8] {
-            log.push(change(revision));
-        }
-        assert!(log.since(4).is_none());
-        assert!(log.since(5).is_none(), "one change of revision 6 is gone");
-        assert_eq!(
-            log.since(6)
-                .unwrap()
-                .iter()
-                .map(|c| c.revision)
-                .collect::<Vec<_>>(),
-            [7, 8]
+        let log = log(5, &[6, 7, 8]);
+        assert!(log.since(at(4)).is_none());
+        assert!(
+            log.since(at(5)).is_none(),
+            "one change of revision 6 is gone"
         );
-        assert_eq!(log.since(8).unwrap().len(), 0);
+        let since: Vec<_> = log
+            .since(at(6))
+            .unwrap()
+            .iter()
+            .map(|c| c.revision)
+            .collect();
+        assert_eq!(since, [7, 7, 8, 8]);
+        assert_eq!(log.since(at(8)).unwrap().len(), 0);
+    }
+
+    #[test]
+    fn a_follower_of_another_history_must_start_over() {
+        let log = log(50, &[6, 7, 8]);
+        for revision in [5, 6, 8] {
+            assert!(log.since(Cursor::new(revision, 1)).is_none(), "{revision}");
+            assert!(log.since(at(revision)).is_some(), "{revision}");
+        }
+        assert!(log.since(at(9)).is_none(), "a cursor from the future");
     }
 }

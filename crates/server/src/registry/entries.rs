@@ -15,7 +15,7 @@ use super::listing::{EntryFilter, Gathering};
 
 #[derive(Debug)]
 pub(crate) struct Slot {
-    /// Ascends with creation and never changes: the order of listings.
+    /// Ascends with creation: the order of listings. Another only when the entry was deleted and created again.
     pub(crate) row: i64,
     pub(crate) entry: Arc<Entry>,
 }
@@ -145,10 +145,9 @@ impl EntryTable {
             .map(|slot| &slot.entry)
     }
 
-    /// Inserts or replaces. A replaced entry keeps its row and is returned.
+    /// Inserts or replaces, in the given row. A replaced entry is returned.
     pub(crate) fn put(&mut self, row: i64, entry: Arc<Entry>) -> Option<Arc<Entry>> {
         let old = self.remove(&entry.id);
-        let row = old.as_ref().map_or(row, |slot| slot.row);
         let slot = self.occupy(Slot { row, entry });
         self.index(slot);
         old.map(|slot| slot.entry)

@@ -191,11 +191,12 @@ pub struct Change {
     pub new: Option<Object>,
 }
 
-/// A committed write on its way into memory. `row` counts only when the object is new.
+/// A committed write on its way into memory.
 #[derive(Debug, Clone)]
 pub(crate) struct Write {
     pub(crate) kind: Kind,
     pub(crate) key: Arc<str>,
+    /// Where the object stands in listings, as the store has it.
     pub(crate) row: i64,
     pub(crate) object: Option<Object>,
     /// The commit that wrote it.

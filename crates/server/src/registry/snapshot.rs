@@ -12,7 +12,7 @@ use spiffe::selector::SelectorSet;
 use spiffe::trust_domain::TrustDomain;
 
 use super::authorized::Node;
-use super::{Agent, Change, Registry, State};
+use super::{Agent, Change, Cursor, Registry, State};
 
 /// Before every expiry: at this time nothing has expired yet.
 const BEFORE_ANY_EXPIRY: i64 = i64::MIN;
@@ -37,16 +37,12 @@ impl Registry {
 }
 
 impl<'a> Snapshot<'a> {
-    pub(crate) fn revision(&self) -> u64 {
-        self.state.revision
+    pub(crate) fn cursor(&self) -> Cursor {
+        self.state.cursor
     }
 
     pub(crate) fn trust_domain(&self) -> &'a TrustDomain {
         self.registry.trust_domain()
-    }
-
-    pub(crate) fn epoch(&self) -> &'a str {
-        self.registry.epoch()
     }
 
     /// Unix seconds.
@@ -55,12 +51,8 @@ impl<'a> Snapshot<'a> {
     }
 
     /// See [`Registry::changes_since`].
-    pub(crate) fn changes_since(&self, revision: u64) -> Option<Vec<Change>> {
-        if revision > self.state.revision {
-            None
-        } else {
-            self.state.changes.since(revision)
-        }
+    pub(crate) fn changes_since(&self, cursor: Cursor) -> Option<Vec<Change>> {
+        self.state.changes.since(cursor)
     }
 
     pub(crate) fn agent(&self, id: &SpiffeId) -> Option<&Arc<Agent>> {

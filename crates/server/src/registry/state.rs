@@ -9,6 +9,7 @@ use spiffe::trust_domain::TrustDomain;
 
 use super::agents::AgentTable;
 use super::changes::ChangeLog;
+use super::cursor::Cursor;
 use super::entries::EntryTable;
 use super::records::{
     Change, FederationRelationship, JoinTokenRecord, Journal, Kind, Lease, Object, Write,
@@ -16,7 +17,7 @@ use super::records::{
 
 #[derive(Debug)]
 pub(crate) struct State {
-    pub(crate) revision: u64,
+    pub(crate) cursor: Cursor,
     pub(crate) entries: EntryTable,
     pub(crate) agents: AgentTable,
     pub(crate) bundles: BTreeMap<TrustDomain, Arc<Bundle>>,
@@ -28,9 +29,9 @@ pub(crate) struct State {
 }
 
 impl State {
-    pub(crate) fn empty(trust_domain: &TrustDomain, revision: u64) -> Self {
+    pub(crate) fn empty(trust_domain: &TrustDomain, cursor: Cursor) -> Self {
         Self {
-            revision,
+            cursor,
             entries: EntryTable::new(SpiffeId::server(trust_domain)),
             agents: AgentTable::default(),
             bundles: BTreeMap::new(),
@@ -38,7 +39,7 @@ impl State {
             tokens: HashMap::new(),
             journals: BTreeMap::new(),
             leases: BTreeMap::new(),
-            changes: ChangeLog::starting_at(revision),
+            changes: ChangeLog::starting_at(cursor),
         }
     }
 
@@ -121,14 +122,14 @@ impl State {
         }
     }
 
-    /// Ends a load: this state is the snapshot at `revision`.
-    pub(crate) fn starts_at(&mut self, revision: u64) {
-        self.revision = revision;
-        self.changes = ChangeLog::starting_at(revision);
+    /// Ends a load: this state is the snapshot at `cursor`.
+    pub(crate) fn starts_at(&mut self, cursor: Cursor) {
+        self.cursor = cursor;
+        self.changes = ChangeLog::starting_at(cursor);
     }
 
-    /// Moves to `revision` by the writes that lead there.
-    pub(crate) fn apply(&mut self, revision: u64, writes: Vec<Write>) {
+    /// Moves to the last of the revisions `passed` by the writes that lead there.
+    pub(crate) fn apply(&mut self, passed: &[Cursor], writes: Vec<Write>) {
         for write in writes {
             let new = write.object.clone();
             let old = match write.object {
@@ -145,6 +146,18 @@ impl State {
                 });
             }
         }
-        self.revision = revision;
+        for cursor in passed {
+            self.changes.pass(*cursor);
+            self.cursor = *cursor;
+        }
+    }
+
+    /// The row of an object whose listings are ordered by it.
+    pub(crate) fn row(&self, kind: Kind, key: &str) -> Option<i64> {
+        match kind {
+            Kind::Entry => self.entries.get(key).map(|slot| slot.row),
+            Kind::Agent => self.agents.row(&SpiffeId::parse(key).ok()?),
+            _ => None,
+        }
     }
 }

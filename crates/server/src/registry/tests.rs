@@ -70,8 +70,12 @@ fn agent(path: &str, list: &[&str]) -> Object {
     }))
 }
 
+fn at(revision: u64) -> Cursor {
+    Cursor::new(revision, 0)
+}
+
 fn registry(entries: Vec<Entry>, agents: Vec<Object>) -> Registry {
-    let mut state = State::empty(&td(), 0);
+    let mut state = State::empty(&td(), Cursor::default());
     let objects = entries
         .into_iter()
         .map(|entry| Object::Entry(Arc::new(entry)))
@@ -81,7 +85,7 @@ fn registry(entries: Vec<Entry>, agents: Vec<Object>) -> Registry {
     }
     let clock = ManualClock::new(UNIX_EPOCH + Duration::from_secs(NOW.unsigned_abs()));
     let bound = Duration::from_secs(300);
-    Registry::new(state, td(), "epoch".to_owned(), Arc::new(clock), bound)
+    Registry::new(state, td(), Arc::new(clock), bound)
 }
 
 /// The authorized entries' names, in order; each asked for alone as well.
@@ -206,14 +210,14 @@ fn a_cycle_of_parents_ends() {
         vec![],
     );
     registry.apply(
-        1,
+        &[at(1)],
         vec![write(Entry {
             id: Arc::from("loop"),
             ..entry("/c", "/a")
         })],
     );
     registry.apply(
-        2,
+        &[at(2)],
         vec![write(Entry {
             id: Arc::from("self"),
             ..entry("/lonely", "/lonely")
@@ -297,7 +301,7 @@ fn a_changed_alias_is_found_by_its_new_selectors_only() {
             agent("/spire/agent/two", &["a:2"]),
         ],
     );
-    registry.apply(1, vec![write(alias("/pool", &["a:2"]))]);
+    registry.apply(&[at(1)], vec![write(alias("/pool", &["a:2"]))]);
     assert!(authorized(&registry, "/spire/agent/one").is_empty());
     assert_eq!(authorized(&registry, "/spire/agent/two"), ["web"]);
     let gone = Write {
@@ -307,7 +311,7 @@ fn a_changed_alias_is_found_by_its_new_selectors_only() {
         object: None,
         revision: 2,
     };
-    registry.apply(2, vec![gone]);
+    registry.apply(&[at(2)], vec![gone]);
     assert!(authorized(&registry, "/spire/agent/two").is_empty());
 }
 
@@ -480,11 +484,11 @@ fn subscribers_hear_of_each_new_revision() {
     let registry = registry(vec![], vec![]);
     let mut heard = registry.subscribe();
     assert!(!heard.has_changed().unwrap());
-    registry.apply(1, vec![write(entry("/p", "/1"))]);
+    registry.apply(&[at(1)], vec![write(entry("/p", "/1"))]);
     assert_eq!(*heard.borrow_and_update(), 1);
-    registry.replace(State::empty(&td(), 7));
+    registry.replace(State::empty(&td(), at(7)));
     assert_eq!(*heard.borrow_and_update(), 7);
-    assert!(registry.changes_since(1).is_none());
-    assert!(registry.changes_since(7).unwrap().is_empty());
+    assert!(registry.changes_since(at(1)).is_none());
+    assert!(registry.changes_since(at(7)).unwrap().is_empty());
     assert_eq!(registry.entry_count(&EntryFilter::default()), 0);
 }

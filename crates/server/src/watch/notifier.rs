@@ -19,7 +19,7 @@ use spiffe::trust_domain::TrustDomain;
 
 use super::affected::{Above, Affected, Touched};
 use super::subscription::{Pending, Subscription, Subscriptions};
-use crate::registry::{Change, Kind, Object, Registry, Snapshot};
+use crate::registry::{Change, Cursor, Kind, Object, Registry, Snapshot};
 
 /// The clock may be set: the next expiry is looked for at least this often.
 const LONGEST_SLEEP: Duration = Duration::from_secs(60);
@@ -36,8 +36,8 @@ pub(crate) struct Notifier {
 #[derive(Debug)]
 struct NotifierState {
     subscriptions: Subscriptions,
-    /// Changes up to this revision have been passed on.
-    revision: u64,
+    /// Changes up to here have been passed on.
+    cursor: Cursor,
     /// Expiries up to this second have been passed on.
     expired_through: i64,
 }
@@ -69,9 +69,9 @@ impl Drop for Membership {
 impl Notifier {
     pub(crate) fn new(registry: Arc<Registry>, clock: Arc<dyn Clock>) -> Self {
         let server = SpiffeId::server(registry.trust_domain());
-        let (revision, expired_through) = {
+        let (cursor, expired_through) = {
             let snapshot = registry.snapshot();
-            (snapshot.revision(), snapshot.now())
+            (snapshot.cursor(), snapshot.now())
         };
         Self {
             registry,
@@ -79,7 +79,7 @@ impl Notifier {
             server,
             state: Mutex::new(NotifierState {
                 subscriptions: Subscriptions::default(),
-                revision,
+                cursor,
                 expired_through,
             }),
         }
@@ -128,10 +128,10 @@ impl Notifier {
     fn advance(&self) -> Option<i64> {
         let snapshot = self.registry.snapshot();
         let mut state = self.lock();
-        let changes = snapshot.changes_since(state.revision);
+        let changes = snapshot.changes_since(state.cursor);
         // A clock that was set back: what expires again is passed on again.
         let expired_after = state.expired_through.min(snapshot.now());
-        state.revision = snapshot.revision();
+        state.cursor = snapshot.cursor();
         state.expired_through = snapshot.now();
         let mut woken = Woken::default();
         match &changes {
@@ -158,12 +158,12 @@ impl Notifier {
             }
             None => reset_everyone(&snapshot, &mut state.subscriptions, &mut woken),
         }
-        let revision = snapshot.revision();
+        let cursor = snapshot.cursor();
         let next_expiry = snapshot.next_expiry(snapshot.now());
         drop(state);
         drop(snapshot);
         for subscription in woken.0.into_values() {
-            subscription.seal(revision);
+            subscription.seal(cursor);
         }
         next_expiry
     }

@@ -8,6 +8,8 @@ use spiffe::selector::{Selector, SelectorSet};
 use spiffe::trust_domain::TrustDomain;
 use tokio::sync::Notify;
 
+use crate::registry::Cursor;
+
 use super::affected::{MAX_NAMED, Touched};
 
 /// Streams that one agent may hold; the oldest ends when it opens another. It needs one, and a second while it renews.
@@ -16,8 +18,8 @@ const MAX_STREAMS: usize = 4;
 /// What has changed for one agent since its watcher last looked.
 #[derive(Debug, Default)]
 pub(super) struct Pending {
-    /// Everything up to this revision is contained.
-    pub(super) revision: u64,
+    /// Everything up to here is contained.
+    pub(super) cursor: Cursor,
     /// The entries to look at.
     pub(super) entries: Vec<Arc<[Arc<str>]>>,
     named: usize,
@@ -119,14 +121,14 @@ impl Subscription {
         self.wake.notify_one();
     }
 
-    /// Ends a batch: what is pending now reaches up to `revision`. Wakes the watcher if anything is.
+    /// Ends a batch: what is pending now reaches up to `cursor`. Wakes the watcher if anything is.
     ///
     /// Until then a watcher that wakes for another reason takes a part of the batch under the revision before it, so
     /// that no cursor ever promises more than was sent.
-    pub(super) fn seal(&self, revision: u64) {
+    pub(super) fn seal(&self, cursor: Cursor) {
         let mut state = self.lock();
         if !state.pending.is_empty() {
-            state.pending.revision = revision;
+            state.pending.cursor = cursor;
             drop(state);
             self.wake.notify_one();
         }
@@ -308,7 +310,7 @@ mod tests {
             all.add(agent("one"), SelectorSet::default());
         }
         all.add(agent("other"), SelectorSet::default());
-        first.seal(7);
+        first.seal(Cursor::new(7, 1));
         assert!(first.lock().pending.is_empty());
         all.add(agent("one"), SelectorSet::default());
         assert!(first.pending().await.replaced);

@@ -15,7 +15,7 @@ use spiffe::trust_domain::TrustDomain;
 
 use super::affected::{Above, Affected, Touched};
 use super::subscription::{Pending, Subscription};
-use crate::registry::{Change, Kind, Object, Registry, Snapshot};
+use crate::registry::{Change, Cursor, Kind, Object, Registry, Snapshot};
 
 /// Bytes of entries in one event. A stream keeps a buffer of the size of its largest event for as long as it is open, so that
 /// ten thousand agents are worth small events.
@@ -30,8 +30,7 @@ pub(super) struct View {
     agent: SpiffeId,
     subscription: Arc<Subscription>,
     /// Everything up to here has been sent.
-    revision: u64,
-    epoch: String,
+    cursor: Cursor,
     /// The foreign trust domains that the agent's entries federate with, and the bundles that it was sent.
     federated: BTreeMap<TrustDomain, Option<Arc<Bundle>>>,
     own: Option<Arc<Bundle>>,
@@ -47,8 +46,7 @@ impl View {
             registry,
             agent,
             subscription,
-            revision: 0,
-            epoch: String::new(),
+            cursor: Cursor::default(),
             federated: BTreeMap::new(),
             own: None,
         }
@@ -58,12 +56,8 @@ impl View {
     pub(super) fn start(&mut self, request: &WatchRequest) -> Outgoing {
         let registry = Arc::clone(&self.registry);
         let snapshot = registry.snapshot();
-        let known = request.cursor != 0 && request.epoch == snapshot.epoch();
-        let changes = if known {
-            snapshot.changes_since(request.cursor)
-        } else {
-            None
-        };
+        let cursor = Cursor::from_wire(request.cursor, &request.epoch);
+        let changes = cursor.and_then(|cursor| snapshot.changes_since(cursor));
         if let Some(changes) = changes.filter(|changes| changes.len() <= MAX_MISSED)
             && let Some(ids) = self.missed(&snapshot, &changes)
         {
@@ -79,10 +73,12 @@ impl View {
         if pending.reset {
             return Some(self.all(&snapshot));
         }
-        self.revision = self.revision.max(pending.revision);
+        if pending.cursor.revision() > self.cursor.revision() {
+            self.cursor = pending.cursor;
+        }
         let ids = pending.entries.iter().flat_map(|ids| ids.iter().cloned());
         let delta = self.look_up(&snapshot, ids.collect());
-        let mut outgoing = self.outgoing(&snapshot);
+        let mut outgoing = self.outgoing();
         if !delta.removed.is_empty() || !delta.present.is_empty() {
             self.follow_bundles(&snapshot, &delta.present, &mut outgoing);
         }
@@ -93,9 +89,9 @@ impl View {
 
     /// The whole list: it takes the place of everything that the agent holds.
     fn all(&mut self, snapshot: &Snapshot<'_>) -> Outgoing {
-        self.revision = snapshot.revision();
+        self.cursor = snapshot.cursor();
         self.federated = BTreeMap::new();
-        let mut outgoing = self.outgoing(snapshot);
+        let mut outgoing = self.outgoing();
         outgoing.head.reset = true;
         let present = snapshot.authorized_entries(&self.agent);
         self.follow_bundles(snapshot, &present, &mut outgoing);
@@ -119,11 +115,11 @@ impl View {
         changes: &[Change],
         mut ids: BTreeSet<Arc<str>>,
     ) -> Outgoing {
-        self.revision = snapshot.revision();
+        self.cursor = snapshot.cursor();
         let lapsed = snapshot.lapsed_entries(&self.agent);
         ids.extend(lapsed.iter().map(|entry| Arc::clone(&entry.id)));
         let delta = self.look_up(snapshot, ids);
-        let mut outgoing = self.outgoing(snapshot);
+        let mut outgoing = self.outgoing();
         let wanted = named_by(&snapshot.authorized_entries(&self.agent));
         self.subscription.follow_bundles(wanted.clone());
         let with_bundle = |name: TrustDomain| {
@@ -269,11 +265,10 @@ impl View {
         }
     }
 
-    fn outgoing(&mut self, snapshot: &Snapshot<'_>) -> Outgoing {
-        self.epoch = snapshot.epoch().to_owned();
+    fn outgoing(&self) -> Outgoing {
         Outgoing::new(WatchEvent {
-            revision: self.revision,
-            epoch: self.epoch.clone(),
+            revision: self.cursor.revision(),
+            epoch: self.cursor.epoch(),
             ..WatchEvent::default()
         })
     }

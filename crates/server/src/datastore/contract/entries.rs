@@ -68,7 +68,7 @@ async fn every_field_survives_a_restart(subject: Subject) {
     assert_eq!(*reloaded.entry("my-entry").unwrap(), full);
     assert_eq!(content(&reloaded), content(&registry));
     assert_eq!(reloaded.revision(), registry.revision());
-    assert_eq!(reloaded.epoch(), registry.epoch());
+    assert_eq!(reloaded.cursor(), registry.cursor());
 }
 
 async fn an_entry_without_id_gets_one_and_a_creation_time(subject: Subject) {

@@ -44,10 +44,10 @@ impl Listener {
         Self { heard, task }
     }
 
-    /// Returns when a revision after `known` is announced that was not seen by an earlier call.
-    pub(super) async fn heard_beyond(&mut self, known: u64) {
+    /// Returns when a revision other than `known` is announced that was not seen by an earlier call.
+    pub(super) async fn heard_other_than(&mut self, known: u64) {
         while self.heard.changed().await.is_ok() {
-            if *self.heard.borrow_and_update() > known {
+            if *self.heard.borrow_and_update() != known {
                 return;
             }
         }

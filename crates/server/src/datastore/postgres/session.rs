@@ -86,33 +86,17 @@ impl Session {
             .await
     }
 
-    pub(super) async fn one(
+    pub(super) async fn few(
         &self,
         text: &str,
         parameters: Parameters<'_>,
-    ) -> Result<Row, DatastoreError> {
+    ) -> Result<Vec<Row>, DatastoreError> {
         let statement = self.statement(text).await?;
-        self.timed(
-            QUESTION_TIMEOUT,
-            self.client.query_one(&statement, parameters),
-        )
-        .await
+        self.timed(QUESTION_TIMEOUT, self.client.query(&statement, parameters))
+            .await
     }
 
-    pub(super) async fn at_most_one(
-        &self,
-        text: &str,
-        parameters: Parameters<'_>,
-    ) -> Result<Option<Row>, DatastoreError> {
-        let statement = self.statement(text).await?;
-        self.timed(
-            QUESTION_TIMEOUT,
-            self.client.query_opt(&statement, parameters),
-        )
-        .await
-    }
-
-    pub(super) async fn all(
+    pub(super) async fn many(
         &self,
         text: &str,
         parameters: Parameters<'_>,
