@@ -27,6 +27,7 @@ use crate::audit::{Auditor, CallRecord, Unfinished};
 use crate::authz::{Authorizer, Lifetime, Row, is_local_service, row};
 use crate::caller::Connection;
 use crate::error::{Kind, refused};
+use boundary::Join;
 pub(crate) use refused_joins::RefusedJoins;
 use request_body::RequestBody;
 
@@ -48,7 +49,7 @@ mod wire;
 pub(crate) struct Api {
     pub(crate) authorizer: Arc<Authorizer>,
     pub(crate) auditor: Auditor,
-    pub(crate) refused_joins: RefusedJoins,
+    pub(crate) refused_joins: Arc<RefusedJoins>,
     pub(crate) agent: AgentServer<agent::AgentService>,
     pub(crate) bundle: BundleServer<bundle::BundleService>,
     pub(crate) debug: DebugServer<debug::DebugService>,
@@ -98,12 +99,13 @@ impl Api {
             Ok(response) => response,
             Err(_panic) => boundary::panicked(&unfinished.0),
         };
-        if row.is_some_and(|row| row.method == ATTEST_AGENT) {
-            let outcome = boundary::outcome(&response);
-            self.refused_joins.warn(connection, &outcome);
-        }
+        let is_join = row.is_some_and(|row| row.method == ATTEST_AGENT);
+        let join = is_join.then(|| Join {
+            refused: Arc::clone(&self.refused_joins),
+            connection: Arc::clone(connection),
+        });
         let lifetime = row.map_or(Lifetime::Unary, |row| row.lifetime);
-        boundary::conclude(response, lifetime, unfinished).await
+        boundary::conclude(response, lifetime, unfinished, join).await
     }
 
     async fn serve(

@@ -7,11 +7,10 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use plugin::builtin::node_attestor::{JoinTokens, TokenRefusal};
-use plugin::lifecycle::Running;
+use config::fault::Code;
+use plugin::builtin::node_attestor::{JOIN_TOKEN, JoinTokens, TokenRefusal};
 use plugin::node_attestor::server::{self as attestor, AgentAttributes, NodeAttestor, Transport};
 use plugin::{Error as PluginError, ErrorKind};
-use proto::spire::api::server::agent::v1::attest_agent_request::Params;
 use spiffe::clock::Clock;
 use spiffe::id::SpiffeId;
 use spiffe::key::PublicKey;
@@ -60,7 +59,8 @@ pub(crate) struct Attestation {
     pub(crate) trust_domain: TrustDomain,
     pub(crate) registry: Arc<Registry>,
     pub(crate) datastore: Datastore,
-    pub(crate) attestors: Vec<Running<dyn NodeAttestor>>,
+    /// One of each type.
+    pub(crate) attestors: Vec<Arc<dyn NodeAttestor>>,
     /// SPIRE: experimental.agent_spiffe_id_as_selector.
     pub(crate) agent_id_as_selector: bool,
 }
@@ -71,19 +71,22 @@ impl Attestation {
     /// # Errors
     /// InvalidArgument for what the node sent, FailedPrecondition for an attestor that is not configured,
     /// PermissionDenied for a banned node.
-    pub(crate) async fn attest(&self, params: &Params) -> Result<Attested, OpError> {
-        let data = params.data.clone().unwrap_or_default();
+    pub(crate) async fn attest(
+        &self,
+        kind: &str,
+        payload: Secret<Vec<u8>>,
+        transport: &mut dyn Transport,
+    ) -> Result<Attested, OpError> {
         let mut by_type = self.attestors.iter();
-        let Some(found) = by_type.find(|one| one.name() == data.r#type) else {
+        let Some(found) = by_type.find(|one| one.name() == kind) else {
             return Err(failed(
                 Kind::FailedPrecondition,
                 "error getting node attestor",
-                format!("could not find node attestor type \"{}\"", data.r#type),
+                format!("could not find node attestor type \"{kind}\""),
             ));
         };
-        let payload = Secret::new(data.payload);
-        let attributes = attestor::attest(&**found.plugin(), payload, &mut NoChallenges).await;
-        let attributes = attributes.map_err(|error| refusal(&error))?;
+        let attributes = attestor::attest(found.as_ref(), payload, transport).await;
+        let attributes = attributes.map_err(|error| refusal(found.name(), &error))?;
         let mut attested = self.checked(found.name(), attributes)?;
         if self.agent_id_as_selector
             && let Ok(selector) = Selector::new("spiffe_id", attested.id.as_str())
@@ -95,10 +98,10 @@ impl Attestation {
             .agent(&attested.id)
             .is_some_and(|agent| agent.banned)
         {
-            return Err(refused(
-                Kind::PermissionDenied,
-                "failed to attest: agent is banned",
-            ));
+            return Err(
+                refused(Kind::PermissionDenied, "failed to attest: agent is banned")
+                    .with_code(Code::AgentBanned),
+            );
         }
         Ok(attested)
     }
@@ -167,7 +170,7 @@ impl Attestation {
 }
 
 /// A refusal has the plugin's message alone: agents match on SPIRE's texts.
-fn refusal(error: &PluginError) -> OpError {
+fn refusal(attestor: &str, error: &PluginError) -> OpError {
     let kind = match error.kind() {
         ErrorKind::Permanent => Kind::InvalidArgument,
         ErrorKind::Denied => Kind::PermissionDenied,
@@ -177,20 +180,13 @@ fn refusal(error: &PluginError) -> OpError {
             return failed(Kind::Internal, "failed to attest", error);
         }
     };
-    refused(kind, error.to_string())
-}
-
-/// The other end cannot be asked anything yet.
-struct NoChallenges;
-
-#[async_trait]
-impl Transport for NoChallenges {
-    async fn exchange(&mut self, _challenge: Vec<u8>) -> Result<Secret<Vec<u8>>, PluginError> {
-        Err(PluginError::new(
-            "server",
-            ErrorKind::NotOffered,
-            "challenges are not supported",
-        ))
+    let refusal = refused(kind, error.to_string());
+    match (kind, attestor) {
+        (Kind::InvalidArgument, JOIN_TOKEN) => refusal.with_code(Code::JoinTokenRefused),
+        (Kind::InvalidArgument | Kind::PermissionDenied, _) => {
+            refusal.with_code(Code::AttestationDenied)
+        }
+        _ => refusal,
     }
 }
 

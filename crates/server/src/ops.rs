@@ -4,7 +4,51 @@
 //! them (`api`); another one converts to and from the same types. Authorization, limits and the audit event lie around
 //! operations, at the boundary of the interface.
 
+pub(crate) mod agents;
 mod batch;
 pub(crate) mod entries;
+pub(crate) mod joins;
+pub(crate) mod tokens;
+
+use spiffe::svid::jwt::JwtSvidError;
+
+use crate::ca::IssueError;
+use crate::error::{Kind, OpError, failed, refused};
 
 pub(crate) use batch::Batch;
+
+/// SHA-256 in lower-case hex, as the audit trail names a CSR.
+pub(crate) fn digest(bytes: &[u8]) -> String {
+    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes);
+    digest
+        .as_ref()
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
+}
+
+/// SPIRE: what an agent is told of an entry that it may not have, whether the entry exists or not.
+pub(crate) const NOT_AUTHORIZED: &str = "entry not found or not authorized";
+
+/// For `map_err`: why the gate let no document out, as its caller sees it. What the caller asked for can be at fault, and
+/// what the server lacks for the moment is no defect.
+pub(crate) fn not_issued(what: &'static str) -> impl Fn(IssueError) -> OpError {
+    move |error| {
+        let kind = match &error {
+            IssueError::EntryWithdrawn => return refused(Kind::NotFound, NOT_AUTHORIZED),
+            IssueError::NoAudience
+            | IssueError::Jwt(JwtSvidError::NoAudience | JwtSvidError::TooManyAudiences)
+            | IssueError::ForeignId { .. }
+            | IssueError::IdWithoutPath(_) => Kind::InvalidArgument,
+            IssueError::JwtDisabled => Kind::Unimplemented,
+            IssueError::NotGranted { .. } => Kind::PermissionDenied,
+            IssueError::AuthorityExpired
+            | IssueError::SignatureTimedOut
+            | IssueError::SignatureInterrupted
+            | IssueError::Audit(_) => Kind::Unavailable,
+            // SPIRE: Internal when there is no authority yet.
+            _ => Kind::Internal,
+        };
+        failed(kind, what, error)
+    }
+}

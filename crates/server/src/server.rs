@@ -11,6 +11,7 @@ use std::time::Duration;
 use config::fault::{Code, Fault};
 use plugin::catalog::{RunningServerPlugins, ServerPlugins};
 use plugin::lifecycle::HostServices;
+use plugin::node_attestor::server::NodeAttestor;
 use proto::plastron::server::v1::watch_server::WatchServer;
 use proto::spire::api::server::agent::v1::agent_server::AgentServer;
 use proto::spire::api::server::bundle::v1::bundle_server::BundleServer;
@@ -27,9 +28,9 @@ use spiffe::tls::{KeyExchange, SpiffeClientVerifier, server_config};
 use tonic_health::pb::health_server::HealthServer;
 
 use crate::api::{
-    Api, RefusedJoins, agent::AgentService, bundle::BundleService, debug::DebugService,
-    entry::EntryService, health::HealthService, localauthority::LocalAuthorityService,
-    logger::LoggerService, svid::SvidService, trustdomain::TrustDomainService,
+    Api, agent::AgentService, bundle::BundleService, debug::DebugService, entry::EntryService,
+    health::HealthService, localauthority::LocalAuthorityService, logger::LoggerService,
+    svid::SvidService, trustdomain::TrustDomainService,
 };
 use crate::attest::{Attestation, Tokens};
 use crate::audit::{AuditSink, Auditor, LogSink};
@@ -44,7 +45,10 @@ use crate::endpoints::tcp::TcpEndpoint;
 use crate::endpoints::trust::PeerBundles;
 use crate::endpoints::{GRACEFUL_STOP, Serving, admin, health_checks, tcp};
 use crate::health::Health;
+use crate::ops::agents::Agents;
 use crate::ops::entries::Entries;
+use crate::ops::joins::Joins;
+use crate::ops::tokens::Tokens as JoinTokenOps;
 use crate::prune::Pruning;
 use crate::ratelimit::RateLimits;
 use crate::registry::Registry;
@@ -68,6 +72,8 @@ pub struct Environment {
     pub log: Option<Arc<dyn LogControl>>,
     /// None: the audit trail goes into the log, when the configuration asks for one.
     pub audit: Option<Arc<dyn AuditSink>>,
+    /// Node attestors of the embedding program's own, beside those of the configuration.
+    pub node_attestors: Vec<Arc<dyn NodeAttestor>>,
 }
 
 impl Default for Environment {
@@ -77,11 +83,20 @@ impl Default for Environment {
             random: Arc::new(SystemRandom),
             log: None,
             audit: None,
+            node_attestors: Vec::new(),
         }
     }
 }
 
 impl Environment {
+    fn attestors(&self, plugins: &RunningServerPlugins) -> Vec<Arc<dyn NodeAttestor>> {
+        let configured = plugins.node_attestors.iter();
+        let configured = configured.map(|attestor| Arc::clone(attestor.plugin()));
+        configured
+            .chain(self.node_attestors.iter().cloned())
+            .collect()
+    }
+
     fn auditor(&self, log: bool) -> Auditor {
         let sink = match &self.audit {
             Some(sink) => Some(Arc::clone(sink)),
@@ -207,7 +222,7 @@ impl World {
             trust_domain,
             registry: Arc::clone(&registry),
             datastore: datastore.clone(),
-            attestors: plugins.node_attestors.clone(),
+            attestors: environment.attestors(&plugins),
             agent_id_as_selector: config.agent_id_as_selector,
         };
         let limits = Arc::new(RateLimits::new(config.rate_limits));
@@ -215,14 +230,14 @@ impl World {
             Arc::clone(&registry),
             Arc::clone(&environment.clock),
         ));
-        let watch = WatchService {
+        let agents = Arc::new(Agents {
             registry: Arc::clone(&registry),
-            authorizer: Arc::clone(&authorizer),
-            clock: Arc::clone(&environment.clock),
-            notifier: Arc::clone(&notifier),
-            lists: Arc::new(tokio::sync::Semaphore::new(FIRST_LISTS)),
-        };
+            datastore: datastore.clone(),
+            ca: Arc::clone(&ca),
+        });
+        let watch = watch_service(&agents, &authorizer, &notifier, &environment.clock);
         let ground = Ground {
+            agents,
             authorizer,
             auditor,
             attestation,
@@ -261,8 +276,25 @@ async fn open_plugins(
     plugins.open(&host.with_join_tokens(Arc::new(tokens))).await
 }
 
+fn watch_service(
+    agents: &Arc<Agents>,
+    authorizer: &Arc<Authorizer>,
+    notifier: &Arc<Notifier>,
+    clock: &Arc<dyn Clock>,
+) -> WatchService {
+    WatchService {
+        agents: Arc::clone(agents),
+        registry: Arc::clone(&authorizer.registry),
+        authorizer: Arc::clone(authorizer),
+        clock: Arc::clone(clock),
+        notifier: Arc::clone(notifier),
+        lists: Arc::new(tokio::sync::Semaphore::new(FIRST_LISTS)),
+    }
+}
+
 /// What services are made of.
 struct Ground {
+    agents: Arc<Agents>,
     authorizer: Arc<Authorizer>,
     auditor: Auditor,
     attestation: Attestation,
@@ -275,6 +307,7 @@ impl Ground {
     /// Gives each service what it needs and nothing else.
     fn api(self, watch: WatchService, environment: &Environment) -> Api {
         let Self {
+            agents,
             authorizer,
             auditor,
             attestation,
@@ -331,16 +364,18 @@ impl Ground {
             watch: WatchServer::new(watch),
             agent: AgentServer::new(AgentService {
                 trust_domain: trust_domain(),
-                registry: registry(),
-                datastore: datastore(),
-                ca,
-                clock: clock(),
+                agents,
+                joins: Arc::new(Joins { attestation, ca }),
+                tokens: JoinTokenOps {
+                    trust_domain: trust_domain(),
+                    datastore: datastore(),
+                    clock: clock(),
+                },
                 limits,
-                attestation,
             }),
             authorizer,
             auditor,
-            refused_joins: RefusedJoins::default(),
+            refused_joins: Arc::default(),
         }
     }
 }

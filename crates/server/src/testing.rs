@@ -163,6 +163,7 @@ impl TestServer {
             random: Arc::new(SystemRandom),
             log: None,
             audit: None,
+            node_attestors: Vec::new(),
         };
         change_environment(&mut environment);
         let bound = Server::bind_in(config, environment).await.unwrap();

@@ -17,8 +17,11 @@ use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
+use crate::audit::Fields;
 use crate::authz::{Authorizer, StreamEnd};
 use crate::caller::{Caller, PeerSvid};
+use crate::error::Kind;
+use crate::ops::agents::Agents;
 use crate::registry::Registry;
 use notifier::{Membership, Notifier};
 use subscription::Pending;
@@ -43,6 +46,7 @@ pub(crate) const FIRST_LISTS: usize = 64;
 
 #[derive(Debug)]
 pub(crate) struct WatchService {
+    pub(crate) agents: Arc<Agents>,
     pub(crate) registry: Arc<Registry>,
     pub(crate) authorizer: Arc<Authorizer>,
     pub(crate) clock: Arc<dyn Clock>,
@@ -61,6 +65,19 @@ impl WatchApi for WatchService {
     ) -> Result<Response<Self::WatchStream>, Status> {
         let caller = Caller::of(&request)?;
         let svid = caller.agent()?.svid().clone();
+        let version = &request.get_ref().agent_version;
+        caller.describe(|| {
+            Fields::new()
+                .with("spiffe_id", &svid.id)
+                .with("agent_version", version.escape_debug())
+        });
+        match self.agents.report_version(&svid.id, version).await {
+            Err(error) if error.kind() == Kind::InvalidArgument => return Err(error.into()),
+            // An agent is served although its version cannot be written down.
+            Err(error) => error.log(),
+            Ok(()) => {}
+        }
+        caller.still_entitled()?;
         let (events, stream) = mpsc::channel(AHEAD);
         // Before the first look, so that no change falls between.
         let membership = self.notifier.subscribe(svid.id.clone());

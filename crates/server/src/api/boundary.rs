@@ -1,6 +1,7 @@
 //! The end of every call: how it ended is read from the response itself and recorded before the response leaves.
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
@@ -9,6 +10,7 @@ use hyper::body::{Body as HttpBody, Frame, SizeHint};
 use tonic::body::Body;
 use tonic::{Code, Status};
 
+use super::RefusedJoins;
 use crate::audit::{AuditCaller, CallContext, CallRecord, Outcome, Unfinished};
 use crate::authz::{Lifetime, Row};
 use crate::caller::Connection;
@@ -92,19 +94,30 @@ fn outcome_in(fields: &HeaderMap) -> Outcome {
     }
 }
 
-/// Records how the call ended, then lets the response go. A conversation's end is recorded when its stream ends.
+/// Records how the call ended, then lets the response go. A conversation's end is recorded when its stream ends. A join
+/// is watched for a refusal even when nothing is audited.
 pub(super) async fn conclude(
     response: Response<Body>,
     lifetime: Lifetime,
     unfinished: Unfinished,
+    join: Option<Join>,
 ) -> Response<Body> {
-    if !unfinished.0.is_enabled() {
+    if !unfinished.0.is_enabled() && join.is_none() {
         return response;
     }
     let outcome = outcome(&response);
     let failed = outcome.is_error();
     if !failed && lifetime == Lifetime::Conversation {
-        return response.map(|body| Body::new(Recorded { body, unfinished }));
+        return response.map(|body| {
+            Body::new(Recorded {
+                body,
+                unfinished,
+                join,
+            })
+        });
+    }
+    if let Some(join) = join {
+        join.ended(&outcome);
     }
     match unfinished.0.finish(outcome).await {
         Ok(()) => response,
@@ -124,6 +137,19 @@ pub(super) async fn conclude(
 struct Recorded {
     body: Body,
     unfinished: Unfinished,
+    join: Option<Join>,
+}
+
+/// A node that wants to join, whose refusal an operator hears of.
+pub(super) struct Join {
+    pub(super) refused: Arc<RefusedJoins>,
+    pub(super) connection: Arc<Connection>,
+}
+
+impl Join {
+    fn ended(&self, outcome: &Outcome) {
+        self.refused.warn(&self.connection, outcome);
+    }
 }
 
 impl HttpBody for Recorded {
@@ -149,6 +175,9 @@ impl HttpBody for Recorded {
             Poll::Pending => None,
         };
         if let Some(outcome) = outcome {
+            if let Some(join) = self.join.take() {
+                join.ended(&outcome);
+            }
             self.unfinished.0.finish_now(outcome);
         }
         frame

@@ -22,7 +22,7 @@ const UNAUTHENTICATED_MESSAGE: usize = 64 << 10;
 /// SPIRE: gRPC's default.
 const MESSAGE: usize = 4 << 20;
 /// From the first moment that the server waits for a request until the request is complete.
-const BODY_TIMEOUT: Duration = Duration::from_secs(10);
+pub(super) const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The largest message that this caller may send, in bytes.
 pub(super) fn largest_message(caller: &Caller) -> usize {

@@ -16,15 +16,15 @@ use spiffe::clock::unix_seconds;
 use spiffe::csr::{Csr, CsrError, VerifiedCsr};
 use spiffe::entry::{check_wildcard_overlap, validate_dns_name};
 use spiffe::id::SpiffeId;
-use spiffe::svid::jwt::JwtSvidError;
 use spiffe::trust_domain::TrustDomain;
 use tonic::{Request, Response, Status};
 
 use super::wire;
 use crate::audit::Fields;
-use crate::ca::{Ca, Grant, IssueError};
+use crate::ca::{Ca, Grant};
 use crate::caller::Caller;
 use crate::error::{Kind, OpError, failed, malformed, refused};
+use crate::ops::{NOT_AUTHORIZED, digest, not_issued};
 use crate::ratelimit::RateLimits;
 use crate::registry::{Authorized, Registry};
 use crate::status::{item, item_ok};
@@ -42,7 +42,6 @@ pub(crate) struct SvidService {
 
 /// Items of a batch between two moments at which other tasks of the thread may run.
 const BATCH_STRIDE: usize = 16;
-const NOT_AUTHORIZED: &str = "entry not found or not authorized";
 const WIT_DISABLED: &str = "WIT functionality is disabled";
 
 #[tonic::async_trait]
@@ -189,12 +188,12 @@ impl SvidApi for SvidService {
         caller.describe(|| {
             Fields::new()
                 .with("agent_id", &downstream.entry().spiffe_id)
-                .with("csr", wire::digest(&request.csr))
+                .with("csr", digest(&request.csr))
         });
         let csr = verified(&request.csr, "invalid CSR signature")?;
         let grant = Grant::downstream_ca(downstream, &self.trust_domain)
             .ok_or_else(|| refused(Kind::Internal, "caller is not a downstream workload"))?
-            .with_field("csr", wire::digest(&request.csr));
+            .with_field("csr", digest(&request.csr));
         let ttl = u64::try_from(request.preferred_ttl)
             .ok()
             .filter(|ttl| *ttl > 0)
@@ -241,7 +240,7 @@ impl SvidService {
         }
         caller.describe(|| {
             Fields::new()
-                .with("csr", wire::digest(&request.csr))
+                .with("csr", digest(&request.csr))
                 .with("ttl", request.ttl)
         });
         let read = verified(&request.csr, "failed to verify CSR signature")
@@ -249,7 +248,7 @@ impl SvidService {
         let (id, csr) = read?;
         let grant = Grant::minted(caller.admin()?, id, request.ttl)
             .with_names(csr.dns_names.clone(), csr.subject())
-            .with_field("csr", wire::digest(&request.csr));
+            .with_field("csr", digest(&request.csr));
         let issued = self
             .ca
             .issue_x509(&grant, &csr.public_key, &caller.record)
@@ -293,7 +292,7 @@ impl SvidService {
             Err(refused) => {
                 caller.item(Err(&refused), || {
                     Fields::new()
-                        .with("csr", wire::digest(&param.csr))
+                        .with("csr", digest(&param.csr))
                         .with("entry_id", &param.entry_id)
                 });
                 return Err(refused);
@@ -301,7 +300,7 @@ impl SvidService {
         };
         let mut grant = Grant::entry(entry);
         if caller.record.is_enabled() {
-            grant = grant.with_field("csr", wire::digest(&param.csr));
+            grant = grant.with_field("csr", digest(&param.csr));
         }
         let issued = self
             .ca
@@ -347,19 +346,6 @@ impl SvidService {
             issued_at: unix_seconds(issued.issued_at),
             hint: String::new(),
         })
-    }
-}
-
-/// The refusal for what the gate did not let out.
-fn not_issued(what: &'static str) -> impl Fn(IssueError) -> OpError {
-    move |error| match error {
-        IssueError::EntryWithdrawn => refused(Kind::NotFound, NOT_AUTHORIZED),
-        IssueError::SignatureTimedOut => failed(Kind::Unavailable, what, error),
-        IssueError::NoAudience
-        | IssueError::Jwt(JwtSvidError::NoAudience | JwtSvidError::TooManyAudiences) => {
-            failed(Kind::InvalidArgument, what, error)
-        }
-        error => failed(Kind::Internal, what, error),
     }
 }
 

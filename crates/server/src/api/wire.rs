@@ -57,16 +57,6 @@ pub(super) fn x509_svid(issued: &IssuedX509) -> types::X509svid {
     }
 }
 
-/// SHA-256 in lower-case hex, as audit lines name a CSR.
-pub(super) fn digest(bytes: &[u8]) -> String {
-    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes);
-    digest
-        .as_ref()
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
-}
-
 /// `type:value,type:value`, for audit lines.
 pub(super) fn selectors_text(wire: &[types::Selector]) -> String {
     wire.iter()

@@ -111,7 +111,7 @@ const TABLE: &[Row] = &[
     Row::unary("/grpc.health.v1.Health/List", Allowed::LOCAL),
     Row::subscription("/grpc.health.v1.Health/Watch", Allowed::LOCAL),
     Row::subscription("/plastron.server.v1.Watch/Watch", Allowed::AGENT),
-    Row::unary("/spire.api.server.agent.v1.Agent/AttestAgent", Allowed::ANY),
+    Row::conversation("/spire.api.server.agent.v1.Agent/AttestAgent", Allowed::ANY),
     Row::unary("/spire.api.server.agent.v1.Agent/BanAgent", Allowed::OPERATOR),
     Row::unary("/spire.api.server.agent.v1.Agent/CountAgents", Allowed::OPERATOR),
     Row::unary("/spire.api.server.agent.v1.Agent/CreateJoinToken", Allowed::OPERATOR),

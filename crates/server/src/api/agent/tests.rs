@@ -564,3 +564,38 @@ async fn keeps_agents_and_strangers_out_of_administration() {
         assert_eq!(refused.code(), Code::PermissionDenied, "{refused}");
     }
 }
+
+#[tokio::test]
+async fn refuses_a_version_that_would_write_to_an_operators_terminal() {
+    let server = TestServer::start().await;
+    let node = server.agent().await;
+    let mut client = AgentClient::new(server.remote(Some(&node)).await);
+    let refused = client
+        .post_status(PostStatusRequest {
+            current_bundle_serial: 0,
+            agent_version: "1.0\u{1b}[2J".to_owned(),
+        })
+        .await
+        .unwrap_err();
+    assert_eq!(refused.code(), Code::InvalidArgument);
+    assert_eq!(server.registry.agent(&node.id).unwrap().agent_version, "");
+}
+
+#[tokio::test]
+async fn a_watching_agent_tells_its_version_with_the_watch() {
+    let server = TestServer::start().await;
+    let node = server.agent().await;
+    let mut client = proto::plastron::server::v1::watch_client::WatchClient::new(
+        server.remote(Some(&node)).await,
+    );
+    let request = proto::plastron::server::v1::WatchRequest {
+        agent_version: "9.9".to_owned(),
+        ..Default::default()
+    };
+    let stream = client.watch(request).await.unwrap();
+    assert_eq!(
+        server.registry.agent(&node.id).unwrap().agent_version,
+        "9.9"
+    );
+    drop(stream);
+}

@@ -1,0 +1,87 @@
+//! Join tokens, by which a node joins once.
+
+use std::sync::Arc;
+
+use plugin::builtin::node_attestor::JOIN_TOKEN;
+use spiffe::clock::{Clock, unix_seconds};
+use spiffe::entry::Entry;
+use spiffe::id::SpiffeId;
+use spiffe::selector::{Selector, SelectorSet};
+use spiffe::trust_domain::TrustDomain;
+
+use crate::datastore::{Datastore, JoinToken, TokenError};
+use crate::error::{Kind, OpError, failed, refused, write_failed};
+
+/// The longest token that fits an ID's path segment with room to spare.
+const MAX_TOKEN: usize = 255;
+
+#[derive(Debug)]
+pub(crate) struct Tokens {
+    pub(crate) trust_domain: TrustDomain,
+    pub(crate) datastore: Datastore,
+    pub(crate) clock: Arc<dyn Clock>,
+}
+
+/// A token that was made.
+pub(crate) struct MadeToken {
+    pub(crate) value: String,
+    /// Unix seconds.
+    pub(crate) expires_at: i64,
+}
+
+impl Tokens {
+    /// Makes a token. Its node gets the ID `named` as well, if one is given. An empty `token` is replaced by a random one.
+    ///
+    /// # Errors
+    /// InvalidArgument, or AlreadyExists for a token that is in use.
+    pub(crate) async fn create(
+        &self,
+        ttl: i32,
+        token: String,
+        named: Option<SpiffeId>,
+    ) -> Result<MadeToken, OpError> {
+        if ttl < 1 {
+            let what = "ttl is required, you must provide one";
+            return Err(refused(Kind::InvalidArgument, what));
+        }
+        let value = if token.is_empty() {
+            uuid::Uuid::new_v4().to_string()
+        } else {
+            token
+        };
+        if value.len() > MAX_TOKEN {
+            let what = format!("token is too long (max {MAX_TOKEN} characters)");
+            return Err(refused(Kind::InvalidArgument, what));
+        }
+        let node =
+            SpiffeId::from_segments(&self.trust_domain, &["spire", "agent", JOIN_TOKEN, &value])
+                .map_err(|error| {
+                    let what = "token cannot be part of an agent ID";
+                    failed(Kind::InvalidArgument, what, error)
+                })?;
+        let alias = named.map(|named| alias_entry(named, node)).transpose()?;
+        let expires_at = unix_seconds(self.clock.now()).saturating_add(i64::from(ttl));
+        let made = JoinToken {
+            token: value.clone(),
+            expires_at,
+            alias,
+        };
+        let created = self.datastore.create_join_token(made).await;
+        created.map_err(|error| match error {
+            TokenError::Taken => failed(Kind::AlreadyExists, "failed to create token", error),
+            TokenError::Alias(error) => failed(Kind::InvalidArgument, ALIAS, error),
+            error => write_failed("failed to create token", &error),
+        })?;
+        Ok(MadeToken { value, expires_at })
+    }
+}
+
+const ALIAS: &str = "failed to create join token registration entry";
+
+/// The entry that gives a token's node the asked ID as well. SPIRE: its parent and its one selector name the node.
+fn alias_entry(named: SpiffeId, node: SpiffeId) -> Result<Entry, OpError> {
+    let selector = Selector::new("spiffe_id", node.as_str())
+        .map_err(|error| failed(Kind::Internal, ALIAS, error))?;
+    let selectors = SelectorSet::from(vec![selector]);
+    Ok(Entry::new("", named, node, selectors))
+}
