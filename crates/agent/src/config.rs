@@ -9,9 +9,9 @@ use std::time::Duration;
 
 use config::Document;
 use config::fault::Faults;
+use plugin::builtin::node_attestor::TokenSource;
 use plugin::catalog::AgentPlugins;
 use spiffe::key::KeyType;
-use spiffe::secret::Secret;
 use spiffe::trust_domain::TrustDomain;
 
 mod agent_section;
@@ -31,7 +31,8 @@ pub struct Config {
     pub admin_socket_path: Option<PathBuf>,
     pub trust_source: TrustSource,
     pub trust_bundle_format: BundleFormat,
-    pub join_token: Option<Secret<String>>,
+    /// Where the token of a node that attests with one comes from.
+    pub join_token: Option<TokenSource>,
     pub log: LogConfig,
     pub health: Option<HealthConfig>,
     pub workload_key_type: KeyType,

@@ -1,44 +1,55 @@
 //! How a node becomes a member of its trust domain: bootstrap, attestation, first SVID and bundle.
 //!
 //! What can't get better by itself is reported at once, in words that say what to do; the rest is tried again for a
-//! minute (SPIRE: bootstrapBackoffMaxElapsedTime).
+//! minute (SPIRE: bootstrapBackoffMaxElapsedTime). A proof that works once is sent last, when all else has worked: the
+//! server answers and is trusted, its bundle is here, and the disk takes what is to be stored.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use config::fault::{Code, Fault};
+use plugin::ErrorKind;
+use plugin::node_attestor::agent::Attempt;
 use spiffe::bundle::Bundle;
 use spiffe::random::Random;
-use spiffe::secret::Secret;
+
+mod report;
 
 use crate::backoff::Backoff;
 use crate::bootstrap::{self, BootstrapError, Trust};
-use crate::config::Config;
 use crate::dial;
-use crate::link::{LinkError, Refusal};
+use crate::link::{AttestError, Link, LinkError};
 use crate::node::{Absence, Node, NodeIdentity};
-use crate::state::removal::{Reason, Removal};
-use crate::timefmt::rfc3339;
+use crate::stop::Stop;
+use report::{explain, no_token, with_absence};
 
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 const PATIENCE: Duration = Duration::from_secs(60);
+/// An attestation that is under way when the agent is told to stop has this long to end: the proof may be used up.
+const FINISH: Duration = Duration::from_secs(10);
 
 /// A joined node: who it is and whom it trusts.
 #[derive(Debug)]
 pub(crate) struct Joined {
     pub(crate) identity: NodeIdentity,
     pub(crate) bundle: Bundle,
+    /// The identity is not on disk yet, though it was to be.
+    pub(crate) unsaved: bool,
 }
 
-enum Attempt {
-    Done(Joined),
+/// What came of one attempt.
+enum Outcome {
+    Done(Box<Joined>),
+    /// The agent was told to stop before the proof was sent.
+    Stopped,
     /// Try again; if patience ends, this is what is reported.
     Later(Fault),
     Never(Fault),
 }
 
-/// Joins, and keeps the result on disk. `absence` is why the node has no identity, where that is known.
+/// Joins, and keeps the result on disk; nothing when the agent was told to stop. `absence` is why the node has no
+/// identity, where that is known.
 ///
 /// # Errors
 /// The fault to end the process with: PLA-11xx.
@@ -46,127 +57,95 @@ pub(crate) async fn join(
     node: &Arc<Node>,
     absence: Option<&Absence>,
     random: Arc<dyn Random>,
-) -> Result<Joined, Fault> {
-    let Some(token) = &node.config.join_token else {
-        return Err(no_token(absence));
-    };
-    let payload = Secret::new(token.expose().clone().into_bytes());
+    mut stop: Stop,
+) -> Result<Option<Joined>, Fault> {
     let started = node.clock.now();
     let deadline = tokio::time::Instant::now() + PATIENCE;
     let mut backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE, random);
     let mut number = 0;
     loop {
         number += 1;
-        match attempt(node, &payload, number, started).await {
-            Attempt::Done(joined) => {
-                keep(node, &joined).await?;
-                tracing::info!(id = %joined.identity.id(), reattestable = joined.identity.svid.reattestable, "node joined");
-                return Ok(joined);
+        let fault = match attempt(node, number, started, &mut stop).await {
+            Outcome::Done(joined) => {
+                tracing::info!(id = %joined.identity.id(), reattestable = joined.identity.svid.reattestable, "node attested");
+                return Ok(Some(*joined));
             }
-            Attempt::Never(fault) => return Err(with_absence(fault, absence)),
-            Attempt::Later(fault) => {
-                let pause = backoff.next();
-                if tokio::time::Instant::now() + pause > deadline {
-                    return Err(fault);
-                }
-                tracing::warn!(
-                    attempt = number,
-                    because = fault.because.as_deref().unwrap_or_default(),
-                    retry_in_ms = pause.as_millis(),
-                    "{}",
-                    fault.what
-                );
-                tokio::time::sleep(pause).await;
+            Outcome::Stopped => return Ok(None),
+            Outcome::Never(fault) if fault.code == Code::NoJoinToken => {
+                return Err(no_token(absence));
             }
+            Outcome::Never(fault) => return Err(with_absence(fault, absence)),
+            Outcome::Later(fault) => fault,
+        };
+        let pause = backoff.next();
+        if tokio::time::Instant::now() + pause > deadline {
+            return Err(fault);
+        }
+        tracing::warn!(
+            attempt = number,
+            because = fault.because.as_deref().unwrap_or_default(),
+            retry_in_ms = pause.as_millis(),
+            "{}",
+            fault.what
+        );
+        if !stop.sleep(pause).await {
+            return Ok(None);
         }
     }
 }
 
-const NEW_TOKEN: &str = "on the server: plastron server token generate; then start the agent with -joinToken TOKEN or agent.join_token_file";
-
-/// There is no token to attest with: what the operator has to know is why the node has to attest at all.
-fn no_token(absence: Option<&Absence>) -> Fault {
-    let (code, what) = match absence {
-        None | Some(Absence::NeverAttested) => (
-            Code::NoJoinToken,
-            "the node has not been attested yet, and no join token is configured".to_owned(),
-        ),
-        Some(Absence::Removed(Removal {
-            reason: Reason::Banned,
-            ..
-        })) => (Code::AgentBanned, "this node was banned".to_owned()),
-        Some(Absence::Removed(_)) => (
-            Code::AgentMustJoinAgain,
-            "the server no longer knows this node, and no new join token is configured".to_owned(),
-        ),
-        Some(Absence::Expired { .. }) => (
-            Code::AgentMustJoinAgain,
-            "the node's SVID is expired, and no new join token is configured".to_owned(),
-        ),
-        Some(Absence::KeyMissing(_)) => (
-            Code::AgentMustJoinAgain,
-            "the private key of the node's SVID is missing, and no new join token is configured"
-                .to_owned(),
-        ),
+async fn attempt(node: &Arc<Node>, number: u32, started: SystemTime, stop: &mut Stop) -> Outcome {
+    // Before the server is asked for anything: without a proof there is nothing to try.
+    let proof = match node.attestor.start().await {
+        Ok(proof) => proof,
+        Err(error) if error.kind() == ErrorKind::Transient => {
+            return Outcome::Later(error.to_fault());
+        }
+        Err(error) => return Outcome::Never(error.to_fault()),
     };
-    let fault = with_absence(Fault::new(code, what), absence);
-    match absence {
-        Some(Absence::Removed(Removal {
-            reason: Reason::Banned,
-            ..
-        })) => fault.hint("ask the operators of the server: after plastron server agent evict, a new token lets the node in again"),
-        Some(Absence::Expired { .. }) => {
-            fault.hint(format!("if this node's clock is wrong, correct it and start again; else {NEW_TOKEN}"))
-        }
-        _ => fault.hint(NEW_TOKEN),
-    }
-}
-
-/// Adds why the node has no identity to why it cannot get one.
-fn with_absence(fault: Fault, absence: Option<&Absence>) -> Fault {
-    let because = match absence {
-        None | Some(Absence::NeverAttested) => return fault,
-        Some(Absence::Removed(removal)) => {
-            let why = match removal.reason {
-                Reason::Banned => "was banned",
-                Reason::MustReattest => "was evicted or no longer known to the server",
-            };
-            format!("{} {why} at {}", removal.agent_id, rfc3339(removal.at))
-        }
-        Some(Absence::Expired { id, at }) => {
-            format!(
-                "the SVID of {id} expired at {} by this node's clock",
-                rfc3339(*at)
-            )
-        }
-        Some(Absence::KeyMissing(id)) => {
-            format!("the SVID of {id} is stored, but the key manager does not have its key")
+    let prepared = tokio::select! {
+        () = stop.stopped() => return Outcome::Stopped,
+        prepared = prepare(node, number, started) => prepared,
+    };
+    let (link, trust, bundle) = match prepared {
+        Ok(prepared) => prepared,
+        Err(outcome) => return outcome,
+    };
+    let attesting = attest(node, &link, proof, bundle);
+    tokio::pin!(attesting);
+    let attested = tokio::select! {
+        attested = &mut attesting => attested,
+        () = stop.stopped() => {
+            tracing::info!("the attestation under way is finished before the agent stops");
+            match tokio::time::timeout(FINISH, attesting).await {
+                Ok(attested) => attested,
+                Err(_elapsed) => return Outcome::Stopped,
+            }
         }
     };
-    match fault.because.clone() {
-        Some(first) => fault.because(format!("{first}; {because}")),
-        None => fault.because(because),
+    match attested {
+        Ok(joined) => Outcome::Done(Box::new(joined)),
+        Err(Failure::Fault(fault)) => Outcome::Never(fault),
+        Err(Failure::Link(error)) => explain(node, &trust, error).await,
     }
 }
 
-async fn attempt(
+/// Everything that can fail without using up the proof: a server that answers and is trusted, and its bundle.
+async fn prepare(
     node: &Arc<Node>,
-    payload: &Secret<Vec<u8>>,
     number: u32,
-    started: std::time::SystemTime,
-) -> Attempt {
+    started: SystemTime,
+) -> Result<(Link, Trust, Bundle), Outcome> {
     let config = &node.config;
     let stored = node.stored_bundle();
-    let trust = match &stored {
-        Some(bundle) => Ok(Trust::Bundle(bundle.clone())),
-        None => bootstrap::trust(config, number, started).await,
+    let mut trust = match &stored {
+        Some(bundle) => Trust::Bundle(bundle.clone()),
+        None => bootstrap::trust(config, number, started)
+            .await
+            .map_err(without_bundle)?,
     };
-    let mut trust = match trust {
-        Ok(trust) => trust,
-        Err(error) => return without_bundle(error),
-    };
-    let mut outcome = attest(node, payload, &trust).await;
-    // The server may have been made anew since the bundle was stored: then what the operator names now counts. Being
+    let mut outcome = reach(node, &trust).await;
+    // The server may have been re-created since the bundle was stored: then what the operator names now counts. Being
     // told to believe anybody does not.
     if let Err(Failure::Link(LinkError::NotTrusted(_))) = &outcome
         && let Some(stored) = stored
@@ -175,19 +154,19 @@ async fn attempt(
     {
         tracing::warn!("the server does not fit the stored bundle; trying the configured one");
         trust = Trust::Bundle(named);
-        outcome = attest(node, payload, &trust).await;
+        outcome = reach(node, &trust).await;
     }
     match outcome {
-        Ok(joined) => Attempt::Done(joined),
-        Err(Failure::Fault(fault)) => Attempt::Never(fault),
-        Err(Failure::Link(error)) => explain(node, &trust, error).await,
+        Ok((link, bundle)) => Ok((link, trust, bundle)),
+        Err(Failure::Fault(fault)) => Err(Outcome::Never(fault)),
+        Err(Failure::Link(error)) => Err(explain(node, &trust, error).await),
     }
 }
 
-fn without_bundle(error: BootstrapError) -> Attempt {
+fn without_bundle(error: BootstrapError) -> Outcome {
     match error {
-        BootstrapError::Permanent(fault) => Attempt::Never(fault),
-        BootstrapError::Transient(fault) => Attempt::Later(fault),
+        BootstrapError::Permanent(fault) => Outcome::Never(fault),
+        BootstrapError::Transient(fault) => Outcome::Later(fault),
     }
 }
 
@@ -208,15 +187,37 @@ impl From<Fault> for Failure {
     }
 }
 
+/// A link to a server that is trusted, and the server's bundle.
+async fn reach(node: &Node, trust: &Trust) -> Result<(Link, Bundle), Failure> {
+    let link = dial::joining(node, trust)?;
+    let bundle = link.bundle().await?;
+    if bundle.trust_domain != node.config.trust_domain || bundle.x509_authorities.is_empty() {
+        return Err(LinkError::malformed(
+            "the server's bundle is empty or of another trust domain",
+        )
+        .into());
+    }
+    Ok((link, bundle))
+}
+
+/// Sends the proof. What comes back is used even if it cannot be stored: there may be no second proof.
 async fn attest(
     node: &Arc<Node>,
-    payload: &Secret<Vec<u8>>,
-    trust: &Trust,
+    link: &Link,
+    mut proof: Box<dyn Attempt>,
+    bundle: Bundle,
 ) -> Result<Joined, Failure> {
-    let link = dial::joining(node, trust)?;
+    node.check_writable().await?;
     let key = node.fresh_key().await?;
     let csr = dial::agent_csr(&key)?;
-    let svid = link.attest(METHOD.name(), payload, csr).await?;
+    let attested = link.attest(node.attestor.name(), &mut *proof, csr).await;
+    let svid = attested.map_err(|error| match error {
+        AttestError::Link(error) => Failure::Link(error),
+        AttestError::Plugin(error) if error.kind() == ErrorKind::Transient => {
+            Failure::Link(LinkError::Unavailable(error.to_string()))
+        }
+        AttestError::Plugin(error) => Failure::Fault(error.to_fault()),
+    })?;
     if svid.facts.public_key != *key.public_key() {
         return Err(LinkError::malformed("the SVID is for another key").into());
     }
@@ -227,162 +228,24 @@ async fn attest(
         ))
         .into());
     }
-    let bundle = link.bundle().await?;
-    if bundle.trust_domain != node.config.trust_domain || bundle.x509_authorities.is_empty() {
-        return Err(LinkError::malformed(
-            "the server's bundle is empty or of another trust domain",
-        )
-        .into());
-    }
+    let identity = NodeIdentity { svid, key };
+    let unsaved = match node.store_joined(&identity, &bundle).await {
+        Ok(()) => false,
+        Err(fault) => {
+            tracing::warn!(%fault, "the node's SVID is in use but not on disk; storing it is tried again");
+            true
+        }
+    };
     Ok(Joined {
-        identity: NodeIdentity { svid, key },
+        identity,
         bundle,
+        unsaved,
     })
 }
-
-/// How a node proves who it is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Method {
-    JoinToken,
-}
-
-impl Method {
-    const fn name(self) -> &'static str {
-        match self {
-            Self::JoinToken => "join_token",
-        }
-    }
-
-    /// Whether the same proof can be given twice.
-    const fn repeatable(self) -> bool {
-        match self {
-            Self::JoinToken => false,
-        }
-    }
-}
-
-const METHOD: Method = Method::JoinToken;
 
 /// Whether a node that the server forgot can come back by itself.
-pub(crate) fn can_reattest(identity: &NodeIdentity) -> bool {
-    identity.svid.reattestable && METHOD.repeatable()
-}
-
-async fn keep(node: &Arc<Node>, joined: &Joined) -> Result<(), Fault> {
-    let svid = joined.identity.svid.clone();
-    let certificates = joined
-        .bundle
-        .x509_authorities
-        .iter()
-        .map(|authority| authority.certificate.clone())
-        .collect();
-    node.store(move |data| {
-        data.reattestable = svid.reattestable;
-        data.svid = svid.chain;
-        data.bundle = certificates;
-    })
-    .await
-}
-
-/// Turns a failed attempt into what the operator has to know.
-async fn explain(node: &Node, trust: &Trust, error: LinkError) -> Attempt {
-    let config = &node.config;
-    let address = config.server();
-    match error {
-        LinkError::NotTrusted(because) => Attempt::Never(not_trusted(node, trust, &because).await),
-        // Nodes that just booted may have their clock corrected within the minute.
-        LinkError::ClocksDiffer(gap) => Attempt::Later(
-            Fault::new(
-                Code::ClocksDiffer,
-                format!("the clocks of this node and of the server at {address} differ"),
-            )
-            .because(gap)
-            .hint("compare `date -u` on both, and correct the clock that is wrong (NTP)"),
-        ),
-        LinkError::Banned => Attempt::Never(banned(config)),
-        LinkError::Refused(Refusal::PermissionDenied, message) if message.contains("banned") => {
-            Attempt::Never(banned(config))
-        }
-        LinkError::Refused(_, message) if message.contains("join token") => {
-            Attempt::Never(token_refused(&message))
-        }
-        error if error.is_transient() => Attempt::Later(
-            Fault::new(
-                Code::JoinServerUnreachable,
-                format!("the server at {address} does not answer"),
-            )
-            .because(error)
-            .hint(format!(
-                "check that the server runs and that this node may reach {address}"
-            )),
-        ),
-        LinkError::Unimplemented(_) => Attempt::Never(
-            Fault::new(
-                Code::AttestationDenied,
-                format!("what answers at {address} does not attest nodes"),
-            )
-            .hint("check server_address and server_port"),
-        ),
-        error => Attempt::Never(
-            Fault::new(
-                Code::AttestationDenied,
-                format!("the server at {address} did not accept this node"),
-            )
-            .because(error),
-        ),
-    }
-}
-
-fn banned(config: &Config) -> Fault {
-    Fault::new(Code::AgentBanned, "this node was banned")
-        .hint(format!("ask the operators of {}", config.trust_domain))
-}
-
-fn token_refused(message: &str) -> Fault {
-    let what = if message.contains("expired") {
-        "join token expired"
-    } else if message.contains("does not exist or has already been used") {
-        "join token is unknown or was already used"
-    } else {
-        "join token was refused"
-    };
-    Fault::new(Code::JoinTokenRefused, what)
-        .because(message)
-        .hint("on the server: plastron server token generate, then join with the new token")
-}
-
-/// Looks at the certificate that the server shows to say what is different.
-async fn not_trusted(node: &Node, trust: &Trust, because: &str) -> Fault {
-    let config = &node.config;
-    let address = config.server();
-    let shown = dial::probe(node).await;
-    if let Some(shown) = &shown
-        && let Some(theirs) = shown.trust_domain()
-        && theirs != config.trust_domain
-    {
-        let ours = &config.trust_domain;
-        return Fault::new(
-            Code::TrustDomainMismatch,
-            format!("trust domain mismatch: agent says {ours}, server says {theirs}"),
-        )
-        .at(address)
-        .hint(format!(
-            "set trust_domain = \"{theirs}\", or point the agent at a server of {ours}"
-        ));
-    }
-    let expected = match trust {
-        Trust::Bundle(bundle) => bundle
-            .x509_authorities
-            .iter()
-            .map(|authority| dial::fingerprint(authority.certificate.der()))
-            .collect::<Vec<_>>()
-            .join(", "),
-        Trust::Insecure => "any".to_owned(),
-    };
-    let got = shown.map_or_else(|| "nothing readable".to_owned(), |shown| shown.describe());
-    Fault::new(Code::ServerNotTrusted, format!("{address} is not the server this node was told to trust"))
-        .because(format!("expected CA {expected}; got {got} ({because})"))
-        .hint("re-created server? fetch its bundle anew (plastron server bundle show), create a token there and join again")
+pub(crate) fn can_reattest(node: &Node, identity: &NodeIdentity) -> bool {
+    identity.svid.reattestable && node.attestor.is_repeatable()
 }
 
 #[cfg(test)]

@@ -50,7 +50,7 @@ use endpoints::router::{Router, Service};
 use endpoints::standard::{Health, Reflection};
 use gate::{Gate, GateOptions};
 use join::Joined;
-use node::{Absence, Node, Stored};
+use node::{Absence, Node, NodePlugins, Stored};
 use rate_limit::RateLimiter;
 use state::StateDir;
 use stop::{Stop, Stopper};
@@ -114,12 +114,14 @@ impl Agent {
             config.trust_domain.clone(),
             Arc::clone(&clock),
             Arc::clone(&random),
-        );
+        )
+        .with_join_token(config.join_token.clone());
         let plugins = config.plugins.open(&host).await?;
         let attestors = plugins.workload_attestors.iter();
         let attestors = Attestors::new(attestors.map(|one| Arc::clone(one.plugin())).collect());
         let keys = Arc::clone(plugins.key_manager.plugin());
-        let node = Node::open(config, state, keys, clock)?;
+        let attestor = Arc::clone(plugins.node_attestor.plugin());
+        let node = Node::open(config, state, NodePlugins { keys, attestor }, clock)?;
         Ok(Bound {
             node,
             attestors,
@@ -236,16 +238,16 @@ struct Membership {
 
 impl Membership {
     /// Takes up the stored identity or joins, then follows the server.
-    async fn hold(self, mut stop: Stop) -> Result<(), Fault> {
-        let joined = tokio::select! {
-            () = stop.stopped() => return Ok(()),
-            joined = self.identity() => joined?,
+    async fn hold(self, stop: Stop) -> Result<(), Fault> {
+        let Some(joined) = self.identity(stop.clone()).await? else {
+            return Ok(());
         };
         let (sync, ends) = Sync::new(
             Arc::clone(&self.node),
             Arc::clone(&self.cache),
             joined,
             Arc::clone(&self.random),
+            stop.clone(),
         )?;
         let SyncEnds {
             jwt,
@@ -265,7 +267,7 @@ impl Membership {
             (self.status, link),
             (self.node_state, renewed),
         ));
-        let outcome = sync.run(stop).await;
+        let outcome = sync.run().await;
         teller.abort();
         if outcome.is_err() {
             // The node is no member any more: what was kept for it is gone and is not to be written again.
@@ -276,7 +278,8 @@ impl Membership {
         outcome
     }
 
-    async fn identity(&self) -> Result<Joined, Fault> {
+    /// The node's identity, stored or new; nothing when the agent was told to stop first.
+    async fn identity(&self, stop: Stop) -> Result<Option<Joined>, Fault> {
         let absence = match (
             self.node.stored_identity().await?,
             self.node.stored_bundle(),
@@ -284,17 +287,24 @@ impl Membership {
             (Stored::Usable(identity), Some(bundle)) => {
                 tracing::info!(id = %identity.id(), "using the stored identity");
                 self.restore(&identity).await;
-                return Ok(Joined { identity, bundle });
+                return Ok(Some(Joined {
+                    identity,
+                    bundle,
+                    unsaved: false,
+                }));
             }
             (Stored::Usable(_), None) => Absence::NeverAttested,
             (Stored::Absent(absence), _) => absence,
         };
-        let joined = join::join(&self.node, Some(&absence), Arc::clone(&self.random)).await?;
+        let random = Arc::clone(&self.random);
+        let Some(joined) = join::join(&self.node, Some(&absence), random, stop).await? else {
+            return Ok(None);
+        };
         self.cache.apply(Delta {
             bundles: vec![joined.bundle.clone()],
             ..Delta::default()
         });
-        Ok(joined)
+        Ok(Some(joined))
     }
 
     /// Serves what was good when the agent stopped, until the server says otherwise.

@@ -6,6 +6,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use plugin::node_attestor::agent::Attempt;
+use plugin::node_attestor::{MAX_CHALLENGES, MAX_MESSAGE as MAX_MESSAGE_OF_PLUGIN, TIME_LIMIT};
 use proto::plastron::server::v1::watch_client::WatchClient;
 use proto::plastron::server::v1::{WatchEvent, WatchRequest};
 use proto::spire::api::server::agent::v1 as agent_v1;
@@ -23,6 +25,8 @@ use spiffe::id::SpiffeId;
 use spiffe::key::KeyPair;
 use spiffe::secret::Secret;
 use spiffe::trust_domain::TrustDomain;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 
 mod entries;
@@ -40,6 +44,19 @@ use issued::{AgentSvid, chain_facts};
 const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 /// The largest message taken from the server: a batch of 500 SVIDs with long chains is below it.
 const MAX_MESSAGE: usize = 16 << 20;
+
+/// A challenge, or the SVID with its chain.
+const MAX_ATTESTATION_MESSAGE: usize = 1 << 20;
+
+/// Why an attestation brought no SVID.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum AttestError {
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    /// The plugin could not answer a challenge.
+    #[error(transparent)]
+    Plugin(#[from] plugin::Error),
+}
 
 /// One connection to the server, authenticated as this node or, before the node has joined, as nobody.
 #[derive(Debug, Clone)]
@@ -67,49 +84,74 @@ impl Link {
         Self { channel }
     }
 
-    /// Proves who the node is and gets its SVID. Attestors that are challenged are not there yet: a challenge is an
-    /// error.
+    /// Proves who the node is and gets its SVID: `proof` gives the payload and the answers to the server's challenges.
     pub(crate) async fn attest(
         &self,
-        kind: &str,
-        payload: &Secret<Vec<u8>>,
+        attestor: &str,
+        proof: &mut dyn Attempt,
         csr: Vec<u8>,
-    ) -> Result<AgentSvid, LinkError> {
+    ) -> Result<AgentSvid, AttestError> {
+        tokio::time::timeout(TIME_LIMIT, self.converse(attestor, proof, csr))
+            .await
+            .unwrap_or_else(|_elapsed| Err(LinkError::timed_out().into()))
+    }
+
+    async fn converse(
+        &self,
+        attestor: &str,
+        proof: &mut dyn Attempt,
+        csr: Vec<u8>,
+    ) -> Result<AgentSvid, AttestError> {
         use agent_v1::attest_agent_request::{Params, Step};
         use agent_v1::attest_agent_response::Step as Answer;
         let params = Params {
             data: Some(proto::spire::api::types::AttestationData {
-                r#type: kind.to_owned(),
-                payload: payload.expose().clone(),
+                r#type: attestor.to_owned(),
+                payload: proof.payload().expose().clone(),
             }),
             params: Some(agent_v1::AgentX509svidParams { csr }),
         };
-        let request = agent_v1::AttestAgentRequest {
-            step: Some(Step::Params(params)),
+        let (steps, outgoing) = mpsc::channel(1);
+        let send = async |step| {
+            let request = agent_v1::AttestAgentRequest { step: Some(step) };
+            // A server that ended the stream says why in its answer.
+            steps.send(request).await.ok();
         };
-        let mut client = AgentClient::new(self.channel.clone());
-        let answer = limited(async {
-            let mut answers = client
-                .attest_agent(tokio_stream::once(request))
-                .await?
-                .into_inner();
-            answers.message().await
-        })
-        .await?;
-        match answer.and_then(|answer| answer.step) {
-            Some(Answer::Result(result)) => {
-                let svid = result
-                    .svid
-                    .ok_or_else(|| LinkError::malformed("attestation result without SVID"))?;
-                AgentSvid::new(&svid.cert_chain, result.reattestable)
+        send(Step::Params(params)).await;
+        let mut client = AgentClient::new(self.channel.clone())
+            .max_decoding_message_size(MAX_ATTESTATION_MESSAGE);
+        let mut answers = client
+            .attest_agent(ReceiverStream::new(outgoing))
+            .await
+            .map_err(LinkError::from)?
+            .into_inner();
+        for _challenge in 0..=MAX_CHALLENGES {
+            let answer = answers.message().await.map_err(LinkError::from)?;
+            match answer.and_then(|answer| answer.step) {
+                Some(Answer::Result(result)) => {
+                    let svid = result
+                        .svid
+                        .ok_or_else(|| LinkError::malformed("attestation result without SVID"))?;
+                    return Ok(AgentSvid::new(&svid.cert_chain, result.reattestable)?);
+                }
+                Some(Answer::Challenge(challenge)) if challenge.len() <= MAX_MESSAGE_OF_PLUGIN => {
+                    let response = proof.answer(&challenge).await?;
+                    send(Step::ChallengeResponse(response.expose().clone())).await;
+                }
+                Some(Answer::Challenge(_)) => {
+                    return Err(
+                        LinkError::malformed("server sent a challenge that is too large").into(),
+                    );
+                }
+                None => {
+                    return Err(LinkError::malformed(
+                        "server ended the attestation without a result",
+                    )
+                    .into());
+                }
             }
-            Some(Answer::Challenge(_)) => Err(LinkError::malformed(
-                "server sent a challenge to an attestor that has none",
-            )),
-            None => Err(LinkError::malformed(
-                "server ended the attestation without a result",
-            )),
         }
+        Err(LinkError::malformed("server sent too many challenges").into())
     }
 
     /// A new SVID for this node.

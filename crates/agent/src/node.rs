@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use config::fault::{Code, Fault};
 use plugin::key_manager::KeyManager;
+use plugin::node_attestor::agent::NodeAttestor;
 use spiffe::bundle::Bundle;
 use spiffe::clock::Clock;
 use spiffe::id::SpiffeId;
@@ -52,6 +53,7 @@ pub(crate) struct Node {
     pub(crate) config: Config,
     pub(crate) state: StateDir,
     pub(crate) keys: Arc<dyn KeyManager>,
+    pub(crate) attestor: Arc<dyn NodeAttestor>,
     pub(crate) clock: Arc<dyn Clock>,
     /// What is stored, held only to copy it or to put in what was written.
     data: Mutex<AgentData>,
@@ -60,6 +62,13 @@ pub(crate) struct Node {
     /// One writer of the state directory at a time, so that nothing is written for an identity after its removal.
     /// Taken on blocking threads only; `data` may be taken while it is held, never the other way round.
     disk: Mutex<()>,
+}
+
+/// The plugins that make and prove the node's identity.
+#[derive(Debug)]
+pub(crate) struct NodePlugins {
+    pub(crate) keys: Arc<dyn KeyManager>,
+    pub(crate) attestor: Arc<dyn NodeAttestor>,
 }
 
 /// What is stored of the node's identity.
@@ -90,9 +99,10 @@ impl Node {
     pub(crate) fn open(
         config: Config,
         state: StateDir,
-        keys: Arc<dyn KeyManager>,
+        plugins: NodePlugins,
         clock: Arc<dyn Clock>,
     ) -> Result<Self, Fault> {
+        let NodePlugins { keys, attestor } = plugins;
         if config.workload_keys == WorkloadKeys::InMemory {
             last_good::remove_keys(&state)?;
         }
@@ -102,6 +112,7 @@ impl Node {
             config,
             state,
             keys,
+            attestor,
             clock,
             data,
             removal,
@@ -201,6 +212,33 @@ impl Node {
         .await
     }
 
+    /// Writes what is stored once more: a disk that takes nothing is found before a proof is used up.
+    ///
+    /// # Errors
+    /// When it can't be written.
+    pub(crate) async fn check_writable(self: &Arc<Self>) -> Result<(), Fault> {
+        self.store(|_unchanged| {}).await
+    }
+
+    /// Keeps a new member's SVID and the server's bundle.
+    ///
+    /// # Errors
+    /// When they can't be written.
+    pub(crate) async fn store_joined(
+        self: &Arc<Self>,
+        identity: &NodeIdentity,
+        bundle: &Bundle,
+    ) -> Result<(), Fault> {
+        let svid = identity.svid.clone();
+        let certificates = certificates_of(bundle);
+        self.store(move |data| {
+            data.svid = svid.chain;
+            data.reattestable = svid.reattestable;
+            data.bundle = certificates;
+        })
+        .await
+    }
+
     /// Keeps the node's SVID.
     ///
     /// # Errors
@@ -269,11 +307,7 @@ impl Node {
     /// # Errors
     /// When they can't be written.
     pub(crate) async fn store_bundle(self: &Arc<Self>, bundle: &Bundle) -> Result<(), Fault> {
-        let certificates: Vec<Certificate> = bundle
-            .x509_authorities
-            .iter()
-            .map(|authority| authority.certificate.clone())
-            .collect();
+        let certificates = certificates_of(bundle);
         let known = self.data().bundle;
         if known.len() == certificates.len()
             && known
@@ -327,6 +361,14 @@ impl Node {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn certificates_of(bundle: &Bundle) -> Vec<Certificate> {
+    bundle
+        .x509_authorities
+        .iter()
+        .map(|authority| authority.certificate.clone())
+        .collect()
 }
 
 /// A bundle of X.509 authorities only.

@@ -113,6 +113,9 @@ pub(crate) struct Sync {
     removal: Option<Reason>,
     /// What was logged last of an outage, so that each cause is logged once.
     reported: Option<String>,
+    /// The server knows this agent's version, or is being told.
+    status_posted: bool,
+    stop: Stop,
     status: watch::Sender<LinkStatus>,
     identities: watch::Sender<NodeIdentity>,
 
@@ -148,8 +151,13 @@ impl Sync {
         cache: Arc<Cache>,
         joined: Joined,
         random: Arc<dyn Random>,
+        stop: Stop,
     ) -> Result<(Self, SyncEnds), Fault> {
-        let Joined { identity, bundle } = joined;
+        let Joined {
+            identity,
+            bundle,
+            unsaved,
+        } = joined;
         let trust = dial::TrustStore::new(&bundle);
         let link = dial::as_node(&node, &identity, &trust)?;
         let (jwt, jwt_requests) = mpsc::channel(jwt::WAITING);
@@ -178,7 +186,10 @@ impl Sync {
                 backoff(FIRST_SVID_PAUSE, LONGEST_SVID_PAUSE),
             ),
             jwt: jwt::Issuance::new(jwt_requests),
-            renewal: node_svid::Renewal::new(backoff(FIRST_RENEWAL_PAUSE, LONGEST_RENEWAL_PAUSE)),
+            renewal: node_svid::Renewal::new(
+                backoff(FIRST_RENEWAL_PAUSE, LONGEST_RENEWAL_PAUSE),
+                unsaved,
+            ),
             node,
             cache,
             random,
@@ -189,6 +200,8 @@ impl Sync {
             calls: FuturesUnordered::new(),
             removal: None,
             reported: None,
+            status_posted: false,
+            stop,
             status,
             identities,
         };
@@ -199,8 +212,8 @@ impl Sync {
     ///
     /// # Errors
     /// PLA-1114 when the node is banned, PLA-1116 when it has to join anew.
-    pub(crate) async fn run(mut self, stop: Stop) -> Result<(), Fault> {
-        let outcome = self.follow(stop).await;
+    pub(crate) async fn run(mut self) -> Result<(), Fault> {
+        let outcome = self.follow().await;
         if let Some(reason) = self.removal {
             let agent_id = self.identity.id().clone();
             self.node.forget(agent_id, reason).await;
@@ -208,7 +221,8 @@ impl Sync {
         outcome
     }
 
-    async fn follow(&mut self, mut stop: Stop) -> Result<(), Fault> {
+    async fn follow(&mut self) -> Result<(), Fault> {
+        let mut stop = self.stop.clone();
         self.svids.pool.refill();
         self.post_status();
         let cache = Arc::clone(&self.cache);
@@ -279,6 +293,7 @@ impl Sync {
             Outcome::Status(Ok(()) | Err(LinkError::Unimplemented(_)))
             | Outcome::Stored(Ok(())) => Ok(()),
             Outcome::Status(Err(error)) => {
+                self.status_posted = false;
                 self.failed(current, "agent version not told to the server", &error)
             }
             Outcome::Stored(Err(fault)) => {
@@ -334,6 +349,7 @@ impl Sync {
     }
 
     fn post_status(&mut self) {
+        self.status_posted = true;
         let link = self.link.clone();
         self.call(async move { Outcome::Status(link.post_status(VERSION).await) });
     }

@@ -5,14 +5,15 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use futures_util::FutureExt as _;
-use plugin::key_manager::KeyManager;
 use plugin::lifecycle::HostServices;
+use plugin::node_attestor::agent::{Attempt, NodeAttestor};
 use spiffe::bundle::{Bundle, JwtAuthority};
 use spiffe::clock::{Clock, SystemClock};
 use spiffe::entry::Entry;
 use spiffe::id::SpiffeId;
 use spiffe::key::{KeyPair, KeyType, PublicKey};
 use spiffe::random::SystemRandom;
+use spiffe::secret::Secret;
 use spiffe::selector::{Selector, SelectorSet};
 use spiffe::trust_domain::TrustDomain;
 use spiffe::x509::{
@@ -20,6 +21,7 @@ use spiffe::x509::{
 };
 
 use crate::config::Config;
+use crate::node::NodePlugins;
 
 pub(crate) mod fake_server;
 
@@ -29,10 +31,48 @@ pub(crate) fn host(config: &Config) -> HostServices {
     HostServices::new(trust_domain, Arc::new(SystemClock), Arc::new(SystemRandom))
 }
 
-/// The key manager that is configured.
-pub(crate) async fn keys(config: &Config) -> Arc<dyn KeyManager> {
-    let opened = config.plugins.key_manager.open(&host(config)).await;
-    Arc::clone(opened.unwrap().plugin())
+/// The plugins of the node's identity that are configured.
+pub(crate) async fn node_plugins(config: &Config) -> NodePlugins {
+    let host = host(config).with_join_token(config.join_token.clone());
+    let keys = config.plugins.key_manager.open(&host).await.unwrap();
+    let attestor = config.plugins.node_attestor.open(&host).await.unwrap();
+    NodePlugins {
+        keys: Arc::clone(keys.plugin()),
+        attestor: Arc::clone(attestor.plugin()),
+    }
+}
+
+/// An attestor that can prove itself again and again, and answers each challenge with its bytes in reverse.
+#[derive(Debug)]
+pub(crate) struct Repeatable;
+
+#[async_trait::async_trait]
+impl NodeAttestor for Repeatable {
+    fn name(&self) -> &str {
+        "repeatable"
+    }
+
+    fn is_repeatable(&self) -> bool {
+        true
+    }
+
+    async fn start(&self) -> Result<Box<dyn Attempt>, plugin::Error> {
+        Ok(Box::new(ReversedAnswers(Secret::new(b"node-1".to_vec()))))
+    }
+}
+
+#[derive(Debug)]
+struct ReversedAnswers(Secret<Vec<u8>>);
+
+#[async_trait::async_trait]
+impl Attempt for ReversedAnswers {
+    fn payload(&self) -> &Secret<Vec<u8>> {
+        &self.0
+    }
+
+    async fn answer(&mut self, challenge: &[u8]) -> Result<Secret<Vec<u8>>, plugin::Error> {
+        Ok(Secret::new(challenge.iter().rev().copied().collect()))
+    }
 }
 
 /// `seconds` after the start of the tests' time.

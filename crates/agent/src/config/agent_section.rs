@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use config::Section;
 use config::fault::Code;
+use plugin::builtin::node_attestor::TokenSource;
 use plugin::catalog::AgentPlugins;
 use spiffe::key::KeyType;
 use spiffe::secret::Secret;
@@ -20,7 +21,6 @@ const DEFAULT_CACHE_HIT_TIMEOUT: Duration = Duration::from_secs(5);
 /// SPIRE: DefaultX509SVIDCacheMaxSize, DefaultJWTSVIDCacheMaxSize.
 const DEFAULT_CACHE: usize = 1000;
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
-const MAX_TOKEN_FILE: u64 = 64 << 10;
 
 /// Reads the `agent` block. Nothing comes back when a fault was recorded that leaves a hole.
 pub(super) fn read(
@@ -275,7 +275,8 @@ fn admin_socket(agent: &Section, socket: &Path) -> Option<PathBuf> {
     Some(admin)
 }
 
-fn join_token(agent: &Section, flags: &Overrides) -> Option<Secret<String>> {
+/// A file is read when the node attests: once it has, the file may be gone.
+fn join_token(agent: &Section, flags: &Overrides) -> Option<TokenSource> {
     let written = agent.non_empty_string("join_token");
     let written_file = path(agent, "join_token_file");
     if written.is_some() && written_file.is_some() {
@@ -289,42 +290,11 @@ fn join_token(agent: &Section, flags: &Overrides) -> Option<Secret<String>> {
     let token = flags.join_token.clone().filter(|token| !token.is_empty());
     let file = flags.join_token_file.clone();
     match (token, file, written, written_file) {
-        (Some(token), ..) | (None, None, Some(token), _) => Some(Secret::new(token)),
-        (None, Some(file), ..) | (None, None, None, Some(file)) => token_of_file(agent, &file),
+        (Some(token), ..) | (None, None, Some(token), _) => {
+            Some(TokenSource::Given(Secret::new(token)))
+        }
+        (None, Some(file), ..) | (None, None, None, Some(file)) => Some(TokenSource::File(file)),
         (None, None, None, None) => None,
-    }
-}
-
-fn token_of_file(agent: &Section, file: &Path) -> Option<Secret<String>> {
-    use std::io::Read as _;
-    let mut text = String::new();
-    let read = std::fs::File::open(file)
-        .and_then(|file| file.take(MAX_TOKEN_FILE).read_to_string(&mut text));
-    let token = Secret::new(text.trim().to_owned());
-    drop(Secret::new(text));
-    match read {
-        Ok(_) if token.expose().is_empty() => {
-            agent.fault(
-                Code::JoinTokenFileUnreadable,
-                "join_token_file",
-                format!("the join token file {} is empty", file.display()),
-                "plastron server token generate",
-            );
-            None
-        }
-        Ok(_) => Some(token),
-        Err(error) => {
-            agent.fault(
-                Code::JoinTokenFileUnreadable,
-                "join_token_file",
-                format!(
-                    "the join token file {} cannot be read: {error}",
-                    file.display()
-                ),
-                "",
-            );
-            None
-        }
     }
 }
 

@@ -1,5 +1,6 @@
 use super::*;
 use config::fault::Code;
+use spiffe::secret::Secret;
 
 const FULL: &str = include_str!("../../../../conf/agent/agent_full.conf");
 const MINIMAL: &str = include_str!("../../../../conf/agent/agent.conf");
@@ -85,8 +86,8 @@ fn the_minimal_file_has_every_default() {
 fn the_full_file_is_read_to_the_last_key() {
     let config = read(FULL).unwrap_or_else(|faults| panic!("{faults}"));
     assert_eq!(
-        config.join_token.unwrap().expose(),
-        "2b0d5f8e-9a3c-4c1e-8d8f-2f4e3a6c7b91"
+        config.join_token,
+        given("2b0d5f8e-9a3c-4c1e-8d8f-2f4e3a6c7b91")
     );
     assert_eq!(
         config.availability_target,
@@ -273,7 +274,7 @@ fn required_keys_may_come_from_flags() {
         (config.server_host(), config.server().as_str()),
         ("::1", "[::1]:9")
     );
-    assert_eq!(config.join_token.unwrap().expose(), "t");
+    assert_eq!(config.join_token, given("t"));
 }
 
 #[test]
@@ -282,15 +283,16 @@ fn join_token_and_its_file_exclude_each_other() {
         codes(with("join_token = \"a\"\njoin_token_file = \"/b\""))
             .contains(&Code::ConflictingKeys)
     );
+    let config = with("join_token_file = \"/does/not/exist\"").unwrap();
     assert_eq!(
-        codes(with("join_token_file = \"/does/not/exist\"")),
-        [Code::JoinTokenFileUnreadable]
+        config.join_token,
+        Some(TokenSource::File("/does/not/exist".into())),
+        "it is read when the node attests, and need not be there later"
     );
-    let file = tempfile::NamedTempFile::new().unwrap();
-    let line = format!("join_token_file = \"{}\"", file.path().display());
-    assert_eq!(codes(with(&line)), [Code::JoinTokenFileUnreadable], "empty");
-    std::fs::write(file.path(), "  tok-en\n").unwrap();
-    assert_eq!(with(&line).unwrap().join_token.unwrap().expose(), "tok-en");
+}
+
+fn given(token: &str) -> Option<TokenSource> {
+    Some(TokenSource::Given(Secret::new(token.into())))
 }
 
 #[test]

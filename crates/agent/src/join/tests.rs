@@ -7,11 +7,13 @@ use spiffe::random::SystemRandom;
 use tonic::Status;
 
 use super::*;
-use crate::config::Overrides;
+use crate::config::{Config, Overrides};
 use crate::node::Stored;
 use crate::state::StateDir;
-use crate::testing::MovedClock;
+use crate::state::removal::Reason;
+use crate::stop::Stopper;
 use crate::testing::fake_server::{FakeServer, TokenState};
+use crate::testing::{MovedClock, Repeatable};
 
 struct Wish<'a> {
     trust_domain: &'a str,
@@ -56,16 +58,23 @@ async fn node_at(port: u16, directory: &Path, wish: &Wish<'_>, clock: Arc<dyn Cl
     let document = Document::parse("agent.conf", &text, None).unwrap();
     let config = Config::from_document(&document, &Overrides::default())
         .unwrap_or_else(|faults| panic!("{faults}"));
-    let keys = crate::testing::keys(&config).await;
+    let keys = crate::testing::node_plugins(&config).await;
     let state = StateDir::open(&config.data_dir).unwrap();
     Arc::new(Node::open(config, state, keys, clock).unwrap())
+}
+
+/// Joins with nobody telling the agent to stop.
+async fn joined(node: &Arc<Node>, absence: Option<&Absence>) -> Result<Joined, Fault> {
+    let (_stopper, stop) = Stopper::new();
+    let joined = join(node, absence, Arc::new(SystemRandom), stop).await?;
+    Ok(joined.expect("nobody stopped it"))
 }
 
 async fn refused(server: &FakeServer, wish: Wish<'_>) -> Fault {
     let directory = tempfile::tempdir().unwrap();
     let node = node(server.port, directory.path(), &wish).await;
     let started = std::time::Instant::now();
-    let fault = join(&node, None, Arc::new(SystemRandom)).await.unwrap_err();
+    let fault = joined(&node, None).await.unwrap_err();
     assert!(
         started.elapsed() < Duration::from_secs(3),
         "permanent errors are reported at once"
@@ -86,13 +95,9 @@ async fn a_good_token_joins_and_the_identity_is_kept() {
         bundle: Some(bundle),
         ..Wish::default()
     };
-    let joined = join(
-        &node(server.port, directory.path(), &wish).await,
-        None,
-        Arc::new(SystemRandom),
-    )
-    .await
-    .unwrap();
+    let joined = joined(&node(server.port, directory.path(), &wish).await, None)
+        .await
+        .unwrap();
     assert_eq!(
         joined.identity.id().as_str(),
         "spiffe://example.org/spire/agent/join_token/good"
@@ -258,10 +263,7 @@ async fn a_bundle_file_that_is_missing_or_empty_or_garbage_is_reported_at_once()
     .await;
     std::fs::remove_file(directory.path().join("bundle.pem")).unwrap();
     assert_eq!(
-        join(&node, None, Arc::new(SystemRandom))
-            .await
-            .unwrap_err()
-            .code,
+        joined(&node, None).await.unwrap_err().code,
         Code::BootstrapBundleInvalid
     );
 }
@@ -272,10 +274,9 @@ async fn what_may_pass_is_tried_again() {
     server.fault("AttestAgent", Status::unavailable("starting"));
     server.fault("AttestAgent", Status::resource_exhausted("slow down"));
     let directory = tempfile::tempdir().unwrap();
-    join(
+    joined(
         &node(server.port, directory.path(), &Wish::default()).await,
         None,
-        Arc::new(SystemRandom),
     )
     .await
     .unwrap();
@@ -291,13 +292,9 @@ async fn a_server_that_never_answers_ends_patience() {
         .local_addr()
         .unwrap()
         .port();
-    let fault = join(
-        &node(port, directory.path(), &Wish::default()).await,
-        None,
-        Arc::new(SystemRandom),
-    )
-    .await
-    .unwrap_err();
+    let fault = joined(&node(port, directory.path(), &Wish::default()).await, None)
+        .await
+        .unwrap_err();
     assert_eq!(fault.code, Code::JoinServerUnreachable);
 }
 
@@ -310,15 +307,13 @@ async fn a_configured_bundle_replaces_the_stored_one_of_a_server_made_anew() {
         bundle: bundle_of(&old),
         ..Wish::default()
     };
-    let joined = node(old.port, directory.path(), &wish).await;
-    join(&joined, None, Arc::new(SystemRandom)).await.unwrap();
-    let id = SpiffeId::from_path(&joined.config.trust_domain, "/spire/agent/join_token/good");
-    joined.forget(id.unwrap(), Reason::MustReattest).await;
+    let first = node(old.port, directory.path(), &wish).await;
+    joined(&first, None).await.unwrap();
+    let id = SpiffeId::from_path(&first.config.trust_domain, "/spire/agent/join_token/good");
+    first.forget(id.unwrap(), Reason::MustReattest).await;
     let new = FakeServer::start("example.org").await;
     let insecure = node(new.port, directory.path(), &Wish::default()).await;
-    let fault = join(&insecure, None, Arc::new(SystemRandom))
-        .await
-        .unwrap_err();
+    let fault = joined(&insecure, None).await.unwrap_err();
     assert_eq!(
         fault.code,
         Code::ServerNotTrusted,
@@ -329,7 +324,7 @@ async fn a_configured_bundle_replaces_the_stored_one_of_a_server_made_anew() {
         ..Wish::default()
     };
     let again = node(new.port, directory.path(), &wish).await;
-    join(&again, None, Arc::new(SystemRandom)).await.unwrap();
+    joined(&again, None).await.unwrap();
 }
 
 #[tokio::test]
@@ -352,8 +347,8 @@ async fn a_wrong_clock_is_named_and_tried_again() {
             clock.set_back(two_hours);
         }
         let node = node_at(server.port, directory.path(), &wish, Arc::new(clock)).await;
-        let payload = Secret::new(b"good".to_vec());
-        let Attempt::Later(fault) = attempt(&node, &payload, 1, node.clock.now()).await else {
+        let (_stopper, mut stop) = Stopper::new();
+        let Outcome::Later(fault) = attempt(&node, 1, node.clock.now(), &mut stop).await else {
             panic!("the clock may be corrected");
         };
         assert_eq!(fault.code, Code::ClocksDiffer);
@@ -375,7 +370,7 @@ async fn refusals(server: &FakeServer, directory: &Path, clock: MovedClock) -> V
         let Stored::Absent(absence) = node.stored_identity().await.unwrap() else {
             panic!("it has an identity");
         };
-        let joined = join(&node, Some(&absence), Arc::new(SystemRandom)).await;
+        let joined = joined(&node, Some(&absence)).await;
         faults.push(joined.unwrap_err());
     }
     faults
@@ -386,7 +381,7 @@ async fn a_node_that_lost_its_identity_says_how() {
     let server = FakeServer::start("example.org").await;
     let directory = tempfile::tempdir().unwrap();
     let first = node(server.port, directory.path(), &Wish::default()).await;
-    join(&first, None, Arc::new(SystemRandom)).await.unwrap();
+    joined(&first, None).await.unwrap();
     let refusals = async |clock| refusals(&server, directory.path(), clock).await;
     let late = MovedClock::default();
     late.advance(Duration::from_secs(3700));
@@ -447,6 +442,121 @@ async fn a_node_that_lost_its_identity_says_how() {
         state.tokens.insert("good".into(), TokenState::Good);
     });
     let new = node(server.port, directory.path(), &Wish::default()).await;
-    join(&new, None, Arc::new(SystemRandom)).await.unwrap();
+    joined(&new, None).await.unwrap();
     assert_eq!(new.state.removal(), None);
+}
+
+#[tokio::test]
+async fn no_token_is_used_up_before_all_else_has_worked() {
+    let server = FakeServer::start("example.org").await;
+    server.fault("GetBundle", Status::unavailable("starting"));
+    server.fault("GetBundle", Status::internal("still starting"));
+    let directory = tempfile::tempdir().unwrap();
+    let node = node(server.port, directory.path(), &Wish::default()).await;
+    // A directory in the place of the file: nothing can be written.
+    let file = directory.path().join("agent-data.json");
+    std::fs::create_dir(&file).unwrap();
+    let fault = joined(&node, None).await.unwrap_err();
+    assert_eq!(fault.code, Code::DataDirUnusable);
+    assert_eq!(
+        (server.calls("GetBundle"), server.calls("AttestAgent")),
+        (3, 0)
+    );
+    std::fs::remove_dir(&file).unwrap();
+    joined(&node, None).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_identity_that_cannot_be_written_is_used_all_the_same() {
+    let server = FakeServer::start("example.org").await;
+    let directory = tempfile::tempdir().unwrap();
+    let node = node(server.port, directory.path(), &Wish::default()).await;
+    let file = directory.path().join("agent-data.json");
+    server.change(|state| {
+        state.when_redeemed = Some(Box::new(move || {
+            std::fs::remove_file(&file).unwrap();
+            std::fs::create_dir(&file).unwrap();
+        }));
+    });
+    let joined = joined(&node, None).await.unwrap();
+    assert!(joined.unsaved);
+    assert!(joined.identity.id().as_str().ends_with("/join_token/good"));
+}
+
+#[tokio::test]
+async fn an_attestation_under_way_is_finished_and_stored_before_the_agent_stops() {
+    let server = FakeServer::start("example.org").await;
+    let directory = tempfile::tempdir().unwrap();
+    let node = node(server.port, directory.path(), &Wish::default()).await;
+    let (open, gate) = tokio::sync::watch::channel(false);
+    let (redeemed, is_redeemed) = tokio::sync::oneshot::channel();
+    server.change(|state| {
+        state.attestation_gate = Some(gate);
+        state.when_redeemed = Some(Box::new(move || redeemed.send(()).unwrap()));
+    });
+    let (stopper, stop) = Stopper::new();
+    let joining = {
+        let node = Arc::clone(&node);
+        tokio::spawn(async move { join(&node, None, Arc::new(SystemRandom), stop).await })
+    };
+    is_redeemed.await.unwrap();
+    stopper.stop();
+    open.send_replace(true);
+    let joined = joining.await.unwrap().unwrap().expect("it is finished");
+    assert!(!joined.unsaved);
+    assert!(matches!(
+        node.stored_identity().await.unwrap(),
+        Stored::Usable(_)
+    ));
+}
+
+#[tokio::test]
+async fn an_agent_that_is_stopped_before_it_sent_its_proof_keeps_the_token() {
+    let server = FakeServer::start("example.org").await;
+    server.fault("GetBundle", Status::unavailable("starting"));
+    let directory = tempfile::tempdir().unwrap();
+    let node = node(server.port, directory.path(), &Wish::default()).await;
+    let (stopper, stop) = Stopper::new();
+    stopper.stop();
+    let stopped = join(&node, None, Arc::new(SystemRandom), stop).await;
+    assert!(stopped.unwrap().is_none());
+    assert_eq!(server.calls("AttestAgent"), 0);
+    joined(&node, None).await.unwrap();
+}
+
+/// A node that attests with [`Repeatable`] and is asked `challenges`.
+async fn challenged(challenges: Vec<Vec<u8>>) -> Result<Joined, Fault> {
+    let server = FakeServer::start("example.org").await;
+    server.change(|state| state.challenges = challenges);
+    let directory = tempfile::tempdir().unwrap();
+    let node = node(server.port, directory.path(), &Wish::default()).await;
+    let mut node = Arc::into_inner(node).unwrap();
+    node.attestor = Arc::new(Repeatable);
+    joined(&Arc::new(node), None).await
+}
+
+#[tokio::test]
+async fn challenges_are_answered_within_their_bounds() {
+    let attested = challenged(vec![b"abc".to_vec(), b"xyz".to_vec()]).await;
+    let identity = attested.unwrap().identity;
+    assert!(identity.id().as_str().ends_with("/repeatable/node-1"));
+    assert!(identity.svid.reattestable);
+    let too_many = challenged(vec![b"a".to_vec(); 20]).await.unwrap_err();
+    let too_large = challenged(vec![vec![0; 65 << 10]]).await.unwrap_err();
+    for (fault, text) in [(too_many, "too many challenges"), (too_large, "too large")] {
+        assert_eq!(fault.code, Code::AttestationDenied);
+        let because = fault.because.unwrap();
+        assert!(because.contains(text), "{because}");
+    }
+}
+
+#[tokio::test]
+async fn an_attestor_that_cannot_answer_ends_the_attestation() {
+    let server = FakeServer::start("example.org").await;
+    server.change(|state| state.challenges = vec![b"who are you?".to_vec()]);
+    let directory = tempfile::tempdir().unwrap();
+    let node = node(server.port, directory.path(), &Wish::default()).await;
+    let fault = joined(&node, None).await.unwrap_err();
+    assert!(fault.to_string().contains("answers none"), "{fault}");
+    assert_eq!(server.calls("AttestAgent"), 1);
 }

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use super::{Following, Outcome, Sync};
 use crate::backoff::Backoff;
 use crate::dial;
-use crate::join;
+use crate::join::{self, Joined};
 use crate::link::{Link, LinkError};
 use crate::node::{Node, NodeIdentity};
 use crate::timefmt::rfc3339;
@@ -41,14 +41,15 @@ pub(super) enum RenewalError {
 }
 
 impl Renewal {
-    pub(super) fn new(backoff: Backoff) -> Self {
+    /// `unsaved`: the SVID that the node begins with is not on disk.
+    pub(super) fn new(backoff: Backoff, unsaved: bool) -> Self {
         Self {
             busy: false,
             hurry: false,
             backoff,
             not_before: None,
             not_sooner: None,
-            unsaved: None,
+            unsaved: unsaved.then(Instant::now),
         }
     }
 
@@ -91,7 +92,7 @@ impl Sync {
         if !due || !self.renewal.pause_left().is_zero() {
             return;
         }
-        if self.identity.is_expired(now) && join::can_reattest(&self.identity) {
+        if self.identity.is_expired(now) && join::can_reattest(&self.node, &self.identity) {
             // An expired SVID renews nothing, but the node can prove itself again.
             self.reattest();
             return;
@@ -112,7 +113,19 @@ impl Sync {
         }
         self.renewal.unsaved = Some(Instant::now() + SAVE_PAUSE);
         let (node, identity) = (Arc::clone(&self.node), self.identity.clone());
-        self.call(async move { Outcome::Saved(node.store_identity(&identity).await) });
+        let own = &self.node.config.trust_domain;
+        let bundle = self
+            .cache
+            .bundles()
+            .into_iter()
+            .find(|bundle| bundle.trust_domain == *own);
+        self.call(async move {
+            let saved = node.store_identity(&identity).await;
+            Outcome::Saved(match (saved, bundle) {
+                (Ok(()), Some(bundle)) => node.store_bundle(&bundle).await,
+                (saved, _) => saved,
+            })
+        });
     }
 
     pub(super) fn saved(&mut self, current: bool, outcome: Result<(), Fault>) {
@@ -134,16 +147,16 @@ impl Sync {
         tracing::warn!("the server asks the node to attest again");
         self.renewal.busy = true;
         let (node, random) = (Arc::clone(&self.node), Arc::clone(&self.random));
+        let stop = self.stop.clone();
         self.call(async move {
-            let joined = join::join(&node, None, random).await;
-            Outcome::Renewed(
-                joined
-                    .map(|joined| Renewed {
-                        identity: joined.identity,
-                        unsaved: false,
-                    })
-                    .map_err(RenewalError::Node),
-            )
+            let attested = join::join(&node, None, random, stop).await;
+            Outcome::Renewed(match attested {
+                Ok(Some(Joined {
+                    identity, unsaved, ..
+                })) => Ok(Renewed { identity, unsaved }),
+                Ok(None) => Err(LinkError::Unavailable("the agent stops".to_owned()).into()),
+                Err(fault) => Err(RenewalError::Node(fault)),
+            })
         });
     }
 

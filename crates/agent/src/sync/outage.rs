@@ -34,7 +34,7 @@ impl Sync {
                     self.node.config.trust_domain
                 )))
             }
-            LinkError::MustReattest(_) if join::can_reattest(&self.identity) => {
+            LinkError::MustReattest(_) if join::can_reattest(&self.node, &self.identity) => {
                 self.not_connected(what, error);
                 self.reattest();
                 Ok(())
@@ -108,6 +108,9 @@ impl Sync {
 
     fn connected(&mut self) {
         self.reported = None;
+        if !self.status_posted {
+            self.post_status();
+        }
         // The server takes the SVID, so it is not expired, whatever this node's clock says.
         self.status.send_modify(|status| {
             status.connected = true;

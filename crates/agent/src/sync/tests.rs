@@ -2,6 +2,7 @@ use std::path::Path;
 
 use config::Document;
 use config::fault::Code;
+use plugin::node_attestor::agent::NodeAttestor;
 use proto::spire::api::types::permission_denied_details::Reason;
 use spiffe::random::SystemRandom;
 use spiffe::trust_domain::TrustDomain;
@@ -17,7 +18,9 @@ use crate::join;
 use crate::state::StateDir;
 use crate::stop::Stopper;
 use crate::testing::fake_server::{FakeServer, denied};
-use crate::testing::{MovedClock, bundle, ed25519_bundle, entry, selectors, trust_domain};
+use crate::testing::{
+    MovedClock, Repeatable, bundle, ed25519_bundle, entry, selectors, trust_domain,
+};
 
 const LONG: Duration = Duration::from_secs(20);
 
@@ -47,16 +50,27 @@ fn config(server: &FakeServer, directory: &Path) -> Config {
 
 /// A joined node that follows the server.
 async fn start(prepare: impl FnOnce(&FakeServer)) -> Fixture {
+    start_with(None, prepare).await
+}
+
+/// The same with another attestor than join_token.
+async fn start_with(
+    attestor: Option<Arc<dyn NodeAttestor>>,
+    prepare: impl FnOnce(&FakeServer),
+) -> Fixture {
     let server = FakeServer::start("example.org").await;
     prepare(&server);
     let directory = tempfile::tempdir().unwrap();
     let config = config(&server, directory.path());
     let clock = MovedClock::default();
-    let keys = crate::testing::keys(&config).await;
+    let mut plugins = crate::testing::node_plugins(&config).await;
+    plugins.attestor = attestor.unwrap_or(plugins.attestor);
     let state = StateDir::open(&config.data_dir).unwrap();
-    let node = Arc::new(Node::open(config, state, keys, Arc::new(clock.clone())).unwrap());
+    let node = Arc::new(Node::open(config, state, plugins, Arc::new(clock.clone())).unwrap());
     let random: Arc<dyn Random> = Arc::new(SystemRandom);
-    let joined = join::join(&node, None, Arc::clone(&random)).await.unwrap();
+    let (stopper, stop) = Stopper::new();
+    let joined = join::join(&node, None, Arc::clone(&random), stop.clone()).await;
+    let joined = joined.unwrap().unwrap();
     let options = CacheOptions {
         trust_domain: trust_domain(),
         x509_svids: 100,
@@ -68,9 +82,8 @@ async fn start(prepare: impl FnOnce(&FakeServer)) -> Fixture {
         Arc::new(clock.clone()),
         Arc::clone(&random),
     ));
-    let (sync, ends) = Sync::new(node, Arc::clone(&cache), joined, random).unwrap();
-    let (stopper, stop) = Stopper::new();
-    let running = tokio::spawn(sync.run(stop));
+    let (sync, ends) = Sync::new(node, Arc::clone(&cache), joined, random, stop).unwrap();
+    let running = tokio::spawn(sync.run());
     Fixture {
         server,
         cache,
@@ -938,4 +951,40 @@ async fn the_nodes_own_svid_is_renewed_when_its_authority_is_tainted() {
     let after = f.ends.identity.borrow().clone();
     assert_eq!(before.id(), after.id());
     assert_ne!(before.svid.facts.issuers, after.svid.facts.issuers);
+}
+
+#[tokio::test]
+async fn a_node_that_can_prove_itself_again_comes_back_after_an_eviction_and_an_expiry() {
+    let mut f = start_with(Some(Arc::new(Repeatable)), |_| {}).await;
+    f.status(|status| status.connected).await;
+    f.ends.identity.borrow_and_update();
+    f.server
+        .fault("SyncAuthorizedEntries", denied(Reason::AgentNotAttested));
+    tokio::time::timeout(LONG, f.ends.identity.changed())
+        .await
+        .expect("in time")
+        .unwrap();
+    f.status(|status| status.connected).await;
+    assert_eq!(f.server.calls("AttestAgent"), 2);
+    f.ends.identity.borrow_and_update();
+    f.clock.advance(65 * HOUR / 60);
+    f.token(&entry("a", "/a", &["unix:uid:1"]), "x").await.ok();
+    tokio::time::timeout(LONG, f.ends.identity.changed())
+        .await
+        .expect("in time")
+        .unwrap();
+    assert_eq!(f.server.calls("RenewAgent"), 0);
+    assert!(!f.stored().svid.is_empty());
+}
+
+#[tokio::test]
+async fn the_agents_version_is_posted_when_the_server_is_back() {
+    let mut f = start(|server| server.fault("PostStatus", Status::unavailable("starting"))).await;
+    f.status(|status| status.connected).await;
+    let posted = async {
+        while f.server.calls("PostStatus") < 2 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(LONG, posted).await.expect("in time");
 }

@@ -12,6 +12,8 @@ use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use proto::plastron::server::v1::{WatchEvent, WatchRequest};
 use proto::spire::api::server::agent::v1 as agent_v1;
+use proto::spire::api::server::agent::v1::attest_agent_request::Step;
+use proto::spire::api::server::agent::v1::attest_agent_response::Step as Answer;
 use proto::spire::api::server::bundle::v1 as bundle_v1;
 use proto::spire::api::server::entry::v1 as entry_v1;
 use proto::spire::api::server::svid::v1 as svid_v1;
@@ -27,7 +29,8 @@ use spiffe::svid::x509::BundleSource;
 use spiffe::tls::{CertResolver, KeyExchange, SpiffeClientVerifier, server_config};
 use spiffe::trust_domain::TrustDomain;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::broadcast;
+use tokio::sync::{broadcast, mpsc};
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::server::Grpc;
 use tonic::{Code, Status, Streaming};
 use tonic_prost::ProstCodec;
@@ -55,6 +58,12 @@ pub(crate) struct State {
     pub(crate) faults: BTreeMap<&'static str, VecDeque<Status>>,
     /// What every authenticated call answers, such as a ban.
     pub(crate) verdict: Option<Status>,
+    /// What an attesting node is asked.
+    pub(crate) challenges: Vec<Vec<u8>>,
+    /// While it is there and false, attestations are under way and not answered.
+    pub(crate) attestation_gate: Option<tokio::sync::watch::Receiver<bool>>,
+    /// Done once, between the redemption of a token and the answer.
+    pub(crate) when_redeemed: Option<Box<dyn FnOnce() + Send>>,
     /// Entries that are refused within a batch.
     pub(crate) refused: BTreeSet<String>,
     pub(crate) calls: BTreeMap<String, usize>,
@@ -145,6 +154,10 @@ async fn converse(acceptor: tokio_rustls::TlsAcceptor, stream: TcpStream, server
     }
 }
 
+fn attest_answer(step: Answer) -> agent_v1::AttestAgentResponse {
+    agent_v1::AttestAgentResponse { step: Some(step) }
+}
+
 fn unary<T>(answer: Result<T, Status>) -> std::future::Ready<Result<tonic::Response<T>, Status>> {
     std::future::ready(answer.map(tonic::Response::new))
 }
@@ -181,6 +194,9 @@ impl FakeServer {
             refused: BTreeSet::new(),
             calls: BTreeMap::new(),
             revision: 1,
+            challenges: Vec::new(),
+            attestation_gate: None,
+            when_redeemed: None,
             streams: 0,
         };
         let key = KeyPair::generate(KeyType::EcP256).unwrap();
@@ -373,40 +389,73 @@ impl FakeServer {
         self,
         mut requests: Streaming<agent_v1::AttestAgentRequest>,
     ) -> Result<tonic::Response<Messages<agent_v1::AttestAgentResponse>>, Status> {
-        use agent_v1::attest_agent_request::Step;
         let Some(Step::Params(params)) = requests.message().await?.and_then(|request| request.step)
         else {
             return Err(Status::invalid_argument("no params"));
         };
-        let token = String::from_utf8(params.data.unwrap().payload).unwrap();
-        {
-            let mut state = self.state.lock().unwrap();
-            match state.tokens.get_mut(&token) {
-                Some(token @ TokenState::Good) => *token = TokenState::Used,
-                Some(TokenState::Expired) => {
-                    return Err(Status::invalid_argument("join token expired"));
-                }
-                _ => {
-                    return Err(Status::invalid_argument(
-                        "failed to attest: join token does not exist or has already been used",
-                    ));
+        let data = params.data.unwrap();
+        let payload = String::from_utf8(data.payload).unwrap();
+        let repeatable = data.r#type == "repeatable";
+        if !repeatable {
+            self.redeem(&payload)?;
+        }
+        let gate = self.state.lock().unwrap().attestation_gate.clone();
+        if let Some(mut gate) = gate {
+            gate.wait_for(|open| *open).await.ok();
+        }
+        let csr = params.params.unwrap().csr;
+        let challenges = self.state.lock().unwrap().challenges.clone();
+        let (answers, outgoing) = mpsc::channel(1);
+        tokio::spawn(async move {
+            for challenge in challenges {
+                let asked = Answer::Challenge(challenge.clone());
+                answers.send(Ok(attest_answer(asked))).await.ok();
+                let answered = requests.message().await.ok().flatten();
+                let expected: Vec<u8> = challenge.into_iter().rev().collect();
+                if answered.and_then(|answer| answer.step)
+                    != Some(Step::ChallengeResponse(expected))
+                {
+                    let refusal = Status::permission_denied("wrong answer");
+                    answers.send(Err(refusal)).await.ok();
+                    return;
                 }
             }
+            let kind = if repeatable {
+                "repeatable"
+            } else {
+                "join_token"
+            };
+            let svid = self.agent_svid(&csr, &format!("/spire/agent/{kind}/{payload}"));
+            let result = agent_v1::attest_agent_response::Result {
+                svid: Some(svid),
+                reattestable: repeatable,
+            };
+            let result = attest_answer(Answer::Result(result));
+            answers.send(Ok(result)).await.ok();
+        });
+        Ok(tonic::Response::new(Box::pin(ReceiverStream::new(
+            outgoing,
+        ))))
+    }
+
+    fn redeem(&self, token: &str) -> Result<(), Status> {
+        let mut state = self.state.lock().unwrap();
+        let outcome = match state.tokens.get_mut(token) {
+            Some(token @ TokenState::Good) => {
+                *token = TokenState::Used;
+                Ok(())
+            }
+            Some(TokenState::Expired) => Err(Status::invalid_argument("join token expired")),
+            _ => Err(Status::invalid_argument(
+                "failed to attest: join token does not exist or has already been used",
+            )),
+        };
+        if outcome.is_ok()
+            && let Some(and_then) = state.when_redeemed.take()
+        {
+            and_then();
         }
-        let svid = self.agent_svid(
-            &params.params.unwrap().csr,
-            &format!("/spire/agent/join_token/{token}"),
-        );
-        let result = agent_v1::attest_agent_response::Result {
-            svid: Some(svid),
-            reattestable: false,
-        };
-        let answer = agent_v1::AttestAgentResponse {
-            step: Some(agent_v1::attest_agent_response::Step::Result(result)),
-        };
-        Ok(tonic::Response::new(Box::pin(tokio_stream::once(Ok(
-            answer,
-        )))))
+        outcome
     }
 
     fn renew(&self, request: &agent_v1::RenewAgentRequest) -> agent_v1::RenewAgentResponse {
