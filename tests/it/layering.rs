@@ -206,6 +206,22 @@ fn libraries_stay_in_their_layers() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn the_agents_cache_knows_no_wire() -> Result<()> {
+    let dir = root().join("crates/agent/src");
+    let mut files = 0;
+    for (name, text) in sources(&dir)? {
+        if name == "cache.rs" || name.starts_with("cache/") {
+            files += 1;
+            for library in ["proto", "prost", "tonic"] {
+                ensure!(!uses(&text, library), "{name} uses {library}");
+            }
+        }
+    }
+    ensure!(files > 5, "the cache was not found");
+    Ok(())
+}
+
 /// Whether the text has a path that begins with the library.
 fn uses(text: &str, library: &str) -> bool {
     text.match_indices(&format!("{library}::")).any(|(at, _)| {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use harness::agent::ids_of;
 use harness::world::{CHANGE, own_user};
 use harness::{Entry, Ran, World, id, wait};
@@ -51,6 +51,13 @@ fn token(world: &World) -> Result<String> {
         .to_owned())
 }
 
+fn expiry_of(token: &str) -> Result<u64> {
+    let claims = token.split('.').nth(1).context("no claims")?;
+    let claims: Value = serde_json::from_slice(&URL_SAFE_NO_PAD.decode(claims)?)?;
+    let expiry = claims.get("exp").and_then(Value::as_u64);
+    expiry.with_context(|| format!("no expiry in {claims}"))
+}
+
 fn is_denied(ran: &Ran) -> bool {
     !ran.succeeded() && ran.text().contains("no identity issued")
 }
@@ -58,11 +65,15 @@ fn is_denied(ran: &Ran) -> bool {
 #[test]
 fn an_expired_entry_is_withdrawn_by_the_agent_also_while_the_server_is_away() -> Result<()> {
     let mut world = World::start()?;
-    world
-        .server
-        .create_entry(&brief("/brief", Duration::from_secs(8))?)?;
+    let life = Duration::from_secs(8);
+    let expiry: u64 = wait::unix_time(life)?.parse()?;
+    world.server.create_entry(&brief("/brief", life)?)?;
     world.agent.wait_for_ids(&[&id("/brief")], CHANGE)?;
-    token(&world)?;
+    let expires = expiry_of(&token(&world)?)?;
+    ensure!(
+        expires <= expiry + 1,
+        "the token expires at {expires}, its entry at {expiry}"
+    );
     world.server.stop()?;
     wait::until("the entry to be withdrawn", CHANGE, || {
         let ran = fetch(&world)?;
