@@ -99,14 +99,7 @@ pub struct LogConfig {
     pub selectors: Vec<String>,
 }
 
-/// The HTTP listener for probes.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct HealthConfig {
-    pub bind_address: String,
-    pub bind_port: u16,
-    pub live_path: String,
-    pub ready_path: String,
-}
+pub use daemon::http_probes::HealthConfig;
 
 /// Calls per second and set of selectors; 0 is no limit.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

@@ -20,7 +20,6 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::time::Instant;
 
 mod connections;
-pub(crate) mod http_health;
 mod requests;
 pub(crate) mod router;
 pub(crate) mod standard;

@@ -1,13 +1,14 @@
 //! The SPIFFE node agent: attestation, identity cache and the Workload API.
 //!
 //! [`Agent::bind`] takes a [`Config`], opens the state directory and binds the sockets; [`Bound::run`] joins the trust
-//! domain and serves until told to stop. Arrows inside: `endpoints → workload_api → {attestor, cache}`,
+//! domain and serves until told to stop. Arrows inside: `{workload_api, admin_api} → gate → {attestor, cache}`,
 //! `sync → {cache, join, link}`; the cache knows none of them.
 
 use std::path::Path;
 use std::sync::Arc;
 
 use ::config::fault::{Code, Fault};
+use daemon::http_probes::{HttpProbes, Report};
 use daemon::log_control::{LogControl, LogLevels};
 use daemon::socket::Modes;
 use plugin::lifecycle::HostServices;
@@ -45,7 +46,6 @@ use attestor::Attestors;
 use cache::svids::RotationRule;
 use cache::{Cache, CacheOptions, Delta};
 use endpoints::Socket;
-use endpoints::http_health::HttpHealth;
 use endpoints::router::{Router, Service};
 use endpoints::standard::{Health, Reflection};
 use gate::{Gate, GateOptions};
@@ -68,7 +68,7 @@ pub struct Bound {
     attestors: Attestors,
     socket: Socket,
     admin_socket: Option<Socket>,
-    health: Option<HttpHealth>,
+    health: Option<HttpProbes>,
     log: LogLevels,
     random: Arc<dyn Random>,
 }
@@ -106,7 +106,7 @@ impl Agent {
             None => None,
         };
         let health = match &config.health {
-            Some(health) => Some(HttpHealth::bind(health)?),
+            Some(health) => Some(HttpProbes::bind(health)?),
             None => None,
         };
         let random: Arc<dyn Random> = Arc::new(SystemRandom);
@@ -193,7 +193,9 @@ impl Bound {
         }
         let healthy = watch::Sender::new(false);
         if let Some(probes) = self.health {
-            tasks.spawn(probes.serve(healthy.subscribe(), stop.clone()));
+            let (healthy, mut stop) = (healthy.subscribe(), stop.clone());
+            let stopped = async move { stop.stopped().await };
+            tasks.spawn(probes.run(move || report(*healthy.borrow()), stopped));
         }
         tasks.spawn(tell_health(health, healthy.subscribe(), stop.clone()));
         tasks.spawn(watch_health(
@@ -397,6 +399,20 @@ async fn show_state(
         if changed.is_err() {
             return;
         }
+    }
+}
+
+/// SPIRE: what the agent's health checks answer.
+fn report(healthy: bool) -> Report {
+    let details = if healthy {
+        serde_json::json!({ "agent": {} })
+    } else {
+        serde_json::json!({ "agent": { "make_new_x509_err": "the agent has not heard from its server yet" } })
+    };
+    Report {
+        live: true,
+        ready: healthy,
+        details: details.to_string(),
     }
 }
 

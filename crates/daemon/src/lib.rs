@@ -1,5 +1,6 @@
 //! What the server and the agent share as daemons. It knows neither of them, and no identities.
 
+pub mod http_probes;
 pub mod log_control;
 pub mod log_limit;
 pub mod runtime_dir;

@@ -82,15 +82,7 @@ pub struct PruningConfig {
     pub tofu_nodes: bool,
 }
 
-/// The HTTP listener for probes.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct HealthConfig {
-    /// A name or an IP address, without brackets.
-    pub bind_address: String,
-    pub bind_port: u16,
-    pub live_path: String,
-    pub ready_path: String,
-}
+pub use daemon::http_probes::HealthConfig;
 
 /// Flags of the command line; each wins over the file.
 #[derive(Debug, Clone, Default)]

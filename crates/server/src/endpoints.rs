@@ -27,7 +27,6 @@ pub(crate) mod admin;
 pub(crate) mod admission;
 #[cfg(test)]
 mod budget_tests;
-pub(crate) mod health_checks;
 pub(crate) mod tcp;
 #[cfg(test)]
 mod tests;

@@ -40,10 +40,9 @@ use crate::config::{Config, PruningConfig};
 use crate::datastore::{Datastore, DatastoreKind};
 use crate::endpoints::admin::AdminSocket;
 use crate::endpoints::admission::room_for_connections;
-use crate::endpoints::health_checks::HealthChecks;
 use crate::endpoints::tcp::TcpEndpoint;
 use crate::endpoints::trust::PeerBundles;
-use crate::endpoints::{GRACEFUL_STOP, Serving, admin, health_checks, tcp};
+use crate::endpoints::{GRACEFUL_STOP, Serving, admin, tcp};
 use crate::health::Health;
 use crate::ops::agents::Agents;
 use crate::ops::entries::Entries;
@@ -54,8 +53,9 @@ use crate::ratelimit::RateLimits;
 use crate::registry::Registry;
 use crate::watch::notifier::Notifier;
 use crate::watch::{FIRST_LISTS, WatchService};
+use daemon::http_probes::{HttpProbes, Report};
 use daemon::log_control::{LogControl, LogLevels};
-use daemon::tasks::Tasks;
+use daemon::tasks::{Shutdown, Tasks};
 
 #[cfg(test)]
 mod tests;
@@ -132,7 +132,7 @@ impl Server {
         let tcp = tcp::bind(&config.bind_address, config.bind_port).await?;
         let admin = admin::bind(&config.socket_path)?;
         let health_checks = match &config.health {
-            Some(health) => Some(health_checks::bind(health).await?),
+            Some(health) => Some(HttpProbes::bind(health)?),
             None => None,
         };
         let (pruning, require_pq_kem) = (config.pruning, config.require_pq_kem);
@@ -141,7 +141,7 @@ impl Server {
         Ok(Bound {
             tcp_addr: tcp.address(),
             admin_socket: admin.path().to_owned(),
-            health_addr: health_checks.as_ref().map(HealthChecks::address),
+            health_addr: health_checks.as_ref().map(HttpProbes::address),
             tcp,
             admin,
             health_checks,
@@ -149,6 +149,23 @@ impl Server {
             pruning,
             require_pq_kem,
         })
+    }
+}
+
+async fn run_probes(probes: HttpProbes, health: Arc<Health>, mut shutdown: Shutdown) {
+    let report = move || {
+        let report = health.report();
+        Report {
+            live: report.live,
+            ready: report.ready,
+            details: report.details.to_string(),
+        }
+    };
+    if let Err(fault) = probes
+        .run(report, async move { shutdown.requested().await })
+        .await
+    {
+        tracing::error!(%fault, "health checks are not served");
     }
 }
 
@@ -161,7 +178,7 @@ pub struct Bound {
     pub health_addr: Option<SocketAddr>,
     tcp: TcpEndpoint,
     admin: AdminSocket,
-    health_checks: Option<HealthChecks>,
+    health_checks: Option<HttpProbes>,
     world: World,
     pruning: Option<PruningConfig>,
     require_pq_kem: bool,
@@ -410,7 +427,7 @@ impl Bound {
             tracing::info!(address = %health_checks.address(), "serving health checks");
             tasks.spawn(
                 "health checks",
-                health_checks.run(Arc::clone(&health), tasks.shutdown()),
+                run_probes(health_checks, Arc::clone(&health), tasks.shutdown()),
             );
         }
         health.set_serving(true);
