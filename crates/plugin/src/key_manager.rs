@@ -16,6 +16,11 @@ use crate::error::Error;
 /// Keys by name. The names are the caller's, such as `x509-CA-A` or `agent-svid-B` (SPIRE: the same).
 #[async_trait]
 pub trait KeyManager: Send + Sync + std::fmt::Debug {
+    /// Whether keys are meant to survive a restart. If so, a key that is gone was lost.
+    fn is_persistent(&self) -> bool {
+        true
+    }
+
     /// Makes a key and stores it under `id`, in place of one that has this name. When it returns, the key survives a
     /// restart if this key manager's keys do at all; when it fails, the former key stands.
     async fn generate_key(&self, id: &str, ty: KeyType) -> Result<Arc<dyn Signer>, Error>;

@@ -50,6 +50,10 @@ pub use operations::AuthorityKind;
 const BACKDATE: Duration = Duration::from_secs(10);
 /// SPIRE: rotateInterval.
 const ROTATION_EVERY: Duration = Duration::from_secs(10);
+/// Between attempts that fail.
+const LONGEST_ROTATION_PAUSE: Duration = Duration::from_secs(60);
+/// More would be beyond that pause.
+const MOST_DOUBLINGS: u64 = 3;
 /// SPIRE: the server SVID rotator's interval.
 const SERVER_SVID_EVERY: Duration = Duration::from_secs(5);
 /// SPIRE: pruneBundleInterval and safetyThresholdBundle.
@@ -87,6 +91,19 @@ pub struct CaParts {
     pub random: Arc<dyn Random>,
     /// For what the server issues to itself.
     pub auditor: Auditor,
+    pub lost_keys: LostKeys,
+    /// Whether no other server uses the database: then a journal that no key fits is this server's own.
+    pub sole_server: bool,
+}
+
+/// What to do at the start when the journal names active authorities whose keys the key manager lacks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum LostKeys {
+    /// Do not start.
+    #[default]
+    Refuse,
+    /// Make new authorities; the operator said so.
+    Replace,
 }
 
 /// The parts of the configuration that each issuance needs.
@@ -119,6 +136,33 @@ pub struct Ca {
     failures: AtomicU64,
 }
 
+/// Whether active authorities without a key are a reason not to start; an error when it is known already that there are some.
+async fn check_lost_keys(
+    parts: &CaParts,
+    journal: &Journal,
+    now: SystemTime,
+) -> Result<bool, CaError> {
+    // Keys in memory are gone after each restart.
+    if !parts.keys.is_persistent() {
+        return Ok(false);
+    }
+    let orphan = journal.orphan(unix_seconds(now)).await;
+    match (parts.lost_keys, orphan) {
+        (LostKeys::Refuse, Some(authority_id)) if parts.sole_server => Err(CaError::KeyLost {
+            what: "X509 CA",
+            authority_id,
+        }),
+        (LostKeys::Refuse, _) => Ok(true),
+        (LostKeys::Replace, orphan) => {
+            tracing::warn!(
+                local_authority_id = orphan.unwrap_or_default(),
+                "authorities whose keys are lost will be replaced; the former stay in the bundle until they expire"
+            );
+            Ok(false)
+        }
+    }
+}
+
 impl fmt::Debug for Ca {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Ca")
@@ -136,7 +180,9 @@ impl Ca {
     pub async fn open(config: IssuanceConfig, parts: CaParts) -> Result<Self, CaError> {
         let now = parts.clock.now();
         let journal = Journal::open(&parts.datastore, parts.keys.as_ref()).await?;
+        let refuse_lost_keys = check_lost_keys(&parts, &journal, now).await?;
         let ground = Arc::new(Ground {
+            refuse_lost_keys,
             trust_domain: config.trust_domain.clone(),
             keys: parts.keys,
             datastore: parts.datastore.clone(),
@@ -261,7 +307,10 @@ impl Ca {
 
     async fn run_rotation(&self) {
         loop {
-            tokio::time::sleep(ROTATION_EVERY).await;
+            // After a failure less often: each attempt makes a key and may ask an upstream authority.
+            let failures = self.failures.load(Ordering::Relaxed).min(MOST_DOUBLINGS);
+            let pause = ROTATION_EVERY * (1 << failures);
+            tokio::time::sleep(pause.min(LONGEST_ROTATION_PAUSE)).await;
             // It has logged and counted its failures.
             drop(self.tick(self.clock.now()).await);
         }

@@ -19,7 +19,7 @@ use plugin::catalog::ServerPlugins;
 use spiffe::id::SpiffeId;
 use spiffe::trust_domain::TrustDomain;
 
-use crate::ca::IssuanceConfig;
+use crate::ca::{IssuanceConfig, LostKeys};
 use crate::datastore::DatastoreConfig;
 
 /// SPIRE: defaults of health_checks.
@@ -52,6 +52,8 @@ pub struct Config {
     pub health: Option<HealthConfig>,
     pub datastore: DatastoreConfig,
     pub plugins: ServerPlugins,
+    /// Set by the command line alone, for one start.
+    pub lost_keys: LostKeys,
     /// What an operator should know about this configuration; to be logged as warnings at the start.
     pub notices: Vec<String>,
 }
@@ -96,6 +98,8 @@ pub struct Overrides {
     pub log_source_location: Option<bool>,
     pub trust_domain: Option<String>,
     pub socket_path: Option<PathBuf>,
+    /// What to do when keys of active authorities are lost.
+    pub lost_keys: LostKeys,
     /// Not a flag: where the socket is when neither file nor flag says; SPIRE's path when absent.
     pub default_socket_path: Option<PathBuf>,
 }
@@ -116,7 +120,9 @@ impl Config {
         let complete = config.zip(plugins).zip(datastore).map(
             |((mut config, plugins), (datastore, notices))| {
                 config.notices.extend(notices);
-                config.with(health, plugins, datastore)
+                let mut config = config.with(health, plugins, datastore);
+                config.lost_keys = overrides.lost_keys;
+                config
             },
         );
         complete.ok_or_else(|| Faults(document.faults()))

@@ -218,6 +218,8 @@ impl World {
             clock: Arc::clone(&environment.clock),
             random: Arc::clone(&environment.random),
             auditor: auditor.clone(),
+            lost_keys: config.lost_keys,
+            sole_server: !shared,
         };
         let ca = Arc::new(
             Ca::open(config.issuance, parts)

@@ -124,6 +124,7 @@ pub(crate) fn config(directory: &std::path::Path) -> Config {
             path: directory.join("data.sqlite3"),
         }),
         plugins: plugins(),
+        lost_keys: crate::ca::LostKeys::Refuse,
         notices: Vec::new(),
     }
 }

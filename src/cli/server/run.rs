@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use ::daemon::runtime_dir::SocketName;
+use server::ca::LostKeys;
 use server::config::Overrides;
 use server::{Config, Environment, Server};
 
@@ -44,6 +45,13 @@ const FLAGS: &[Flag] = &[
     LOG_FORMAT,
     LOG_LEVEL,
     LOG_SOURCE,
+    flag(
+        "newAuthorities",
+        "new-authorities",
+        Kind::Switch,
+        "Replace active authorities whose keys are lost (see plastron help PLA-1332)",
+    )
+    .natively(),
 ];
 
 pub(crate) fn command() -> Command {
@@ -79,6 +87,11 @@ fn overrides(context: &Context, args: &Args) -> Result<Overrides, CliError> {
         log_source_location: daemon::switch(args, "logSourceLocation"),
         trust_domain: daemon::text(args, "trustDomain"),
         socket_path: daemon::path(args, "socketPath"),
+        lost_keys: if args.switch("newAuthorities") {
+            LostKeys::Replace
+        } else {
+            LostKeys::Refuse
+        },
         default_socket_path: (context.face == Face::Native)
             .then(|| SocketName::ServerAdmin.to_bind()),
     })

@@ -243,14 +243,19 @@ codes! {
          keys are made: a server then starts new authorities, an agent has to join anew.";
     KeyFileUnwritable = 1322, Internal, "the key file cannot be written",
         "A new key could not be stored: the directory is missing or not writable, or the disk is full. The former file is intact.";
+    KeyFileInUse = 1323, Conflict, "another process uses the key file",
+        "Two processes with one key file would overwrite each other's keys, so the second is refused. Stop the other one, or \
+         configure another file.";
     UpstreamInvalid = 1330, Usage, "the upstream authority's certificate or key cannot be used",
         "The files of the upstream authority do not fit: the key is not the certificate's, the certificate is no CA or expired, or \
          the chain does not end in bundle_file_path.";
     UpstreamUnreachable = 1331, Unreachable, "the upstream authority does not answer",
         "The upstream authority could not be asked for a certificate. The server keeps its present authorities until they expire.";
     KeyLost = 1332, Conflict, "the key manager lacks the key of an active authority",
-        "The journal names an authority whose key the key manager does not hold, so new authorities are made. Documents signed by \
-         the former ones stay valid until they expire.";
+        "The database names an active authority of this server whose key the key manager does not hold: the key file was lost, or \
+         the database was restored without it. Restore the key file from a backup. If there is none, start the server once with \
+         `--new-authorities`: it makes new authorities, and the former stay in the bundle until they expire, so that what they \
+         signed stays valid. An agent that is away until its SVID expires has to attest again.";
     PluginFailed = 1333, Internal, "a plugin failed",
         "A plugin refused or could not do what was asked of it, and trying again does not help. The line `because` shows the \
          plugin's message; the plugin's configuration or what it works with has to be changed.";

@@ -20,7 +20,7 @@ use time::format_description::well_known::Rfc3339;
 use tokio::sync::Mutex;
 
 use super::CaError;
-use super::journal::{Journal, Record, Series, SlotName, Status};
+use super::journal::{Journal, Origin, Record, Series, SlotName, Status};
 use crate::datastore::Datastore;
 
 /// What differs between the kinds.
@@ -59,6 +59,7 @@ pub(super) trait Kind: Send + Sync {
 /// A new authority before it has a place.
 pub(super) struct Draft {
     pub(super) authority_id: String,
+    pub(super) origin: Option<Origin>,
     pub(super) upstream_authority_id: String,
     pub(super) not_after: SystemTime,
     /// As in [`Record::chain`].
@@ -74,6 +75,8 @@ pub(super) struct Ground {
     pub(super) keys: Arc<dyn KeyManager>,
     pub(super) datastore: Datastore,
     pub(super) journal: Journal,
+    /// Whether lost keys of active authorities are a reason not to start.
+    pub(super) refuse_lost_keys: bool,
 }
 
 /// How an authority presents itself to an operator.
@@ -227,6 +230,8 @@ impl<K: Kind> Authority<K> {
             .current
             .as_ref()
             .map_or(SlotName::A, |held| held.record.slot.other());
+        // Before a key is made and an upstream authority asked for something that could not be recorded.
+        self.ground.journal.check_writable().await?;
         // Making the key destroys the one that the slot held.
         slots.next = None;
         let key = self
@@ -240,6 +245,7 @@ impl<K: Kind> Authority<K> {
             slot,
             status: Status::Prepared,
             authority_id: draft.authority_id,
+            origin: draft.origin,
             upstream_authority_id: draft.upstream_authority_id,
             issued_at: unix_seconds(now),
             not_after: unix_seconds(draft.not_after),
@@ -380,12 +386,10 @@ impl<K: Kind> Authority<K> {
     ) -> Result<Option<K::Issuer>, CaError> {
         let stored = self.ground.keys.key(&key_id::<K>(record.slot)).await;
         let Some(key) = stored.map_err(CaError::Keys)? else {
-            unusable::<K>(record, "the key manager does not have its key");
-            return Ok(None);
+            return self.lost(record, "the key manager does not have its key");
         };
         if key.public_key().spki_der() != record.public_key {
-            unusable::<K>(record, "the key manager's key is another one");
-            return Ok(None);
+            return self.lost(record, "the key manager's key is another one");
         }
         match self.kind.issuer(record, key, bundle, now).await {
             Ok(issuer) => Ok(Some(issuer)),
@@ -394,6 +398,18 @@ impl<K: Kind> Authority<K> {
                 Ok(None)
             }
         }
+    }
+
+    /// An authority whose key is gone. The one that signed last is not replaced silently: agents and servers below rely on it.
+    fn lost(&self, record: &Record, why: &str) -> Result<Option<K::Issuer>, CaError> {
+        if record.status == Status::Active && self.ground.refuse_lost_keys {
+            return Err(CaError::KeyLost {
+                what: K::WHAT,
+                authority_id: record.authority_id.clone(),
+            });
+        }
+        unusable::<K>(record, why);
+        Ok(None)
     }
 
     fn show(&self, slots: &Slots<K::Issuer>) {

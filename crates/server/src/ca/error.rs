@@ -28,6 +28,12 @@ pub enum CaError {
     Bundle(#[from] BundleError),
     #[error("the CA journal cannot be written: {0}")]
     Journal(String),
+    /// The journal names an active authority that cannot sign any more.
+    #[error("the key manager lacks the key of the active {what} {authority_id}")]
+    KeyLost {
+        what: &'static str,
+        authority_id: String,
+    },
 }
 
 impl CaError {
@@ -40,6 +46,9 @@ impl CaError {
                 "the upstream certificate must be a CA's, be valid now, and lead to a root of its bundle",
             ),
             Self::Store(error) | Self::Bundle(BundleError::Store(error)) => Fault::from(error),
+            Self::KeyLost { .. } => Fault::new(Code::KeyLost, self.to_string()).hint(
+                "restore the key manager's keys from a backup, or start once with --new-authorities to replace the lost authorities",
+            ),
             _ => Fault::new(Code::Internal, "the server has no CA to issue with").because(self),
         }
     }

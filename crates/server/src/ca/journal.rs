@@ -55,6 +55,14 @@ pub(crate) enum Status {
     Old,
 }
 
+/// Who signed an X.509 authority.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Origin {
+    SelfSigned,
+    Upstream,
+}
+
 /// One authority as the journal knows it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Record {
@@ -62,7 +70,10 @@ pub(crate) struct Record {
     pub(crate) status: Status,
     /// X.509: the subject key id in hex. JWT: the key id.
     pub(crate) authority_id: String,
-    /// The subject key id, in hex, of the upstream CA that signed this one; empty when self-signed.
+    /// X.509: who signed it. Absent in records of earlier versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) origin: Option<Origin>,
+    /// The authority key id, in hex, of the certificate; empty when self-signed, or when the upstream CA names none.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub(crate) upstream_authority_id: String,
     /// Unix seconds.
@@ -75,6 +86,16 @@ pub(crate) struct Record {
     /// X.509: our CA certificate, then what leads from it to the upstream root (DER). Empty for JWT.
     #[serde(default, skip_serializing_if = "Vec::is_empty", with = "base64_list")]
     pub(crate) chain: Vec<Vec<u8>>,
+}
+
+impl Record {
+    /// Records of earlier versions say it by an empty id alone.
+    pub(crate) fn is_self_signed(&self) -> bool {
+        match self.origin {
+            Some(origin) => origin == Origin::SelfSigned,
+            None => self.upstream_authority_id.is_empty(),
+        }
+    }
 }
 
 /// What the stored row says.
@@ -94,6 +115,10 @@ pub(crate) enum Series {
 }
 
 impl Entries {
+    fn all(&self) -> impl Iterator<Item = &Record> {
+        self.x509.iter().chain(&self.jwt)
+    }
+
     fn list(&self, series: Series) -> &Vec<Record> {
         match series {
             Series::X509 => &self.x509,
@@ -142,7 +167,7 @@ impl Journal {
     ) -> Result<Self, CaError> {
         let mut held = BTreeSet::new();
         for (_, signer) in keys.keys().await.map_err(CaError::Keys)? {
-            held.insert(hex(&signer.public_key().subject_key_id()));
+            held.insert(signer.public_key().spki_der().to_vec());
         }
         let mut found: Option<(String, Entries)> = None;
         for journal in datastore.load_journals() {
@@ -154,9 +179,8 @@ impl Journal {
                 continue;
             };
             if entries
-                .x509
-                .iter()
-                .any(|record| held.contains(&record.authority_id))
+                .all()
+                .any(|record| held.contains(&record.public_key))
                 && found
                     .as_ref()
                     .is_none_or(|(_, known)| newest(known) < newest(&entries))
@@ -176,6 +200,35 @@ impl Journal {
         })
     }
 
+    /// The active X.509 authority, not expired, of some journal that no key of this server fits. On a database of a single
+    /// server it is this server's own, and its keys were lost.
+    pub(super) async fn orphan(&self, now: i64) -> Option<String> {
+        if !self.state.lock().await.entries.x509.is_empty() {
+            return None;
+        }
+        let active = |entries: &Entries| {
+            let mut active = entries.x509.iter();
+            active
+                .find(|record| record.status == Status::Active && record.not_after > now)
+                .map(|record| record.authority_id.clone())
+        };
+        let journals = self.datastore.load_journals().into_iter();
+        journals
+            .filter_map(|journal| serde_json::from_slice::<Entries>(&journal.data).ok())
+            .find_map(|entries| active(&entries))
+    }
+
+    /// Stores the row as it is, to learn whether it can be stored before something is made that has to be recorded.
+    ///
+    /// # Errors
+    /// The datastore does not answer.
+    pub(super) async fn check_writable(&self) -> Result<(), CaError> {
+        let mut state = self.state.lock().await;
+        self.store(&state.entries).await?;
+        state.unsaved = false;
+        Ok(())
+    }
+
     /// Names this server among those of the database, for leases.
     pub(super) fn id(&self) -> &str {
         &self.id
@@ -187,13 +240,8 @@ impl Journal {
     /// The datastore does not answer.
     pub(super) async fn prune_others(&self, before: i64) -> Result<(), CaError> {
         for journal in self.datastore.load_journals() {
-            let ended = serde_json::from_slice::<Entries>(&journal.data).is_ok_and(|entries| {
-                entries
-                    .x509
-                    .iter()
-                    .chain(&entries.jwt)
-                    .all(|record| record.not_after < before)
-            });
+            let ended = serde_json::from_slice::<Entries>(&journal.data)
+                .is_ok_and(|entries| entries.all().all(|record| record.not_after < before));
             if ended && journal.id != self.id {
                 self.datastore.delete_journal(&journal.id).await?;
             }

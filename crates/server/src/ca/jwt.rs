@@ -133,6 +133,7 @@ impl Kind for JwtKind {
         }
         Ok(Draft {
             authority_id: key_id,
+            origin: None,
             upstream_authority_id: String::new(),
             not_after,
             chain: Vec::new(),

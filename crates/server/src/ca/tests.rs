@@ -34,6 +34,8 @@ pub(super) struct World {
     pub(super) clock: ManualClock,
     pub(super) datastore: Datastore,
     pub(super) upstream: Option<Arc<dyn UpstreamAuthority>>,
+    pub(super) lost_keys: LostKeys,
+    pub(super) sole_server: bool,
 }
 
 impl World {
@@ -52,6 +54,8 @@ impl World {
             clock,
             datastore,
             upstream: None,
+            lost_keys: LostKeys::Refuse,
+            sole_server: true,
         }
     }
 
@@ -72,6 +76,8 @@ impl World {
             clock: Arc::new(self.clock.clone()),
             random: Arc::new(SystemRandom),
             auditor: Auditor::new(None, Arc::new(self.clock.clone())),
+            lost_keys: self.lost_keys,
+            sole_server: self.sole_server,
         };
         Ca::open(config, parts).await
     }

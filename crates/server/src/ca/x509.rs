@@ -17,7 +17,7 @@ use spiffe::x509::{
 };
 
 use super::authority::{Draft, Kind};
-use super::journal::{Record, Series, hex};
+use super::journal::{Origin, Record, Series, hex};
 use super::{BACKDATE, CaError};
 
 /// How long a trial document is valid.
@@ -135,6 +135,10 @@ impl X509Kind {
                 .and_then(Certificate::subject_key_id)
                 .map(hex)
                 .unwrap_or_default(),
+            origin: Some(match self.upstream {
+                None => Origin::SelfSigned,
+                Some(_) => Origin::Upstream,
+            }),
             upstream_authority_id: upstream.map(hex).unwrap_or_default(),
             not_after: own.map_or(SystemTime::UNIX_EPOCH, Certificate::not_after),
             chain: chain
@@ -220,8 +224,7 @@ impl Kind for X509Kind {
         {
             return trial("its certificate names another trust domain");
         }
-        let self_signed = record.upstream_authority_id.is_empty();
-        let presented = if self_signed {
+        let presented = if record.is_self_signed() {
             Vec::new()
         } else {
             chain.iter().map(|one| Arc::from(one.der())).collect()
@@ -240,8 +243,8 @@ impl Kind for X509Kind {
     fn is_published(&self, record: &Record, bundle: &Bundle) -> bool {
         // Below an upstream authority the bundle holds its roots; whether the way leads there is what the trial shows.
         // An authority of the other making, from before the configuration changed, is not taken up again.
-        match (&self.upstream, record.upstream_authority_id.is_empty()) {
-            (Some(_), below_none) => !below_none,
+        match (&self.upstream, record.is_self_signed()) {
+            (Some(_), self_signed) => !self_signed,
             (None, false) => false,
             (None, true) => record.chain.first().is_some_and(|own| {
                 bundle

@@ -15,7 +15,7 @@ use super::{
     Config, HealthConfig, LogConfig, Overrides, PruningConfig, RateLimitConfig, lifetimes,
     without_brackets,
 };
-use crate::ca::IssuanceConfig;
+use crate::ca::{IssuanceConfig, LostKeys};
 use crate::datastore::{DEFAULT_STALENESS, DatastoreConfig, SMALLEST_STALENESS};
 
 /// SPIRE: DefaultServerSocketPath.
@@ -76,6 +76,7 @@ impl ServerSection {
                 ..datastore
             },
             plugins,
+            lost_keys: LostKeys::Refuse,
             notices: self.notices,
         }
     }

@@ -4,7 +4,9 @@
 //! every new key.
 
 use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -33,11 +35,17 @@ pub struct DiskKeyManager {
     keys: RwLock<BTreeMap<String, Arc<KeyPair>>>,
     /// Held over making and writing a key, so that two do not write each other's file.
     writing: tokio::sync::Mutex<()>,
+    /// Keeps other processes from the file for as long as this lives.
+    _lock: Option<File>,
 }
 
 impl DiskKeyManager {
     /// Reads the file; one that does not exist has no keys. Blocks.
+    ///
+    /// # Errors
+    /// The file cannot be read, or another process uses it.
     pub fn open(path: &Path) -> Result<Self, Error> {
+        let lock = lock(path)?;
         let keys = match private_file::read(path, MAX_BYTES) {
             Ok(bytes) => decode(path, &bytes)?,
             Err(source) if source.kind() == io::ErrorKind::NotFound => {
@@ -50,6 +58,7 @@ impl DiskKeyManager {
             path: path.to_owned(),
             keys: RwLock::new(keys),
             writing: tokio::sync::Mutex::new(()),
+            _lock: lock,
         })
     }
 
@@ -105,6 +114,38 @@ impl KeyManager for DiskKeyManager {
             .map(|(id, key)| (id, key as Arc<dyn Signer>))
             .collect())
     }
+}
+
+/// Locks the file's neighbour `<file>.lock`: the file itself is replaced at every new key. Two processes with one file would
+/// overwrite each other's keys. Where no lock can be made the file cannot be written either, and nothing is at risk.
+fn lock(path: &Path) -> Result<Option<File>, Error> {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".lock");
+    let opened = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(name);
+    let Ok(file) = opened else { return Ok(None) };
+    match file.try_lock() {
+        Ok(()) => Ok(Some(file)),
+        Err(TryLockError::WouldBlock) => Err(in_use(path)),
+        // A file system without locks.
+        Err(TryLockError::Error(error)) => {
+            tracing::warn!(%error, path = %path.display(), "the key file cannot be locked");
+            Ok(None)
+        }
+    }
+}
+
+fn in_use(path: &Path) -> Error {
+    let path = path.display();
+    let what = format!("the key file {path} is in use by another process");
+    let fault = Fault::new(Code::KeyFileInUse, what.clone()).hint(format!(
+        "stop the other process (fuser {path}.lock), or give this one a file of its own"
+    ));
+    Error::new(NAME, ErrorKind::Permanent, what).with_fault(fault)
 }
 
 /// Reported at the start rather than when the first key is due.
@@ -257,8 +298,10 @@ mod tests {
             manager.generate_key(id, ty).await.unwrap();
         }
         assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o600);
+        let before = manager.keys().await.unwrap();
+        drop(manager);
         let again = DiskKeyManager::open(&path).unwrap();
-        let (before, after) = (manager.keys().await.unwrap(), again.keys().await.unwrap());
+        let after = again.keys().await.unwrap();
         assert_eq!(before.len(), after.len());
         for ((id, before), (_, after)) in before.iter().zip(&after) {
             assert_eq!(before.public_key(), after.public_key(), "{id}");
@@ -307,6 +350,18 @@ mod tests {
         assert_eq!(error.to_fault().code, Code::KeyFileUnwritable);
         let found = manager.key("a").await.unwrap().unwrap();
         assert_eq!(found.public_key(), former.public_key());
+    }
+
+    #[test]
+    fn a_file_that_another_uses_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("keys.json");
+        let first = DiskKeyManager::open(&path).unwrap();
+        let second = DiskKeyManager::open(&path).unwrap_err();
+        assert_eq!(second.to_fault().code, Code::KeyFileInUse);
+        DiskKeyManager::open(&directory.path().join("other.json")).unwrap();
+        drop(first);
+        DiskKeyManager::open(&path).unwrap();
     }
 
     #[test]

@@ -33,6 +33,10 @@ impl Lifecycle for MemoryKeyManager {
 
 #[async_trait]
 impl KeyManager for MemoryKeyManager {
+    fn is_persistent(&self) -> bool {
+        false
+    }
+
     async fn generate_key(&self, id: &str, ty: KeyType) -> Result<Arc<dyn Signer>, Error> {
         let key: Arc<dyn Signer> = Arc::new(super::generate("memory", id, ty).await?);
         let mut keys = self.keys.write().unwrap_or_else(PoisonError::into_inner);

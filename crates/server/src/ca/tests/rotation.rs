@@ -4,6 +4,7 @@ use spiffe::bundle::JwtBundle;
 use spiffe::svid::jwt::{JwtBundleSource, JwtSvidError, verify_jwt_svid};
 
 use super::*;
+use config::fault::Code;
 
 #[derive(Debug)]
 struct Keys(Arc<JwtBundle>);
@@ -82,6 +83,7 @@ async fn never_signs_with_what_was_not_published_before_through_days_of_restarts
         let known = published(&world.bundle());
         world.later(&ca, HOUR / 2).await;
         if step % 7 == 0 {
+            drop(ca);
             ca = world.server().await;
         }
         let (x509, jwt) = active(&ca);
@@ -137,18 +139,102 @@ async fn a_restart_without_keys_begins_anew_and_leaves_the_former_authorities_tr
 }
 
 #[tokio::test]
-async fn does_not_resume_an_authority_whose_key_was_replaced() {
-    let world = World::new().await;
+async fn an_authority_whose_key_was_replaced_is_a_reason_not_to_start() {
+    let mut world = World::new().await;
     let former = active(&world.server().await);
     world
         .disk()
         .generate_key("x509-CA-A", KeyType::EcP256)
         .await
         .unwrap();
-    // The JWT key is still the same, but the journal is found by the X.509 key alone.
-    let now = active(&world.server().await);
-    assert_ne!(now.0, former.0);
-    assert_ne!(now.1, former.1);
+    let refused = world.try_server(world.disk(), config()).await.unwrap_err();
+    assert_eq!(refused.to_fault().code, Code::KeyLost, "{refused}");
+    assert!(refused.to_string().contains(&former.0), "{refused}");
+    world.lost_keys = LostKeys::Replace;
+    let ca = world.server().await;
+    let now = active(&ca);
+    // The journal was found by the key that is still there.
+    assert_eq!((now.0 != former.0, now.1 == former.1), (true, true));
+    world.verify(&svid(&ca).await).unwrap();
+    drop(ca);
+    // Once is enough.
+    world.lost_keys = LostKeys::Refuse;
+    assert_eq!(active(&world.server().await), now);
+}
+
+#[tokio::test]
+async fn a_lost_key_file_is_a_reason_not_to_start() {
+    let mut world = World::new().await;
+    let former = active(&world.server().await);
+    std::fs::remove_file(world.directory.path().join("keys.json")).unwrap();
+    let refused = world.try_server(world.disk(), config()).await.unwrap_err();
+    assert_eq!(refused.to_fault().code, Code::KeyLost, "{refused}");
+    assert_eq!(published(&world.bundle()), [former.0.clone(), former.1]);
+    world.lost_keys = LostKeys::Replace;
+    let ca = world.server().await;
+    assert_ne!(active(&ca).0, former.0);
+    // What the former authority signed stays valid.
+    assert!(published(&world.bundle()).contains(&former.0));
+}
+
+#[tokio::test]
+async fn keys_that_were_never_kept_are_not_missed() {
+    let world = World::new().await;
+    for _ in 0..2 {
+        world.try_server(World::memory(), config()).await.unwrap();
+    }
+    // An authority that has expired is not missed either.
+    world.clock.advance(HOUR * 25);
+    drop(world.server().await);
+    std::fs::remove_file(world.directory.path().join("keys.json")).unwrap();
+    world.clock.advance(HOUR * 25);
+    drop(world.server().await);
+}
+
+#[tokio::test]
+async fn a_further_server_on_a_shared_database_starts_with_authorities_of_its_own() {
+    let mut world = World::new().await;
+    let first = world.server().await;
+    world.sole_server = false;
+    let keys = DiskKeyManager::open(&world.directory.path().join("second.json")).unwrap();
+    let second = world.try_server(Arc::new(keys), config()).await.unwrap();
+    assert_ne!(active(&first).0, active(&second).0);
+}
+
+/// An upstream authority is free in the choice of subject key IDs.
+#[tokio::test]
+async fn the_journal_is_found_by_its_keys_whatever_the_certificates_call_them() {
+    let world = World::new().await;
+    let former = active(&world.server().await);
+    let journal = world.datastore.load_journals().remove(0);
+    let mut entries: serde_json::Value = serde_json::from_slice(&journal.data).unwrap();
+    entries["x509"][0]["authority_id"] = "0123".into();
+    let changed = serde_json::to_vec(&entries).unwrap();
+    world
+        .datastore
+        .save_journal(&journal.id, changed)
+        .await
+        .unwrap();
+    let ca = world.server().await;
+    assert_eq!(ca.ground.journal.id(), journal.id);
+    assert_eq!(active(&ca), ("0123".to_owned(), former.1));
+}
+
+#[tokio::test]
+async fn a_record_of_an_earlier_version_says_its_origin_by_its_upstream_id() {
+    let world = World::new().await;
+    let former = active(&world.server().await);
+    let journal = world.datastore.load_journals().remove(0);
+    let mut entries: serde_json::Value = serde_json::from_slice(&journal.data).unwrap();
+    assert_eq!(entries["x509"][0]["origin"], "self_signed");
+    entries["x509"][0].as_object_mut().unwrap().remove("origin");
+    let earlier = serde_json::to_vec(&entries).unwrap();
+    world
+        .datastore
+        .save_journal(&journal.id, earlier)
+        .await
+        .unwrap();
+    assert_eq!(active(&world.server().await), former);
 }
 
 #[tokio::test]
@@ -262,8 +348,9 @@ async fn two_servers_on_one_database_keep_apart_and_share_the_bundle() {
 
 #[tokio::test]
 async fn forgets_the_journals_of_servers_that_are_no_more() {
-    let world = World::new().await;
+    let mut world = World::new().await;
     drop(world.try_server(World::memory(), config()).await.unwrap());
+    world.sole_server = false;
     let ca = world.server().await;
     ca.ground
         .journal
@@ -277,7 +364,9 @@ async fn forgets_the_journals_of_servers_that_are_no_more() {
         .await
         .unwrap();
     assert_eq!(world.datastore.load_journals().len(), 1);
-    assert_eq!(active(&world.server().await), active(&ca));
+    let before = active(&ca);
+    drop(ca);
+    assert_eq!(active(&world.server().await), before);
 }
 
 #[tokio::test]
