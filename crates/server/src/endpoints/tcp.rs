@@ -127,14 +127,19 @@ async fn serve(
     // Only latency is lost without it.
     drop(stream.set_nodelay(true));
     let mut shutdown = serving.shutdown.clone();
-    let handshake = tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream));
+    // The handshake and the TLS state are on the heap: the task of each connection has room for all that it ever holds across
+    // an await, and ten thousand agents have ten thousand of them.
+    let handshake = Box::pin(tokio::time::timeout(
+        HANDSHAKE_TIMEOUT,
+        acceptor.accept(stream),
+    ));
     let accepted = tokio::select! {
         () = shutdown.requested() => return,
         () = slot.evicted() => return,
         accepted = handshake => accepted,
     };
     let stream = match accepted {
-        Ok(Ok(stream)) => stream,
+        Ok(Ok(stream)) => Box::new(stream),
         Ok(Err(error)) => {
             tracing::debug!(%address, %error, "TLS handshake refused");
             return;
