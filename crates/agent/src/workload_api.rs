@@ -33,7 +33,7 @@ use crate::sync::JwtRequest;
 const PREFIX: &str = "/SpiffeWorkloadAPI/";
 const SECURITY_HEADER: &str = "workload.spiffe.io";
 /// Requests hold an audience list or a token, nothing large; each is held until it is complete, before anybody knows whose.
-const MAX_REQUEST: usize = 64 << 10;
+const MAX_REQUEST: usize = 128 << 10;
 
 /// What the service works with.
 #[derive(Debug)]

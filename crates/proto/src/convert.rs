@@ -67,8 +67,8 @@ pub enum ConvertError {
     #[error("selector list is empty")]
     NoSelectors,
     /// SPIRE: `pkg/common/x509util/dns.go`.
-    #[error(transparent)]
-    DnsName(#[from] DnsNameError),
+    #[error("{name:?}: {reason}")]
+    DnsName { name: String, reason: DnsNameError },
     /// Longer than 1024 bytes.
     #[error("hint is too long, max length is 1024 characters")]
     HintTooLong,

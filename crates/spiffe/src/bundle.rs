@@ -43,6 +43,16 @@ pub enum BundleError {
     RefreshHint,
     #[error("bundle key {at}: {reason}")]
     Key { at: usize, reason: String },
+    #[error(
+        "bundle key {at} is a {key_use} key without {member}, and there is no other that can be used"
+    )]
+    Lacking {
+        at: usize,
+        key_use: &'static str,
+        member: &'static str,
+    },
+    #[error("bundle has keys, none of which is of a kind that is supported")]
+    NothingSupported,
     #[error("bundle certificate: {0}")]
     Certificate(#[from] CertificateError),
     #[error(transparent)]

@@ -96,8 +96,8 @@ pub enum EntryError {
     ParentWithoutPath(String, String),
     #[error("invalid spiffe ID: is longer than 2048 bytes")]
     IdTooLong,
-    #[error("invalid DNS name: {0}")]
-    DnsName(#[from] DnsNameError),
+    #[error("invalid DNS name {name:?}: {reason}")]
+    DnsName { name: String, reason: DnsNameError },
     #[error("invalid registration entry: the DNS name {0:?} is given twice")]
     DuplicateDnsName(String),
 }
@@ -157,7 +157,10 @@ impl Entry {
         validate_ids(&self.spiffe_id, &self.parent_id, td)?;
         let mut seen = HashSet::new();
         for name in &self.dns_names {
-            validate_dns_name(name)?;
+            validate_dns_name(name).map_err(|reason| EntryError::DnsName {
+                name: name.clone(),
+                reason,
+            })?;
             // SPIRE: a unique index of its database refuses it.
             if !seen.insert(name) {
                 return Err(EntryError::DuplicateDnsName(name.clone()));
@@ -255,8 +258,11 @@ pub fn validate_entry_id(id: &str) -> Result<(), EntryError> {
     Ok(())
 }
 
-/// Checks a DNS name for a certificate: ASCII letters, digits and hyphens in labels of 1 to 63, at most 253 in
-/// all, lowercase (what IDNA would leave unchanged), optionally one leading `*.`.
+/// Checks a DNS name for a certificate: labels of 1 to 63 printable ASCII characters, at most 253 in all, no hyphen at the
+/// end of a label nor in its third and fourth place, optionally one leading `*.`.
+///
+/// SPIRE: the profile of IDNA that it uses leaves underscores, upper case and blanks alone, and so they stand in the names
+/// that people have registered. Control characters, which it lets pass too, are refused here.
 ///
 /// # Errors
 /// [`DnsNameError`].
@@ -271,7 +277,8 @@ pub fn validate_dns_name(name: &str) -> Result<(), DnsNameError> {
             .ok_or(DnsNameError::WildcardNotFirst)?,
         _ => return Err(DnsNameError::TooManyWildcards),
     };
-    if name.trim().is_empty() {
+    let name = name.trim_matches(' ');
+    if name.is_empty() {
         return Err(DnsNameError::Empty);
     }
     if name.ends_with('.') {
@@ -290,13 +297,21 @@ fn is_dns_label(label: &str) -> bool {
     let bytes = label.as_bytes();
     let hyphens_in_place = !label.starts_with('-') && !label.ends_with('-');
     // Hyphens in third and fourth place announce an A-label; anything else there is reserved by IDNA.
-    let prefix_in_place = bytes.get(2..4) != Some(b"--") || label.starts_with("xn--");
+    let reserved = bytes.len() > 4 && bytes.get(2..4) == Some(b"--");
+    let prefix_in_place = !reserved || is_a_label(label);
     (1..=63).contains(&bytes.len())
         && hyphens_in_place
         && prefix_in_place
-        && bytes
-            .iter()
-            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || *b == b'-')
+        && bytes.iter().all(|b| matches!(b, b' '..=b'~'))
+}
+
+/// Whether the label has the form of an A-label: `xn--` and Punycode, in lower case as IDNA writes it.
+fn is_a_label(label: &str) -> bool {
+    label.strip_prefix("xn--").is_some_and(|encoded| {
+        encoded
+            .bytes()
+            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+    })
 }
 
 /// Refuses a list in which a wildcard already covers another name.

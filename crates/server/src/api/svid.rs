@@ -364,7 +364,9 @@ fn minted_identity(own: &TrustDomain, csr: &VerifiedCsr) -> Result<SpiffeId, OpE
     let id = SpiffeId::parse(uri).map_err(malformed("CSR URI SAN is invalid"))?;
     wire::workload(own, &id).map_err(malformed("CSR URI SAN is invalid"))?;
     for name in &csr.dns_names {
-        validate_dns_name(name).map_err(malformed("CSR DNS name is invalid"))?;
+        validate_dns_name(name)
+            .map_err(|reason| format!("{name:?}: {reason}"))
+            .map_err(malformed("CSR DNS name is invalid"))?;
     }
     check_wildcard_overlap(&csr.dns_names).map_err(malformed(
         "CSR DNS name contains a wildcard that covers another non-wildcard name",

@@ -145,19 +145,32 @@ fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Value>, 
 }
 
 impl JwkSet {
-    /// The entries that have the form of a JWK, with their place in the list.
+    /// The entries that have the form of a JWK, with their place in the list. One that says that it is an SVID's and has not
+    /// is broken.
     pub(super) fn entries(&self) -> Result<Vec<(usize, Jwk)>, BundleError> {
         let keys = self.keys.as_ref().ok_or(BundleError::NoKeys)?;
         if keys.len() > MAX_KEYS {
             return Err(BundleError::TooManyKeys);
         }
-        // An entry of another form is of a kind we do not know.
-        Ok(keys
-            .iter()
-            .enumerate()
-            .filter_map(|(at, key)| Some((at, Jwk::deserialize(key).ok()?)))
-            .collect())
+        let mut entries = Vec::with_capacity(keys.len());
+        for (at, key) in keys.iter().enumerate() {
+            match Jwk::deserialize(key) {
+                Ok(jwk) => entries.push((at, jwk)),
+                Err(fault) if is_svid_key(key) => {
+                    let reason = fault.to_string();
+                    return Err(BundleError::Key { at, reason });
+                }
+                // An entry of another form is of a kind we do not know.
+                Err(_unknown) => {}
+            }
+        }
+        Ok(entries)
     }
+}
+
+fn is_svid_key(key: &Value) -> bool {
+    let key_use = key.get("use").and_then(Value::as_str);
+    matches!(key_use, Some("x509-svid" | "jwt-svid"))
 }
 
 /// The id and key of an entry for tokens; `None` when it is to be passed over.

@@ -73,8 +73,12 @@ impl Bundle {
         }
     }
 
-    /// Reads a SPIFFE bundle document. Entries of unknown or missing use or kind, and token keys without an id,
-    /// are passed over; a broken entry of a known kind refuses the document. Members are matched by exact name.
+    /// Reads a SPIFFE bundle document. Entries of unknown or missing use or kind, certificates' entries without `x5c` and
+    /// token keys without an id are passed over; a broken entry of a known kind refuses the document. Members are matched by
+    /// exact name.
+    ///
+    /// What is passed over must not leave an empty bundle in the place of one that has been good: then the document is
+    /// refused. One with no keys at all is what a trust domain says when nothing of it is to be believed any more.
     ///
     /// # Errors
     /// [`BundleError`]; whoever holds an older bundle keeps it.
@@ -97,7 +101,9 @@ impl Bundle {
         bundle.sequence_number = sequence(set.spiffe_sequence.as_ref())?;
         bundle.refresh_hint = refresh_hint(set.spiffe_refresh_hint.as_ref())?;
         let mut key_ids = HashSet::new();
+        let mut passed_over = PassedOver::default();
         for (at, jwk) in set.entries()? {
+            passed_over.look(at, &jwk);
             let list = match jwk.key_use.as_deref() {
                 Some(X509_SVID) => {
                     if let Some(certificate) = certificate(at, &jwk)? {
@@ -121,7 +127,62 @@ impl Bundle {
                 });
             }
         }
+        passed_over.check(&bundle)?;
         Ok(bundle)
+    }
+}
+
+/// What stood in a document beside the keys that were taken from it.
+#[derive(Default)]
+struct PassedOver {
+    some: bool,
+    without_certificate: Option<usize>,
+    without_id: Option<usize>,
+}
+
+impl PassedOver {
+    fn look(&mut self, at: usize, jwk: &Jwk) {
+        match jwk.key_use.as_deref() {
+            Some(X509_SVID) => {
+                self.some = true;
+                if jwk.x5c.as_ref().is_none_or(Vec::is_empty) {
+                    self.without_certificate.get_or_insert(at);
+                }
+            }
+            Some(JWT_SVID) => {
+                self.some = true;
+                if jwk.kid.as_deref().is_none_or(str::is_empty) {
+                    self.without_id.get_or_insert(at);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Refuses a bundle that is empty only because of what was passed over.
+    fn check(&self, bundle: &Bundle) -> Result<(), BundleError> {
+        let lacking = |at: Option<usize>, key_use, member| {
+            at.map_or(Ok(()), |at| {
+                Err(BundleError::Lacking {
+                    at,
+                    key_use,
+                    member,
+                })
+            })
+        };
+        if bundle.x509_authorities.is_empty() {
+            lacking(self.without_certificate, X509_SVID, "x5c")?;
+        }
+        if bundle.jwt_authorities.is_empty() {
+            lacking(self.without_id, JWT_SVID, "kid")?;
+        }
+        let nothing = bundle.x509_authorities.is_empty()
+            && bundle.jwt_authorities.is_empty()
+            && bundle.wit_authorities.is_empty();
+        if nothing && self.some {
+            return Err(BundleError::NothingSupported);
+        }
+        Ok(())
     }
 }
 

@@ -295,6 +295,52 @@ fn token_keys_without_id_are_skipped() {
 }
 
 #[test]
+fn no_empty_bundle_comes_of_a_document_whose_keys_lack_something() {
+    let (certificate, token) = (document()["keys"][0].clone(), document()["keys"][2].clone());
+    let lacking = |key: &Value, member: &str, value: Option<Value>| {
+        let mut key = key.clone();
+        let members = key.as_object_mut().unwrap();
+        match value {
+            Some(value) => members.insert(member.to_owned(), value),
+            None => members.remove(member),
+        };
+        key
+    };
+    for x5c in [None, Some(json!([])), Some(json!(null))] {
+        let key = lacking(&certificate, "x5c", x5c);
+        let refused = read(&json!({"keys": [token, key]})).unwrap_err();
+        assert_eq!(
+            refused.to_string(),
+            "bundle key 1 is a x509-svid key without x5c, and there is no other that can be used"
+        );
+    }
+    for kid in [None, Some(json!("")), Some(json!(null))] {
+        let key = lacking(&token, "kid", kid);
+        let refused = read(&json!({"keys": [certificate, key]})).unwrap_err();
+        let (at, key_use, member) = (1, "jwt-svid", "kid");
+        assert_eq!(
+            refused,
+            BundleError::Lacking {
+                at,
+                key_use,
+                member
+            }
+        );
+    }
+    let key = lacking(&certificate, "x5c", Some(json!("a text")));
+    assert!(matches!(
+        read(&json!({"keys": [certificate, key]})),
+        Err(BundleError::Key { at: 1, .. })
+    ));
+    let key = lacking(&certificate, "kty", Some(json!("OKP")));
+    assert_eq!(
+        read(&json!({"keys": [key]})),
+        Err(BundleError::NothingSupported)
+    );
+    assert_eq!(counts(&read(&json!({"keys": []})).unwrap()), (0, 0, 0));
+}
+
+#[test]
 fn documents_are_bounded() {
     let keys = vec![json!({}); MAX_KEYS + 1];
     assert_eq!(read(&json!({"keys": keys})), Err(BundleError::TooManyKeys));

@@ -20,8 +20,14 @@ use std::fmt::Debug;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-/// Longest segment of a token, in characters.
-pub const MAX_SEGMENT: usize = 64 * 1024;
+/// Largest claims of a token, in bytes of JSON.
+pub const MAX_CLAIMS: usize = 64 * 1024;
+/// Longest segment of a token, in characters: that of the largest claims.
+const MAX_SEGMENT: usize = MAX_CLAIMS.div_ceil(3) * 4;
+/// How far the clocks of an issuer and of who verifies may differ, in seconds. SPIRE: go-jose's default.
+pub const LEEWAY: i64 = 60;
+/// The last second of the year 9999: what a certificate or a log can still show as a date.
+const LAST_DATE: f64 = 253_402_300_799.0;
 /// Most audiences in one token.
 pub const MAX_AUDIENCES: usize = 32;
 
@@ -30,7 +36,7 @@ pub const MAX_AUDIENCES: usize = 32;
 pub enum JwtSvidError {
     #[error("token is not a JWS in compact serialisation")]
     Form,
-    #[error("token is too long")]
+    #[error("token is too long: its claims may have 64 KiB")]
     TooLong,
     #[error("token signature algorithm is missing or not allowed")]
     Algorithm,
@@ -63,10 +69,14 @@ pub enum JwtSvidError {
     NoExpiry,
     #[error("token claim {0:?} is not a number of seconds")]
     NotNumeric(&'static str),
+    #[error("token claim {0:?} is not a date before the year 10000")]
+    NotDate(&'static str),
     #[error("token has expired")]
     Expired,
     #[error("token is not valid yet")]
     NotYetValid,
+    #[error("token was issued in the future")]
+    IssuedInFuture,
     #[error("token has no audience")]
     NoAudience,
     #[error("token audience is not a text or a list of texts")]
@@ -181,7 +191,7 @@ pub struct VerifiedJwtSvid {
 }
 
 /// Verifies a token: its form and algorithm, then the signature by an authority of the subject's own trust
-/// domain, then expiry, start of validity and that `audience` is among its audiences. There is no leeway.
+/// domain, then expiry, start of validity and that `audience` is among its audiences. Clocks may differ by [`LEEWAY`].
 ///
 /// # Errors
 /// [`JwtSvidError`], of the first check that failed.
@@ -324,14 +334,20 @@ fn check_times(claims: &Map<String, Value>, now: i64) -> Result<i64, JwtSvidErro
         reason = "exact for any date within 285 million years"
     )]
     let now = now as f64;
-    if now >= expires_at {
+    #[expect(clippy::cast_precision_loss, reason = "a minute")]
+    let leeway = LEEWAY as f64;
+    if now - leeway > expires_at {
         return Err(JwtSvidError::Expired);
     }
-    if seconds(claims, "nbf")?.is_some_and(|not_before| now < not_before) {
+    let not_before = seconds(claims, "nbf")?;
+    let issued_at = seconds(claims, "iat")?;
+    if not_before.is_some_and(|not_before| now + leeway < not_before) {
         return Err(JwtSvidError::NotYetValid);
     }
-    // RFC 7519 §4.1.6: must be a number, limits nothing.
-    seconds(claims, "iat")?;
+    // SPIRE: refused by go-jose, although RFC 7519 §4.1.6 does not ask for it.
+    if issued_at.is_some_and(|issued_at| now + leeway < issued_at) {
+        return Err(JwtSvidError::IssuedInFuture);
+    }
     Ok(whole(expires_at))
 }
 
@@ -339,16 +355,20 @@ fn check_times(claims: &Map<String, Value>, now: i64) -> Result<i64, JwtSvidErro
 fn seconds(claims: &Map<String, Value>, name: &'static str) -> Result<Option<f64>, JwtSvidError> {
     match claims.get(name) {
         None => Ok(None),
-        Some(value) => value
-            .as_f64()
-            .map(Some)
-            .ok_or(JwtSvidError::NotNumeric(name)),
+        Some(value) => {
+            let seconds = value.as_f64().ok_or(JwtSvidError::NotNumeric(name))?;
+            if seconds.abs() <= LAST_DATE {
+                Ok(Some(seconds))
+            } else {
+                Err(JwtSvidError::NotDate(name))
+            }
+        }
     }
 }
 
 #[expect(
     clippy::cast_possible_truncation,
-    reason = "saturates; dates out of range stay far away"
+    reason = "within the years that are dates"
 )]
 fn whole(seconds: f64) -> i64 {
     seconds.floor() as i64

@@ -153,6 +153,16 @@ fn js_01_segments_are_bounded() {
         authority.verify(&"A".repeat(4 * MAX_SEGMENT)).unwrap_err(),
         JwtSvidError::TooLong
     );
+    let filled = |length: usize| {
+        let mut claims = json!({"sub": ID, "aud": ["a"], "exp": NOW + 60, "x": ""});
+        let room = length - claims.to_string().len();
+        claims["x"] = json!("y".repeat(room));
+        authority.verify(&authority.token(&header().to_string(), &claims.to_string()))
+    };
+    filled(MAX_CLAIMS).unwrap();
+    let refused = filled(MAX_CLAIMS + 3).unwrap_err();
+    assert_eq!(refused, JwtSvidError::TooLong);
+    assert!(refused.to_string().contains("64 KiB"));
     let nested = format!("{}{}", "[".repeat(10_000), "]".repeat(10_000));
     let deep = authority.token(&header().to_string(), &format!(r#"{{"x":{nested}}}"#));
     assert_eq!(authority.verify(&deep).unwrap_err(), JwtSvidError::Claims);
@@ -413,12 +423,24 @@ fn js_10_expiry_is_set_numeric_and_ahead() {
             JwtSvidError::NotNumeric("exp")
         );
     }
-    for exp in [json!(NOW - 3600), json!(NOW), json!(1), json!(-5)] {
+    for exp in [
+        json!(NOW - 3600),
+        json!(NOW - LEEWAY - 1),
+        json!(1),
+        json!(-5),
+    ] {
         assert_eq!(
             authority.with_claim("exp", exp).unwrap_err(),
             JwtSvidError::Expired
         );
     }
+    for exp in [json!(1e300), json!(-1e300), json!(253_402_300_800_i64)] {
+        assert_eq!(
+            authority.with_claim("exp", exp).unwrap_err(),
+            JwtSvidError::NotDate("exp")
+        );
+    }
+    authority.with_claim("exp", json!(NOW - LEEWAY)).unwrap();
     let fractional = authority.with_claim("exp", json!(1_700_000_060.5)).unwrap();
     assert_eq!(fractional.expires_at, NOW + 60);
     let stale = JwtClaims {
@@ -446,7 +468,15 @@ fn js_11_start_of_validity_critical_parameters_and_signature() {
         JwtSvidError::NotNumeric("nbf")
     );
     authority.with_claim("nbf", json!(NOW)).unwrap();
-    authority.with_claim("iat", json!(NOW + 600)).unwrap();
+    // A peer's clock may be a minute ahead.
+    authority.with_claim("nbf", json!(NOW + LEEWAY)).unwrap();
+    authority.with_claim("iat", json!(NOW + LEEWAY)).unwrap();
+    assert_eq!(
+        authority
+            .with_claim("iat", json!(NOW + LEEWAY + 1))
+            .unwrap_err(),
+        JwtSvidError::IssuedInFuture
+    );
     assert_eq!(
         authority.with_claim("iat", json!("now")).unwrap_err(),
         JwtSvidError::NotNumeric("iat")
