@@ -11,6 +11,7 @@ use ::config::fault::{Code, Fault};
 use daemon::http_probes::{HttpProbes, Report};
 use daemon::log_control::{LogControl, LogLevels};
 use daemon::socket::Modes;
+use daemon::systemd::Systemd;
 use plugin::lifecycle::HostServices;
 use spiffe::clock::{Clock, SystemClock};
 use spiffe::random::{Random, SystemRandom};
@@ -26,6 +27,7 @@ pub mod config;
 mod dial;
 mod endpoints;
 mod gate;
+mod handover;
 mod join;
 mod link;
 mod node;
@@ -49,6 +51,7 @@ use endpoints::Socket;
 use endpoints::router::{Router, Service};
 use endpoints::standard::{Health, Reflection};
 use gate::{Gate, GateOptions};
+use handover::Handover;
 use join::Joined;
 use node::{Absence, Node, NodePlugins, Stored};
 use rate_limit::RateLimiter;
@@ -71,6 +74,7 @@ pub struct Bound {
     health: Option<HttpProbes>,
     log: LogLevels,
     random: Arc<dyn Random>,
+    handover: Handover,
 }
 
 /// What the process lends the agent beside its configuration.
@@ -130,6 +134,7 @@ impl Agent {
             health,
             log: LogLevels::new(environment.log),
             random,
+            handover: Handover::new(Systemd::from_env()),
         })
     }
 }
@@ -204,7 +209,10 @@ impl Bound {
             gate.status.clone(),
             stop.clone(),
         ));
+        let handover = Arc::new(self.handover);
+        handover.systemd().ready();
         let membership = Membership {
+            handover: Arc::clone(&handover),
             node,
             cache,
             random: self.random,
@@ -218,6 +226,7 @@ impl Bound {
             () = shutdown => Ok(()),
             Some(ended) = tasks.join_next() => flatten(ended),
         };
+        handover.systemd().stopping();
         stopper.stop();
         let mut outcome = ended;
         while let Some(ended) = tasks.join_next().await {
@@ -236,6 +245,7 @@ struct Membership {
     status: watch::Sender<LinkStatus>,
     /// For whoever asks what the agent is.
     node_state: watch::Sender<NodeState>,
+    handover: Arc<Handover>,
 }
 
 impl Membership {
@@ -257,6 +267,7 @@ impl Membership {
             identity,
         } = ends;
         let renewed = identity.clone();
+        let current = identity.clone();
         self.jwt.send_replace(Some(jwt));
         let writer = tokio::spawn(state_writer::run(
             Arc::clone(&self.node),
@@ -276,6 +287,10 @@ impl Membership {
             writer.abort();
         } else if let Err(error) = writer.await {
             tracing::warn!(%error, "last good state not stored");
+        }
+        if outcome.is_ok() {
+            let agent_id = current.borrow().id().clone();
+            self.handover.send(&agent_id, &self.cache).await;
         }
         outcome
     }
@@ -311,7 +326,10 @@ impl Membership {
 
     /// Serves what was good when the agent stopped, until the server says otherwise.
     async fn restore(&self, identity: &node::NodeIdentity) {
-        let kept = self.node.last_good(identity.id().clone()).await;
+        let mut kept = self.node.last_good(identity.id().clone()).await;
+        let now = self.node.clock.now();
+        let handed_over = self.handover.receive(identity.id(), &kept.entries, now);
+        kept.svids.extend(handed_over);
         let own = &self.node.config.trust_domain;
         if kept.entries.is_empty()
             || !kept

@@ -69,7 +69,12 @@ impl LogControl for Switch {
 }
 
 async fn start(config: Config) -> Running {
-    let bound = Agent::bind_in(
+    start_under(Systemd::default(), config).await
+}
+
+/// The same under a service manager.
+async fn start_under(systemd: Systemd, config: Config) -> Running {
+    let mut bound = Agent::bind_in(
         config,
         Environment {
             log: Some(Arc::new(Switch::default())),
@@ -77,6 +82,7 @@ async fn start(config: Config) -> Running {
     )
     .await
     .unwrap();
+    bound.handover = Handover::new(systemd);
     let socket = bound.socket().to_owned();
     let (stop, stopped) = oneshot::channel();
     let ended = tokio::spawn(bound.run(async move {
@@ -423,4 +429,67 @@ async fn a_fault_that_only_an_operator_can_mend_makes_the_agent_unhealthy_while_
     becomes(true).await;
     stopper.stop();
     watching.await.unwrap().unwrap();
+}
+
+/// Plays systemd's file descriptor store: the name and the descriptor of the last `FDSTORE=1`, after which the service
+/// is gone.
+fn stored_descriptor(manager: &std::os::unix::net::UnixDatagram) -> (Vec<String>, i32) {
+    use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
+    use std::os::fd::AsRawFd as _;
+    let mut messages = Vec::new();
+    let mut descriptor = None;
+    let mut buffer = [0; 1024];
+    loop {
+        let mut slices = [std::io::IoSliceMut::new(&mut buffer)];
+        let mut space = nix::cmsg_space!([std::os::fd::RawFd; 4]);
+        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_CMSG_CLOEXEC;
+        let Ok(message) = recvmsg::<()>(manager.as_raw_fd(), &mut slices, Some(&mut space), flags)
+        else {
+            break;
+        };
+        for control in message.cmsgs().unwrap() {
+            if let ControlMessageOwned::ScmRights(rights) = control {
+                descriptor = rights.first().copied();
+            }
+        }
+        let length = message.bytes;
+        messages.push(String::from_utf8(buffer[..length].to_vec()).unwrap());
+    }
+    (messages, descriptor.expect("a descriptor was stored"))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn under_systemd_svids_outlive_a_restart_without_a_server_and_touch_no_disk() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("notify");
+    let manager = std::os::unix::net::UnixDatagram::bind(&path).unwrap();
+    let systemd = || {
+        let path = path.clone().into_os_string();
+        Systemd::new(
+            move |name| (name == "NOTIFY_SOCKET").then(|| path.clone()),
+            1,
+        )
+    };
+    let server = server().await;
+    let first = start_under(systemd(), config(server.port, directory.path(), "")).await;
+    assert_eq!(first.ids().await, ["spiffe://example.org/web"]);
+    first.stop().await;
+    let (messages, descriptor) = stored_descriptor(&manager);
+    assert_eq!(
+        messages,
+        [
+            "READY=1",
+            "STOPPING=1",
+            "FDSTORE=1\nFDNAME=plastron-svids\nFDPOLL=0"
+        ]
+    );
+    assert!(!last_good(directory.path()).contains("\"key\":"));
+    let stored = vec![(handover::NAME.to_owned(), descriptor)];
+    let nobody = config(nobody(), directory.path(), "");
+    let second = start_under(systemd().with_stored(stored), nobody).await;
+    assert_eq!(second.ids().await, ["spiffe://example.org/web"]);
+    second.stop().await;
+    let (messages, descriptor) = stored_descriptor(&manager);
+    assert_eq!(messages[0], "FDSTOREREMOVE=1\nFDNAME=plastron-svids");
+    nix::unistd::close(descriptor).unwrap();
 }

@@ -5,5 +5,6 @@ pub mod log_control;
 pub mod log_limit;
 pub mod runtime_dir;
 pub mod socket;
+pub mod systemd;
 pub mod tasks;
 pub mod trusted_dir;

@@ -34,6 +34,13 @@ struct Json {
 }
 
 #[derive(Serialize, Deserialize)]
+struct SvidsJson {
+    version: u32,
+    agent_id: SpiffeId,
+    svids: Vec<SvidJson>,
+}
+
+#[derive(Serialize, Deserialize)]
 struct SvidJson {
     entry_id: Arc<str>,
     revision: i64,
@@ -81,6 +88,46 @@ pub(crate) fn store(
         dir.write(FILE, text.expose())?;
     }
     Ok(digest)
+}
+
+/// The X509-SVIDs of `agent_id` alone, for the process that follows this one.
+///
+/// # Errors
+/// When they can't be encoded.
+pub(crate) fn encode_svids(
+    agent_id: &SpiffeId,
+    svids: &[IssuedSvid],
+) -> Result<Secret<Vec<u8>>, Fault> {
+    let json = SvidsJson {
+        version: VERSION,
+        agent_id: agent_id.clone(),
+        svids: svids.iter().map(encode).collect(),
+    };
+    serde_json::to_vec(&json).map(Secret::new).map_err(|error| {
+        Fault::new(Code::Internal, "the workloads' SVIDs cannot be encoded").because(error)
+    })
+}
+
+/// What [`encode_svids`] made, with the same care as [`load`]: nothing of another node or version, nothing expired,
+/// nothing that does not fit its key or its entry.
+pub(crate) fn decode_svids(
+    bytes: &[u8],
+    agent_id: &SpiffeId,
+    entries: &[Arc<Entry>],
+    now: SystemTime,
+) -> Vec<IssuedSvid> {
+    match serde_json::from_slice::<SvidsJson>(bytes) {
+        Ok(json) if json.version == VERSION && json.agent_id == *agent_id => json
+            .svids
+            .iter()
+            .filter_map(|svid| decode(svid, entries, now))
+            .collect(),
+        Ok(_) => Vec::new(),
+        Err(error) => {
+            tracing::warn!(%error, "the SVIDs handed over by the process before cannot be read");
+            Vec::new()
+        }
+    }
 }
 
 /// Takes the workloads' private keys out of a stored state: an earlier version, or an earlier configuration, put them
