@@ -37,7 +37,7 @@ pub(crate) enum BootstrapError {
 }
 
 /// Gets the bundle that the configuration names. `attempt` counts from 1 and, with the time of the first attempt, is
-/// told to a local web server that is asked over a Unix socket (SPIRE: spire-connection-attempts).
+/// sent to a local web server that is asked over a Unix socket (SPIRE: spire-connection-attempts).
 pub(crate) async fn trust(
     config: &Config,
     attempt: u32,

@@ -26,7 +26,7 @@ use report::{explain, no_token, with_absence};
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 const PATIENCE: Duration = Duration::from_secs(60);
-/// An attestation that is under way when the agent is told to stop has this long to end: the proof may be used up.
+/// An attestation that is under way when the agent stops has this long to end: the proof may be used up.
 const FINISH: Duration = Duration::from_secs(10);
 
 /// A joined node: who it is and whom it trusts.
@@ -41,14 +41,14 @@ pub(crate) struct Joined {
 /// What came of one attempt.
 enum Outcome {
     Done(Box<Joined>),
-    /// The agent was told to stop before the proof was sent.
+    /// The agent was stopped before the proof was sent.
     Stopped,
     /// Try again; if patience ends, this is what is reported.
     Later(Fault),
     Never(Fault),
 }
 
-/// Joins, and keeps the result on disk; nothing when the agent was told to stop. `absence` is why the node has no
+/// Joins, and keeps the result on disk; nothing when the agent was stopped. `absence` is why the node has no
 /// identity, where that is known.
 ///
 /// # Errors
@@ -145,8 +145,8 @@ async fn prepare(
             .map_err(without_bundle)?,
     };
     let mut outcome = reach(node, &trust).await;
-    // The server may have been re-created since the bundle was stored: then what the operator names now counts. Being
-    // told to believe anybody does not.
+    // The server may have been re-created since the bundle was stored: then what the operator names now counts. Insecure
+    // bootstrap does not.
     if let Err(Failure::Link(LinkError::NotTrusted(_))) = &outcome
         && let Some(stored) = stored
         && let Ok(Trust::Bundle(named)) = bootstrap::trust(config, number, started).await

@@ -1,7 +1,7 @@
 //! The SPIFFE node agent: attestation, identity cache and the Workload API.
 //!
 //! [`Agent::bind`] takes a [`Config`], opens the state directory and binds the sockets; [`Bound::run`] joins the trust
-//! domain and serves until told to stop. Arrows inside: `{workload_api, admin_api} → gate → {attestor, cache}`,
+//! domain and serves until it is stopped. Arrows inside: `{workload_api, admin_api} → gate → {attestor, cache}`,
 //! `sync → {cache, join, link}`; the cache knows none of them.
 
 use std::path::Path;
@@ -295,7 +295,7 @@ impl Membership {
         outcome
     }
 
-    /// The node's identity, stored or new; nothing when the agent was told to stop first.
+    /// The node's identity, stored or new; nothing when the agent was stopped first.
     async fn identity(&self, stop: Stop) -> Result<Option<Joined>, Fault> {
         let absence = match (
             self.node.stored_identity().await?,

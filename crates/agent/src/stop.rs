@@ -6,7 +6,7 @@ use tokio::sync::watch;
 #[derive(Debug, Clone)]
 pub(crate) struct Stop(watch::Receiver<bool>);
 
-/// Gives the sign when told to, or when dropped.
+/// Gives the sign when asked to, or when dropped.
 #[derive(Debug)]
 pub(crate) struct Stopper(watch::Sender<bool>);
 

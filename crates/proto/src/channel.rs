@@ -175,7 +175,7 @@ impl TlsDialer {
     }
 
     fn endpoint(&self) -> Endpoint {
-        // The peer is told the truth about the scheme and its name.
+        // The peer gets the true scheme and its own name.
         match http::Uri::builder()
             .scheme("https")
             .authority(self.address.as_str())

@@ -174,7 +174,19 @@ async fn not_trusted(node: &Node, trust: &Trust, because: &str) -> Fault {
         Trust::Insecure => "any".to_owned(),
     };
     let got = shown.map_or_else(|| "nothing readable".to_owned(), |shown| shown.describe());
-    Fault::new(Code::ServerNotTrusted, format!("{address} is not the server this node was told to trust"))
+    let stored = node.stored_bundle().is_some_and(|stored| {
+        matches!(trust, Trust::Bundle(used) if used.x509_authorities == stored.x509_authorities)
+    });
+    let first = if stored {
+        let file = node.state.agent_data_path();
+        format!(
+            "move {} away, which holds the bundle of before; ",
+            file.display()
+        )
+    } else {
+        String::new()
+    };
+    Fault::new(Code::ServerNotTrusted, format!("{address} is not the server that this node trusts"))
         .because(format!("expected CA {expected}; got {got} ({because})"))
-        .hint("re-created server? fetch its bundle anew (plastron server bundle show), create a token there and join again")
+        .hint(format!("re-created server? {first}fetch its bundle again (plastron server bundle show), create a token there and attest again"))
 }

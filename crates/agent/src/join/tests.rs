@@ -319,6 +319,8 @@ async fn a_configured_bundle_replaces_the_stored_one_of_a_server_made_anew() {
         Code::ServerNotTrusted,
         "a stored bundle is not given up for nothing"
     );
+    let hint = fault.hint.unwrap();
+    assert!(hint.contains("agent-data.json away"), "{hint}");
     let wish = Wish {
         bundle: bundle_of(&new),
         ..Wish::default()

@@ -121,7 +121,7 @@ fn take_entries(
         match entry_from_wire(&wire) {
             Ok(entry) => entries.push(Arc::new(entry)),
             Err(because) => {
-                tracing::warn!(entry = %wire.id, %because, "server sent a malformed entry; it is left out");
+                tracing::warn!(entry = %wire.id, %because, "server sent a malformed entry; it is skipped");
             }
         }
     }

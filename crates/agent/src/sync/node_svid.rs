@@ -1,4 +1,4 @@
-//! The node's own SVID: renewed at half life, and the link made anew with it.
+//! The node's own SVID: renewed at half life, and the link replaced with it.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};

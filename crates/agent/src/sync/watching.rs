@@ -49,7 +49,7 @@ impl Changes {
             match proto::convert::entry_from_wire(wire) {
                 Ok(entry) => gathered.delta.entries.push(Arc::new(entry)),
                 Err(because) => {
-                    tracing::warn!(entry = %wire.id, %because, "server sent a malformed entry; it is left out");
+                    tracing::warn!(entry = %wire.id, %because, "server sent a malformed entry; it is skipped");
                 }
             }
         }
@@ -208,7 +208,7 @@ impl Sync {
         self.following = Following::Watch { open: false };
         self.pause_after_failure();
         self.lost(error);
-        self.failed(current, "stream of changes broke", error)
+        self.failed(current, "lost the update stream from the server", error)
     }
 
     /// Waits for the next message, unless the node gets a new SVID first: the stream then goes with its link.
