@@ -6,6 +6,7 @@
 
 pub(crate) mod agents;
 mod batch;
+pub(crate) mod bundles;
 pub(crate) mod entries;
 pub(crate) mod joins;
 pub(crate) mod tokens;

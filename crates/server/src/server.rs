@@ -45,6 +45,7 @@ use crate::endpoints::trust::PeerBundles;
 use crate::endpoints::{GRACEFUL_STOP, Serving, admin, tcp};
 use crate::health::Health;
 use crate::ops::agents::Agents;
+use crate::ops::bundles::Bundles;
 use crate::ops::entries::Entries;
 use crate::ops::joins::Joins;
 use crate::ops::tokens::Tokens as JoinTokenOps;
@@ -340,9 +341,11 @@ impl Ground {
         let trust_domain = || authorizer.registry.trust_domain().clone();
         Api {
             bundle: BundleServer::new(BundleService {
-                trust_domain: trust_domain(),
-                registry: registry(),
-                datastore: datastore(),
+                bundles: Bundles {
+                    trust_domain: trust_domain(),
+                    registry: registry(),
+                    datastore: datastore(),
+                },
                 limits: Arc::clone(&limits),
             }),
             debug: DebugServer::new(DebugService {

@@ -1,9 +1,7 @@
 //! The Bundle service: the trust domain's own bundle for everybody, the federated ones for administrators and agents.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 
-use config::fault::Code;
 use proto::convert::{
     bundle_from_caller, bundle_to_wire, jwt_authorities_from_wire, jwt_authority_to_wire,
     x509_authorities_from_wire,
@@ -15,39 +13,26 @@ use proto::spire::api::server::bundle::v1::{
     batch_set_federated_bundle_response, batch_update_federated_bundle_response,
 };
 use proto::spire::api::types::{self, BundleMask};
-use spiffe::bundle::{Bundle, JwtAuthority};
-use spiffe::trust_domain::TrustDomain;
+use spiffe::bundle::Bundle;
 use tonic::{Request, Response, Status};
 
 use super::wire;
 use crate::audit::Fields;
 use crate::caller::Caller;
-use crate::datastore::{BundleError, BundleMask as Written, Datastore, DeleteMode};
-use crate::error::{Kind, OpError, failed, malformed, refused, write_failed};
+use crate::datastore::{BundleMask as Written, DeleteMode};
+use crate::error::{Kind, OpError, failed, malformed, refused};
+use crate::ops::Batch;
+use crate::ops::bundles::{Bundles, Write};
 use crate::ratelimit::RateLimits;
-use crate::registry::Registry;
 use crate::status::{item, item_ok};
 
 #[cfg(test)]
 mod tests;
 
-/// JWT keys of this trust domain, its downstream servers' included. Readers of the bundle refuse one with thousands.
-const MAX_JWT_AUTHORITIES: usize = 1_024;
-
 #[derive(Debug)]
 pub(crate) struct BundleService {
-    pub(crate) trust_domain: TrustDomain,
-    pub(crate) registry: Arc<Registry>,
-    pub(crate) datastore: Datastore,
+    pub(crate) bundles: Bundles,
     pub(crate) limits: Arc<RateLimits>,
-}
-
-/// How a bundle from a caller is written.
-#[derive(Clone, Copy)]
-enum Write<'a> {
-    Create,
-    Update(Option<&'a BundleMask>),
-    Set,
 }
 
 #[tonic::async_trait]
@@ -57,7 +42,7 @@ impl BundleApi for BundleService {
         _: Request<rpc::CountBundlesRequest>,
     ) -> Result<Response<rpc::CountBundlesResponse>, Status> {
         Ok(Response::new(rpc::CountBundlesResponse {
-            count: wire::count(self.registry.bundles().len()),
+            count: wire::count(self.bundles.count()),
         }))
     }
 
@@ -66,10 +51,8 @@ impl BundleApi for BundleService {
         request: Request<rpc::GetBundleRequest>,
     ) -> Result<Response<types::Bundle>, Status> {
         let caller = Caller::of(&request)?;
-        caller.describe(|| Fields::new().with("trust_domain_id", &self.trust_domain));
-        let found = self.registry.bundle(&self.trust_domain).ok_or_else(|| {
-            refused(Kind::NotFound, "bundle not found").with_code(Code::BundleNotFound)
-        })?;
+        caller.describe(|| Fields::new().with("trust_domain_id", &self.bundles.trust_domain));
+        let found = self.bundles.own()?;
         Ok(Response::new(bundle_to_wire(
             &found,
             request.get_ref().output_mask.as_ref(),
@@ -82,8 +65,13 @@ impl BundleApi for BundleService {
     ) -> Result<Response<types::Bundle>, Status> {
         let caller = Caller::of(&request)?;
         let request = request.into_inner();
-        caller.describe(|| Fields::new().with("trust_domain_id", &self.trust_domain));
-        let appended = self.append(&request).await?;
+        caller.describe(|| Fields::new().with("trust_domain_id", &self.bundles.trust_domain));
+        let mut more = Bundle::new(self.bundles.trust_domain.clone());
+        more.jwt_authorities = jwt_authorities_from_wire(&request.jwt_authorities)
+            .map_err(malformed("failed to convert JWT authority"))?;
+        more.x509_authorities = x509_authorities_from_wire(&request.x509_authorities)
+            .map_err(malformed("failed to convert X.509 authority"))?;
+        let appended = self.bundles.append(more).await?;
         Ok(Response::new(bundle_to_wire(
             &appended,
             request.output_mask.as_ref(),
@@ -105,8 +93,15 @@ impl BundleApi for BundleService {
             .jwt_authority
             .ok_or_else(|| refused(Kind::InvalidArgument, "missing JWT authority"))?;
         caller.describe(|| Fields::new().with("jwt_authority_key_id", &authority.key_id));
+        let keys = jwt_authorities_from_wire(std::slice::from_ref(&authority))
+            .map_err(malformed("invalid JWT authority"))?;
+        let key = keys
+            .into_iter()
+            .next()
+            .ok_or_else(|| refused(Kind::InvalidArgument, "missing JWT authority"))?;
         let jwt_authorities = self
-            .publish(authority)
+            .bundles
+            .publish(key)
             .await?
             .jwt_authorities
             .iter()
@@ -133,8 +128,7 @@ impl BundleApi for BundleService {
         request: Request<rpc::ListFederatedBundlesRequest>,
     ) -> Result<Response<rpc::ListFederatedBundlesResponse>, Status> {
         let request = request.into_inner();
-        let mut foreign = self.registry.bundles();
-        foreign.retain(|bundle| bundle.trust_domain != self.trust_domain);
+        let foreign = self.bundles.federated();
         let (listed, next_page_token) = wire::page_by_trust_domain(
             &foreign,
             |bundle| &bundle.trust_domain,
@@ -158,13 +152,7 @@ impl BundleApi for BundleService {
         let caller = Caller::of(&request)?;
         let request = request.into_inner();
         caller.describe(|| Fields::new().with("trust_domain_id", &request.trust_domain));
-        let name = self.foreign(
-            &request.trust_domain,
-            "getting a federated bundle for the server's own trust domain is not allowed",
-        )?;
-        let found = self.registry.bundle(&name).ok_or_else(|| {
-            refused(Kind::NotFound, "bundle not found").with_code(Code::BundleNotFound)
-        })?;
+        let found = self.bundles.get_federated(&request.trust_domain)?;
         Ok(Response::new(bundle_to_wire(
             &found,
             request.output_mask.as_ref(),
@@ -177,16 +165,13 @@ impl BundleApi for BundleService {
     ) -> Result<Response<rpc::BatchCreateFederatedBundleResponse>, Status> {
         let caller = Caller::of(&request)?;
         let request = request.into_inner();
-        let mut results = Vec::with_capacity(request.bundle.len());
-        for bundle in &request.bundle {
-            let (status, bundle) = self
-                .write(&caller, bundle, Write::Create, request.output_mask.as_ref())
-                .await;
-            results.push(batch_create_federated_bundle_response::Result {
-                status: Some(status),
-                bundle,
-            });
-        }
+        let written = self.write(&caller, &request.bundle, Write::Create).await;
+        let mask = request.output_mask.as_ref();
+        let results = written.into_iter().map(|outcome| {
+            let (status, bundle) = wire_outcome(outcome, mask);
+            batch_create_federated_bundle_response::Result { status, bundle }
+        });
+        let results = results.collect();
         Ok(Response::new(rpc::BatchCreateFederatedBundleResponse {
             results,
         }))
@@ -198,17 +183,19 @@ impl BundleApi for BundleService {
     ) -> Result<Response<rpc::BatchUpdateFederatedBundleResponse>, Status> {
         let caller = Caller::of(&request)?;
         let request = request.into_inner();
-        let mut results = Vec::with_capacity(request.bundle.len());
-        for bundle in &request.bundle {
-            let how = Write::Update(request.input_mask.as_ref());
-            let (status, bundle) = self
-                .write(&caller, bundle, how, request.output_mask.as_ref())
-                .await;
-            results.push(batch_update_federated_bundle_response::Result {
-                status: Some(status),
-                bundle,
-            });
-        }
+        let written = self
+            .write(
+                &caller,
+                &request.bundle,
+                Write::Update(written(request.input_mask.as_ref())),
+            )
+            .await;
+        let mask = request.output_mask.as_ref();
+        let results = written.into_iter().map(|outcome| {
+            let (status, bundle) = wire_outcome(outcome, mask);
+            batch_update_federated_bundle_response::Result { status, bundle }
+        });
+        let results = results.collect();
         Ok(Response::new(rpc::BatchUpdateFederatedBundleResponse {
             results,
         }))
@@ -220,16 +207,13 @@ impl BundleApi for BundleService {
     ) -> Result<Response<rpc::BatchSetFederatedBundleResponse>, Status> {
         let caller = Caller::of(&request)?;
         let request = request.into_inner();
-        let mut results = Vec::with_capacity(request.bundle.len());
-        for bundle in &request.bundle {
-            let (status, bundle) = self
-                .write(&caller, bundle, Write::Set, request.output_mask.as_ref())
-                .await;
-            results.push(batch_set_federated_bundle_response::Result {
-                status: Some(status),
-                bundle,
-            });
-        }
+        let written = self.write(&caller, &request.bundle, Write::Set).await;
+        let mask = request.output_mask.as_ref();
+        let results = written.into_iter().map(|outcome| {
+            let (status, bundle) = wire_outcome(outcome, mask);
+            batch_set_federated_bundle_response::Result { status, bundle }
+        });
+        let results = results.collect();
         Ok(Response::new(rpc::BatchSetFederatedBundleResponse {
             results,
         }))
@@ -256,7 +240,7 @@ impl BundleApi for BundleService {
         };
         let mut results = Vec::with_capacity(request.trust_domains.len());
         for trust_domain in request.trust_domains {
-            let outcome = self.delete(&trust_domain, mode).await;
+            let outcome = self.bundles.delete(&trust_domain, mode).await;
             caller.item(outcome.as_ref().copied(), || {
                 Fields::new().with("trust_domain_id", &trust_domain)
             });
@@ -273,113 +257,35 @@ impl BundleApi for BundleService {
 }
 
 impl BundleService {
-    /// The name of a trust domain other than our own.
-    fn foreign(&self, name: &str, not_own: &str) -> Result<TrustDomain, OpError> {
-        let name =
-            TrustDomain::parse(name).map_err(malformed("trust domain argument is not valid"))?;
-        if name == self.trust_domain {
-            return Err(refused(Kind::InvalidArgument, not_own));
-        }
-        Ok(name)
-    }
-
-    async fn append(&self, request: &rpc::AppendBundleRequest) -> Result<Arc<Bundle>, OpError> {
-        if request.jwt_authorities.is_empty() && request.x509_authorities.is_empty() {
-            return Err(refused(Kind::InvalidArgument, "no authorities to append"));
-        }
-        let mut more = Bundle::new(self.trust_domain.clone());
-        more.jwt_authorities = jwt_authorities_from_wire(&request.jwt_authorities)
-            .map_err(malformed("failed to convert JWT authority"))?;
-        more.x509_authorities = x509_authorities_from_wire(&request.x509_authorities)
-            .map_err(malformed("failed to convert X.509 authority"))?;
-        self.datastore
-            .append_bundle(more)
-            .await
-            .map_err(|error| write_failed("failed to append bundle", &error))
-    }
-
-    async fn publish(&self, authority: types::JwtKey) -> Result<Arc<Bundle>, OpError> {
-        let authorities = jwt_authorities_from_wire(std::slice::from_ref(&authority))
-            .map_err(malformed("invalid JWT authority"))?;
-        if let Some(own) = self.registry.bundle(&self.trust_domain) {
-            publishable(&own, &authorities)?;
-        }
-        let mut more = Bundle::new(self.trust_domain.clone());
-        more.jwt_authorities = authorities;
-        self.datastore
-            .append_bundle(more)
-            .await
-            .map_err(|error| write_failed("failed to publish JWT key", &error))
-    }
-
     async fn write(
         &self,
         caller: &Caller,
-        bundle: &types::Bundle,
-        how: Write<'_>,
-        mask: Option<&BundleMask>,
-    ) -> (types::Status, Option<types::Bundle>) {
-        let outcome = self.try_write(bundle, how).await;
-        caller.item(outcome.as_ref().map(|_| ()), || {
+        bundles: &[types::Bundle],
+        how: Write,
+    ) -> Vec<Result<Arc<Bundle>, OpError>> {
+        let read = |bundle: &types::Bundle| {
+            self.bundles.check_federated(&bundle.trust_domain, how)?;
+            bundle_from_caller(Some(bundle)).map_err(malformed("failed to convert bundle"))
+        };
+        let details = |bundle: &types::Bundle| {
             Fields::new()
                 .with("trust_domain_id", &bundle.trust_domain)
                 .with("refresh_hint", bundle.refresh_hint)
                 .with("sequence_number", bundle.sequence_number)
-        });
-        match outcome {
-            Ok(written) => (item_ok(), Some(bundle_to_wire(&written, mask))),
-            Err(refused) => (item(&refused), None),
-        }
-    }
-
-    async fn try_write(
-        &self,
-        bundle: &types::Bundle,
-        how: Write<'_>,
-    ) -> Result<Arc<Bundle>, OpError> {
-        let (verb, what) = match how {
-            Write::Create => ("creating", "unable to create bundle"),
-            Write::Update(_) => ("updating", "failed to update bundle"),
-            Write::Set => ("setting", "failed to set bundle"),
         };
-        let not_own =
-            format!("{verb} a federated bundle for the server's own trust domain is not allowed");
-        self.foreign(&bundle.trust_domain, &not_own)?;
-        let bundle =
-            bundle_from_caller(Some(bundle)).map_err(malformed("failed to convert bundle"))?;
-        distinct(&bundle.jwt_authorities)?;
-        let outcome = match how {
-            Write::Create => self.datastore.create_bundle(bundle).await,
-            Write::Update(mask) => self.datastore.update_bundle(bundle, written(mask)).await,
-            Write::Set => self
-                .datastore
-                .set_bundle(bundle)
-                .await
-                .map_err(BundleError::Store),
-        };
-        outcome.map_err(|error| refusal(error, what))
-    }
-
-    async fn delete(&self, trust_domain: &str, mode: DeleteMode) -> Result<(), OpError> {
-        let name = self.foreign(
-            trust_domain,
-            "removing the bundle for the server trust domain is not allowed",
-        )?;
-        let outcome = self.datastore.delete_bundle(&name, mode).await;
-        outcome.map_err(|error| refusal(error, "failed to delete federated bundle"))
+        let batch = Batch::read(caller, bundles, read, details);
+        self.bundles.write_all(caller, batch, how).await
     }
 }
 
-fn refusal(error: BundleError, what: &str) -> OpError {
-    match error {
-        BundleError::Exists => refused(Kind::AlreadyExists, "bundle already exists"),
-        BundleError::NotFound => {
-            refused(Kind::NotFound, "bundle not found").with_code(Code::BundleNotFound)
-        }
-        BundleError::Referenced(_) => {
-            failed(Kind::FailedPrecondition, what, error).with_code(Code::BundleInUse)
-        }
-        other => write_failed(what, &other),
+/// A written bundle, or why it was not written.
+fn wire_outcome(
+    outcome: Result<Arc<Bundle>, OpError>,
+    mask: Option<&BundleMask>,
+) -> (Option<types::Status>, Option<types::Bundle>) {
+    match outcome {
+        Ok(written) => (Some(item_ok()), Some(bundle_to_wire(&written, mask))),
+        Err(refused) => (Some(item(&refused)), None),
     }
 }
 
@@ -393,47 +299,5 @@ fn written(mask: Option<&BundleMask>) -> Written {
             refresh_hint: mask.refresh_hint,
             sequence_number: mask.sequence_number,
         },
-    }
-}
-
-/// Whether downstream keys may join the bundle: they leave it again, and there is room.
-fn publishable(own: &Bundle, authorities: &[JwtAuthority]) -> Result<(), OpError> {
-    if authorities.iter().any(|key| key.expires_at.is_none()) {
-        return Err(refused(
-            Kind::InvalidArgument,
-            "invalid JWT authority: it never expires; set expires_at",
-        ));
-    }
-    let known = |key: &JwtAuthority| {
-        own.jwt_authorities
-            .iter()
-            .any(|own| own.key_id == key.key_id)
-    };
-    if own.jwt_authorities.len() >= MAX_JWT_AUTHORITIES && !authorities.iter().all(known) {
-        return Err(refused(
-            Kind::ResourceExhausted,
-            format!(
-                "the bundle has {MAX_JWT_AUTHORITIES} JWT authorities already; wait until some expire"
-            ),
-        ));
-    }
-    Ok(())
-}
-
-/// A bundle document with two keys of one ID is refused by its readers.
-fn distinct(authorities: &[JwtAuthority]) -> Result<(), OpError> {
-    let mut seen = HashSet::new();
-    match authorities
-        .iter()
-        .find(|key| !seen.insert(key.key_id.as_str()))
-    {
-        None => Ok(()),
-        Some(twice) => Err(refused(
-            Kind::InvalidArgument,
-            format!(
-                "failed to convert bundle: two JWT authorities have the key ID \"{}\"",
-                twice.key_id
-            ),
-        )),
     }
 }

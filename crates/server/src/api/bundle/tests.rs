@@ -14,8 +14,8 @@ use tonic::transport::Channel;
 use proto::convert::jwt_authorities_from_wire;
 use spiffe::bundle::Bundle;
 
-use super::{MAX_JWT_AUTHORITIES, publishable};
 use crate::error::Kind;
+use crate::ops::bundles::{MAX_JWT_AUTHORITIES, publishable};
 use crate::testing::{TestServer, entry};
 
 fn foreign(name: &str) -> types::Bundle {
@@ -399,11 +399,77 @@ fn publishes_no_key_that_stays_for_ever_and_no_more_keys_than_readers_take() {
     };
     let read = |keys: &[types::JwtKey]| jwt_authorities_from_wire(keys).unwrap();
     let mut own = Bundle::new(crate::testing::own());
-    publishable(&own, &read(&[key("new", 1)])).unwrap();
-    let eternal = publishable(&own, &read(&[key("new", 0)])).unwrap_err();
+    publishable(&own, &read(&[key("new", 1)])[0]).unwrap();
+    let eternal = publishable(&own, &read(&[key("new", 0)])[0]).unwrap_err();
     assert_eq!(eternal.kind(), Kind::InvalidArgument);
     own.jwt_authorities = vec![read(&[key("old", 1)]).remove(0); MAX_JWT_AUTHORITIES];
-    publishable(&own, &read(&[key("old", 1)])).unwrap();
-    let full = publishable(&own, &read(&[key("new", 1)])).unwrap_err();
+    publishable(&own, &read(&[key("old", 1)])[0]).unwrap();
+    let full = publishable(&own, &read(&[key("new", 1)])[0]).unwrap_err();
     assert_eq!(full.kind(), Kind::ResourceExhausted);
+}
+
+#[tokio::test]
+async fn a_bundle_without_keys_never_takes_the_place_of_a_good_one() {
+    let server = TestServer::start().await;
+    let mut client = BundleClient::new(server.local().await);
+    let good = types::Bundle {
+        jwt_authorities: vec![jwt_key("k")],
+        ..foreign("far.example")
+    };
+    let mut set = async |bundle: types::Bundle| {
+        let request = BatchSetFederatedBundleRequest {
+            bundle: vec![bundle],
+            output_mask: None,
+        };
+        let answer = client.batch_set_federated_bundle(request).await.unwrap();
+        answer.into_inner().results.remove(0).status.unwrap()
+    };
+    assert_eq!(set(good).await.code, 0);
+    let refused = set(foreign("far.example")).await;
+    assert_eq!(refused.code, 3);
+    assert!(refused.message.contains("neither"), "{}", refused.message);
+    let far = spiffe::trust_domain::TrustDomain::parse("far.example").unwrap();
+    let stored = server.registry.bundle(&far).unwrap();
+    assert_eq!(stored.jwt_authorities.len(), 1);
+}
+
+#[tokio::test]
+async fn nobody_taints_an_authority_by_adding_it() {
+    let server = TestServer::start().await;
+    let mut client = BundleClient::new(server.local().await);
+    let request = AppendBundleRequest {
+        jwt_authorities: vec![types::JwtKey {
+            tainted: true,
+            ..jwt_key("k")
+        }],
+        ..AppendBundleRequest::default()
+    };
+    let appended = client.append_bundle(request).await.unwrap().into_inner();
+    let mut keys = appended.jwt_authorities.iter();
+    assert!(!keys.find(|key| key.key_id == "k").unwrap().tainted);
+}
+
+#[tokio::test]
+async fn publishes_no_second_key_under_an_id_that_is_taken() {
+    let server = TestServer::start().await;
+    let bundles = crate::ops::bundles::Bundles {
+        trust_domain: crate::testing::own(),
+        registry: std::sync::Arc::clone(&server.registry),
+        datastore: server.datastore.clone(),
+    };
+    let key = |wire: &types::JwtKey| {
+        let wire = types::JwtKey {
+            expires_at: crate::testing::NOW + 60,
+            tainted: true,
+            ..wire.clone()
+        };
+        jwt_authorities_from_wire(&[wire]).unwrap().remove(0)
+    };
+    let (first, second) = (jwt_key("k"), jwt_key("k"));
+    let published = bundles.publish(key(&first)).await.unwrap();
+    assert!(published.jwt_authorities.iter().all(|key| !key.tainted));
+    bundles.publish(key(&first)).await.unwrap();
+    let refused = bundles.publish(key(&second)).await.unwrap_err();
+    assert_eq!(refused.kind(), Kind::AlreadyExists);
+    assert!(refused.message().contains("key ID \"k\""), "{refused}");
 }
