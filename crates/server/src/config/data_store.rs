@@ -8,13 +8,13 @@ use crate::datastore::{DatastoreConfig, DatastoreKind, PostgresConfig};
 /// Reads the plugin's data. What is wrong is recorded on the document. Gives notices beside the configuration.
 pub(super) fn read(data: &Section) -> Option<(DatastoreConfig, Vec<String>)> {
     let mut notices = Vec::new();
-    data.unsupported(&[
-        (
-            "ro_connection_string",
-            "reads are answered from memory, so no replica is needed; take the key out",
-        ),
-        ("log_sql", "statements are not logged"),
-    ]);
+    data.unsupported(&[("log_sql", "statements are not logged")]);
+    if data.string("ro_connection_string").is_some() {
+        notices.push(
+            "DataStore \"sql\": ro_connection_string has no effect: reads are answered from memory"
+                .to_owned(),
+        );
+    }
     if data.boolean("disable_migration") == Some(true) {
         data.fault(
             Code::NotYetSupported,

@@ -428,13 +428,16 @@ fn refuses_databases_it_cannot_keep_things_in() {
 }
 
 #[test]
+fn takes_a_read_only_connection_string_and_says_that_it_is_unused() {
+    let sqlite = "database_type = \"sqlite3\"\nconnection_string = \"/d/db\"\n";
+    let config = with_data(&format!("{sqlite}ro_connection_string = \"x\"")).unwrap();
+    noticed(&config, "ro_connection_string has no effect");
+}
+
+#[test]
 fn refuses_database_settings_that_would_not_be_heeded() {
     let sqlite = "database_type = \"sqlite3\"\nconnection_string = \"/d/db\"\n";
-    for key in [
-        "ro_connection_string = \"x\"",
-        "log_sql = true",
-        "disable_migration = true",
-    ] {
+    for key in ["log_sql = true", "disable_migration = true"] {
         refused_with(
             with_data(&format!("{sqlite}{key}")),
             Code::NotYetSupported,

@@ -158,6 +158,8 @@ impl Datastore {
                     for entry in &federated {
                         let mut entry = Entry::clone(entry);
                         entry.federates_with.retain(|other| *other != trust_domain);
+                        // SPIRE's agents fetch an entry again when this number has changed.
+                        entry.revision_number += 1;
                         draft.put(Object::Entry(Arc::new(entry)));
                     }
                 }
@@ -171,8 +173,8 @@ impl Datastore {
     /// Removes authorities that ended by `before`; returns whether there were any. A missing bundle has none.
     ///
     /// # Errors
-    /// [`BundleError::WouldPruneAllX509`] or [`BundleError::WouldPruneAllJwt`] with nothing removed, or the store
-    /// could not write.
+    /// [`BundleError::WouldPruneAllX509`] or [`BundleError::WouldPruneAllJwt`] when that is all there would be to remove,
+    /// or the store could not write.
     pub async fn prune_bundle(
         &self,
         trust_domain: &TrustDomain,
@@ -194,18 +196,26 @@ impl Datastore {
             };
             pruned.jwt_authorities.retain(live);
             pruned.wit_authorities.retain(live);
-            if pruned == *stored {
-                return Ok(false);
-            }
-            if pruned.x509_authorities.is_empty() {
-                return Err(BundleError::WouldPruneAllX509);
-            }
+            // One list that would be emptied keeps its authorities and holds the others up no longer than itself: a server
+            // that makes no JWT authorities any more still gets rid of its old X.509 ones.
+            let mut refused = None;
             if pruned.jwt_authorities.is_empty() && !stored.jwt_authorities.is_empty() {
-                return Err(BundleError::WouldPruneAllJwt);
+                pruned.jwt_authorities.clone_from(&stored.jwt_authorities);
+                refused = Some(BundleError::WouldPruneAllJwt);
             }
-            pruned.sequence_number += 1;
-            write(draft, pruned);
-            Ok(true)
+            if pruned.x509_authorities.is_empty() && !stored.x509_authorities.is_empty() {
+                pruned.x509_authorities.clone_from(&stored.x509_authorities);
+                refused = Some(BundleError::WouldPruneAllX509);
+            }
+            let changed = pruned != *stored;
+            if changed {
+                pruned.sequence_number += 1;
+                write(draft, pruned);
+            }
+            match refused {
+                Some(error) if !changed => Err(error),
+                _ => Ok(changed),
+            }
         })
         .await?
     }

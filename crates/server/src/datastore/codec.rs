@@ -77,8 +77,10 @@ struct StoredAgent<'a> {
 }
 
 #[derive(Debug, Serialize, Deserialize)]
-struct StoredToken {
+struct StoredToken<'a> {
     expires_at: i64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    alias: Option<Cow<'a, str>>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -127,6 +129,7 @@ pub(super) fn encode(object: &Object) -> Result<String, Because> {
         Object::Bundle(bundle) => serde_json::to_string(&StoredBundle::from(&**bundle)),
         Object::JoinToken(token) => serde_json::to_string(&StoredToken {
             expires_at: token.expires_at,
+            alias: token.alias.as_ref().map(|id| Cow::Borrowed(id.as_str())),
         }),
         Object::FederationRelationship(relationship) => {
             serde_json::to_string(&StoredRelationship {
@@ -233,10 +236,12 @@ impl Decoder {
                 ))
             }
             Kind::JoinToken => {
-                let stored: StoredToken = serde_json::from_str(body).map_err(text)?;
+                let stored: StoredToken<'_> = serde_json::from_str(body).map_err(text)?;
+                let alias = stored.alias.map(|id| SpiffeId::parse(&id).map_err(text));
                 Object::JoinToken(Arc::new(JoinTokenRecord {
                     digest: key.to_owned(),
                     expires_at: stored.expires_at,
+                    alias: alias.transpose()?,
                 }))
             }
             Kind::FederationRelationship => {

@@ -6,6 +6,9 @@ use std::time::SystemTime;
 
 use spiffe::clock::unix_seconds;
 use spiffe::entry::Entry;
+use spiffe::id::SpiffeId;
+use spiffe::selector::{Selector, SelectorSet};
+use spiffe::trust_domain::TrustDomain;
 
 use super::codec::hex_sha256;
 use super::entries::{EntryWriteError, create};
@@ -18,8 +21,8 @@ pub struct JoinToken {
     pub token: String,
     /// Unix seconds.
     pub expires_at: i64,
-    /// The entry that gives the joining node another agent's name, created in the same transaction.
-    pub alias: Option<Entry>,
+    /// Another SPIFFE ID for the node that joins: its redemption makes the entry that gives it.
+    pub alias: Option<SpiffeId>,
 }
 
 impl fmt::Debug for JoinToken {
@@ -46,8 +49,29 @@ pub enum TokenError {
     Store(#[from] DatastoreError),
 }
 
+/// The ID of the node that joins with a token.
+fn token_node(trust_domain: &TrustDomain, token: &str) -> Option<SpiffeId> {
+    SpiffeId::from_segments(trust_domain, &["spire", "agent", "join_token", token]).ok()
+}
+
+/// The entry that gives a token's node the asked ID as well. SPIRE: its parent and its one selector name the node.
+fn alias_entry(named: SpiffeId, trust_domain: &TrustDomain, token: &str) -> Option<Entry> {
+    Some(alias_of(named, token_node(trust_domain, token)?))
+}
+
+fn alias_of(named: SpiffeId, node: SpiffeId) -> Entry {
+    let selectors = Selector::new("spiffe_id", node.as_str()).into_iter();
+    Entry::new(
+        "",
+        named,
+        node,
+        SelectorSet::from(selectors.collect::<Vec<_>>()),
+    )
+}
+
 impl Datastore {
-    /// Makes a token, with its alias entry or not at all.
+    /// Makes a token. Nothing of it is stored in clear, so that neither a copy of the store nor a listing of entries
+    /// redeems it: its alias waits in the token's own record.
     ///
     /// # Errors
     /// [`TokenError::Taken`], [`TokenError::Alias`], or the store could not write.
@@ -55,18 +79,18 @@ impl Datastore {
         let record = Arc::new(JoinTokenRecord {
             digest: hex_sha256(token.token.as_bytes()),
             expires_at: token.expires_at,
+            alias: token.alias.clone(),
         });
-        let alias = token.alias.map(|alias| Arc::new(self.completed(alias)));
-        if let Some(alias) = &alias {
-            let valid = alias.validate(self.registry().trust_domain());
+        if let Some(named) = token.alias {
+            let trust_domain = self.registry().trust_domain();
+            let alias =
+                alias_entry(named, trust_domain, &token.token).ok_or(TokenError::Unknown)?;
+            let valid = alias.validate(trust_domain);
             valid.map_err(|error| TokenError::Alias(EntryWriteError::Invalid(error)))?;
         }
-        self.submit(2, move |draft| {
+        self.submit(1, move |draft| {
             if draft.get(Kind::JoinToken, &record.digest).is_some() {
                 return Err(TokenError::Taken);
-            }
-            if let Some(alias) = &alias {
-                create(draft, alias).map_err(TokenError::Alias)?;
             }
             draft.put(Object::JoinToken(Arc::clone(&record)));
             Ok(())
@@ -74,24 +98,36 @@ impl Datastore {
         .await?
     }
 
-    /// Uses a token up. Of any number of callers on any number of servers one at most is told `Ok`. An expired
+    /// Uses a token up, and makes its alias entry in the same transaction. Of any number of callers on any number of servers one at most is told `Ok`. An expired
     /// token is gone after the attempt, too.
     ///
     /// # Errors
     /// [`TokenError::Unknown`], [`TokenError::Expired`], or the store could not write.
     pub async fn redeem_join_token(&self, token: &str, now: SystemTime) -> Result<(), TokenError> {
         let digest = hex_sha256(token.as_bytes());
+        let blank = token_node(self.registry().trust_domain(), token)
+            .map(|node| self.completed(alias_of(node.clone(), node)));
         let now = unix_seconds(now);
-        self.submit(1, move |draft| {
+        self.submit(2, move |draft| {
             let Some(Object::JoinToken(record)) = draft.get(Kind::JoinToken, &digest) else {
                 return Err(TokenError::Unknown);
             };
             draft.delete(Kind::JoinToken, &digest);
             if record.expires_at < now {
-                Err(TokenError::Expired)
-            } else {
-                Ok(())
+                return Err(TokenError::Expired);
             }
+            if let (Some(named), Some(blank)) = (&record.alias, &blank) {
+                let alias = Arc::new(Entry {
+                    spiffe_id: named.clone(),
+                    ..blank.clone()
+                });
+                match create(draft, &alias) {
+                    // A node of this token's name was here before, with the same alias.
+                    Ok(_) | Err(EntryWriteError::Similar(_)) => {}
+                    Err(error) => return Err(TokenError::Alias(error)),
+                }
+            }
+            Ok(())
         })
         .await?
     }

@@ -4,9 +4,7 @@ use std::sync::Arc;
 
 use plugin::builtin::node_attestor::JOIN_TOKEN;
 use spiffe::clock::{Clock, unix_seconds};
-use spiffe::entry::Entry;
 use spiffe::id::SpiffeId;
-use spiffe::selector::{Selector, SelectorSet};
 use spiffe::trust_domain::TrustDomain;
 
 use crate::datastore::{Datastore, JoinToken, TokenError};
@@ -53,35 +51,26 @@ impl Tokens {
             let what = format!("token is too long (max {MAX_TOKEN} characters)");
             return Err(refused(Kind::InvalidArgument, what));
         }
-        let node =
-            SpiffeId::from_segments(&self.trust_domain, &["spire", "agent", JOIN_TOKEN, &value])
-                .map_err(|error| {
-                    let what = "token cannot be part of an agent ID";
-                    failed(Kind::InvalidArgument, what, error)
-                })?;
-        let alias = named.map(|named| alias_entry(named, node)).transpose()?;
+        SpiffeId::from_segments(&self.trust_domain, &["spire", "agent", JOIN_TOKEN, &value])
+            .map_err(|error| {
+                let what = "token cannot be part of an agent ID";
+                failed(Kind::InvalidArgument, what, error)
+            })?;
         let expires_at = unix_seconds(self.clock.now()).saturating_add(i64::from(ttl));
         let made = JoinToken {
             token: value.clone(),
             expires_at,
-            alias,
+            alias: named,
         };
         let created = self.datastore.create_join_token(made).await;
         created.map_err(|error| match error {
             TokenError::Taken => failed(Kind::AlreadyExists, "failed to create token", error),
-            TokenError::Alias(error) => failed(Kind::InvalidArgument, ALIAS, error),
+            TokenError::Alias(error) => {
+                let what = "failed to create join token registration entry";
+                failed(Kind::InvalidArgument, what, error)
+            }
             error => write_failed("failed to create token", &error),
         })?;
         Ok(MadeToken { value, expires_at })
     }
-}
-
-const ALIAS: &str = "failed to create join token registration entry";
-
-/// The entry that gives a token's node the asked ID as well. SPIRE: its parent and its one selector name the node.
-fn alias_entry(named: SpiffeId, node: SpiffeId) -> Result<Entry, OpError> {
-    let selector = Selector::new("spiffe_id", node.as_str())
-        .map_err(|error| failed(Kind::Internal, ALIAS, error))?;
-    let selectors = SelectorSet::from(vec![selector]);
-    Ok(Entry::new("", named, node, selectors))
 }

@@ -50,6 +50,8 @@ pub struct JoinTokenRecord {
     pub digest: String,
     /// Unix seconds.
     pub expires_at: i64,
+    /// Another SPIFFE ID for the node that joins, whose entry its redemption makes.
+    pub alias: Option<SpiffeId>,
 }
 
 impl fmt::Debug for JoinTokenRecord {

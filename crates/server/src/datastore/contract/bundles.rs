@@ -21,6 +21,7 @@ on_every_database!(
     only_a_tainted_x509_authority_is_revoked,
     only_a_tainted_jwt_authority_is_revoked,
     pruning_never_empties_a_bundle,
+    a_list_that_would_be_emptied_does_not_keep_the_other_from_being_pruned,
     relationships_are_created_changed_and_deleted,
     a_journal_survives_a_restart,
     a_lease_has_one_holder_until_it_ends,
@@ -184,9 +185,11 @@ async fn a_referenced_bundle_is_deleted_as_the_mode_says(subject: Subject) {
         .delete_bundle(&one, DeleteMode::Dissociate)
         .await
         .unwrap();
+    let dissociated = &registry.entries_for_spiffe_id(&id("/both"))[0];
+    assert_eq!(dissociated.federates_with, std::slice::from_ref(&two));
     assert_eq!(
-        registry.entries_for_spiffe_id(&id("/both"))[0].federates_with,
-        std::slice::from_ref(&two)
+        dissociated.revision_number, 1,
+        "agents are to fetch it again"
     );
     datastore
         .delete_bundle(&two, DeleteMode::Delete)
@@ -307,6 +310,28 @@ async fn pruning_never_empties_a_bundle(subject: Subject) {
     );
     let all_x509 = datastore.prune_bundle(&own, from_unix(NOW + 50)).await;
     assert_eq!(all_x509, Err(BundleError::WouldPruneAllX509));
+    assert_eq!(registry.bundle(&own), Some(pruned));
+}
+
+/// A server that had JWT authorities and makes none any more must still get rid of its old X.509 ones.
+async fn a_list_that_would_be_emptied_does_not_keep_the_other_from_being_pruned(subject: Subject) {
+    let (datastore, registry) = subject.open().await;
+    let own = td("example.org");
+    let full = Bundle {
+        x509_authorities: vec![
+            x509(from_unix(NOW + 10)).await,
+            x509(from_unix(NOW + 50)).await,
+        ],
+        jwt_authorities: vec![jwt("a", NOW + 10)],
+        ..Bundle::new(own.clone())
+    };
+    datastore.append_bundle(full).await.unwrap();
+    let prune = || datastore.prune_bundle(&own, from_unix(NOW + 20));
+    assert_eq!(prune().await, Ok(true));
+    let pruned = registry.bundle(&own).unwrap();
+    assert_eq!(pruned.x509_authorities.len(), 1);
+    assert_eq!(pruned.jwt_authorities.len(), 1, "the last one stays");
+    assert_eq!(prune().await, Err(BundleError::WouldPruneAllJwt));
     assert_eq!(registry.bundle(&own), Some(pruned));
 }
 

@@ -1,15 +1,17 @@
 //! Join tokens.
 
-use super::{NOW, Subject, entry, id, on_every_database};
+use super::{NOW, Subject, id, on_every_database, selectors};
 use crate::datastore::{EntryWriteError, JoinToken, TokenError};
-use crate::registry::EntryFilter;
+use crate::registry::{EntryFilter, Page};
 
 on_every_database!(
     a_token_is_redeemed_once,
     one_of_many_racing_redemptions_wins,
     an_expired_token_is_refused_and_gone,
     an_unknown_token_is_refused,
-    a_token_comes_with_its_alias_or_not_at_all,
+    a_redeemed_token_leaves_its_alias,
+    a_token_that_is_not_redeemed_leaves_no_alias,
+    an_alias_that_cannot_be_is_refused_with_its_token,
     pruning_takes_expired_tokens_only,
     a_token_is_not_in_the_store_in_clear,
 );
@@ -91,48 +93,62 @@ async fn an_unknown_token_is_refused(subject: Subject) {
     assert_eq!(registry.revision(), 0, "a refusal is no write");
 }
 
-async fn a_token_comes_with_its_alias_or_not_at_all(subject: Subject) {
+fn with_alias(text: &str, named: &str) -> JoinToken {
+    JoinToken {
+        alias: Some(id(named)),
+        ..token(text, NOW)
+    }
+}
+
+/// As SPIRE makes it: the node is parent and selector.
+async fn a_redeemed_token_leaves_its_alias(subject: Subject) {
     let (datastore, registry) = subject.open().await;
+    let made = with_alias("t", "/node");
+    datastore.create_join_token(made).await.unwrap();
+    assert_eq!(registry.entry_count(&EntryFilter::default()), 0);
+    // Another server, or this one after a restart, redeems it as well.
+    let (again, _) = subject.open().await;
+    again.redeem_join_token("t", subject.now()).await.unwrap();
+    let (_fresh, fresh) = subject.open().await;
+    let aliases = fresh.entries_for_spiffe_id(&id("/node"));
+    let [alias] = &aliases[..] else {
+        panic!("one alias: {aliases:?}")
+    };
     let agent = id("/spire/agent/join_token/t");
-    let alias = entry(
-        "/spire/agent/join_token/t",
-        "/node",
-        &[&format!("spiffe_id:{agent}")],
-    );
-    datastore
-        .create_join_token(JoinToken {
-            alias: Some(alias.clone()),
-            ..token("t", NOW)
-        })
-        .await
-        .unwrap();
-    assert_eq!(registry.entries_for_spiffe_id(&id("/node")).len(), 1);
+    assert_eq!(alias.parent_id, agent);
+    assert_eq!(alias.selectors, selectors(&[&format!("spiffe_id:{agent}")]));
+    assert_eq!(alias.created_at, NOW);
+    assert!(!alias.id.is_empty());
+}
+
+async fn a_token_that_is_not_redeemed_leaves_no_alias(subject: Subject) {
+    let (datastore, registry) = subject.open().await;
+    for text in ["late", "pruned"] {
+        let expired = JoinToken {
+            expires_at: NOW - 1,
+            ..with_alias(text, "/node")
+        };
+        datastore.create_join_token(expired).await.unwrap();
+    }
+    let refused = datastore.redeem_join_token("late", subject.now()).await;
+    assert_eq!(refused, Err(TokenError::Expired));
+    assert_eq!(datastore.prune_join_tokens(subject.now()).await, Ok(1));
+    assert_eq!(registry.entry_count(&EntryFilter::default()), 0);
+}
+
+async fn an_alias_that_cannot_be_is_refused_with_its_token(subject: Subject) {
+    let (datastore, _) = subject.open().await;
     let refused = datastore
-        .create_join_token(JoinToken {
-            alias: Some(alias),
-            ..token("u", NOW)
-        })
-        .await;
-    assert!(matches!(
-        refused,
-        Err(TokenError::Alias(EntryWriteError::Similar(_)))
-    ));
-    assert_eq!(
-        datastore.redeem_join_token("u", subject.now()).await,
-        Err(TokenError::Unknown)
-    );
-    let reserved = entry("/spire/agent/join_token/v", "/spire/x", &["a:b"]);
-    let refused = datastore
-        .create_join_token(JoinToken {
-            alias: Some(reserved),
-            ..token("v", NOW)
-        })
+        .create_join_token(with_alias("v", "/spire/x"))
         .await;
     assert!(matches!(
         refused,
         Err(TokenError::Alias(EntryWriteError::Invalid(_)))
     ));
-    assert_eq!(registry.entry_count(&EntryFilter::default()), 1);
+    assert_eq!(
+        datastore.redeem_join_token("v", subject.now()).await,
+        Err(TokenError::Unknown)
+    );
 }
 
 async fn pruning_takes_expired_tokens_only(subject: Subject) {
@@ -161,10 +177,21 @@ async fn a_token_is_not_in_the_store_in_clear(subject: Subject) {
     let (datastore, registry) = subject.open().await;
     let secret = "b2f5ff47-1d3b-4a3a-8d0e-3b1f4f1c9a11";
     datastore
-        .create_join_token(token(secret, NOW))
+        .create_join_token(with_alias(secret, "/node"))
         .await
         .unwrap();
+    let listed = registry.entries(&EntryFilter::default(), &Page::default());
+    assert!(
+        !format!("{listed:?}").contains(secret),
+        "not in a listing either"
+    );
     assert!(!format!("{:?}", registry.read().tokens).contains(secret));
+    for table in ["entries", "join_tokens", "changes"] {
+        let like = format!("{table} WHERE key LIKE '%{secret}%'");
+        assert_eq!(subject.count(&like).await, 0, "{table}");
+    }
+    let like = format!("join_tokens WHERE body LIKE '%{secret}%'");
+    assert_eq!(subject.count(&like).await, 0);
     if let Some(path) = subject.path() {
         for file in [path.clone(), path.with_extension("sqlite3-wal")] {
             let bytes = std::fs::read(file).unwrap();
