@@ -167,7 +167,8 @@ impl Datastore {
             max_staleness,
         } = settings;
         let mut database = Database::open(backend, trust_domain.clone()).await?;
-        let state = database.load().await?;
+        // On the heap: it holds a whole state in the making.
+        let state = Box::pin(database.load()).await?;
         let registry = Arc::new(Registry::new(
             state,
             trust_domain,

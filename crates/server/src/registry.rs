@@ -37,11 +37,11 @@ pub use cursor::Cursor;
 pub(crate) use freshness::{Condition, Stale};
 pub use listing::{AgentFilter, BadPageToken, EntryFilter, Listing, Page, SetMatch};
 pub use proof::Authorized;
-pub(crate) use records::Write;
 pub use records::{
     Agent, AgentPatch, BundleEndpointProfile, Change, FederationRelationship, JoinTokenRecord,
     Journal, Kind, Lease, Object,
 };
+pub(crate) use records::{Unknown, Write};
 pub(crate) use snapshot::Snapshot;
 pub(crate) use state::State;
 

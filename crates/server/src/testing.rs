@@ -363,7 +363,8 @@ pub(crate) async fn proxied_postgres(case: &str) -> Option<(DatastoreConfig, pro
 
 /// A schema of its own on the PostgreSQL server of the environment, or none without one.
 pub(crate) async fn postgres(case: &str) -> Option<DatastoreConfig> {
-    let url = std::env::var("PLASTRON_TEST_POSTGRES_URL").ok()?;
+    let url = std::env::var("PLASTRON_TEST_POSTGRES_URL")
+        .expect("PLASTRON_TEST_POSTGRES_URL names a PostgreSQL server; tests/run starts one");
     let mark = if url.contains('?') { '&' } else { '?' };
     let url = if url.contains("sslmode=") {
         url

@@ -142,11 +142,12 @@ impl Loader {
         key: &str,
         body: &str,
     ) -> Result<(), DatastoreError> {
-        let object = self
+        let (object, unknown) = self
             .decoder
             .decode(kind, key, body)
             .map_err(|because| unreadable(kind, key, because))?;
         self.state.put(row, object);
+        self.state.keep_unknown(kind, key, unknown);
         Ok(())
     }
 }

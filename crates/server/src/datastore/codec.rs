@@ -17,10 +17,11 @@ use spiffe::trust_domain::TrustDomain;
 use super::stored_bundle::StoredBundle;
 use crate::registry::{
     Agent, BundleEndpointProfile, FederationRelationship, JoinTokenRecord, Journal, Kind, Lease,
-    Object,
+    Object, Unknown,
 };
 
 #[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 #[expect(clippy::struct_excessive_bools, reason = "the entry's own switches")]
 struct StoredEntry<'a> {
     #[serde(borrow)]
@@ -58,6 +59,7 @@ struct StoredEntry<'a> {
 }
 
 #[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct StoredAgent<'a> {
     attestation_type: Cow<'a, str>,
     serial: Cow<'a, str>,
@@ -77,6 +79,7 @@ struct StoredAgent<'a> {
 }
 
 #[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct StoredToken<'a> {
     expires_at: i64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -84,6 +87,7 @@ struct StoredToken<'a> {
 }
 
 #[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct StoredRelationship<'a> {
     bundle_endpoint_url: Cow<'a, str>,
     /// Present for `https_spiffe`, absent for `https_web`.
@@ -92,12 +96,14 @@ struct StoredRelationship<'a> {
 }
 
 #[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct StoredJournal {
     /// Base64.
     data: String,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct StoredLease<'a> {
     holder: Cow<'a, str>,
     expires_at: i64,
@@ -108,7 +114,10 @@ fn is_default<T: Default + PartialEq>(value: &T) -> bool {
 }
 
 /// The row body of an object. Its key is in a column of its own.
-pub(super) fn encode(object: &Object) -> Result<String, Because> {
+///
+/// # Errors
+/// JSON cannot hold it, which it can.
+pub(super) fn encode(object: &Object, unknown: Option<&Unknown>) -> Result<String, Because> {
     let body = match object {
         Object::Entry(entry) => serde_json::to_string(&stored_entry(entry)),
         Object::Agent(agent) => serde_json::to_string(&StoredAgent {
@@ -150,7 +159,13 @@ pub(super) fn encode(object: &Object) -> Result<String, Because> {
             expires_at: lease.expires_at,
         }),
     };
-    body.map_err(text)
+    let body = body.map_err(text)?;
+    let Some(unknown) = unknown else {
+        return Ok(body);
+    };
+    let mut members: Unknown = serde_json::from_str(&body).map_err(text)?;
+    members.extend(unknown.clone());
+    serde_json::to_string(&members).map_err(text)
 }
 
 fn stored_entry(entry: &Entry) -> StoredEntry<'_> {
@@ -183,6 +198,52 @@ fn stored_entry(entry: &Entry) -> StoredEntry<'_> {
         created_at: entry.created_at,
         disable_x509_svid_prefetch: entry.disable_x509_svid_prefetch,
         jwt_svid_include_jti: entry.jwt_svid_include_jti,
+    }
+}
+
+/// The members that [`Decoder::decode`] understands. What the structs above have and this lacks is read as unknown.
+fn known_members(kind: Kind) -> &'static [&'static str] {
+    match kind {
+        Kind::Entry => &[
+            "spiffe_id",
+            "parent_id",
+            "selectors",
+            "x509_svid_ttl",
+            "jwt_svid_ttl",
+            "federates_with",
+            "admin",
+            "downstream",
+            "store_svid",
+            "expires_at",
+            "dns_names",
+            "revision_number",
+            "hint",
+            "created_at",
+            "disable_x509_svid_prefetch",
+            "jwt_svid_include_jti",
+        ],
+        Kind::Agent => &[
+            "attestation_type",
+            "serial",
+            "expires_at",
+            "new_serial",
+            "new_expires_at",
+            "can_reattest",
+            "banned",
+            "selectors",
+            "agent_version",
+        ],
+        Kind::Bundle => &[
+            "x509_authorities",
+            "jwt_authorities",
+            "wit_authorities",
+            "refresh_hint",
+            "sequence_number",
+        ],
+        Kind::JoinToken => &["expires_at", "alias"],
+        Kind::FederationRelationship => &["bundle_endpoint_url", "endpoint_spiffe_id"],
+        Kind::Journal => &["data"],
+        Kind::Lease => &["holder", "expires_at"],
     }
 }
 
@@ -221,7 +282,32 @@ fn shared<T: Clone>(
 }
 
 impl Decoder {
-    pub(super) fn decode(&mut self, kind: Kind, key: &str, body: &str) -> Result<Object, Because> {
+    /// Reads a row. Members that a newer version wrote come beside the object, to be written back with it: an older server
+    /// on the same database must not take them away.
+    pub(super) fn decode(
+        &mut self,
+        kind: Kind,
+        key: &str,
+        body: &str,
+    ) -> Result<(Object, Option<Arc<Unknown>>), Because> {
+        // Nearly always there are none, and nothing is spent on looking for them.
+        let because = match self.decode_known(kind, key, body) {
+            Ok(object) => return Ok((object, None)),
+            Err(because) => because,
+        };
+        let members: Unknown = serde_json::from_str(body).map_err(text)?;
+        let (known, unknown): (Unknown, Unknown) = members
+            .into_iter()
+            .partition(|(name, _)| known_members(kind).contains(&name.as_str()));
+        if unknown.is_empty() {
+            return Err(because);
+        }
+        let known = serde_json::to_string(&known).map_err(text)?;
+        let object = self.decode_known(kind, key, &known)?;
+        Ok((object, Some(Arc::new(unknown))))
+    }
+
+    fn decode_known(&mut self, kind: Kind, key: &str, body: &str) -> Result<Object, Because> {
         Ok(match kind {
             Kind::Entry => Object::Entry(Arc::new(
                 self.entry(key, serde_json::from_str(body).map_err(text)?)?,

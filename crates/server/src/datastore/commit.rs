@@ -45,7 +45,8 @@ pub(super) fn statements(
             continue;
         }
         let bodies = kept.iter().map(|(row, object)| {
-            encode(object).map_err(|because| unreadable(kind, &row.key, because))
+            encode(object, row.unknown.as_deref())
+                .map_err(|because| unreadable(kind, &row.key, because))
         });
         let mut columns = vec![
             Column::Texts(kept.iter().map(|(row, _)| row.key.to_string()).collect()),

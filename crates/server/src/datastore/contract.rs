@@ -7,6 +7,7 @@ mod entries;
 mod followers;
 mod forks;
 mod tokens;
+mod versions;
 
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
@@ -46,7 +47,8 @@ impl Subject {
 
     /// A new schema named after the case, or none without a server to test on.
     pub(super) async fn postgres(case: &str) -> Option<Self> {
-        let url = std::env::var("PLASTRON_TEST_POSTGRES_URL").ok()?;
+        let url = std::env::var("PLASTRON_TEST_POSTGRES_URL")
+            .expect("PLASTRON_TEST_POSTGRES_URL names a PostgreSQL server; tests/run starts one");
         let schema = format!("plastron_test_{case}");
         let url = if url.contains("sslmode=") {
             url
@@ -137,7 +139,12 @@ impl Subject {
     ) -> Result<(Datastore, Arc<Registry>), DatastoreError> {
         let config = DatastoreConfig::new(self.kind.clone());
         let trust_domain = TrustDomain::parse(trust_domain).unwrap();
-        Datastore::open_beside_others(config, trust_domain, Arc::new(self.clock.clone())).await
+        Box::pin(Datastore::open_beside_others(
+            config,
+            trust_domain,
+            Arc::new(self.clock.clone()),
+        ))
+        .await
     }
 
     pub(super) async fn open(&self) -> (Datastore, Arc<Registry>) {
@@ -242,6 +249,7 @@ macro_rules! on_every_database {
         }
         mod postgres {
             $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            #[ignore = "needs PostgreSQL: PLASTRON_TEST_POSTGRES_URL"]
             async fn $case() {
                 if let Some(subject) = $crate::datastore::contract::Subject::postgres(stringify!($case)).await {
                     super::$case(subject).await;

@@ -434,13 +434,13 @@ fn decode_all(rows: Vec<ChangedRow>) -> Result<Vec<Write>, DatastoreError> {
             revision,
             content,
         } = changed;
-        let (row, object) = match content {
-            None => (0, None),
+        let (row, object, unknown) = match content {
+            None => (0, None, None),
             Some((row, body)) => {
-                let object = decoder
+                let (object, unknown) = decoder
                     .decode(kind, &key, &body)
                     .map_err(|because| unreadable(kind, &key, because))?;
-                (row, Some(object))
+                (row, Some(object), unknown)
             }
         };
         Ok(Write {
@@ -448,6 +448,7 @@ fn decode_all(rows: Vec<ChangedRow>) -> Result<Vec<Write>, DatastoreError> {
             key,
             row,
             object,
+            unknown,
             revision,
         })
     });

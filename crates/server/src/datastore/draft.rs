@@ -11,7 +11,7 @@ use spiffe::entry::Entry;
 use spiffe::id::SpiffeId;
 use spiffe::trust_domain::TrustDomain;
 
-use crate::registry::{Agent, Kind, Object, State, Write};
+use crate::registry::{Agent, Kind, Object, State, Unknown, Write};
 
 /// Rows are numbered within the revision that made them, so that numbers ascend without a counter of their own.
 const ROWS_PER_REVISION_BITS: u32 = 24;
@@ -23,6 +23,8 @@ pub(super) struct Row {
     pub(super) key: Arc<str>,
     pub(super) row: i64,
     pub(super) object: Option<Object>,
+    /// Members of the row that a newer version wrote.
+    pub(super) unknown: Option<Arc<Unknown>>,
     /// An existing entry's likeness changes, perhaps to one that another row of this commit still has.
     pub(super) moves: bool,
 }
@@ -199,6 +201,7 @@ impl<'a> Draft<'a> {
             key,
             row,
             object,
+            unknown: None,
             revision: self.revision,
         });
     }
@@ -234,15 +237,21 @@ impl<'a> Draft<'a> {
             let Write { kind, row, .. } = *write;
             // An object that is there keeps its place, in the database as well.
             let row = state.row(kind, &write.key).unwrap_or(row);
+            let unknown = match &write.object {
+                Some(_) => state.unknown(kind, &write.key),
+                None => None,
+            };
             rows.push(Row {
                 kind,
                 key: Arc::clone(&write.key),
                 row,
                 object: write.object.clone(),
+                unknown: unknown.clone(),
                 moves,
             });
             kept.push(Write {
                 row,
+                unknown,
                 ..write.clone()
             });
         }

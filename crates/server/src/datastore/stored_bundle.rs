@@ -9,7 +9,7 @@ use spiffe::trust_domain::TrustDomain;
 use spiffe::x509::Certificate;
 
 #[derive(Debug, Default, Serialize, Deserialize)]
-#[serde(default)]
+#[serde(default, deny_unknown_fields)]
 pub(super) struct StoredBundle {
     x509_authorities: Vec<StoredX509Authority>,
     jwt_authorities: Vec<StoredJwtAuthority>,

@@ -183,6 +183,9 @@ impl Object {
     }
 }
 
+/// Members of an object's row that a newer version of the program wrote, kept to be written back.
+pub(crate) type Unknown = serde_json::Map<String, serde_json::Value>;
+
 /// One object's change at a revision. Both sides are given, so that a reader can tell whom it concerns.
 #[derive(Debug, Clone)]
 pub struct Change {
@@ -201,6 +204,7 @@ pub(crate) struct Write {
     /// Where the object stands in listings, as the store has it.
     pub(crate) row: i64,
     pub(crate) object: Option<Object>,
+    pub(crate) unknown: Option<Arc<Unknown>>,
     /// The commit that wrote it.
     pub(crate) revision: u64,
 }

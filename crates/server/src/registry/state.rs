@@ -12,7 +12,7 @@ use super::changes::ChangeLog;
 use super::cursor::Cursor;
 use super::entries::EntryTable;
 use super::records::{
-    Change, FederationRelationship, JoinTokenRecord, Journal, Kind, Lease, Object, Write,
+    Change, FederationRelationship, JoinTokenRecord, Journal, Kind, Lease, Object, Unknown, Write,
 };
 
 #[derive(Debug)]
@@ -26,6 +26,8 @@ pub(crate) struct State {
     pub(crate) journals: BTreeMap<String, Arc<Journal>>,
     pub(crate) leases: BTreeMap<String, Arc<Lease>>,
     pub(crate) changes: ChangeLog,
+    /// Only of objects that have any: there are none unless servers of several versions share the database.
+    unknown: HashMap<(Kind, Arc<str>), Arc<Unknown>>,
 }
 
 impl State {
@@ -40,6 +42,27 @@ impl State {
             journals: BTreeMap::new(),
             leases: BTreeMap::new(),
             changes: ChangeLog::starting_at(cursor),
+            unknown: HashMap::new(),
+        }
+    }
+
+    /// The members of an object's row that this version does not know.
+    pub(crate) fn unknown(&self, kind: Kind, key: &Arc<str>) -> Option<Arc<Unknown>> {
+        if self.unknown.is_empty() {
+            return None;
+        }
+        self.unknown.get(&(kind, Arc::clone(key))).cloned()
+    }
+
+    pub(crate) fn keep_unknown(&mut self, kind: Kind, key: &str, unknown: Option<Arc<Unknown>>) {
+        match unknown {
+            Some(unknown) => {
+                self.unknown.insert((kind, Arc::from(key)), unknown);
+            }
+            None if self.unknown.is_empty() => {}
+            None => {
+                self.unknown.remove(&(kind, Arc::from(key)));
+            }
         }
     }
 
@@ -132,6 +155,7 @@ impl State {
     pub(crate) fn apply(&mut self, passed: &[Cursor], writes: Vec<Write>) {
         for write in writes {
             let new = write.object.clone();
+            self.keep_unknown(write.kind, &write.key, write.unknown);
             let old = match write.object {
                 Some(object) => self.put(write.row, object),
                 None => self.remove(write.kind, &write.key),

@@ -237,6 +237,7 @@ fn write(entry: Entry) -> Write {
         key: Arc::from(object.key()),
         row: 1_000,
         object: Some(object),
+        unknown: None,
         revision: 1,
     }
 }
@@ -309,6 +310,7 @@ fn a_changed_alias_is_found_by_its_new_selectors_only() {
         key: Arc::from("pool"),
         row: 0,
         object: None,
+        unknown: None,
         revision: 2,
     };
     registry.apply(&[at(2)], vec![gone]);

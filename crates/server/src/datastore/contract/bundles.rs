@@ -49,7 +49,7 @@ async fn x509(not_after: SystemTime) -> X509Authority {
     }
 }
 
-fn jwt(key_id: &str, expires_at: i64) -> JwtAuthority {
+pub(super) fn jwt(key_id: &str, expires_at: i64) -> JwtAuthority {
     let key = KeyPair::generate(KeyType::EcP256).unwrap();
     JwtAuthority {
         key_id: key_id.to_owned(),
