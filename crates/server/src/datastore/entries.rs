@@ -59,9 +59,9 @@ pub enum EntryWriteError {
 impl Datastore {
     /// Creates each entry or says why not. An empty ID is replaced by a new UUID; a creation time of 0 by now.
     ///
-    /// An ID that its creator chose may have been an earlier entry's. Its revision number starts at the revision of the
-    /// datastore, which no earlier entry of the ID has reached: a commit raises an entry's number by at most one. An agent
-    /// that compares revision numbers thus never takes the new entry for the old one.
+    /// An ID that its creator chose may be that of an entry deleted a moment ago. The new entry's revision number then starts
+    /// at the revision of the datastore, which no earlier entry of the ID has reached: a commit raises an entry's number by
+    /// at most one. An agent that compares revision numbers thus never takes the new entry for the old one.
     ///
     /// # Errors
     /// When the store could not write any of them.
@@ -81,15 +81,21 @@ impl Datastore {
             })
             .collect();
         self.submit(prepared.len(), move |draft| {
+            let chosen = prepared.iter().flatten().filter(|(_, chosen)| *chosen);
+            let chosen: HashSet<&str> = chosen.map(|(entry, _)| entry.id.as_ref()).collect();
+            let reused = draft.committed().changes.entries_among(&chosen);
             let outcomes = prepared.iter().map(|prepared| match prepared {
-                Ok((entry, false)) => create(draft, entry).map(|entry| Created { entry }),
-                Ok((entry, true)) => {
+                Ok((entry, true))
+                    if reused.contains(entry.id.as_ref())
+                        || draft.committed().get(Kind::Entry, &entry.id).is_some() =>
+                {
                     let entry = Entry {
                         revision_number: draft.revision(),
                         ..Entry::clone(entry)
                     };
                     create(draft, &Arc::new(entry)).map(|entry| Created { entry })
                 }
+                Ok((entry, _)) => create(draft, entry).map(|entry| Created { entry }),
                 Err(error) => Err(EntryWriteError::Invalid(error.clone())),
             });
             outcomes.collect()

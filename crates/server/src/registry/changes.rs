@@ -1,9 +1,9 @@
 //! The latest changes, in commit order, for those who follow. Bounded: who is further behind starts over.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 
 use super::cursor::Cursor;
-use super::records::Change;
+use super::records::{Change, Kind};
 
 /// How many changes are kept. Each holds its object's former self alive.
 const CAPACITY: usize = 32_768;
@@ -50,6 +50,20 @@ impl ChangeLog {
         }
     }
 
+    /// Those of the entry IDs that a kept change is about. Costs nothing when there are none to look for.
+    pub(crate) fn entries_among<'i>(&self, ids: &HashSet<&'i str>) -> HashSet<&'i str> {
+        if ids.is_empty() {
+            return HashSet::new();
+        }
+        let entries = self
+            .changes
+            .iter()
+            .filter(|change| change.kind == Kind::Entry);
+        entries
+            .filter_map(|change| ids.get(change.key.as_ref()).copied())
+            .collect()
+    }
+
     /// The changes after `cursor`, or `None` when some of them are no longer kept, or it is not in this history.
     pub(crate) fn since(&self, cursor: Cursor) -> Option<Vec<Change>> {
         let place = self
@@ -71,7 +85,6 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::registry::records::Kind;
 
     fn change(revision: u64) -> Change {
         Change {
