@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use config::Document;
 use config::fault::Faults;
-use plugin::builtin::node_attestor::TokenSource;
 use plugin::catalog::AgentPlugins;
+use plugin::join_token::TokenSource;
 use spiffe::key::KeyType;
 use spiffe::trust_domain::TrustDomain;
 

@@ -4,6 +4,7 @@ pub mod blocking;
 pub mod builtin;
 pub mod catalog;
 pub mod error;
+pub mod join_token;
 pub mod key_manager;
 pub mod lifecycle;
 pub mod node_attestor;

@@ -16,8 +16,8 @@ use spiffe::clock::Clock;
 use spiffe::random::Random;
 use spiffe::trust_domain::TrustDomain;
 
-use crate::builtin::node_attestor::{JoinTokens, TokenSource};
 use crate::error::{Error, ErrorKind};
+use crate::join_token::{JoinTokens, TokenSource};
 
 /// What a daemon offers its plugins.
 #[derive(Debug, Clone)]

@@ -8,7 +8,8 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use config::fault::Code;
-use plugin::builtin::node_attestor::{JOIN_TOKEN, JoinTokens, TokenRefusal};
+use plugin::builtin::node_attestor::JOIN_TOKEN;
+use plugin::join_token::{JoinTokens, TokenRefusal};
 use plugin::node_attestor::server::{self as attestor, AgentAttributes, NodeAttestor, Transport};
 use plugin::{Error as PluginError, ErrorKind};
 use spiffe::clock::Clock;

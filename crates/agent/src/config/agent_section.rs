@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use config::Section;
 use config::fault::Code;
-use plugin::builtin::node_attestor::TokenSource;
 use plugin::catalog::AgentPlugins;
+use plugin::join_token::TokenSource;
 use spiffe::key::KeyType;
 use spiffe::secret::Secret;
 use spiffe::trust_domain::TrustDomain;

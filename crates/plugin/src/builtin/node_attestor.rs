@@ -2,6 +2,4 @@
 
 mod join_token;
 
-pub use join_token::{
-    JOIN_TOKEN, JoinTokenAttestor, JoinTokenProof, JoinTokens, TokenRefusal, TokenSource,
-};
+pub use join_token::{JOIN_TOKEN, JoinTokenAttestor, JoinTokenProof};

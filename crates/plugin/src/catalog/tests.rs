@@ -8,7 +8,7 @@ use spiffe::key::KeyType;
 use spiffe::random::SystemRandom;
 use spiffe::trust_domain::TrustDomain;
 
-use crate::builtin::node_attestor::{JoinTokens, TokenRefusal};
+use crate::join_token::{JoinTokens, TokenRefusal};
 use crate::lifecycle::Reloaded;
 
 const SERVER: &str = r#"plugins {

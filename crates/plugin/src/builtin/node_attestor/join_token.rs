@@ -4,16 +4,18 @@
 //! and no log. The redeeming is the server's, which alone knows the tokens ([`JoinTokens`]).
 
 use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use config::fault::{Code, Fault};
 use spiffe::id::SpiffeId;
 use spiffe::secret::Secret;
+
 use spiffe::trust_domain::TrustDomain;
 
 use crate::error::{Error, ErrorKind};
+use crate::join_token::{JoinTokens, TokenRefusal, TokenSource};
 use crate::lifecycle::{HostServices, Lifecycle};
 use crate::node_attestor::server::{AgentAttributes, Conversation};
 use crate::node_attestor::{agent, server};
@@ -24,14 +26,6 @@ pub const JOIN_TOKEN: &str = "join_token";
 const MAX_TOKEN_FILE: u64 = 4 << 10;
 /// SPIRE: this text, which agents match on.
 const UNKNOWN: &str = "failed to attest: join token does not exist or has already been used";
-
-/// Where an agent's token comes from.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum TokenSource {
-    Given(Secret<String>),
-    /// The file holds the token alone, and is read when the node attests: once it has joined, the file may be missing.
-    File(PathBuf),
-}
 
 /// The agent's half.
 #[derive(Debug)]
@@ -108,25 +102,6 @@ fn read_token(path: &Path) -> Result<Secret<String>, Error> {
         return Err(unusable("is empty".to_owned()));
     }
     Ok(token)
-}
-
-/// Why a token was not redeemed.
-#[derive(Debug, thiserror::Error)]
-pub enum TokenRefusal {
-    #[error("join token does not exist or has already been used")]
-    Unknown,
-    #[error("join token expired")]
-    Expired,
-    /// The store could not be asked.
-    #[error("failed to fetch join token: {0}")]
-    Unavailable(String),
-}
-
-/// What the server offers this plugin: its tokens.
-#[async_trait]
-pub trait JoinTokens: Send + Sync + std::fmt::Debug {
-    /// Uses the token up. Of concurrent callers with the same token one succeeds.
-    async fn redeem(&self, token: &str) -> Result<(), TokenRefusal>;
 }
 
 /// The server's half.
