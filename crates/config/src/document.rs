@@ -47,7 +47,12 @@ impl Document {
             }),
             Err(error) => {
                 let fault = Fault::new(Code::ConfigSyntax, error.what);
-                Err(source.locate(fault, error.span, error.hint).into())
+                let fault = source.locate(fault, error.span, error.hint);
+                Err(match looks_like_yaml(source.text()) {
+                    true => fault.hint("this looks like YAML; the configuration is HCL or JSON"),
+                    false => fault,
+                }
+                .into())
             }
         }
     }
@@ -103,6 +108,19 @@ impl fmt::Debug for Document {
             .field("file_name", &self.file_name())
             .finish_non_exhaustive()
     }
+}
+
+/// Whether the first line that says something is `---` or `key:`, which neither HCL nor JSON begins with.
+fn looks_like_yaml(text: &str) -> bool {
+    let mut lines = text.lines().map(str::trim);
+    let first = lines.find(|line| !line.is_empty() && !line.starts_with('#'));
+    first.is_some_and(|line| {
+        let key = line.split_once(':').filter(|(key, value)| {
+            let word = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
+            !key.is_empty() && key.chars().all(word) && (value.is_empty() || value.starts_with(' '))
+        });
+        line == "---" || key.is_some()
+    })
 }
 
 fn too_large(file_name: &str) -> Fault {

@@ -105,6 +105,10 @@ impl<'a> Walk<'a> {
             let key_span = Span::new(key_start, self.at);
             self.take(b':');
             let node = self.value()?;
+            // SPIRE: null is an absent value.
+            if matches!(node.value, Value::Null) {
+                continue;
+            }
             ids.push(self.items.len());
             self.items.push(Item {
                 key,

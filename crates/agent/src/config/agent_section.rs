@@ -30,11 +30,7 @@ pub(super) fn read(
     plugins: Option<AgentPlugins>,
 ) -> Option<Config> {
     if !root.has("agent") {
-        root.fault_here(
-            Code::MissingKey,
-            "the agent block is missing",
-            "agent { trust_domain = \"example.org\" … }",
-        );
+        no_agent_block(root);
         return None;
     }
     let agent = root.section("agent")?;
@@ -296,6 +292,21 @@ fn join_token(agent: &Section, flags: &Overrides) -> Option<TokenSource> {
         (None, Some(file), ..) | (None, None, None, Some(file)) => Some(TokenSource::File(file)),
         (None, None, None, None) => None,
     }
+}
+
+fn no_agent_block(root: &Section) {
+    let (what, hint) = if root.raw("server").is_some() {
+        (
+            "this is a server's configuration: it has a block server and no block agent",
+            "give the agent its own file, or start the server with this one",
+        )
+    } else {
+        (
+            "the agent block is missing",
+            "agent { trust_domain = \"example.org\" … }",
+        )
+    };
+    root.fault_here(Code::MissingKey, what, hint);
 }
 
 fn log(agent: &Section, flags: &Overrides) -> Option<LogConfig> {

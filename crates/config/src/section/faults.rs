@@ -89,6 +89,17 @@ impl Section {
         }
     }
 
+    /// Refuses keys that SPIRE once had, or that belong elsewhere; each comes with what to write instead.
+    pub fn replaced(&self, keys: &[(&str, &str)]) {
+        for (key, instead) in keys {
+            for (item, id) in self.items_named(key) {
+                self.shared.mark_all(id);
+                let what = format!("{} does not exist any more", self.full_name(key));
+                self.fault_span(Code::UnknownKey, item.key_span, what, instead);
+            }
+        }
+    }
+
     /// Records a fault for each key that nobody read. To be called when all that exists has been asked for.
     pub fn finish(&self) {
         self.shared.finish(self.path(), &self.items);
@@ -119,6 +130,7 @@ impl Section {
                 format!("write {key} = [ … ]")
             }
             (Value::Bool(value), "a string") => format!("write {key} = \"{value}\""),
+            (_, "a block") => format!("write {key} {{ … }}"),
             _ => String::new(),
         };
         self.fault_span(Code::WrongType, node.span, what, &hint);

@@ -84,6 +84,15 @@ impl ServerSection {
 
 /// Reads the block. Nothing comes back when a fault was recorded that leaves a hole.
 pub(super) fn read(root: &Section, flags: &Overrides) -> Option<ServerSection> {
+    if !root.has("server") && root.has("agent") {
+        root.raw("agent");
+        root.fault_here(
+            Code::MissingKey,
+            "this is an agent's configuration: it has a block agent and no block server",
+            "give the server its own file, or start the agent with this one",
+        );
+        return None;
+    }
     if !root.has("server") {
         let hint =
             "server { trust_domain = \"example.org\" data_dir = \"/var/lib/plastron/server\" }";
@@ -93,6 +102,14 @@ pub(super) fn read(root: &Section, flags: &Overrides) -> Option<ServerSection> {
     let server = root.section("server")?;
     let mut notices = Vec::new();
     refuse_unsupported(&server);
+    server.replaced(&[
+        (
+            "default_svid_ttl",
+            "use default_x509_svid_ttl and default_jwt_svid_ttl",
+        ),
+        ("registration_uds_path", "use socket_path"),
+        ("wit_key_type", "it belongs in experimental"),
+    ]);
     let experimental = experimental(&server, &mut notices);
     let trust_domain = trust_domain(&server, flags, &mut notices);
     let data_dir = required(

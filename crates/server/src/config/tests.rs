@@ -513,3 +513,34 @@ fn reports_what_is_missing_without_calling_good_keys_unknown() {
         "{found:?}"
     );
 }
+
+#[test]
+fn what_spire_removed_names_what_replaced_it() {
+    for (key, instead) in [
+        ("default_svid_ttl = \"1h\"", "default_x509_svid_ttl"),
+        ("wit_key_type = \"ec-p256\"", "experimental"),
+        ("registration_uds_path = \"/s\"", "socket_path"),
+    ] {
+        let text = format!("server {{ trust_domain = \"example.org\" data_dir = \"/d\" {key} }}");
+        let document = Document::parse("server.conf", &text, None).unwrap();
+        let faults = Config::from_document(&document, &Overrides::default()).unwrap_err();
+        let fault = faults.iter().find(|fault| fault.code == Code::UnknownKey);
+        let hint = fault.and_then(|fault| fault.hint.as_deref()).unwrap();
+        assert!(hint.contains(instead), "{key}: {hint}");
+    }
+}
+
+#[test]
+fn an_agents_file_is_recognised() {
+    let text = "agent { trust_domain = \"example.org\" }";
+    let document = Document::parse("agent.conf", text, None).unwrap();
+    let faults = Config::from_document(&document, &Overrides::default()).unwrap_err();
+    assert!(
+        faults.to_string().contains("an agent's configuration"),
+        "{faults}"
+    );
+    assert!(
+        !faults.iter().any(|fault| fault.code == Code::UnknownKey),
+        "{faults}"
+    );
+}

@@ -311,3 +311,40 @@ fn a_file_that_cannot_be_read_is_said_so() {
         Some(1)
     );
 }
+
+#[test]
+fn null_is_an_absent_value_in_json() {
+    let text = r#"{"server": {"a": null, "b": {"c": null}, "d": 1}, "x": null}"#;
+    let document = Document::parse("server.conf", text, None).unwrap();
+    let server = document.root().section("server").unwrap();
+    assert!(!server.has("a") && !document.root().has("x"));
+    assert_eq!(server.string("a"), None);
+    assert_eq!(server.boolean("a"), None);
+    assert_eq!(server.strings("a"), None);
+    assert_eq!(server.section("b").unwrap().string("c"), None);
+    assert_eq!(server.integer("d"), Some(1));
+    document.check().unwrap();
+}
+
+#[test]
+fn a_yaml_file_is_recognised() {
+    for text in [
+        "server:\n  trust_domain: example.org\n",
+        "# x\n---\nserver:\n",
+    ] {
+        let faults = Document::parse("server.yaml", text, None).unwrap_err();
+        let hint = faults.0[0].hint.as_deref().unwrap();
+        assert!(hint.contains("YAML"), "{faults}");
+    }
+    let hcl = Document::parse("server.conf", "server {\n a = \n}", None).unwrap_err();
+    assert!(!hcl.to_string().contains("YAML"), "{hcl}");
+}
+
+#[test]
+fn a_list_in_place_of_a_block_says_what_to_write() {
+    let document = Document::parse("s", "plugins = [\"KeyManager\"]", None).unwrap();
+    assert!(document.root().section("plugins").is_none());
+    let fault = document.check().unwrap_err().0.remove(0);
+    assert!(fault.what.starts_with("plugins takes a block"), "{fault}");
+    assert_eq!(fault.hint.as_deref(), Some("write plugins { … }"));
+}
