@@ -8,14 +8,13 @@ mod daemon;
 mod debug;
 mod duration;
 mod error;
+mod error_report;
 mod examples;
 mod go_flags;
 mod healthcheck;
-mod house;
 mod ids;
 mod json_input;
 mod logger;
-mod moment;
 mod native;
 mod output;
 mod pem;
@@ -24,6 +23,7 @@ mod server;
 mod shim;
 mod socket;
 mod spec;
+mod timefmt;
 mod tool;
 
 use std::ffi::{OsStr, OsString};
@@ -112,7 +112,7 @@ fn run_native(argv: &[OsString]) -> u8 {
         Err(error) => return native::stopped(&error, argv, &line, &commands),
     };
     let Some((command, own)) = native::find(&commands, &matches) else {
-        output::say(&house::usage("no such command", "").to_string());
+        output::say(&error_report::usage("no such command", "").to_string());
         return 2;
     };
     let args = native::read(command, own);
@@ -124,7 +124,7 @@ fn run_native(argv: &[OsString]) -> u8 {
     match outcome {
         Ok(()) => 0,
         Err(error) => {
-            let (text, code) = house::told(&error, command, format);
+            let (text, code) = error_report::report(&error, command, format);
             if let Some(text) = text {
                 output::say(&text);
             }

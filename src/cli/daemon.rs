@@ -10,7 +10,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::args::Args;
 use super::context::{Context, Face};
 use super::error::CliError;
-use super::house::API_VERSION;
+use super::error_report::API_VERSION;
 use super::output::{self, Output};
 use super::spec::{Flag, Kind, Program, flag};
 use crate::logging::{Log, LogConfig, LogFormat, parse_level};
@@ -31,7 +31,7 @@ pub(super) const DATA_DIR: Flag = flag(
     "dataDir",
     "data-dir",
     Kind::Text,
-    "Directory for what the daemon keeps",
+    "Directory for persistent state",
 );
 pub(super) const LOG_FILE: Flag = flag(
     "logFile",

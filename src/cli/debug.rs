@@ -11,7 +11,7 @@ use super::context::Context;
 use super::error::CliError;
 use super::output::Output;
 use super::spec::{Command, Endpoint, Program, Surface};
-use super::{duration, ids, moment};
+use super::{duration, ids, timefmt};
 
 pub(crate) fn server_command() -> Command {
     Command {
@@ -71,7 +71,7 @@ async fn agent(context: Context, _args: Args) -> Result<Output, CliError> {
         .into_inner();
     let synced = match reply.last_sync_success {
         0 => "(never)".to_owned(),
-        at => moment::rfc3339(at),
+        at => timefmt::rfc3339(at),
     };
     let mut text = "Agent Debug Info:\n".to_owned();
     for (label, value) in [
@@ -114,7 +114,7 @@ fn chain_text(chain: &[Shown<'_>]) -> String {
         let id = id.map_or_else(|| "(none)".to_owned(), |id| ids::text(Some(id)));
         text.push_str(&format!(
             "    [{index}] SPIFFE ID:  {id}\n        Subject:    {subject}\n        Expires At: {}\n",
-            moment::rfc3339(*expires_at)
+            timefmt::rfc3339(*expires_at)
         ));
     }
     text

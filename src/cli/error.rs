@@ -1,4 +1,4 @@
-//! Why a command failed. The shims print `Display`, which is SPIRE's line; natively `house.rs` says it in the house form.
+//! Why a command failed. The shims print `Display`, which is SPIRE's line; natively `error_report.rs` says it in the error form.
 
 use std::fmt;
 

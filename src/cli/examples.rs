@@ -17,20 +17,17 @@ Called as spire-server or spire-agent (a link to this program), it takes SPIRE's
 pub(crate) fn of(words: &[&str]) -> &'static str {
     match words {
         ["server", "run"] => "\
-Without a configuration file, --trust-domain and --data-dir are enough: database (SQLite) and keys lie
-in the data directory, nodes attest with join tokens, and agents connect to port 8081.
+Without a configuration file, --trust-domain and --data-dir are enough: the database (SQLite) and the keys are stored in the data directory, nodes attest with join tokens, and agents connect to port 8081.
 
   plastron server run --trust-domain example.org --data-dir /var/lib/plastron/server",
         ["agent", "run"] => "\
-Without a configuration file, --trust-domain, --data-dir and --server-address are enough, together with
-a way to know the server (--trust-bundle) and, for the first start, a join token. Keys lie in the data
-directory, workloads are told apart by user, group and program (unix), the server's port is 8081.
+Without a configuration file, --trust-domain, --data-dir and --server-address are enough, together with a trust bundle to verify the server (--trust-bundle) and, for the first start, a join token. Keys are stored in the data directory, workloads are identified by user, group and program (unix), the server's port is 8081.
 
   plastron server bundle show > bundle.pem
   plastron agent run --trust-domain example.org --data-dir /var/lib/plastron/agent \\
     --server-address 10.0.0.5 --trust-bundle bundle.pem --join-token TOKEN",
         ["server", "validate"] | ["agent", "validate"] => "\
-Every fault is told at once, with its place in the file. The exit code is 0 when there is none.",
+All problems are reported at once, with their place in the file. The exit code is 0 when there is none.",
         ["server", "token", "generate"] => "\
   plastron server token generate --ttl 10m
   plastron server token generate --spiffe-id nodes/web",
@@ -45,7 +42,7 @@ attested node, if there is exactly one.
   plastron server entry show --spiffe-id web
   plastron server entry show --selector unix:uid:1000 -o json",
         ["server", "entry", "update"] => "\
-The entry becomes what the flags say: what is not given goes back to its default.",
+The entry is replaced by what the flags say: what is not given returns to its default.",
         ["server", "agent", "purge"] => "  plastron server agent purge --expired-for 24h --dry-run",
         ["server", "bundle", "set"] => "  plastron server bundle set --id other.example --format spiffe --path other.json",
         ["server", "x509", "mint"] => "  plastron server x509 mint --spiffe-id web --ttl 1h --write .",

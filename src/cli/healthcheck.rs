@@ -13,14 +13,14 @@ use super::spec::{Command, Endpoint, Flag, Kind, Program, Surface, flag};
 
 const FLAGS: &[Flag] = &[
     flag("shallow", "shallow", Kind::Switch, "A less strict check"),
-    flag("verbose", "verbose", Kind::Switch, "Say what is done"),
+    flag("verbose", "verbose", Kind::Switch, "Print each step"),
 ];
 
 pub(crate) fn server_command() -> Command {
     Command {
         program: Program::Server,
         path: &["healthcheck"],
-        about: "Say whether the server is healthy",
+        about: "Check server health",
         flags: FLAGS,
         endpoint: Endpoint::ServerAdmin,
         formats: false,
@@ -32,7 +32,7 @@ pub(crate) fn server_command() -> Command {
 pub(crate) fn agent_command() -> Command {
     Command {
         program: Program::Agent,
-        about: "Say whether the agent is healthy",
+        about: "Check agent health",
         endpoint: Endpoint::Workload,
         ..server_command()
     }

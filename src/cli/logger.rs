@@ -40,7 +40,7 @@ pub(crate) fn commands() -> Vec<Command> {
                 describe(
                     program,
                     &["logger", "reset"],
-                    "Go back to the log level of the start",
+                    "Restore the startup log level",
                     &[],
                     |context, _args| Box::pin(change(context, Change::Reset)),
                 ),

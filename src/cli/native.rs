@@ -11,7 +11,7 @@ use super::args::Args;
 use super::context::Format;
 use super::duration;
 use super::spec::{Command, Flag, Kind, Program, Surface, native_flags};
-use super::{examples, house, moment, output};
+use super::{error_report, examples, output, timefmt};
 
 /// The whole native command line.
 pub(crate) fn command_line(commands: &[Command]) -> ClapCommand {
@@ -70,7 +70,7 @@ fn group_about(group: &str) -> &'static str {
         "agent" => "Attested nodes: list, show, count, ban, evict, purge",
         "bundle" => "The trust bundle, and those of other trust domains",
         "entry" => "Registration entries: which workload gets which identity",
-        "token" => "Join tokens, with which a node attests for the first time",
+        "token" => "Join tokens for a node's first attestation",
         "x509" => "X509-SVIDs",
         "jwt" => "JWT-SVIDs",
         "api" => "The Workload API, as a workload sees it",
@@ -78,7 +78,7 @@ fn group_about(group: &str) -> &'static str {
         "validate" => "Validate a document through the Workload API",
         "localauthority" => "The server's own signing authorities",
         "logger" => "The log level of the running process",
-        "debug" => "Facts about the running process",
+        "debug" => "Runtime information",
         _ => "",
     }
 }
@@ -232,7 +232,7 @@ fn argument(flag: &Flag) -> Arg {
 fn unix_seconds(text: &str) -> Result<i64, String> {
     text.parse()
         .ok()
-        .or_else(|| moment::parse_rfc3339(text))
+        .or_else(|| timefmt::parse_rfc3339(text))
         .ok_or_else(|| "expected a time such as 2026-11-25T12:00:00Z, or Unix seconds".to_owned())
 }
 
@@ -413,19 +413,19 @@ fn renamed_flag(commands: &[Command], argv: &[OsString], words: &str) -> Option<
                 }
             };
             Some(
-                house::usage(&format!("unknown flag {word:?}"), words).hint(format!(
+                error_report::usage(&format!("unknown flag {word:?}"), words).hint(format!(
                     "here it is {native}; `plastron help {words}` shows the flags"
                 )),
             )
         })
 }
 
-/// clap's message in the house form: its first paragraph, and its tip.
+/// clap's message in the error form: its first paragraph, and its tip.
 fn usage_fault(text: &str, words: &str) -> Fault {
     let first = text.split("\n\n").next().unwrap_or_default();
     let what: Vec<&str> = first.lines().map(str::trim).collect();
     let what = what.join(" ");
-    let mut fault = house::usage(what.strip_prefix("error: ").unwrap_or(&what), words);
+    let mut fault = error_report::usage(what.strip_prefix("error: ").unwrap_or(&what), words);
     let tip = text
         .lines()
         .find_map(|line| line.trim().strip_prefix("tip: "));

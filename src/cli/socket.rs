@@ -11,7 +11,7 @@ use super::args::Args;
 use super::context::Face;
 use super::error::CliError;
 use super::spec;
-use super::tool::sockets::Place;
+use super::tool::sockets::DevDirectory;
 
 /// SPIRE's default sockets, which the shims use.
 pub(crate) const SERVER_ADMIN: &str = "/tmp/spire-server/private/api.sock";
@@ -142,7 +142,7 @@ pub(crate) fn or_development(kind: spec::Endpoint, socket: Socket) -> Socket {
     if socket.from != DEFAULT || UnixStream::connect(&socket.path).is_ok() {
         return socket;
     }
-    let instance = Place::new(None);
+    let instance = DevDirectory::new(None);
     let path = match kind {
         spec::Endpoint::ServerAdmin => instance.server_socket(),
         spec::Endpoint::Workload => instance.workload_socket(),

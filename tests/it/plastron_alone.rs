@@ -2,6 +2,7 @@
 
 mod dev;
 mod entry_slips;
+mod fault_corpus;
 mod freshness;
 mod kill;
 mod noise;

@@ -147,7 +147,7 @@ impl Config {
     /// Every fault found, with its position: PLA-12xx.
     pub fn from_document(document: &Document, overrides: &Overrides) -> Result<Self, Faults> {
         let root = document.root();
-        root.unsupported(&[("telemetry", "metrics are not there yet; take the block out")]);
+        root.unsupported(&[("telemetry", "metrics are not there yet; remove the block")]);
         let health = agent_section::health(&root);
         let plugins = AgentPlugins::from_section(&root);
         let config = agent_section::read(&root, overrides, health, plugins);

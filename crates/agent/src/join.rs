@@ -82,6 +82,7 @@ pub(crate) async fn join(
             return Err(fault);
         }
         tracing::warn!(
+            code = fault.code.as_str(),
             attempt = number,
             because = fault.because.as_deref().unwrap_or_default(),
             retry_in_ms = pause.as_millis(),

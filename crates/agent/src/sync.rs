@@ -211,7 +211,7 @@ impl Sync {
     /// Runs until `stop`, or until the node may not go on.
     ///
     /// # Errors
-    /// PLA-1114 when the node is banned, PLA-1116 when it has to join anew.
+    /// PLA-1114 when the node is banned, PLA-1116 when it has to attest again.
     pub(crate) async fn run(mut self) -> Result<(), Fault> {
         let outcome = self.follow().await;
         if let Some(reason) = self.removal {

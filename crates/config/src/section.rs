@@ -403,7 +403,7 @@ impl Section {
                 Code::DuplicateKey,
                 item.key_span,
                 format!("{key} is set twice"),
-                &format!("it is set before at {before}; take one out"),
+                &format!("it is set before at {before}; remove one"),
             );
         }
         Some(&first.node)

@@ -67,7 +67,7 @@ struct Open {
 
 impl HttpProbes {
     /// # Errors
-    /// PLA-1301 when the port is taken, PLA-1302 when the address cannot be listened on.
+    /// PLA-1301 when the port is taken, PLA-1302 when cannot listen on this address.
     pub fn bind(config: &HealthConfig) -> Result<Self, Fault> {
         let host = config
             .bind_address

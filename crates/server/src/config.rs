@@ -146,7 +146,7 @@ fn refuse_telemetry(root: &Section) {
         return;
     };
     for key in SINKS.into_iter().chain(GENERAL) {
-        telemetry.unsupported(&[(key, "metrics are not exported yet; take the block out")]);
+        telemetry.unsupported(&[(key, "metrics are not exported yet; remove the block")]);
     }
 }
 

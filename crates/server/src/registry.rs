@@ -258,7 +258,7 @@ impl Registry {
         self.read().bundles.get(trust_domain).cloned()
     }
 
-    /// All bundles, the own one included, by trust domain.
+    /// All bundles, including this trust domain's own, by trust domain.
     pub fn bundles(&self) -> Vec<Arc<Bundle>> {
         self.read().bundles.values().cloned().collect()
     }

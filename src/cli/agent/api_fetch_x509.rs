@@ -11,7 +11,7 @@ use crate::cli::context::{Context, Face};
 use crate::cli::error::CliError;
 use crate::cli::output::{self, Output};
 use crate::cli::spec::{Command, Endpoint, Flag, Kind, Program, Surface, flag};
-use crate::cli::{house, pem};
+use crate::cli::{error_report, pem};
 
 const FLAGS: &[Flag] = &[
     TIMEOUT,
@@ -137,7 +137,7 @@ async fn watch(context: Context, _args: Args) -> Result<Output, CliError> {
             }
             let error = context.explained(error);
             if context.face == Face::Native {
-                let (text, _) = house::told(&error, &watch_command(), context.format);
+                let (text, _) = error_report::report(&error, &watch_command(), context.format);
                 output::say(&text.unwrap_or_default());
             } else {
                 output::say(&error.to_string());

@@ -46,7 +46,7 @@ const FLAGS: &[Flag] = &[
         "trustBundle",
         "trust-bundle",
         Kind::Text,
-        "File with the bundle by which the node knows its server",
+        "Trust bundle file used to verify the server",
     ),
     flag(
         "trustBundleUrl",
@@ -64,7 +64,7 @@ const FLAGS: &[Flag] = &[
         "insecureBootstrap",
         "insecure-bootstrap",
         Kind::Switch,
-        "Trust whatever server answers first; for trials only",
+        "Trust whichever server answers first; for testing only",
     ),
     flag(
         "allowUnauthenticatedVerifiers",

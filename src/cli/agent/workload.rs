@@ -12,7 +12,7 @@ use crate::cli::args::Args;
 use crate::cli::context::Context;
 use crate::cli::error::CliError;
 use crate::cli::spec::{Flag, Kind, flag};
-use crate::cli::{duration, moment};
+use crate::cli::{duration, timefmt};
 
 pub(super) const TIMEOUT: Flag = flag(
     "timeout",
@@ -168,7 +168,7 @@ pub(super) fn text(update: &Update, after: Duration) -> String {
         duration::go_text(after)
     );
     let life = |certificate: &Certificate| {
-        let moment = |at| moment::go_text(spiffe::clock::unix_seconds(at));
+        let moment = |at| timefmt::go_text(spiffe::clock::unix_seconds(at));
         (
             moment(certificate.not_before()),
             moment(certificate.not_after()),

@@ -1,4 +1,4 @@
-//! Batch replies: which items were done, and how the failed ones are told.
+//! Batch replies: which items were done, and how the failed ones are reported.
 
 use proto::spire::api::types::{Entry, Status};
 

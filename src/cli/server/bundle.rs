@@ -10,7 +10,7 @@ pub(super) const FORMAT: Flag = flag(
     "format",
     "format",
     Kind::Text,
-    "How the bundle is written: pem or spiffe",
+    "Bundle format: pem or spiffe",
 )
 .or("pem");
 pub(super) const ID: Flag = flag("id", "id", Kind::Text, "The trust domain");

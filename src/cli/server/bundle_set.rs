@@ -21,7 +21,7 @@ use crate::cli::spec::{Command, Endpoint, Flag, Kind, Program, Surface, flag};
 
 const DELETE: &[Flag] = &[
     ID.positional(),
-    flag("mode", "mode", Kind::Text, "What becomes of entries that federate with it: restrict (refuse), dissociate, or delete them").or("restrict"),
+    flag("mode", "mode", Kind::Text, "What happens to entries that federate with it: restrict (refuse), dissociate, or delete them").or("restrict"),
 ];
 
 const SET: &[Flag] = &[

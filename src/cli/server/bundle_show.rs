@@ -33,7 +33,7 @@ pub(crate) fn list_command() -> Command {
 pub(crate) fn count_command() -> Command {
     Command::of_server(
         &["bundle", "count"],
-        "Count the bundles, the own one included",
+        "Count the bundles, including this trust domain's own",
         &[],
         |context, args| Box::pin(count(context, args)),
     )

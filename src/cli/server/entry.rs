@@ -7,7 +7,7 @@ use crate::cli::args::Args;
 use crate::cli::error::CliError;
 use crate::cli::output::Table;
 use crate::cli::spec::{Flag, Kind, flag};
-use crate::cli::{ids, moment, selectors};
+use crate::cli::{ids, selectors, timefmt};
 
 pub(super) const ENTRY_ID: Flag = flag("entryID", "entry-id", Kind::Text, "The entry's own ID");
 pub(super) const PARENT_ID: Flag = flag(
@@ -80,13 +80,13 @@ pub(super) const HINT: Flag = flag(
     "hint",
     "hint",
     Kind::Text,
-    "What the identity is for, told to the workload",
+    "Hint for the workload that tells its identities apart",
 );
 pub(super) const NO_PREFETCH: Flag = flag(
     "disableX509SVIDPrefetch",
     "disable-x509-svid-prefetch",
     Kind::Switch,
-    "Make the X509-SVID only when a workload asks",
+    "Issue the X509-SVID only when a workload asks",
 );
 pub(super) const JTI: Flag = flag(
     "jwtSVIDIncludeJTI",
@@ -168,7 +168,7 @@ pub(super) fn text(entry: &Entry) -> String {
     line("X509-SVID TTL", &ttl(entry.x509_svid_ttl));
     line("JWT-SVID TTL", &ttl(entry.jwt_svid_ttl));
     if entry.expires_at != 0 {
-        line("Expiration time", &moment::go_text(entry.expires_at));
+        line("Expiration time", &timefmt::go_text(entry.expires_at));
     }
     for selector in &entry.selectors {
         line(

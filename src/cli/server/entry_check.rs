@@ -19,7 +19,7 @@ use crate::cli::args::Args;
 use crate::cli::context::{Context, Face};
 use crate::cli::error::CliError;
 use crate::cli::spec::{Flag, Kind, flag};
-use crate::cli::{ids, moment, output};
+use crate::cli::{ids, output, timefmt};
 
 pub(super) const ALLOW_UNKNOWN: Flag = flag(
     "allowUnknown",
@@ -162,7 +162,7 @@ pub(super) async fn lifetime_note(
     (end != 0 && wanted > end).then(|| {
         format!(
             "warning: the lifetime of {longest} s is longer than the server's authority lives (until {}): X509-SVIDs expire no later than the authority that signs them",
-            moment::rfc3339(end)
+            timefmt::rfc3339(end)
         )
     })
 }
@@ -246,7 +246,7 @@ fn past_faults(entries: &[Entry], now: i64) -> Vec<Fault> {
                 .at(ids::text(entry.spiffe_id.as_ref()))
                 .because(format!(
                     "it expires at {}",
-                    moment::rfc3339(entry.expires_at)
+                    timefmt::rfc3339(entry.expires_at)
                 ))
                 .hint(
                     "give a later --expires-at, or leave it out; --allow-unknown takes it as it is",

@@ -13,7 +13,7 @@ use crate::cli::context::Context;
 use crate::cli::error::CliError;
 use crate::cli::output::{self, Output};
 use crate::cli::spec::{Command, Endpoint, Flag, Kind, Program, Surface, flag};
-use crate::cli::{ids, moment, pem};
+use crate::cli::{ids, pem, timefmt};
 
 const FLAGS: &[Flag] = &[
     flag(
@@ -26,7 +26,7 @@ const FLAGS: &[Flag] = &[
         "audience",
         "audience",
         Kind::List,
-        "Who the JWT-SVID is for; may be given several times, one is best",
+        "Audience of the JWT-SVID (repeatable; prefer one)",
     ),
     flag(
         "ttl",
@@ -87,7 +87,7 @@ async fn run(context: Context, args: Args) -> Result<Output, CliError> {
     if is_capped(&context, svid.expires_at, &args) {
         output::say(&format!(
             "JWT-SVID lifetime was capped shorter than specified ttl; expires {:?}",
-            moment::rfc3339(svid.expires_at)
+            timefmt::rfc3339(svid.expires_at)
         ));
     }
     match args.optional("write") {

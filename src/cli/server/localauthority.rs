@@ -12,9 +12,9 @@ use tonic::transport::Channel;
 use crate::cli::args::Args;
 use crate::cli::context::Context;
 use crate::cli::error::CliError;
-use crate::cli::moment;
 use crate::cli::output::{Output, Table, proto_json};
 use crate::cli::spec::{Command, Flag, Kind, flag};
+use crate::cli::timefmt;
 
 const AUTHORITY_ID: &[Flag] = &[flag(
     "authorityID",
@@ -28,7 +28,7 @@ pub(crate) fn commands() -> Vec<Command> {
     const PREPARE: &str = "Make a new authority and put it into the bundle, not signing yet";
     const ACTIVATE: &str = "Sign with the prepared authority from now on";
     const TAINT: &str =
-        "Mark the old authority as not to be trusted: what it signed is issued anew";
+        "Mark the old authority as not to be trusted: what it signed is issued again";
     const REVOKE: &str = "Take the old, tainted authority out of the bundle";
     vec![
         Command::of_server(
@@ -324,7 +324,7 @@ fn text(kind: Type, state: &AuthorityState) -> String {
     let mut text = format!(
         "  Authority ID: {}\n  Expires at: {}\n",
         state.authority_id,
-        moment::go_text(state.expires_at)
+        timefmt::go_text(state.expires_at)
     );
     match (kind, state.upstream_authority_subject_key_id.as_str()) {
         (Type::Jwt, _) => {}
@@ -338,7 +338,7 @@ fn row(slot: &str, state: &AuthorityState) -> Vec<String> {
     vec![
         slot.to_owned(),
         state.authority_id.clone(),
-        moment::rfc3339(state.expires_at),
+        timefmt::rfc3339(state.expires_at),
         state.upstream_authority_subject_key_id.clone(),
     ]
 }

@@ -8,7 +8,7 @@ use crate::cli::error::CliError;
 use crate::cli::output::Table;
 use crate::cli::selectors::{self, MATCH_SELECTORS, SELECTOR};
 use crate::cli::spec::{Flag, Kind, flag};
-use crate::cli::{ids, moment};
+use crate::cli::{ids, timefmt};
 
 pub(super) const FILTERS: &[Flag] = &[
     SELECTOR,
@@ -59,11 +59,11 @@ pub(super) struct Filter {
 pub(super) fn filter(args: &Args, face: Face) -> Result<Filter, CliError> {
     let given = args.text("expiresBefore");
     let converted = match face {
-        Face::Native => moment::expires_before_of_rfc3339(given),
+        Face::Native => timefmt::expires_before_of_rfc3339(given),
         Face::Shim => None,
     };
     let before = converted.as_deref().unwrap_or(given);
-    if !before.is_empty() && !moment::is_expires_before(before) {
+    if !before.is_empty() && !timefmt::is_expires_before(before) {
         if face == Face::Native {
             return Err(CliError::usage(format!(
                 "--expires-before {before:?} is not a time; write it as 2026-11-25T12:00:00Z"
@@ -71,7 +71,7 @@ pub(super) fn filter(args: &Args, face: Face) -> Result<Filter, CliError> {
         }
         return Err(CliError::usage(format!(
             "date is not valid: {}",
-            moment::expires_before_fault(before)
+            timefmt::expires_before_fault(before)
         )));
     }
     Ok(Filter {
@@ -108,7 +108,7 @@ pub(super) fn text(agent: &Agent) -> String {
     line("Attestation type", &agent.attestation_type);
     line(
         "Expiration time",
-        &moment::go_text(agent.x509svid_expires_at),
+        &timefmt::go_text(agent.x509svid_expires_at),
     );
     if agent.banned {
         line("Banned", "true");
@@ -139,7 +139,7 @@ pub(super) fn table<'a>(agents: impl IntoIterator<Item = &'a Agent>, now: i64) -
                 ids::text(agent.id.as_ref()),
                 agent.attestation_type.clone(),
                 state.to_owned(),
-                moment::rfc3339(agent.x509svid_expires_at),
+                timefmt::rfc3339(agent.x509svid_expires_at),
                 agent.agent_version.clone(),
             ]
         })

@@ -8,7 +8,7 @@ use crate::cli::context::{Context, Face};
 use crate::cli::error::CliError;
 use crate::cli::output::{Output, Table};
 use crate::cli::spec::{Command, Endpoint, Flag, Kind, Program, Surface, flag};
-use crate::cli::{ids, moment};
+use crate::cli::{ids, timefmt};
 
 const FLAGS: &[Flag] = &[
     flag(
@@ -68,7 +68,10 @@ async fn run(context: Context, args: Args) -> Result<Output, CliError> {
     let mut output = Output::text(text).reply("spire.api.types.JoinToken", &token)?;
     output.table = Some(Table {
         headings: vec!["TOKEN", "EXPIRES"],
-        rows: vec![vec![token.value.clone(), moment::rfc3339(token.expires_at)]],
+        rows: vec![vec![
+            token.value.clone(),
+            timefmt::rfc3339(token.expires_at),
+        ]],
     });
     if let Some(domain) = domain {
         output = output.note(format!(

@@ -17,7 +17,7 @@ use crate::cli::context::{Context, Face};
 use crate::cli::error::CliError;
 use crate::cli::output::{self, Output};
 use crate::cli::spec::{Command, Endpoint, Flag, Kind, Program, Surface, flag};
-use crate::cli::{ids, moment, pem};
+use crate::cli::{ids, pem, timefmt};
 
 const FLAGS: &[Flag] = &[
     flag(
@@ -115,7 +115,7 @@ async fn run(context: Context, args: Args) -> Result<Output, CliError> {
     if is_capped(&context, svid.expires_at, &args) {
         output::say(&format!(
             "X509-SVID lifetime was capped shorter than specified ttl; expires {:?}",
-            moment::rfc3339(svid.expires_at)
+            timefmt::rfc3339(svid.expires_at)
         ));
     }
     let roots: Vec<&[u8]> = bundle

@@ -1,5 +1,4 @@
-//! `dev`: server and agent in one process, in a private directory that goes with it. For trying things: authorities
-//! live in memory, and nothing listens beyond this machine.
+//! `dev`: server and agent in one process, in a private directory that goes with it. For trying things: authorities are kept in memory, and nothing listens beyond this machine.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -18,7 +17,7 @@ use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
-use super::sockets::Place;
+use super::sockets::DevDirectory;
 use crate::cli::args::Args;
 use crate::cli::context::Context;
 use crate::cli::daemon::{self, LOG_LEVEL, LogSettings};
@@ -58,7 +57,7 @@ pub(crate) fn command() -> Command {
 }
 
 /// Clears the directory when the command ends, however it ends.
-struct Claimed(Place);
+struct Claimed(DevDirectory);
 
 impl Drop for Claimed {
     fn drop(&mut self) {
@@ -77,7 +76,7 @@ async fn run(_context: Context, args: Args) -> Result<Output, CliError> {
         source_location: false,
     })?;
     let interrupted = daemon::until_signalled(log.clone())?;
-    let place = Place::new(args.optional("dir"));
+    let place = DevDirectory::new(args.optional("dir"));
     place.claim()?;
     let claimed = Claimed(place);
     let (stop, stopped) = watch::channel(());
@@ -116,12 +115,12 @@ fn ended(outcome: Result<Result<(), Fault>, tokio::task::JoinError>) -> Result<(
     match outcome {
         Ok(outcome) => outcome.map_err(CliError::from),
         Err(error) => Err(CliError::failed(format!(
-            "a part of the instance broke: {error}"
+            "a task of the instance failed: {error}"
         ))),
     }
 }
 
-fn server_config(place: &Place, domain: &TrustDomain) -> Result<server::Config, CliError> {
+fn server_config(place: &DevDirectory, domain: &TrustDomain) -> Result<server::Config, CliError> {
     let data = place.directory.join("server");
     let text = format!(
         r#"server {{ trust_domain = {domain:?} bind_address = "127.0.0.1" bind_port = 0 socket_path = {socket:?} data_dir = {data:?} }}
@@ -146,7 +145,11 @@ fn parsed(text: &str) -> Result<Document, Faults> {
 }
 
 /// Makes a token, keeps the bundle, and binds the agent: what an operator does by hand on a real node.
-async fn join(place: &Place, domain: &TrustDomain, port: u16) -> Result<agent::Bound, CliError> {
+async fn join(
+    place: &DevDirectory,
+    domain: &TrustDomain,
+    port: u16,
+) -> Result<agent::Bound, CliError> {
     let channel = proto::channel::connect_uds(place.server_socket())
         .await
         .map_err(|error| CliError::failed(error.to_string()))?;
@@ -180,7 +183,7 @@ async fn join(place: &Place, domain: &TrustDomain, port: u16) -> Result<agent::B
 }
 
 fn agent_config(
-    place: &Place,
+    place: &DevDirectory,
     domain: &TrustDomain,
     port: u16,
     bundle: &Path,
@@ -208,7 +211,7 @@ plugins {{
 }
 
 /// Waits until the agent serves, says so, and then only watches: ends when the agent stops serving.
-async fn served(place: &Place, domain: &TrustDomain) -> Result<(), CliError> {
+async fn served(place: &DevDirectory, domain: &TrustDomain) -> Result<(), CliError> {
     let channel = proto::channel::connect_uds(place.workload_socket())
         .await
         .map_err(|error| CliError::failed(error.to_string()))?;
@@ -219,10 +222,10 @@ async fn served(place: &Place, domain: &TrustDomain) -> Result<(), CliError> {
         .await
         .map_err(|status| CliError::status("cannot ask the agent for its health", status))?
         .into_inner();
-    let mut told = false;
+    let mut greeted = false;
     while let Ok(Some(reply)) = health.message().await {
-        if reply.status() == ServingStatus::Serving && !told {
-            told = true;
+        if reply.status() == ServingStatus::Serving && !greeted {
+            greeted = true;
             greet(place, domain)?;
         }
     }
@@ -230,8 +233,8 @@ async fn served(place: &Place, domain: &TrustDomain) -> Result<(), CliError> {
     Ok(())
 }
 
-fn greet(place: &Place, domain: &TrustDomain) -> Result<(), CliError> {
-    let default = place.directory == Place::new(None).directory;
+fn greet(place: &DevDirectory, domain: &TrustDomain) -> Result<(), CliError> {
+    let default = place.directory == DevDirectory::new(None).directory;
     let dir = if default {
         String::new()
     } else {
@@ -239,7 +242,7 @@ fn greet(place: &Place, domain: &TrustDomain) -> Result<(), CliError> {
     };
     let program = own_name();
     output::write_out(&format!(
-        "  trust domain      {domain}        authorities live in memory; Ctrl-C removes everything\n\
+        "  trust domain      {domain}        authorities are kept in memory; Ctrl-C removes everything\n\
          \x20 server socket     {server}\n\
          \x20 workload socket   {workload}\n\n\
          try, in another terminal:\n\

@@ -8,7 +8,7 @@ use crate::cli::context::Context;
 use crate::cli::error::CliError;
 use crate::cli::output::{Output, Table};
 use crate::cli::spec::{Command, Endpoint, Flag, Kind, Program, Surface, flag};
-use crate::cli::{commands, house, native};
+use crate::cli::{commands, error_report, native};
 
 const FLAGS: &[Flag] = &[flag(
     "topic",
@@ -53,7 +53,7 @@ fn run(_context: &Context, args: &Args) -> Result<Output, CliError> {
             Some(below) => found = below,
             None => {
                 let topic = words.join(" ");
-                return Err(house::usage(
+                return Err(error_report::usage(
                     &format!("{topic:?} is neither a command nor an error code"),
                     "",
                 )

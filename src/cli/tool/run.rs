@@ -19,7 +19,7 @@ use spiffe::clock::unix_seconds;
 use tonic::transport::Channel;
 
 use super::executable::Executable;
-use super::sockets::Place;
+use super::sockets::DevDirectory;
 use crate::cli::args::Args;
 use crate::cli::context::{Context, Face, error_text};
 use crate::cli::error::CliError;
@@ -216,7 +216,7 @@ fn registration(
 
 /// The server's and the agent's socket: flags, then the development instance, then the defaults.
 fn sockets(args: &Args) -> Result<(Socket, String), CliError> {
-    let place = Place::new(args.optional("dir"));
+    let place = DevDirectory::new(args.optional("dir"));
     let live = place.is_live();
     if let Some(dir) = args.optional("dir")
         && !live

@@ -8,11 +8,11 @@ use daemon::trusted_dir::TrustedDir;
 
 /// The directory of the user's development instance.
 #[derive(Clone, Debug)]
-pub(crate) struct Place {
+pub(crate) struct DevDirectory {
     pub(crate) directory: PathBuf,
 }
 
-impl Place {
+impl DevDirectory {
     /// `--dir`, or the user's run-time directory.
     pub(crate) fn new(given: Option<&str>) -> Self {
         let directory = given.map_or_else(
@@ -26,7 +26,7 @@ impl Place {
             },
             PathBuf::from,
         );
-        // The endpoint that workloads are told has to be an absolute path (SPIFFE Workload Endpoint §4).
+        // The endpoint that workloads are given has to be an absolute path (SPIFFE Workload Endpoint §4).
         let directory = std::path::absolute(&directory).unwrap_or(directory);
         Self { directory }
     }
@@ -70,7 +70,7 @@ impl Place {
             if !self.is_left_over() {
                 return Err(Fault::new(
                     Code::Usage,
-                    "the directory holds something else than a development instance",
+                    "the directory contains something other than a development instance",
                 )
                 .at(at)
                 .hint("choose a directory that does not exist yet with --dir"));
@@ -123,11 +123,11 @@ impl Place {
 
 #[cfg(test)]
 mod tests {
-    use super::Place;
+    use super::DevDirectory;
     use std::os::unix::fs::PermissionsExt;
 
-    fn place(directory: &std::path::Path) -> Place {
-        Place::new(Some(directory.to_str().unwrap()))
+    fn place(directory: &std::path::Path) -> DevDirectory {
+        DevDirectory::new(Some(directory.to_str().unwrap()))
     }
 
     fn private() -> tempfile::TempDir {

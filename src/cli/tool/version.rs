@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::cli::house::API_VERSION;
+use crate::cli::error_report::API_VERSION;
 use crate::cli::output::Output;
 use crate::cli::spec::{Command, Endpoint, Program, Surface};
 

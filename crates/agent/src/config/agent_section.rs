@@ -131,7 +131,7 @@ fn refuse_unsupported(agent: &Section) {
             Code::NotYetSupported,
             "use_sync_authorized_entries",
             "agent.experimental.use_sync_authorized_entries = false is not yet supported",
-            "take the key out",
+            "remove the key",
         );
     }
 }
@@ -280,7 +280,7 @@ fn join_token(agent: &Section, flags: &Overrides) -> Option<TokenSource> {
             Code::ConflictingKeys,
             "join_token_file",
             "only one of join_token and join_token_file may be set",
-            "take one out",
+            "remove one",
         );
     }
     let token = flags.join_token.clone().filter(|token| !token.is_empty());

@@ -46,7 +46,7 @@ pub(super) fn read(agent: &Section, flags: &Overrides) -> Option<(TrustSource, B
             Code::ConflictingKeys,
             key,
             format!("only one of {} may be set", named.join(", ")),
-            "keep the one that the node shall know its server by",
+            "keep the one that the node is to verify its server with",
         );
         return None;
     }
@@ -75,7 +75,7 @@ pub(super) fn read(agent: &Section, flags: &Overrides) -> Option<(TrustSource, B
         agent.fault(
             Code::NoBootstrapBundle,
             "trust_bundle_path",
-            "nothing says how the node is to know its server",
+            "no bootstrap trust source is configured",
             "set trust_bundle_path, trust_bundle_url, trust_bundle_spiffe_workload_api or insecure_bootstrap",
         );
         return None;

@@ -85,7 +85,7 @@ impl fmt::Display for Code {
 
 codes! {
     Internal = 1000, Internal, "a fault inside Plastron",
-        "Something happened that should not be possible. The line `because` holds what is known. Run the command again with \
+        "This should not happen. The `because` line shows what is known. Run the command again with \
          log level debug; when it happens again, report it with that output.";
     AgentUnreachable = 1001, Unreachable, "no agent answers at this socket",
         "Nothing listens on the Workload API socket that was asked. The message says where the path came from (a flag, \
@@ -103,22 +103,20 @@ codes! {
     NotFound = 1005, NotFound, "the object does not exist",
         "The object that was named is not known to the server. List the objects of its kind and compare the ID, letter by letter.";
     AlreadyExists = 1006, Conflict, "the object exists already",
-        "The object that was to be made exists, or the change collides with another. Show the existing object and update it, or \
+        "The object to be created exists, or the change collides with another. Show the existing object and update it, or \
          delete it first.";
     InvalidArgument = 1007, Usage, "the server found the request invalid",
-        "The request reached the server, and a value in it is not allowed. The line `because` holds the server's words.";
+        "The request reached the server, and a value in it is not allowed. The `because` line shows the server's message.";
     Usage = 1008, Usage, "the command line cannot be understood",
-        "A flag or an argument is unknown, missing, of the wrong form, or at odds with another. `plastron help COMMAND` shows \
+        "A flag or an argument is unknown, missing, of the wrong form, or conflicts with another. `plastron help COMMAND` shows \
          what the command takes.";
     BadSocketAddress = 1009, Usage, "an endpoint address is not of a known form",
         "An endpoint is written unix:///absolute/path or tcp://IP:port (a number, not a name). A plain absolute path is taken as \
          a Unix socket.";
     FileUnreadable = 1010, Usage, "a file given to the command cannot be read",
-        "The file does not exist, is not readable for this user, or does not hold what its name promises. The line `because` \
-         holds the system's error.";
+        "The file does not exist, is not readable for this user, or is not in the expected format. The `because` line shows the system's error.";
     FileUnwritable = 1011, Internal, "a file cannot be written",
-        "The output could not be written: the directory is missing, not writable for this user, or the disk is full. Nothing was \
-         replaced by half a file.";
+        "The output could not be written: the directory is missing, not writable for this user, or the disk is full. No partial file was left behind.";
     NotOfferedByPeer = 1012, Internal, "the peer does not offer this call",
         "The server or agent answered that it does not know the call: it is older than this command, or it is configured without \
          the feature.";
@@ -134,12 +132,12 @@ codes! {
     JoinServerUnreachable = 1101, Unreachable, "the node cannot reach its server",
         "The agent could not connect to server_address:server_port. Check the name, the port, the route and firewalls between \
          them, for instance with `nc -vz HOST PORT`. The agent keeps trying; it has not been refused.";
-    ServerNotTrusted = 1102, Denied, "the server is not the one this node was told to trust",
+    ServerNotTrusted = 1102, Denied, "the server is not the one this node is configured to trust",
         "The certificate the server showed does not chain to the bundle this node was given. Either the address leads to another \
-         server, or the server was made anew since. If it was, fetch its bundle again and join with a new token.";
-    NoBootstrapBundle = 1103, Usage, "the node has nothing to know its server by",
-        "Before the first contact an agent needs the server's bundle: trust_bundle_path (made by `plastron server bundle show` on the \
-         server), trust_bundle_url, or, for trials only, insecure_bootstrap = true. Exactly one of them is to be set.";
+         server, or the server was re-created since. If it was, fetch its bundle again and attest with a new token.";
+    NoBootstrapBundle = 1103, Usage, "no trust bundle is configured, so the server cannot be verified",
+        "Before the first contact an agent needs the server's bundle: trust_bundle_path (written by `plastron server bundle show` on the \
+         server), trust_bundle_url, or, for testing only, insecure_bootstrap = true. Exactly one of them is to be set.";
     TrustDomainMismatch = 1104, Usage, "agent and server belong to different trust domains",
         "The trust_domain of the agent's configuration is not the server's. Correct the one that is wrong; a server's trust \
          domain cannot be changed once its database exists.";
@@ -153,23 +151,23 @@ codes! {
          was not renewed: look at its log.";
     JoinTokenRefused = 1110, Denied, "the join token was refused",
         "A join token works once and for a limited time. The server says here only whether it was used, expired or unknown; which \
-         node used it stands in the server's log. Make a new one with `plastron server token generate` on the server.";
+         node used it is in the server's log. Generate a new one with `plastron server token generate` on the server.";
     NoJoinToken = 1111, Usage, "the node has no join token",
         "The node attestor join_token needs a token for the first contact: the flag -joinToken, or join_token or join_token_file in \
-         the configuration. Make one with `plastron server token generate` on the server.";
+         the configuration. Generate one with `plastron server token generate` on the server.";
     JoinTokenFileUnreadable = 1112, Usage, "the file with the join token cannot be read",
         "join_token_file names a file that cannot be read or that does not hold a token. It holds the token alone; blanks around \
          it are ignored.";
     AttestationDenied = 1113, Denied, "the server did not accept this node",
-        "The node's proof was complete but the server refused it. The reason stands in the server's log.";
+        "The node's attestation data was complete, but the server refused it. The reason is in the server's log.";
     AgentBanned = 1114, Denied, "this node is banned",
         "An operator banned this node; it gets no identity and serves none. To let it in again, evict it on the server \
-         (`plastron server agent evict`) and join anew.";
+         (`plastron server agent evict`) and attest it again.";
     AgentDataInvalid = 1115, Internal, "the agent's stored state cannot be used",
-        "A file in the agent's data_dir is damaged or belongs to another trust domain. Move the directory away and join anew.";
+        "A file in the agent's data_dir is damaged or belongs to another trust domain. Move the directory aside and attest the node again.";
     AgentMustJoinAgain = 1116, Denied, "the server no longer knows this node",
-        "The node was evicted, its SVID expired, or the server's database was made anew. A node attestor that can attest again \
-         does so by itself; with join_token, make a new token and restart the agent with it.";
+        "The node was evicted, its SVID expired, or the server's database was re-created. A node attestor that can attest again \
+         does so by itself; with join_token, generate a new token and restart the agent with it.";
 
     ConfigUnreadable = 1201, Usage, "the configuration file cannot be read",
         "The file does not exist, is not readable for this user, is not UTF-8, or is larger than 4 MiB. The path can be given with \
@@ -181,7 +179,7 @@ codes! {
         "No part of Plastron reads this key here. It is misspelt, in the wrong block, or of another version. Unknown keys are \
          refused, since a key that is silently ignored is a setting that silently is not in force.";
     NotYetSupported = 1204, Usage, "the configuration uses something that is not supported yet",
-        "The key, block or plugin is known, but this version does not have it. Take it out, or see the release notes for the \
+        "The key, block or plugin is known, but this version does not have it. Remove it, or see the release notes for the \
          version that brings it.";
     WrongType = 1205, Usage, "a configuration value is of the wrong type",
         "The key takes another kind of value: text in quotes, a number, true or false, a list in brackets, a block in braces, or a \
@@ -194,7 +192,7 @@ codes! {
         "A key that takes one value is set more than once in the same block; only one of them could be in force. Keys are \
          compared without regard to case.";
     ConflictingKeys = 1209, Usage, "configuration keys exclude each other",
-        "Two keys are set of which only one may be, or one key needs another that is missing.";
+        "Two mutually exclusive keys are set, or one key needs another that is missing.";
     UnknownPlugin = 1210, Usage, "the configuration names a plugin that does not exist",
         "No plugin of this type has this name. The built-in plugins are listed in the documentation, one page each.";
     PluginCount = 1211, Usage, "too few or too many plugins of a type",
@@ -203,8 +201,8 @@ codes! {
 
     AddressInUse = 1301, Conflict, "the port is in use",
         "Another process listens on the address. Stop it, or change bind_address or bind_port. `ss -ltnp` lists who listens.";
-    BindFailed = 1302, Internal, "the address cannot be listened on",
-        "The system refused the address: it is not one of this host's, or ports below 1024 need a privilege.";
+    BindFailed = 1302, Internal, "cannot listen on this address",
+        "The system refused the address: it is not one of this host's, or the port is below 1024, which needs root or CAP_NET_BIND_SERVICE.";
     SocketInUse = 1303, Conflict, "the Unix socket is in use",
         "Another process answers on the socket: most likely this daemon runs already. Stop it, or give this one another \
          socket_path. A stale socket of the daemon's own user is replaced silently.";
@@ -212,7 +210,7 @@ codes! {
         "The directory of socket_path cannot be created or written, the path exists and is not a stale socket of the daemon's \
          own user, or it is longer than 107 bytes.";
     DataDirUnusable = 1305, Usage, "the data directory cannot be used",
-        "data_dir does not exist and cannot be made, or this user may not write there. It should belong to the daemon's user with \
+        "data_dir does not exist and cannot be created, or this user may not write there. It should belong to the daemon's user with \
          mode 0700.";
     SocketDirectoryUnsafe = 1306, Usage, "others could replace the Unix socket",
         "A directory above the socket belongs to another user, or others can write to it. They could put a socket of their own in \
@@ -220,16 +218,16 @@ codes! {
          be writable by others; a sticky directory such as /tmp may be, but what another user made in it is refused. Remove the \
          directory that is named if it is not yours, or set socket_path to a path below /run.";
     DatabaseUnreachable = 1310, Unreachable, "the database cannot be reached",
-        "The connection string leads nowhere, or the database refused the user. Check host, port, user and password, for \
+        "Nothing answers at the address in the connection string, or the database refused the user. Check host, port, user and password, for \
          instance with `psql`.";
     DatabaseLocked = 1311, Conflict, "the database is locked",
         "Another process holds the SQLite file. One SQLite database belongs to one server; use PostgreSQL for several.";
     DatabaseOfAnotherTrustDomain = 1312, Conflict, "the database belongs to another trust domain",
-        "The database was made for another trust domain than the configuration says. Correct trust_domain, or use a new database.";
+        "The database belongs to another trust domain than the one configured. Correct trust_domain, or use a new database.";
     DatabaseTooNew = 1313, Conflict, "the database was written by a newer version",
         "The schema is newer than this program knows. Run the newer version; databases are upgraded but never downgraded.";
     DatabaseFailed = 1314, Internal, "the database failed",
-        "The database answered with an error that is not a matter of configuration. The line `because` holds its words.";
+        "The database answered with an error that is not a matter of configuration. The `because` line shows its message.";
     DiskFull = 1315, Internal, "the disk is full",
         "A file could not be written for lack of space. What was acknowledged before is safe. Make room, then start again.";
     DatabaseReadOnly = 1316, Unreachable, "the database takes no writes",
@@ -239,8 +237,7 @@ codes! {
         "The file with the private keys exists but this user may not read it. It should belong to the daemon's user with mode \
          0600.";
     KeyFileInvalid = 1321, Internal, "the key file is damaged",
-        "The file does not hold keys in the form this plugin writes. Restore it from a backup; or move it away, upon which new \
-         keys are made: a server then starts new authorities, an agent has to join anew.";
+        "The file does not hold keys in the form this plugin writes. Restore it from a backup; or move it aside; new keys are then generated: a server then starts new authorities, an agent has to attest again.";
     KeyFileUnwritable = 1322, Internal, "the key file cannot be written",
         "A new key could not be stored: the directory is missing or not writable, or the disk is full. The former file is intact.";
     KeyFileInUse = 1323, Conflict, "another process uses the key file",
@@ -267,12 +264,12 @@ codes! {
          in the path; no trailing slash. The short form is the path alone, without its first slash.";
     InvalidSelector = 2002, Usage, "this is not a selector",
         "A selector is TYPE:VALUE, for instance unix:uid:1000 or k8s:ns:shop. Neither part may be empty; the type has no colon.";
-    UnknownSelectorType = 2003, Usage, "no attestor gives selectors of this type",
-        "No configured attestor makes selectors of this type, so the entry could never match. Types are the names of plugins: \
+    UnknownSelectorType = 2003, Usage, "no attestor produces selectors of this type",
+        "No attestor produces selectors of this type, so the entry could never match. Types are the names of plugins: \
          unix, k8s, docker and so on.";
     InvalidEntry = 2004, Usage, "the entry is not valid",
         "An entry needs a SPIFFE ID and a parent ID of this trust domain and at least one selector; DNS names, hint and lifetimes \
-         have their own rules. The line `because` names the field.";
+         have their own rules. The `because` line names the field.";
     EntryNotFound = 2005, NotFound, "there is no such entry",
         "No entry has this ID. `plastron server entry show` shows the entries; the ID is not the SPIFFE ID.";
     SimilarEntry = 2006, Conflict, "an entry with the same IDs and selectors exists",
@@ -288,7 +285,7 @@ codes! {
         "The server has no bundle of this trust domain. `plastron server bundle list` shows those it has.";
     BundleInUse = 2011, Conflict, "entries federate with this trust domain",
         "The bundle cannot be deleted while entries federate with its trust domain. Choose the mode: delete removes those entries \
-         too, dissociate takes the trust domain out of them.";
+         too, dissociate removes the trust domain from them.";
     InvalidTtl = 2012, Usage, "the lifetime is not allowed",
         "A lifetime is a whole number of seconds or a duration such as 1h, not negative, and at most 2147483647 seconds.";
     InvalidBundle = 2013, Usage, "the bundle cannot be read",
@@ -299,14 +296,14 @@ codes! {
     NoIdentityIssued = 2101, Denied, "the agent has no identity for this process",
         "No entry matches the process, or none has reached this agent yet. Each selector of an entry must be among the selectors \
          of the process; compare `plastron server entry show` with the selectors in the agent's log.";
-    WorkloadGone = 2102, Denied, "the process ended while it was looked at",
-        "The caller ended, or was replaced by another program, before its identity was established. Nothing was given out.";
+    WorkloadGone = 2102, Denied, "the process exited during attestation",
+        "The caller ended, or was replaced by another program, before its identity was established. Nothing was issued.";
     AgentNotReady = 2103, Unreachable, "the agent is not ready yet",
-        "The agent runs but has not got its identity or its first entries from the server. `plastron agent healthcheck` tells when.";
+        "The agent runs but has not got its identity or its first entries from the server. `plastron agent healthcheck` reports when it is ready.";
     InvalidJwtSvid = 2104, Denied, "the JWT-SVID is not valid",
         "The token is not a JWT-SVID, is expired, is for another audience, or is not signed by a key of its trust domain's bundle.";
     NoAudience = 2105, Usage, "an audience is needed",
-        "A JWT-SVID is made for one or more audiences: name the service that will receive it.";
+        "A JWT-SVID is issued for one or more audiences: name the service that will receive it.";
     InvalidX509Svid = 2106, Denied, "the X509-SVID is not valid",
         "The certificate is not an X509-SVID, is expired, or does not chain to its trust domain's bundle.";
     WorkloadUnreadable = 2107, Denied, "the process cannot be examined",

@@ -20,7 +20,7 @@ pub(super) fn read(data: &Section) -> Option<(DatastoreConfig, Vec<String>)> {
             Code::NotYetSupported,
             "disable_migration",
             "disable_migration = true is not yet supported",
-            "the schema is brought up to date at the start; take the key out",
+            "the schema is brought up to date at the start; remove the key",
         );
     }
     // Read for their types: what is right today must be right on the day it counts.

@@ -169,7 +169,7 @@ fn a_key_set_twice_is_refused_since_one_would_be_ignored() {
     let hint = document.faults()[0].hint.clone();
     assert_eq!(
         hint.as_deref(),
-        Some("it is set before at server.conf:1:1; take one out")
+        Some("it is set before at server.conf:1:1; remove one")
     );
 }
 

@@ -1,4 +1,4 @@
-//! What failed, said natively: the house form with a code, and the exit code that follows from it (0 done, 1 internal,
+//! What failed, said natively: the error form with a code, and the exit code that follows from it (0 done, 1 internal,
 //! 2 usage, 3 not found, 4 denied, 5 conflict, 6 unreachable, 7 check failed, 8 timeout, 130 interrupted).
 
 use config::fault::{Code, Fault, Faults};
@@ -16,7 +16,7 @@ pub(crate) const API_VERSION: &str = "plastron/v1";
 const INTERRUPTED: u8 = 130;
 
 /// Everything that went wrong, as text or in the format that was asked for; and the exit code.
-pub(crate) fn told(error: &CliError, command: &Command, format: Format) -> (Option<String>, u8) {
+pub(crate) fn report(error: &CliError, command: &Command, format: Format) -> (Option<String>, u8) {
     let faults = match error {
         CliError::Interrupted => return (None, INTERRUPTED),
         CliError::Silent => return (None, 1),
@@ -237,14 +237,14 @@ fn hinted(fault: Fault, command: &Command) -> Fault {
             "choose with --mode: dissociate keeps the entries, delete removes them".to_owned()
         }
         Code::UnknownFederatedTrustDomain => {
-            "`plastron server bundle set --id TRUST-DOMAIN --path FILE` brings its bundle in"
+            "`plastron server bundle set --id TRUST-DOMAIN --path FILE` imports its bundle"
                 .to_owned()
         }
         Code::NoIdentityIssued => format!(
             "register this process: plastron server entry create --spiffe-id NAME --selector unix:uid:{}",
             nix::unistd::getuid()
         ),
-        Code::AgentNotReady => "`plastron agent healthcheck` tells when it is".to_owned(),
+        Code::AgentNotReady => "`plastron agent healthcheck` reports when it is ready".to_owned(),
         Code::TimedOut => "a longer time is given with --timeout".to_owned(),
         Code::Internal => format!("see the log of the {}", command.program.word()),
         _ => return fault,
@@ -254,7 +254,7 @@ fn hinted(fault: Fault, command: &Command) -> Fault {
 
 #[cfg(test)]
 mod tests {
-    use super::{code, told};
+    use super::{code, report};
     use crate::cli::context::Format;
     use crate::cli::error::{Batch, CliError, FailedItem};
     use crate::cli::spec::Command;
@@ -347,7 +347,7 @@ mod tests {
             text: "failed".to_owned(),
             items: vec![item(Status::NotFound, "e-1"), item(Status::Internal, "e-2")],
         }));
-        let (text, exit) = told(
+        let (text, exit) = report(
             &error,
             &command(&["server", "entry", "delete"]),
             Format::Table,
@@ -363,7 +363,7 @@ mod tests {
     #[test]
     fn an_error_is_json_when_json_was_asked_for() {
         let error = CliError::status("", Reply::not_found("agent not found"));
-        let (text, exit) = told(&error, &command(&["server", "agent", "show"]), Format::Json);
+        let (text, exit) = report(&error, &command(&["server", "agent", "show"]), Format::Json);
         let value: serde_json::Value = serde_json::from_str(&text.unwrap()).unwrap();
         assert_eq!(value["errors"][0]["code"], "PLA-2009");
         assert_eq!(exit, 3);
@@ -419,11 +419,11 @@ mod tests {
 
     #[test]
     fn an_interrupted_command_says_nothing() {
-        let told = told(
+        let reported = report(
             &CliError::Interrupted,
             &command(&["agent", "api", "watch"]),
             Format::Table,
         );
-        assert_eq!(told, (None, 130));
+        assert_eq!(reported, (None, 130));
     }
 }
