@@ -29,6 +29,7 @@ mod tool;
 use std::ffi::{OsStr, OsString};
 use std::path::Path;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use args::Args;
 use config::fault::{Code, Fault};
@@ -155,7 +156,11 @@ fn execute(command: &Command, context: &Context, args: Args) -> Result<(), CliEr
 /// limit of SPIRE's, such as `api fetch`, keep it themselves.
 async fn client(command: &Command, context: &Context, args: Args) -> Result<Output, CliError> {
     let own = command.flags.iter().any(|flag| flag.spire == "timeout");
-    let limit = args.duration("timeout");
+    let limit = if args.has("timeout") {
+        args.duration("timeout")
+    } else {
+        Duration::ZERO
+    };
     let running = (command.run)(context.clone(), args);
     let over = async move {
         if own || limit.is_zero() {

@@ -5,12 +5,15 @@ use std::ffi::OsString;
 use std::time::Duration;
 
 use super::error::CliError;
+use super::spec::Flag;
 
 /// Flag values by SPIRE's flag name. A flag that was not given is absent, unless it has a default.
 #[derive(Debug, Default, Clone)]
 pub(crate) struct Args {
     values: BTreeMap<&'static str, Vec<String>>,
     given: std::collections::BTreeSet<&'static str>,
+    /// The flags that the command has, so that a slip in a name does not read as a flag that was not given.
+    known: std::collections::BTreeSet<&'static str>,
     /// What followed the flags.
     pub(crate) rest: Vec<String>,
     /// The command that another command runs: its arguments are its own, and need not be text.
@@ -18,6 +21,28 @@ pub(crate) struct Args {
 }
 
 impl Args {
+    /// No values yet, for a command that has these flags.
+    pub(crate) fn of<'f>(flags: impl IntoIterator<Item = &'f Flag>) -> Self {
+        Self {
+            known: flags.into_iter().map(|flag| flag.spire).collect(),
+            ..Self::default()
+        }
+    }
+
+    /// Whether the command has the flag at all.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.known.contains(name)
+    }
+
+    /// The values of a flag, which the command must have. (One without any flags is a test's.)
+    fn values(&self, name: &str) -> Option<&Vec<String>> {
+        debug_assert!(
+            self.known.is_empty() || self.has(name),
+            "the command has no flag {name:?}"
+        );
+        self.values.get(name)
+    }
+
     pub(crate) fn set_default(&mut self, name: &'static str, value: &str) {
         self.values.insert(name, vec![value.to_owned()]);
     }
@@ -36,14 +61,17 @@ impl Args {
 
     /// Whether the user gave the flag, as opposed to its default.
     pub(crate) fn given(&self, name: &str) -> bool {
+        debug_assert!(
+            self.known.is_empty() || self.has(name),
+            "the command has no flag {name:?}"
+        );
         self.given.contains(name)
     }
 
     /// The text of a flag; empty when absent, as Go's flags have it.
     pub(crate) fn text(&self, name: &str) -> &str {
-        self.values
-            .get(name)
-            .and_then(|v| v.last())
+        self.values(name)
+            .and_then(|values| values.last())
             .map_or("", String::as_str)
     }
 
@@ -74,6 +102,19 @@ impl Args {
     }
 
     pub(crate) fn list(&self, name: &str) -> Vec<String> {
-        self.values.get(name).cloned().unwrap_or_default()
+        self.values(name).cloned().unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Args;
+    use crate::cli::spec::{Kind, flag};
+
+    #[test]
+    #[should_panic(expected = "the command has no flag \"dryrun\"")]
+    fn a_slip_in_the_name_of_a_flag_does_not_read_as_false() {
+        let flags = [flag("dryRun", "dry-run", Kind::Switch, "")];
+        Args::of(&flags).switch("dryrun");
     }
 }

@@ -36,7 +36,7 @@ fn of_spire<'f>(command: &'f Command, shared: &'f [Flag]) -> Vec<&'f Flag> {
 pub(crate) fn parse(command: &Command, argv: &[String]) -> Result<Args, Stop> {
     let shared = shared_flags(command);
     let flags = of_spire(command, &shared);
-    let mut args = Args::default();
+    let mut args = Args::of(command.flags.iter().chain(&shared));
     for flag in flags
         .iter()
         .filter(|flag| !flag.default_on_shim().is_empty())

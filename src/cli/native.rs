@@ -277,8 +277,9 @@ pub(crate) fn find<'c, 'm>(
 
 /// The flag values of a command.
 pub(crate) fn read(command: &Command, matches: &ArgMatches) -> Args {
-    let mut args = Args::default();
-    for flag in &native_flags(command) {
+    let flags = native_flags(command);
+    let mut args = Args::of(&flags);
+    for flag in &flags {
         if flag.native.is_empty() {
             continue;
         }
@@ -334,6 +335,9 @@ pub(crate) fn read(command: &Command, matches: &ArgMatches) -> Args {
 
 /// The native output format; a table unless asked otherwise.
 pub(crate) fn format(args: &Args) -> Format {
+    if !args.has("output") {
+        return Format::Table;
+    }
     match args.text("output") {
         "json" => Format::Json,
         "yaml" => Format::Yaml,

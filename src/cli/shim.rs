@@ -82,9 +82,10 @@ fn leaf<'c>(command: &'c Command, argv: &[String], env: socket::Env<'_>) -> Call
             };
         }
     };
-    let format = match args.text("output") {
-        "json" => Format::Json,
-        _ => Format::Pretty,
+    let format = if args.has("output") && args.text("output") == "json" {
+        Format::Json
+    } else {
+        Format::Pretty
     };
     match socket::resolve(command.endpoint, &args, Face::Shim, env) {
         Ok(socket) => Call::Run(
