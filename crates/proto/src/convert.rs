@@ -8,7 +8,8 @@ mod entry;
 mod tests;
 
 use spiffe::{
-    IdError, Selector, SelectorError, SelectorSet, SpiffeId, TrustDomain, entry::DnsNameError,
+    IdError, Selector, SelectorError, SelectorSet, SpiffeId, TrustDomain,
+    entry::{DnsNameError, naming},
 };
 
 pub use bundle::{
@@ -67,7 +68,7 @@ pub enum ConvertError {
     #[error("selector list is empty")]
     NoSelectors,
     /// SPIRE: `pkg/common/x509util/dns.go`.
-    #[error("{name:?}: {reason}")]
+    #[error("{reason}{}", naming(name))]
     DnsName { name: String, reason: DnsNameError },
     /// Longer than 1024 bytes.
     #[error("hint is too long, max length is 1024 characters")]

@@ -96,10 +96,19 @@ pub enum EntryError {
     ParentWithoutPath(String, String),
     #[error("invalid spiffe ID: is longer than 2048 bytes")]
     IdTooLong,
-    #[error("invalid DNS name {name:?}: {reason}")]
+    #[error("invalid DNS name: {reason}{}", naming(name))]
     DnsName { name: String, reason: DnsNameError },
     #[error("invalid registration entry: the DNS name {0:?} is given twice")]
     DuplicateDnsName(String),
+}
+
+/// SPIRE's text ends with the reason. The name follows it where there is one to tell apart from others.
+pub fn naming(name: &str) -> String {
+    if name.trim().is_empty() {
+        String::new()
+    } else {
+        format!(" ({name:?})")
+    }
 }
 
 /// Why a DNS name is refused. Texts: `SPIRE: pkg/common/x509util/dns.go`.

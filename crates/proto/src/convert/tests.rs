@@ -263,7 +263,7 @@ fn refuses_a_new_entry_for_its_names_selectors_and_hint() {
                 dns_names: vec!["*".into()],
                 ..wire_entry()
             },
-            "invalid DNS name: \"*\": wildcard must be first label",
+            "invalid DNS name: wildcard must be first label (\"*\")",
         ),
         (
             types::Entry {
