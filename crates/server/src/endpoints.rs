@@ -94,6 +94,8 @@ where
         mut shutdown,
     } = serving;
     let connection = Arc::new(connection);
+    let authorizer = Arc::clone(&api.authorizer);
+    let authorities = authorizer.own_bundle();
     let limits = Http2Limits::of(connection.principal().class());
     let served = (Arc::clone(&slot), Arc::clone(&connection));
     let service = service_fn(move |request| {
@@ -125,7 +127,14 @@ where
     );
     let too_old = async {
         tokio::time::sleep(jittered(MAX_CONNECTION_AGE, random.as_ref())).await;
-        connection.not_kept_open().await;
+        // A stream keeps the connection open, but not beyond the authorities that may have vouched for its SVID: the chain
+        // is verified at the handshake alone.
+        while !authorizer.has_lost_an_authority(authorities.as_deref()) {
+            tokio::select! {
+                () = connection.not_kept_open() => return,
+                () = tokio::time::sleep(MAX_CONNECTION_AGE) => {}
+            }
+        }
     };
     let stopping = tokio::select! {
         ended = serving.as_mut() => {

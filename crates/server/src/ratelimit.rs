@@ -154,6 +154,20 @@ impl Limiter {
         Ok(())
     }
 
+    /// Takes the tokens of one call if they are there now.
+    pub(crate) fn take_now(&self, connection: &Connection) -> bool {
+        let Some(rate) = self.rate.filter(|_| !connection.is_local()) else {
+            return true;
+        };
+        let Some(account) = connection.account() else {
+            return true;
+        };
+        let mut reservation = self.reserve(account, rate, 1);
+        // Dropping the reservation otherwise gives the token back.
+        reservation.kept = reservation.wait.is_zero();
+        reservation.kept
+    }
+
     fn reserve(&self, account: Account, rate: u32, count: u32) -> Reservation<'_> {
         let now = Instant::now();
         let mut buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);

@@ -255,7 +255,7 @@ impl World {
             datastore: datastore.clone(),
             ca: Arc::clone(&ca),
         });
-        let watch = watch_service(&agents, &authorizer, &notifier, &environment.clock);
+        let watch = watch_service(&agents, &limits, &authorizer, &notifier, &environment.clock);
         let ground = Ground {
             agents,
             authorizer,
@@ -298,12 +298,14 @@ async fn open_plugins(
 
 fn watch_service(
     agents: &Arc<Agents>,
+    limits: &Arc<RateLimits>,
     authorizer: &Arc<Authorizer>,
     notifier: &Arc<Notifier>,
     clock: &Arc<dyn Clock>,
 ) -> WatchService {
     WatchService {
         agents: Arc::clone(agents),
+        limits: Arc::clone(limits),
         registry: Arc::clone(&authorizer.registry),
         authorizer: Arc::clone(authorizer),
         clock: Arc::clone(clock),

@@ -22,6 +22,7 @@ use crate::authz::{Authorizer, StreamEnd};
 use crate::caller::{Caller, PeerSvid};
 use crate::error::Kind;
 use crate::ops::agents::Agents;
+use crate::ratelimit::RateLimits;
 use crate::registry::Registry;
 use notifier::{Membership, Notifier};
 use subscription::Pending;
@@ -41,12 +42,15 @@ const REST_FACTOR: u32 = 4;
 const LONGEST_REST: Duration = Duration::from_secs(1);
 /// For an agent to read one event before its stream ends.
 const READ_TIMEOUT: Duration = Duration::from_secs(60);
+/// For a first list to be read before another agent's turn comes.
+const LIST_TURN: Duration = Duration::from_secs(10);
 /// First lists that are sent at once; other agents wait for their turn.
 pub(crate) const FIRST_LISTS: usize = 64;
 
 #[derive(Debug)]
 pub(crate) struct WatchService {
     pub(crate) agents: Arc<Agents>,
+    pub(crate) limits: Arc<RateLimits>,
     pub(crate) registry: Arc<Registry>,
     pub(crate) authorizer: Arc<Authorizer>,
     pub(crate) clock: Arc<dyn Clock>,
@@ -71,7 +75,15 @@ impl WatchApi for WatchService {
                 .with("spiffe_id", &svid.id)
                 .with("agent_version", version.escape_debug())
         });
-        match self.agents.report_version(&svid.id, version).await {
+        // A write for each stream that an agent opens would be the agent's to multiply.
+        let reported = if self.agents.knows_version(&svid.id, version)
+            || !self.limits.post_status.take_now(&caller.connection)
+        {
+            Ok(())
+        } else {
+            self.agents.report_version(&svid.id, version).await
+        };
+        match reported {
             Err(error) if error.kind() == Kind::InvalidArgument => return Err(error.into()),
             // An agent is served although its version cannot be written down.
             Err(error) => error.log(),
@@ -189,12 +201,18 @@ impl Watcher {
     /// When all agents come back at once, a bounded number of lists is in memory.
     async fn first_list(&mut self, request: &WatchRequest) -> Result<(), Ended> {
         let lists = Arc::clone(&self.lists);
-        let _turn = tokio::select! {
+        let turn = tokio::select! {
             turn = lists.acquire() => turn.map_err(|_closed| Ended)?,
             () = self.events.closed() => return Err(Ended),
         };
         let first = self.view.start(request);
-        self.push(first).await
+        let mut pushing = std::pin::pin!(self.push(first));
+        if let Ok(pushed) = tokio::time::timeout(LIST_TURN, pushing.as_mut()).await {
+            return pushed;
+        }
+        // A slow reader goes on without its turn: what it still holds is a pointer for each entry.
+        drop(turn);
+        pushing.await
     }
 
     /// Hands events over as the agent reads them; an agent that loses its standing meanwhile gets no more, and one that
@@ -202,6 +220,9 @@ impl Watcher {
     async fn push(&mut self, outgoing: Outgoing) -> Result<(), Ended> {
         let mut revisions = self.revisions.clone();
         for event in outgoing {
+            if self.membership.subscription().is_replaced() {
+                return Err(Ended);
+            }
             let deadline = Instant::now() + READ_TIMEOUT;
             let permit = loop {
                 tokio::select! {

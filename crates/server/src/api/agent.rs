@@ -181,6 +181,7 @@ impl AgentApi for AgentService {
         request: Request<rpc::PostStatusRequest>,
     ) -> Result<Response<rpc::PostStatusResponse>, Status> {
         let caller = Caller::of(&request)?;
+        Agents::check_version(&request.get_ref().agent_version)?;
         self.limits
             .post_status
             .take(&caller.connection, 1, "post status")

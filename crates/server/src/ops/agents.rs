@@ -110,6 +110,22 @@ impl Agents {
     /// # Errors
     /// InvalidArgument for what is no version, since operators read it on their terminals.
     pub(crate) async fn report_version(&self, id: &SpiffeId, version: &str) -> Result<(), OpError> {
+        Self::check_version(version)?;
+        if self.knows_version(id, version) {
+            return Ok(());
+        }
+        let patch = AgentPatch {
+            agent_version: Some(version.to_owned()),
+            ..AgentPatch::default()
+        };
+        self.patch(id, patch).await
+    }
+
+    /// Refuses what is no version. Asked before a call waits for its turn, so that what waits is small.
+    ///
+    /// # Errors
+    /// InvalidArgument.
+    pub(crate) fn check_version(version: &str) -> Result<(), OpError> {
         if version.len() > MAX_VERSION {
             let what = "agent version is too long (max 255 characters)";
             return Err(refused(Kind::InvalidArgument, what));
@@ -118,18 +134,13 @@ impl Agents {
             let what = "agent version contains control characters";
             return Err(refused(Kind::InvalidArgument, what));
         }
-        let known = self
-            .registry
-            .agent(id)
-            .is_some_and(|agent| agent.agent_version == version);
-        if version.is_empty() || known {
-            return Ok(());
-        }
-        let patch = AgentPatch {
-            agent_version: Some(version.to_owned()),
-            ..AgentPatch::default()
-        };
-        self.patch(id, patch).await
+        Ok(())
+    }
+
+    /// Whether reporting this version would write nothing.
+    pub(crate) fn knows_version(&self, id: &SpiffeId, version: &str) -> bool {
+        let agent = self.registry.agent(id);
+        version.is_empty() || agent.is_some_and(|agent| agent.agent_version == version)
     }
 
     async fn patch(&self, id: &SpiffeId, patch: AgentPatch) -> Result<(), OpError> {

@@ -66,6 +66,11 @@ impl ChangeLog {
 
     /// The changes after `cursor`, or `None` when some of them are no longer kept, or it is not in this history.
     pub(crate) fn since(&self, cursor: Cursor) -> Option<Vec<Change>> {
+        self.since_at_most(cursor, usize::MAX)
+    }
+
+    /// As [`Self::since`]; `None` also when there are more than `most`, of which none is copied then.
+    pub(crate) fn since_at_most(&self, cursor: Cursor, most: usize) -> Option<Vec<Change>> {
         let place = self
             .passed
             .binary_search_by_key(&cursor.revision(), |passed| passed.revision())
@@ -76,6 +81,9 @@ impl ChangeLog {
         let start = self
             .changes
             .partition_point(|change| change.revision <= cursor.revision());
+        if self.changes.len() - start > most {
+            return None;
+        }
         Some(self.changes.iter().skip(start).cloned().collect())
     }
 }

@@ -55,6 +55,11 @@ impl<'a> Snapshot<'a> {
         self.state.changes.since(cursor)
     }
 
+    /// The changes after `cursor`, if they can be told and are not more than `most`.
+    pub(crate) fn few_changes_since(&self, cursor: Cursor, most: usize) -> Option<Vec<Change>> {
+        self.state.changes.since_at_most(cursor, most)
+    }
+
     pub(crate) fn agent(&self, id: &SpiffeId) -> Option<&Arc<Agent>> {
         self.state.agents.get(id)
     }
@@ -92,7 +97,7 @@ impl<'a> Snapshot<'a> {
     /// registered, and the entries that were reached through them alone.
     pub(crate) fn lapsed_entries(&self, agent: &SpiffeId) -> Vec<Arc<Entry>> {
         let entries = &self.state.entries;
-        if self.expired_since(BEFORE_ANY_EXPIRY).next().is_none() {
+        if self.expiring_between(BEFORE_ANY_EXPIRY).next().is_none() {
             return Vec::new();
         }
         let mut all = entries.authorized(self.node(agent, BEFORE_ANY_EXPIRY));
@@ -100,9 +105,11 @@ impl<'a> Snapshot<'a> {
         all
     }
 
-    /// The entries whose expiry lies after `after` and has come.
-    pub(crate) fn expired_since(&self, after: i64) -> impl Iterator<Item = &Arc<Entry>> {
-        self.state.entries.expiring(after, self.now)
+    /// The entries whose expiry lies between this second and another one, whichever is earlier: those that have expired
+    /// since, and after the clock was set back those that have not expired after all.
+    pub(crate) fn expiring_between(&self, other: i64) -> impl Iterator<Item = &Arc<Entry>> {
+        let entries = &self.state.entries;
+        entries.expiring(other.min(self.now), other.max(self.now))
     }
 
     /// The first expiry after `after`, as Unix time.

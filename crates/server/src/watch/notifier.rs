@@ -129,8 +129,7 @@ impl Notifier {
         let snapshot = self.registry.snapshot();
         let mut state = self.lock();
         let changes = snapshot.changes_since(state.cursor);
-        // A clock that was set back: what expires again is passed on again.
-        let expired_after = state.expired_through.min(snapshot.now());
+        let expired_through = state.expired_through;
         state.cursor = snapshot.cursor();
         state.expired_through = snapshot.now();
         let mut woken = Woken::default();
@@ -151,7 +150,7 @@ impl Notifier {
                 for change in changes {
                     batch.pass_on(change);
                 }
-                for entry in snapshot.expired_since(expired_after) {
+                for entry in snapshot.expiring_between(expired_through) {
                     let touched = affected.touched_by_expiry(entry);
                     batch.pass_on_entry(entry, &touched);
                 }

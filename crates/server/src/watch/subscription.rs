@@ -84,6 +84,11 @@ impl Subscription {
         self.lock().federated = federated;
     }
 
+    /// Whether the agent holds newer streams, so that this one is to end.
+    pub(super) fn is_replaced(&self) -> bool {
+        self.lock().pending.replaced
+    }
+
     pub(super) fn add_entries(&self, touched: &Touched) {
         let mut state = self.lock();
         let pending = &mut state.pending;

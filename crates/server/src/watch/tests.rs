@@ -606,3 +606,39 @@ async fn ends_the_oldest_stream_of_an_agent_that_opens_too_many() {
     let made = server.entry(&node, "/mine").await;
     assert_eq!(ids(&streams[1].event().await), [made.id.as_str()]);
 }
+
+#[tokio::test]
+async fn gives_back_what_has_not_expired_after_all_when_the_clock_is_set_back() {
+    let server = TestServer::start().await;
+    let (node, other) = (server.agent().await, server.agent().await);
+    let short = short_lived(&server, &node, "/short").await;
+    let mut stream = watch(&server, &node, WatchRequest::default()).await;
+    stream.event().await;
+    server.advance(90);
+    server.entry(&other, "/theirs").await;
+    assert_eq!(
+        stream.event().await.removed_entry_ids,
+        std::slice::from_ref(&short.id),
+        "a clock that is ahead"
+    );
+    let now = spiffe::clock::Clock::now(&server.clock);
+    server.clock.set(now - Duration::from_secs(90));
+    server.entry(&other, "/more").await;
+    assert_eq!(ids(&stream.event().await), [short.id.as_str()]);
+}
+
+#[tokio::test]
+async fn writes_few_of_the_versions_that_an_agent_claims_by_opening_streams() {
+    let server = TestServer::start().await;
+    let node = server.agent().await;
+    let before = server.registry.cursor().revision();
+    for number in 0..40 {
+        let request = WatchRequest {
+            agent_version: format!("1.{number}"),
+            ..WatchRequest::default()
+        };
+        watch(&server, &node, request).await.event().await;
+    }
+    let written = server.registry.cursor().revision() - before;
+    assert!((1..30).contains(&written), "{written} writes");
+}

@@ -57,8 +57,8 @@ impl View {
         let registry = Arc::clone(&self.registry);
         let snapshot = registry.snapshot();
         let cursor = Cursor::from_wire(request.cursor, &request.epoch);
-        let changes = cursor.and_then(|cursor| snapshot.changes_since(cursor));
-        if let Some(changes) = changes.filter(|changes| changes.len() <= MAX_MISSED)
+        let changes = cursor.and_then(|cursor| snapshot.few_changes_since(cursor, MAX_MISSED));
+        if let Some(changes) = changes
             && let Some(ids) = self.missed(&snapshot, &changes)
         {
             return self.resume(&snapshot, &changes, ids);
