@@ -181,7 +181,7 @@ impl Authorizer {
     }
 
     /// Follows the other servers of the database until they make the agent's SVID good, for a moment at most.
-    async fn wait_for_others(&self, svid: &PeerSvid) {
+    pub(crate) async fn wait_for_others(&self, svid: &PeerSvid) {
         if self.follow_for.is_zero() {
             return;
         }

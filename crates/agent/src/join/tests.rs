@@ -311,6 +311,8 @@ async fn a_configured_bundle_replaces_the_stored_one_of_a_server_made_anew() {
     joined(&first, None).await.unwrap();
     let id = SpiffeId::from_path(&first.config.trust_domain, "/spire/agent/join_token/good");
     first.forget(id.unwrap(), Reason::MustReattest).await;
+    // One node at a time has the key file.
+    drop(first);
     let new = FakeServer::start("example.org").await;
     let insecure = node(new.port, directory.path(), &Wish::default()).await;
     let fault = joined(&insecure, None).await.unwrap_err();
@@ -321,6 +323,7 @@ async fn a_configured_bundle_replaces_the_stored_one_of_a_server_made_anew() {
     );
     let hint = fault.hint.unwrap();
     assert!(hint.contains("agent-data.json away"), "{hint}");
+    drop(insecure);
     let wish = Wish {
         bundle: bundle_of(&new),
         ..Wish::default()
@@ -384,6 +387,8 @@ async fn a_node_that_lost_its_identity_says_how() {
     let directory = tempfile::tempdir().unwrap();
     let first = node(server.port, directory.path(), &Wish::default()).await;
     joined(&first, None).await.unwrap();
+    // One node at a time has the key file.
+    drop(first);
     let refusals = async |clock| refusals(&server, directory.path(), clock).await;
     let late = MovedClock::default();
     late.advance(Duration::from_secs(3700));
@@ -417,6 +422,7 @@ async fn a_node_that_lost_its_identity_says_how() {
     let Stored::Usable(identity) = again.stored_identity().await.unwrap() else {
         panic!("a clock cost the node its identity");
     };
+    drop(again);
     std::fs::rename(
         directory.path().join("keys.json"),
         directory.path().join("elsewhere"),
@@ -429,7 +435,9 @@ async fn a_node_that_lost_its_identity_says_how() {
         (Reason::MustReattest, Code::AgentMustJoinAgain, "evicted"),
         (Reason::Banned, Code::AgentBanned, "was banned at"),
     ] {
-        again.forget(identity.id().clone(), reason).await;
+        let removed = node(server.port, directory.path(), &without).await;
+        removed.forget(identity.id().clone(), reason).await;
+        drop(removed);
         let removed = refusals(MovedClock::default()).await;
         assert_eq!(
             (removed[0].code, removed[1].code),

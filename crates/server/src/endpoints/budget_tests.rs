@@ -146,12 +146,18 @@ async fn holds_few_lists_for_an_agent_and_answers_its_other_calls_and_others() {
         server.remote(Some(&greedy)).await,
         server.remote(Some(&greedy)).await,
     ];
-    let mut syncs = tokio::task::JoinSet::new();
+    let mut syncs = tokio::task::JoinSet::<()>::new();
     for number in 0..Limits::of(Class::Agent).lists {
         let mut client = EntryClient::new(channels[number % 2].clone());
-        // A conversation in which the agent says nothing.
-        let silent = tokio_stream::pending();
-        syncs.spawn(async move { client.sync_authorized_entries(silent).await.map(|_| ()) });
+        // Conversations in which the agent says nothing; the server ends each after a while.
+        syncs.spawn(async move {
+            loop {
+                let silent = tokio_stream::pending();
+                if let Err(ended) = client.sync_authorized_entries(silent).await {
+                    tracing::trace!(%ended, "conversation");
+                }
+            }
+        });
     }
     let list = GetAuthorizedEntriesRequest::default;
     let mut client = EntryClient::new(channels[0].clone());

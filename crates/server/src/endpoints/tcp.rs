@@ -173,9 +173,16 @@ async fn serve(
         tracing::warn!(%address, id = %svid.id, "closing a connection: the client is neither in this trust domain nor an administrator");
         return;
     }
-    let principal = svid.map_or(Principal::Unauthenticated, |svid| {
-        authorizer.principal(svid)
-    });
+    let principal = match svid {
+        None => Principal::Unauthenticated,
+        Some(svid) => {
+            // An agent that attested at another server a moment ago is one here as well, and stays it for the connection.
+            if svid.id.is_agent() {
+                authorizer.wait_for_others(&svid).await;
+            }
+            authorizer.principal(svid)
+        }
+    };
     let class = principal.class();
     let account = match principal.svid() {
         Some(svid) => Account::Identity(svid.id.clone(), class),
