@@ -297,7 +297,8 @@ impl Sync {
                 self.failed(current, "agent version not told to the server", &error)
             }
             Outcome::Stored(Err(fault)) => {
-                tracing::error!(%fault, "state not kept on disk");
+                tracing::error!(%fault, "state not kept on disk; storing it is tried again");
+                self.renewal.save_later();
                 Ok(())
             }
             Outcome::Polled(outcome) => self.polled(current, outcome),

@@ -31,7 +31,8 @@ pub(crate) enum LinkError {
     /// The server's certificate is out of date by this node's clock.
     #[error("{0}")]
     ClocksDiffer(ClockGap),
-    /// The server's TLS refused this node's certificate. The server itself was verified before.
+    /// The server refused this node's certificate, in TLS or because it is expired by its clock. The server itself was
+    /// verified before.
     #[error("the server refused the node's certificate: {0:?}")]
     SvidRefused(AlertDescription),
     /// The server understood and refused.
@@ -124,11 +125,12 @@ impl From<Status> for LinkError {
         match status.code() {
             Code::PermissionDenied => match denied_reason(&status) {
                 Some(Reason::AgentBanned) => Self::Banned,
+                // A matter of clocks, as in TLS: the server's may be wrong, and that must not cost the node its identity.
+                Some(Reason::AgentExpired) => {
+                    Self::SvidRefused(AlertDescription::CertificateExpired)
+                }
                 Some(
-                    Reason::AgentExpired
-                    | Reason::AgentNotAttested
-                    | Reason::AgentNotActive
-                    | Reason::AgentMustReattest,
+                    Reason::AgentNotAttested | Reason::AgentNotActive | Reason::AgentMustReattest,
                 ) => Self::MustReattest(message),
                 _ => Self::Refused(Refusal::PermissionDenied, message),
             },
@@ -255,7 +257,18 @@ mod tests {
     #[test]
     fn a_ban_is_told_from_an_eviction_and_from_other_refusals() {
         assert!(matches!(LinkError::from(denied(4)), LinkError::Banned));
-        for reason in [1, 2, 3, 5] {
+        let expired = Reason::AgentExpired as i32;
+        assert!(matches!(
+            LinkError::from(denied(expired)),
+            LinkError::SvidRefused(AlertDescription::CertificateExpired)
+        ));
+        for reason in [
+            Reason::AgentNotAttested,
+            Reason::AgentNotActive,
+            Reason::AgentMustReattest,
+        ]
+        .map(|reason| reason as i32)
+        {
             assert!(
                 matches!(LinkError::from(denied(reason)), LinkError::MustReattest(_)),
                 "{reason}"

@@ -27,7 +27,7 @@ pub(super) struct Renewal {
     not_before: Option<Instant>,
     /// A fresh SVID is used for a while, however short it lives.
     not_sooner: Option<SystemTime>,
-    /// When the SVID in use, which could not be written to disk, is written again.
+    /// When the SVID in use or the trust bundle, which could not be written to disk, is written again.
     unsaved: Option<Instant>,
 }
 
@@ -67,10 +67,18 @@ impl Renewal {
             return Some(identity.svid.facts.not_before);
         }
         let due = identity.renew_at();
-        Some(due.max(self.not_sooner.unwrap_or(due)))
+        // One beyond the SVID's life comes from a clock that was ahead and was set back since.
+        let not_after = identity.svid.facts.not_after;
+        let not_sooner = self.not_sooner.filter(|when| *when < not_after);
+        Some(due.max(not_sooner.unwrap_or(due)))
     }
 
-    /// Until an SVID that is not on disk is written again.
+    /// The SVID or the trust bundle could not be written to disk: both are written again after a pause.
+    pub(super) fn save_later(&mut self) {
+        self.unsaved.get_or_insert(Instant::now() + SAVE_PAUSE);
+    }
+
+    /// Until what is not on disk is written again.
     pub(super) fn save_pause_left(&self) -> Option<Duration> {
         self.unsaved
             .map(|due| due.saturating_duration_since(Instant::now()))
@@ -106,7 +114,7 @@ impl Sync {
         self.call(async move { Outcome::Renewed(renew(&link, &node, &current).await) });
     }
 
-    /// Writes the SVID in use to disk if that failed before and is due again.
+    /// Writes the SVID in use and the trust bundle to disk if that failed before and is due again.
     pub(super) fn save_again(&mut self) {
         if self.renewal.unsaved.is_none_or(|due| due > Instant::now()) {
             return;
@@ -131,11 +139,13 @@ impl Sync {
     pub(super) fn saved(&mut self, current: bool, outcome: Result<(), Fault>) {
         match outcome {
             Ok(()) if current => {
-                tracing::info!("the node's SVID is on disk again");
+                tracing::info!("the node's SVID and trust bundle are on disk again");
                 self.renewal.unsaved = None;
             }
             Ok(()) => {}
-            Err(fault) => tracing::warn!(%fault, "the node's SVID is still not on disk"),
+            Err(fault) => {
+                tracing::warn!(%fault, "the node's SVID or trust bundle is still not on disk")
+            }
         }
     }
 

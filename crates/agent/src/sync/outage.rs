@@ -34,7 +34,10 @@ impl Sync {
                     self.node.config.trust_domain
                 )))
             }
-            LinkError::MustReattest(_) if join::can_reattest(&self.node, &self.identity) => {
+            LinkError::MustReattest(_)
+            | LinkError::SvidRefused(AlertDescription::CertificateExpired)
+                if join::can_reattest(&self.node, &self.identity) =>
+            {
                 self.not_connected(what, error);
                 self.reattest();
                 Ok(())

@@ -141,7 +141,7 @@ struct Federated {
 /// Asks for the bundles of `foreign`. A bundle that the server does not have is in neither list.
 ///
 /// # Errors
-/// Only what says that the node itself is not wanted any more.
+/// Only what says that the node itself is refused.
 async fn federated(link: &Link, foreign: BTreeSet<TrustDomain>) -> Result<Federated, LinkError> {
     let mut answers = futures_util::stream::iter(foreign)
         .map(|trust_domain| async move {
@@ -162,7 +162,10 @@ async fn federated(link: &Link, foreign: BTreeSet<TrustDomain>) -> Result<Federa
                 found.unreadable.push((trust_domain, error));
             }
             Ok(None) => {}
-            Err(error @ (LinkError::Banned | LinkError::MustReattest(_))) => return Err(error),
+            Err(
+                error
+                @ (LinkError::Banned | LinkError::MustReattest(_) | LinkError::SvidRefused(_)),
+            ) => return Err(error),
             Err(error) => found.unreadable.push((trust_domain, error)),
         }
     }

@@ -489,7 +489,6 @@ async fn a_banned_node_forgets_itself_and_ends() {
 async fn an_evicted_node_that_cannot_attest_again_ends() {
     for reason in [
         Reason::AgentNotAttested,
-        Reason::AgentExpired,
         Reason::AgentNotActive,
         Reason::AgentMustReattest,
     ] {
@@ -595,6 +594,103 @@ async fn a_server_whose_clock_is_ahead_is_named() {
         .await;
     f.server.clock.set_back(65 * HOUR / 60);
     f.status(|status| status.connected && !status.broken).await;
+}
+
+#[tokio::test]
+async fn a_node_that_is_expired_by_the_servers_clock_keeps_its_identity_and_comes_back() {
+    let mut f = start(|_| {}).await;
+    f.status(|status| status.connected).await;
+    f.server
+        .change(|state| state.verdict = Some(denied(Reason::AgentExpired)));
+    f.broken("the server says that the node's SVID is expired, but by this node's clock")
+        .await;
+    f.server.change(|state| state.verdict = None);
+    f.status(|status| status.connected && !status.broken).await;
+}
+
+#[tokio::test]
+async fn a_clock_that_jumps_beyond_the_svids_life_and_back_does_not_put_off_its_renewal() {
+    let mut f = start(|_| {}).await;
+    f.status(|status| status.connected).await;
+    f.ends.identity.borrow_and_update();
+    let jump = 70 * HOUR / 60;
+    f.clock.advance(jump);
+    f.token(&entry("a", "/a", &["unix:uid:1"]), "x").await.ok();
+    tokio::time::timeout(LONG, f.ends.identity.changed())
+        .await
+        .expect("in time")
+        .unwrap();
+    let expired_when_it_came = f.ends.identity.borrow_and_update().clone();
+    f.clock.set_back(jump);
+    f.clock.advance(Duration::from_secs(1900));
+    tokio::time::timeout(LONG, f.ends.identity.changed())
+        .await
+        .expect("in time")
+        .unwrap();
+    let renewed = f.ends.identity.borrow_and_update().clone();
+    assert_ne!(
+        expired_when_it_came.svid.chain[0].der(),
+        renewed.svid.chain[0].der()
+    );
+}
+
+#[tokio::test]
+async fn a_trust_bundle_that_cannot_be_written_is_written_later() {
+    let mut f = start(|_| {}).await;
+    f.status(|status| status.connected).await;
+    // A directory in the place of the file: no rename can replace it.
+    let file = f.directory.path().join("agent-data.json");
+    std::fs::remove_file(&file).unwrap();
+    std::fs::create_dir(&file).unwrap();
+    add_authority(&f.server);
+    let own_authorities = |update: &WorkloadUpdate| {
+        let own = update.own.as_ref();
+        own.map_or(0, |own| own.bundle.x509_authorities.len())
+    };
+    f.until(&["unix:uid:1"], |update| own_authorities(update) == 2)
+        .await;
+    let syncs = f.server.calls("SyncAuthorizedEntries");
+    let later = async {
+        while f.server.calls("SyncAuthorizedEntries") < syncs + 3 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(LONG, later).await.expect("in time");
+    std::fs::remove_dir(&file).unwrap();
+    let written = async {
+        while f.stored().bundle.len() < 2 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(LONG, written).await.expect("in time");
+    assert!(!f.stored().svid.is_empty());
+}
+
+#[tokio::test]
+async fn an_own_bundle_without_x509_authorities_is_not_taken_from_the_stream() {
+    let f = start(|server| server.change(|state| state.watch = true)).await;
+    f.until(&["unix:uid:1"], |update| update.own.is_some())
+        .await;
+    let empty = proto::spire::api::types::Bundle {
+        trust_domain: "example.org".into(),
+        ..Default::default()
+    };
+    let made = entry("a", "/a", &["unix:uid:1"]);
+    add(&f.server, &made);
+    f.server
+        .events
+        .send(WatchEvent {
+            revision: 2,
+            epoch: "e1".into(),
+            entries: vec![proto::convert::entry_to_wire(&made, None)],
+            bundles: vec![empty],
+            ..Default::default()
+        })
+        .unwrap();
+    let update = f.until(&["unix:uid:1"], all_issued).await;
+    let own = update.own.as_ref().unwrap();
+    assert!(!own.bundle.x509_authorities.is_empty());
+    assert!(!f.stored().bundle.is_empty());
 }
 
 #[tokio::test]

@@ -35,6 +35,7 @@ impl Changes {
     fn take(
         &mut self,
         event: WatchEvent,
+        own: &TrustDomain,
         cache: &Cache,
         reports: &mut UnreadableBundles,
     ) -> Option<Delta> {
@@ -61,6 +62,11 @@ impl Changes {
         );
         for wire in &event.bundles {
             match proto::convert::bundle_from_wire(wire) {
+                // Nobody could verify anybody with it, and the server could not be reached again.
+                Ok(bundle) if bundle.trust_domain == *own && bundle.x509_authorities.is_empty() => {
+                    reports.report(&wire.trust_domain, "it has no X.509 authority");
+                    gathered.unreadable.insert(bundle.trust_domain);
+                }
                 Ok(bundle) => {
                     reports.clear(&wire.trust_domain);
                     gathered.delta.bundles.push(bundle);
@@ -171,7 +177,9 @@ impl Sync {
         match said {
             Ok(Some(event)) => {
                 self.watch_backoff.reset();
-                if let Some(delta) = self.changes.take(event, &self.cache, &mut self.unreadable) {
+                let own = &self.node.config.trust_domain;
+                let (cache, reports) = (&self.cache, &mut self.unreadable);
+                if let Some(delta) = self.changes.take(event, own, cache, reports) {
                     self.apply(delta);
                     self.synced();
                 }
