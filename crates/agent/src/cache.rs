@@ -152,14 +152,19 @@ impl Cache {
         self.ready.send_replace(true);
     }
 
-    /// Opens a stream of what a set of selectors is entitled to. For X509-SVIDs, what is missing becomes wanted.
+    /// Opens a stream of what a set of selectors is entitled to. For X509-SVIDs, what is missing becomes wanted. What is
+    /// due is done first: after a suspend or a step of the clock the sync task may not have woken yet.
     pub(crate) fn subscribe(
         self: &Arc<Self>,
         selectors: &SelectorSet,
         purpose: Purpose,
     ) -> Subscription {
-        let (set, updates, wanted) = self.lock().subscribe(selectors, purpose, self.clock.now());
-        self.wake_sync(wanted);
+        let mut state = self.lock();
+        let now = self.clock.now();
+        let due = state.tick(now);
+        let (set, updates, wanted) = state.subscribe(selectors, purpose, now);
+        drop(state);
+        self.wake_sync(due || wanted);
         Subscription {
             updates,
             cache: Arc::clone(self),
@@ -168,9 +173,16 @@ impl Cache {
         }
     }
 
-    /// What a set of selectors is entitled to now; causes no issuance.
+    /// What a set of selectors is entitled to now; causes no issuance of its own. What is due is done first, as in
+    /// [`Self::subscribe`].
     pub(crate) fn current(&self, selectors: &SelectorSet) -> Arc<WorkloadUpdate> {
-        self.lock().current(selectors, self.clock.now())
+        let mut state = self.lock();
+        let now = self.clock.now();
+        let due = state.tick(now);
+        let update = state.current(selectors, now);
+        drop(state);
+        self.wake_sync(due);
+        update
     }
 
     /// Takes in what the server reported; false when all of it was known.
@@ -238,7 +250,7 @@ impl Cache {
     }
 
     /// Renews and withdraws what is due, and notices when the clock was set back: to be called whenever the sync task
-    /// wakes.
+    /// wakes. Who reads for a workload does it too.
     pub(crate) fn tick(&self) {
         let wanted = self.lock().tick(self.clock.now());
         self.wake_sync(wanted);

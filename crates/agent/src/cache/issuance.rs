@@ -126,6 +126,19 @@ impl Issuance {
         }
     }
 
+    /// Ends the pause of an entry together with its failures, so that it may be wanted at once; false when it is not
+    /// postponed.
+    pub(super) fn end_pause(&mut self, id: &str) -> bool {
+        let postponed = matches!(
+            self.pending.get(id).map(|pending| &pending.stage),
+            Some(Stage::Postponed(..))
+        );
+        if postponed {
+            self.pending.remove(id);
+        }
+        postponed
+    }
+
     /// Forgets an entry: an answer that still comes is dropped.
     pub(super) fn forget(&mut self, id: &str) {
         self.pending.remove(id);

@@ -51,6 +51,10 @@ impl State {
         touched.entry(&self.interest, entry);
         if let Some(old) = self.known.entries.insert(Arc::clone(entry)) {
             touched.entry(&self.interest, &old);
+            // What was refused was the former content. Who holds the entry wants it again when the sets are computed.
+            if self.issuance.end_pause(&entry.id) {
+                self.timers.cancel(&Timer::Retry(Arc::clone(&entry.id)));
+            }
             if old.spiffe_id == entry.spiffe_id {
                 self.known.svids.mark_stale(&entry.id);
             } else {

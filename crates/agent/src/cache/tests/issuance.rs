@@ -100,6 +100,31 @@ fn what_the_server_refused_is_not_waited_for_and_what_it_could_not_be_asked_is_f
 }
 
 #[test]
+fn an_entry_that_was_corrected_does_not_wait_out_the_pause_of_its_refusal() {
+    let f = fixture();
+    let first = entry("a", "/a", &["unix:uid:1"]);
+    f.entries(&[Arc::clone(&first)]);
+    let stream = f.stream(&["unix:uid:1"]);
+    f.cache.take_wanted(10);
+    f.cache.refused(&["a".into()]);
+    f.entries(&[Arc::clone(&first)]);
+    assert!(f.cache.take_wanted(10).is_empty(), "nothing changed");
+    let corrected = revised(&first, |entry| entry.dns_names = vec!["x".into()]);
+    f.entries(&[Arc::clone(&corrected)]);
+    assert_eq!(stream.outlook(Duration::ZERO), Outlook::Issuing);
+    let wanted = f.cache.take_wanted(10);
+    assert_eq!(wanted.len(), 1);
+    // While the server is being asked, another correction does not ask twice.
+    f.entries(&[revised(&corrected, |entry| {
+        entry.dns_names = vec!["y".into()];
+    })]);
+    assert!(f.cache.take_wanted(10).is_empty());
+    f.cache.put_svids(vec![f.svid(&wanted[0])]);
+    assert_eq!(f.issue(), ["a"]);
+    assert_eq!(stream.updates.borrow().identities.len(), 1);
+}
+
+#[test]
 fn when_the_server_returns_nobody_waits_for_the_pause_of_its_absence() {
     let f = fixture();
     f.entries(&[

@@ -40,6 +40,28 @@ fn an_entry_is_withdrawn_with_its_svid_and_tokens_at_the_second_of_its_expiry() 
 }
 
 #[test]
+fn who_comes_after_a_suspend_gets_nothing_that_expired_meanwhile() {
+    let f = fixture();
+    f.entries(&[
+        until(&entry("a", "/a", &["unix:uid:1"]), 30),
+        entry("b", "/b", &["unix:uid:1"]),
+    ]);
+    let former = f.stream(&["unix:uid:1"]);
+    f.issue();
+    let set = selectors(&["unix:uid:1"]);
+    // Nothing ticks: the sync task sleeps on.
+    f.clock.set(at(40));
+    let current = f.cache.current(&set);
+    assert_eq!(ids(&current), ["spiffe://example.org/b"]);
+    assert_eq!(current.entries.len(), 1);
+    f.clock.set(at(100));
+    let stream = f.stream(&["unix:uid:1"]);
+    assert!(stream.updates.borrow().identities.is_empty());
+    assert!(former.updates.borrow().identities.is_empty());
+    assert_eq!(f.issue(), ["b"]);
+}
+
+#[test]
 fn an_entry_that_had_expired_before_it_came_is_nobodys_and_not_waited_for() {
     let f = fixture();
     f.clock.set(at(60));
