@@ -47,9 +47,8 @@ pub struct Config {
     pub workload_api: bool,
     /// How often a server without our stream is asked.
     pub sync_interval: Duration,
-    /// How long a caller waits for a new token while the cached one is still valid.
-    /// Checked as SPIRE checks it. A caller whose token is in the cache never waits as long as its least value.
-    pub jwt_svid_cache_hit_timeout: Duration,
+    /// How long a caller waits for a new token while the cached one is still valid; half a second where nothing is set.
+    pub jwt_svid_cache_hit_timeout: Option<Duration>,
     pub rate_limits: RateLimits,
     /// Refuse key exchanges that are not post-quantum.
     pub require_pq_kem: bool,

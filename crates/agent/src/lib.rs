@@ -385,6 +385,7 @@ fn workload_api(
         options: Options {
             allow_unauthenticated_verifiers: config.allow_unauthenticated_verifiers,
             allowed_foreign_jwt_claims: config.allowed_foreign_jwt_claims.clone(),
+            jwt_svid_cache_hit_timeout: config.jwt_svid_cache_hit_timeout,
         },
     };
     Box::new(WorkloadApi::new(Arc::new(context)))

@@ -3,6 +3,7 @@
 //! Each request shows the security header and passes the gate; then comes what that caller may have. Answers are encoded once per set of selectors and shared, so the service works on encoded messages.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::{HeaderMap, Request, Response};
 use proto::workload::{
@@ -50,6 +51,8 @@ pub(crate) struct Context {
 pub(crate) struct Options {
     pub(crate) allow_unauthenticated_verifiers: bool,
     pub(crate) allowed_foreign_jwt_claims: Vec<String>,
+    /// How long a caller waits for a new token while the cached one is still valid, where an operator says so.
+    pub(crate) jwt_svid_cache_hit_timeout: Option<Duration>,
 }
 
 /// The service.

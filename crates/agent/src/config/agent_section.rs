@@ -16,8 +16,6 @@ use super::{Config, HealthConfig, LogConfig, Overrides, RateLimits, WorkloadKeys
 /// SPIRE: DefaultAgentSocketPath.
 const DEFAULT_SOCKET: &str = "/tmp/spire-agent/public/api.sock";
 const DEFAULT_SYNC_INTERVAL: Duration = Duration::from_secs(5);
-/// SPIRE waits for the whole call timeout of 30 s; a workload with a valid token at hand should not.
-const DEFAULT_CACHE_HIT_TIMEOUT: Duration = Duration::from_secs(5);
 /// SPIRE: DefaultX509SVIDCacheMaxSize, DefaultJWTSVIDCacheMaxSize.
 const DEFAULT_CACHE: usize = 1000;
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
@@ -413,10 +411,8 @@ fn sync_interval(experimental: &Section) -> Duration {
     }
 }
 
-fn cache_hit_timeout(experimental: &Section) -> Duration {
-    let Some(timeout) = experimental.duration("jwt_svid_cache_hit_timeout") else {
-        return DEFAULT_CACHE_HIT_TIMEOUT;
-    };
+fn cache_hit_timeout(experimental: &Section) -> Option<Duration> {
+    let timeout = experimental.duration("jwt_svid_cache_hit_timeout")?;
     // SPIRE: the same bounds.
     if timeout < Duration::from_secs(5) || timeout >= Duration::from_secs(30) {
         experimental.fault_at(
@@ -425,7 +421,7 @@ fn cache_hit_timeout(experimental: &Section) -> Duration {
             "jwt_svid_cache_hit_timeout = \"5s\"",
         );
     }
-    timeout
+    Some(timeout)
 }
 
 fn rate_limits(experimental: &Section) -> RateLimits {

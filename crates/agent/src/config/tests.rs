@@ -93,6 +93,10 @@ fn the_full_file_is_read_to_the_last_key() {
         config.availability_target,
         Some(Duration::from_secs(24 * 3600))
     );
+    assert_eq!(
+        config.jwt_svid_cache_hit_timeout,
+        Some(Duration::from_secs(5))
+    );
     assert_eq!(config.health.unwrap().bind_port, 8082);
     assert_eq!(config.log.selectors, ["unix:user", "k8s:ns"]);
 }

@@ -54,18 +54,18 @@ pub(super) async fn fetch(
             .map(|entry| token(&context, entry, &request.audience)),
     )
     .await?;
-    // The server may have taken its time: a process that became another program meanwhile gets nothing.
-    if context.gate.attest_again(&mut caller).await? {
-        let update = context.gate.cache.current(&caller.selectors);
-        let still = |entry: &&Arc<Entry>| update.entries.iter().any(|one| one.id == entry.id);
-        if !asked.iter().all(still) {
-            return Err(context.gate.no_identity(&caller));
-        }
+    // The server may have taken its time: a process that became another program meanwhile gets nothing of the former
+    // one, and nobody gets what an entry gave that was changed or withdrawn.
+    context.gate.attest_again(&mut caller).await?;
+    let update = context.gate.cache.current(&caller.selectors);
+    let mut kept: Vec<_> = asked.iter().zip(&tokens).collect();
+    kept.retain(|(entry, _)| update.entries.contains(entry));
+    if kept.is_empty() {
+        return Err(context.gate.no_identity(&caller));
     }
     let mut response = JwtsvidResponse {
-        svids: asked
-            .iter()
-            .zip(&tokens)
+        svids: kept
+            .into_iter()
             .map(|(entry, token)| Jwtsvid {
                 spiffe_id: entry.spiffe_id.to_string(),
                 svid: token.token.expose().clone(),
@@ -105,7 +105,9 @@ async fn token(
                 return Ok(token);
             }
             let renewal = request(context, entry, audience);
-            match tokio::time::timeout(RENEWAL_TIMEOUT, renewal).await {
+            let configured = context.options.jwt_svid_cache_hit_timeout;
+            let timeout = configured.unwrap_or(RENEWAL_TIMEOUT);
+            match tokio::time::timeout(timeout, renewal).await {
                 Ok(Ok(fresh)) => Ok(fresh),
                 Ok(Err(because)) => {
                     tracing::warn!(entry = %entry.id, %because, "JWT-SVID not renewed; the cached one is still valid");

@@ -1,7 +1,5 @@
 //! The service over a real socket, with entries and SVIDs put into the cache by hand.
 
-use std::time::Duration;
-
 use futures_util::FutureExt as _;
 use proto::workload::spiffe_workload_api_client::SpiffeWorkloadApiClient;
 use proto::workload::{WitBundlesRequest, WitsvidRequest};
@@ -54,6 +52,7 @@ struct Wish {
     allow_unauthenticated_verifiers: bool,
     limits: RateLimits,
     starting: bool,
+    jwt_svid_cache_hit_timeout: Option<Duration>,
     /// The process without a rate.
     exempt: u32,
     /// Beside `unix`.
@@ -143,6 +142,7 @@ async fn start(wish: Wish) -> Fixture {
         options: Options {
             allow_unauthenticated_verifiers: wish.allow_unauthenticated_verifiers,
             allowed_foreign_jwt_claims: vec!["jti".into()],
+            jwt_svid_cache_hit_timeout: wish.jwt_svid_cache_hit_timeout,
         },
     });
     let (health, path, stopper, directory) = serve(&context).await;

@@ -142,6 +142,16 @@ async fn with_a_server_that_hangs_the_cached_token_comes_and_its_renewal_goes_on
     assert_eq!(renewal.entry.id, made.id);
 }
 
+fn fresh_token() -> Arc<JwtToken> {
+    let now = SystemClock.now();
+    Arc::new(JwtToken {
+        token: spiffe::secret::Secret::new("fresh".into()),
+        issued_at: now,
+        expires_at: now + Duration::from_secs(300),
+        key_id: None,
+    })
+}
+
 #[tokio::test]
 async fn a_server_that_answers_renews_an_aging_token_for_its_caller() {
     let f = start(Wish::default()).await;
@@ -150,17 +160,65 @@ async fn a_server_that_answers_renews_an_aging_token_for_its_caller() {
     f.aging_token(&made);
     let answer = async {
         let request = requests.recv().await.unwrap();
-        let now = SystemClock.now();
-        let token = JwtToken {
-            token: spiffe::secret::Secret::new("fresh".into()),
-            issued_at: now,
-            expires_at: now + Duration::from_secs(300),
-            key_id: None,
-        };
-        request.reply.send(Ok(Arc::new(token))).unwrap();
+        request.reply.send(Ok(fresh_token())).unwrap();
     };
     let (got, ()) = tokio::join!(f.token_for_x(), answer);
     assert_eq!(got.unwrap(), "fresh");
+}
+
+#[tokio::test]
+async fn a_caller_waits_as_long_as_the_operator_says_for_the_renewal_of_an_aging_token() {
+    let f = start(Wish {
+        jwt_svid_cache_hit_timeout: Some(LONG),
+        ..Wish::default()
+    })
+    .await;
+    let mut requests = f.hanging_server();
+    let made = f.entry("a", "/a");
+    f.aging_token(&made);
+    let answer = async {
+        let request = requests.recv().await.unwrap();
+        // Longer than a caller waits by default.
+        tokio::time::sleep(streams::RENEWAL_TIMEOUT * 2).await;
+        request.reply.send(Ok(fresh_token())).unwrap();
+    };
+    let (got, ()) = tokio::join!(f.token_for_x(), answer);
+    assert_eq!(got.unwrap(), "fresh");
+}
+
+#[tokio::test]
+async fn a_token_whose_entry_is_withdrawn_while_it_is_issued_is_not_delivered() {
+    let f = start(Wish::default()).await;
+    let mut requests = f.hanging_server();
+    f.entry("a", "/a");
+    let answer = async {
+        let request = requests.recv().await.unwrap();
+        f.remove("a");
+        request.reply.send(Ok(fresh_token())).unwrap();
+    };
+    let (got, ()) = tokio::join!(f.token_for_x(), answer);
+    assert_eq!(got.unwrap_err().code(), Code::PermissionDenied);
+    // Beside another identity, only the withdrawn one is left out.
+    f.entry("a", "/a");
+    f.entry("b", "/b");
+    let answer = async {
+        for _ in 0..2 {
+            let request = requests.recv().await.unwrap();
+            if &*request.entry.id == "a" {
+                f.remove("a");
+            }
+            request.reply.send(Ok(fresh_token())).unwrap();
+        }
+    };
+    let mut client = f.client().await;
+    let wish = JwtsvidRequest {
+        audience: vec!["x".into()],
+        spiffe_id: String::new(),
+    };
+    let (got, ()) = tokio::join!(client.fetch_jwtsvid(request(wish)), answer);
+    let svids = got.unwrap().into_inner().svids;
+    assert_eq!(svids.len(), 1);
+    assert_eq!(svids[0].spiffe_id, "spiffe://example.org/b");
 }
 
 #[tokio::test]
