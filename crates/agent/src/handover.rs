@@ -62,6 +62,20 @@ impl Handover {
         })
     }
 
+    /// Drops what was received: private keys that nobody takes up are not kept.
+    pub(crate) fn discard(&self) {
+        let received = self
+            .received
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        if received.is_some() {
+            tracing::info!(
+                "the SVIDs that systemd kept are dropped: they are of an identity of before"
+            );
+        }
+    }
+
     /// Hands the SVIDs that the cache holds to the next process, if systemd will hold them.
     pub(crate) async fn send(&self, agent_id: &SpiffeId, cache: &Cache) {
         let content = match last_good::encode_svids(agent_id, &cache.snapshot().svids) {
@@ -79,5 +93,20 @@ impl Handover {
             Ok(Err(error)) => tracing::warn!(%error, "SVIDs not handed over"),
             Err(error) => tracing::warn!(%error, "SVIDs not handed over"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_discarded_is_given_to_nobody() {
+        let handover = Handover {
+            received: Mutex::new(Some(Zeroizing::new(b"keys".to_vec()))),
+            ..Handover::default()
+        };
+        handover.discard();
+        assert!(handover.received.lock().unwrap().is_none());
     }
 }

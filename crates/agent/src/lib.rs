@@ -313,6 +313,7 @@ impl Membership {
             (Stored::Usable(_), None) => Absence::NeverAttested,
             (Stored::Absent(absence), _) => absence,
         };
+        self.handover.discard();
         let random = Arc::clone(&self.random);
         let Some(joined) = join::join(&self.node, Some(&absence), random, stop).await? else {
             return Ok(None);

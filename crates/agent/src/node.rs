@@ -9,7 +9,7 @@ use plugin::node_attestor::agent::NodeAttestor;
 use spiffe::bundle::Bundle;
 use spiffe::clock::Clock;
 use spiffe::id::SpiffeId;
-use spiffe::key::{KeyPair, KeyType};
+use spiffe::key::{KeyPair, KeyType, PublicKey};
 use spiffe::x509::Certificate;
 
 use crate::cache::Snapshot;
@@ -57,6 +57,8 @@ pub(crate) struct Node {
     pub(crate) clock: Arc<dyn Clock>,
     /// What is stored, held only to copy it or to put in what was written.
     data: Mutex<AgentData>,
+    /// The key of the identity that was made last. It is in use also where its SVID could not be stored.
+    in_use: Mutex<Option<PublicKey>>,
     /// Why there is no identity, once one was removed.
     removal: Mutex<Option<Removal>>,
     /// One writer of the state directory at a time, so that nothing is written for an identity after its removal.
@@ -115,6 +117,7 @@ impl Node {
             attestor,
             clock,
             data,
+            in_use: Mutex::new(None),
             removal,
             disk: Mutex::new(()),
         })
@@ -164,23 +167,31 @@ impl Node {
         (!data.bundle.is_empty()).then(|| bundle_of(&self.config, data.bundle))
     }
 
-    /// A fresh key for the node's next SVID. The key of the SVID in use, or stored, stays untouched.
+    /// A fresh key for the node's next SVID. The keys of the SVID in use and of the one stored stay untouched.
     ///
     /// # Errors
-    /// When the key manager can't make one or does not hand it out.
+    /// When both names are taken by these keys, or the key manager can't make one or does not hand it out.
     pub(crate) async fn fresh_key(&self) -> Result<KeyPair, Fault> {
         let stored = self.data().svid;
-        let mut slot = KEY_IDS[0];
-        if let Some(current) = stored.first()
-            && let Some(first) = self
-                .keys
-                .key(slot)
-                .await
-                .map_err(|error| error.to_fault())?
-            && first.public_key() == current.public_key()
-        {
-            slot = KEY_IDS[1];
+        let in_use = lock(&self.in_use).clone();
+        let needed: Vec<&PublicKey> = stored
+            .first()
+            .map(Certificate::public_key)
+            .into_iter()
+            .chain(&in_use)
+            .collect();
+        let mut free = None;
+        for slot in KEY_IDS {
+            let held = self.keys.key(slot).await;
+            let held = held.map_err(|error| error.to_fault())?;
+            if !held.is_some_and(|held| needed.contains(&held.public_key())) {
+                free = Some(slot);
+                break;
+            }
         }
+        let slot = free.ok_or_else(|| {
+            key_fault(&"the SVID in use is not stored yet, and both it and the stored one need their keys")
+        })?;
         let signer = self
             .keys
             .generate_key(slot, KeyType::EcP256)
@@ -229,6 +240,7 @@ impl Node {
         identity: &NodeIdentity,
         bundle: &Bundle,
     ) -> Result<(), Fault> {
+        self.is_used(identity);
         let svid = identity.svid.clone();
         let certificates = certificates_of(bundle);
         self.store(move |data| {
@@ -247,6 +259,7 @@ impl Node {
         self: &Arc<Self>,
         identity: &NodeIdentity,
     ) -> Result<(), Fault> {
+        self.is_used(identity);
         let svid = identity.svid.clone();
         self.store(move |data| {
             data.svid = svid.chain;
@@ -343,6 +356,11 @@ impl Node {
         if let Err(fault) = removed {
             tracing::error!(%fault, "the node's SVID could not be removed from disk");
         }
+    }
+
+    /// An identity is used whether or not it can be stored.
+    fn is_used(&self, identity: &NodeIdentity) {
+        *lock(&self.in_use) = Some(identity.key.public_key().clone());
     }
 
     fn data(&self) -> AgentData {

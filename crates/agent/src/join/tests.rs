@@ -283,6 +283,35 @@ async fn what_may_pass_is_tried_again() {
     assert_eq!(server.calls("AttestAgent"), 3);
 }
 
+#[tokio::test]
+async fn a_fresh_key_replaces_neither_the_stored_key_nor_one_in_use_that_is_not_stored() {
+    let server = FakeServer::start("example.org").await;
+    let directory = tempfile::tempdir().unwrap();
+    let node = node(server.port, directory.path(), &Wish::default()).await;
+    let stored = joined(&node, None).await.unwrap().unwrap().identity;
+    // A directory in the place of the file: no rename can replace it.
+    let file = directory.path().join("agent-data.json");
+    std::fs::remove_file(&file).unwrap();
+    std::fs::create_dir(&file).unwrap();
+    let in_use = NodeIdentity {
+        svid: stored.svid.clone(),
+        key: node.fresh_key().await.unwrap(),
+    };
+    node.store_identity(&in_use).await.unwrap_err();
+    node.fresh_key().await.unwrap_err();
+    let keys = node.keys.keys().await.unwrap();
+    for key in [&stored.key, &in_use.key] {
+        let kept = keys
+            .iter()
+            .any(|(_, held)| held.public_key() == key.public_key());
+        assert!(kept);
+    }
+    // Where the SVID in use is the stored one, the other name is free.
+    std::fs::remove_dir(&file).unwrap();
+    node.store_identity(&stored).await.unwrap();
+    node.fresh_key().await.unwrap();
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_server_that_never_answers_ends_patience() {
     let directory = tempfile::tempdir().unwrap();
