@@ -10,10 +10,11 @@ use std::time::Duration;
 
 use config::fault::{Code, Fault};
 use futures_util::future::join_all;
+use plugin::blocking::Turns;
 use plugin::error::{Error, ErrorKind};
 use plugin::workload_attestor::{Attested, Peer, WorkloadAttestor};
 use spiffe::selector::{Selector, SelectorSet};
-use tokio::sync::{Mutex, Semaphore};
+use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 /// What is known of a process this long ago is known of it: the streams of one process ask together.
@@ -91,18 +92,24 @@ pub(crate) struct Attestors {
     fresh: Duration,
 }
 
+/// A user has one of so many parts of an attestor's turns: one whose processes are slow to attest delays nobody else's.
+const PARTS: usize = 4;
+
 /// An attestor, and how many callers it looks at at the same time.
 #[derive(Debug)]
 struct Limited {
     attestor: Arc<dyn WorkloadAttestor>,
-    turns: Semaphore,
+    turns: Turns,
 }
 
 impl Attestors {
     pub(crate) fn new(attestors: Vec<Arc<dyn WorkloadAttestor>>) -> Self {
-        let limited = |attestor: Arc<dyn WorkloadAttestor>| Limited {
-            turns: Semaphore::new(attestor.concurrency()),
-            attestor,
+        let limited = |attestor: Arc<dyn WorkloadAttestor>| {
+            let overall = attestor.concurrency();
+            Limited {
+                turns: Turns::new(overall, (overall / PARTS).max(1)),
+                attestor,
+            }
         };
         Self {
             all: attestors.into_iter().map(limited).collect(),
@@ -198,10 +205,10 @@ impl Limited {
     async fn ask(&self, peer: &Peer) -> Result<Attested, Failure> {
         let deadline = self.attestor.deadline();
         let answer = async {
-            let turn = self.turns.acquire().await;
-            let attested = self.attestor.attest(peer).await;
-            drop(turn);
-            attested
+            let turn = self.turns.take(peer.uid).await;
+            let _turn =
+                turn.map_err(|_shutdown| Error::interrupted(self.attestor.name().to_owned()))?;
+            self.attestor.attest(peer).await
         };
         match tokio::time::timeout(deadline, answer).await {
             Ok(Ok(attested)) => Ok(attested),

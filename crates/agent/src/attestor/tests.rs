@@ -50,6 +50,12 @@ fn this_process() -> Workload {
     Workload::new(Arc::new(peer))
 }
 
+/// This process, as one of this user.
+fn process_of(uid: u32) -> Workload {
+    let pid = i32::try_from(std::process::id()).unwrap();
+    Workload::new(Arc::new(Peer::of_process(pid, uid, 0).unwrap()))
+}
+
 async fn attest(fakes: Vec<Fake>) -> Result<Arc<Attestation>, AttestError> {
     attestors(fakes).attest(&this_process()).await
 }
@@ -126,39 +132,85 @@ async fn streams_of_one_process_are_one_attestation_for_a_moment() {
     assert_eq!(later.selectors, selectors(&["counting:1"]));
 }
 
-#[tokio::test(start_paused = true)]
-async fn an_attestor_looks_at_no_more_callers_at_once_than_it_says() {
-    #[derive(Debug, Default)]
-    struct Busy {
-        now: std::sync::atomic::AtomicUsize,
-        most: std::sync::atomic::AtomicUsize,
+/// Counts those it looks at, who stay for a while.
+#[derive(Debug, Default)]
+struct Busy {
+    now: std::sync::atomic::AtomicUsize,
+    most: std::sync::atomic::AtomicUsize,
+}
+
+#[async_trait]
+impl WorkloadAttestor for Busy {
+    fn name(&self) -> &str {
+        "busy"
     }
-    #[async_trait]
-    impl WorkloadAttestor for Busy {
-        fn name(&self) -> &str {
-            "busy"
-        }
-        fn concurrency(&self) -> usize {
-            3
-        }
-        async fn attest(&self, _peer: &Peer) -> Result<Attested, Error> {
-            use std::sync::atomic::Ordering::Relaxed;
-            let now = self.now.fetch_add(1, Relaxed) + 1;
-            self.most.fetch_max(now, Relaxed);
-            tokio::time::sleep(Duration::from_millis(10)).await;
-            self.now.fetch_sub(1, Relaxed);
-            Ok(Attested::default())
-        }
+
+    fn concurrency(&self) -> usize {
+        8
     }
+
+    async fn attest(&self, _peer: &Peer) -> Result<Attested, Error> {
+        use std::sync::atomic::Ordering::Relaxed;
+        let now = self.now.fetch_add(1, Relaxed) + 1;
+        self.most.fetch_max(now, Relaxed);
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        self.now.fetch_sub(1, Relaxed);
+        Ok(Attested::default())
+    }
+}
+
+/// How many an attestor with 8 turns looks at at the same time when 20 processes of each of these users call.
+async fn most_at_once(users: std::ops::Range<u32>) -> usize {
     let busy = Arc::new(Busy::default());
     let attestors = Attestors::new(vec![Arc::<Busy>::clone(&busy)]);
-    let workloads: Vec<_> = (0..20).map(|_| this_process()).collect();
+    let workloads: Vec<_> = users
+        .flat_map(|user| std::iter::repeat_n(user, 20))
+        .map(process_of)
+        .collect();
     let all = join_all(workloads.iter().map(|one| attestors.attest(one))).await;
     assert!(
         all.into_iter()
             .all(|one| one.unwrap().incomplete.is_empty())
     );
-    assert_eq!(busy.most.load(std::sync::atomic::Ordering::Relaxed), 3);
+    busy.most.load(std::sync::atomic::Ordering::Relaxed)
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_attestor_looks_at_no_more_callers_at_once_than_it_says() {
+    assert_eq!(most_at_once(0..6).await, 8);
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_user_takes_no_more_than_its_part_of_an_attestors_turns() {
+    assert_eq!(most_at_once(0..1).await, 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_user_whose_processes_are_never_done_stops_no_other_users_attestation() {
+    /// Is never done with user 1.
+    #[derive(Debug)]
+    struct Stuck;
+    #[async_trait]
+    impl WorkloadAttestor for Stuck {
+        fn name(&self) -> &str {
+            "stuck"
+        }
+        async fn attest(&self, peer: &Peer) -> Result<Attested, Error> {
+            if peer.uid == 1 {
+                std::future::pending::<()>().await;
+            }
+            Ok(Attested::default())
+        }
+    }
+    let attestors = Attestors::new(vec![Arc::new(Stuck)]);
+    let slow: Vec<_> = (0..300).map(|_| process_of(1)).collect();
+    let slow = join_all(slow.iter().map(|one| attestors.attest(one)));
+    let other = process_of(2);
+    tokio::select! {
+        biased;
+        _ = slow => panic!("they are never done before their deadline"),
+        other = attestors.attest(&other) => assert!(other.unwrap().incomplete.is_empty()),
+    }
 }
 
 fn incomplete(now: &[&str], attestors: &[&str]) -> Attestation {
