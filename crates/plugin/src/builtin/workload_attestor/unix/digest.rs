@@ -1,8 +1,10 @@
 //! The SHA-256 digest of a program, remembered by what the kernel says of the file.
 //!
 //! Callers decide what is read here, so its cost is bounded: by size, by the number of readings at the same time, and by
-//! one reading for all who wait for the same file. A reading that nobody waits for any more is finished all the same
-//! (whoever comes back finds its result), unless the file is huge.
+//! one reading for all processes of a user that wait for the same file. It is not shared with other users: it waits for a
+//! turn of its user, and nobody else is to wait in that queue. The digests that are remembered serve everybody. A reading
+//! that nobody waits for any more is finished all the same (whoever comes back finds its result), unless the file is
+//! huge.
 
 use std::collections::{HashMap, VecDeque};
 use std::fs::{File, Metadata};
@@ -88,7 +90,8 @@ pub(super) struct Digests {
     /// In bytes; 0 is none.
     limit: u64,
     known: Mutex<Known>,
-    under_way: Arc<SingleFlight<FileId, Reading>>,
+    /// By file and user.
+    under_way: Arc<SingleFlight<(FileId, u32), Reading>>,
     reading: Turns,
     opening: Turns,
     /// A reading that nobody waits for ends after so many bytes.
@@ -171,9 +174,13 @@ impl Digests {
             if waiters.are_gone() {
                 return Err(Interrupted);
             }
+            // Another user's reading of the same file may have ended in the meantime.
+            if let Some(known) = this.known(&id) {
+                return Ok(Ok(known));
+            }
             blocking::run(turn, move || this.read(opened, &waiters)).await
         };
-        let outcome = self.under_way.join(id, work).await?;
+        let outcome = self.under_way.join((id, user), work).await?;
         outcome.map_err(|failure| match failure {
             Failure::TooLarge(size) => too_large(size),
             Failure::Interrupted => Problem::Interrupted,
@@ -253,6 +260,12 @@ impl Digests {
         for user in 0..2 {
             drop(self.reading.take(user).await.unwrap());
         }
+    }
+
+    /// Takes a turn to read that `user` has then no more.
+    #[cfg(test)]
+    pub(super) async fn take_turn(&self, user: u32) -> blocking::Turn {
+        self.reading.take(user).await.unwrap()
     }
 
     #[cfg(test)]

@@ -332,6 +332,29 @@ async fn a_reading_that_nobody_waits_for_ends_and_gives_its_turn_back() {
 }
 
 #[tokio::test]
+async fn a_user_that_waits_for_its_turn_holds_up_no_other_users_reading_of_the_same_program() {
+    let directory = tempfile::tempdir().unwrap();
+    let (path, digest) = own_program(directory.path());
+    let sleeper = Sleeper::start(&path);
+    let pid = sleeper.peer().pid;
+    let digests = Arc::new(Digests::new(later(), 0));
+    let turn = digests.take_turn(1).await;
+    let opened = digests.open(pid, 1).await.unwrap();
+    let waiting = tokio::spawn({
+        let digests = Arc::clone(&digests);
+        async move { digests.digest(opened, 1).await }
+    });
+    tokio::task::yield_now().await;
+    let opened = digests.open(pid, 2).await.unwrap();
+    assert_eq!(*digests.digest(opened, 2).await.unwrap(), *digest);
+    assert!(!waiting.is_finished());
+    // What was read for one user is remembered for all.
+    drop(turn);
+    assert_eq!(*waiting.await.unwrap().unwrap(), *digest);
+    assert_eq!(digests.readings.load(Ordering::Relaxed), 1);
+}
+
+#[tokio::test]
 async fn names_that_cannot_be_looked_up_leave_the_numbers_and_say_so() {
     #[derive(Debug)]
     struct Down;
