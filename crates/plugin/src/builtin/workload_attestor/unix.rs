@@ -76,8 +76,11 @@ impl UnixAttestor {
         }
     }
 
-    /// Adds user and groups.
+    /// Adds user and groups. More groups than are looked at leave the answer incomplete.
     async fn who(&self, found: &mut Found, credentials: &Credentials) -> Result<(), Problem> {
+        found.incomplete = credentials
+            .more_groups
+            .then_some(Problem::ManyGroups { pid: found.pid });
         // Names that are in memory are read without a change of threads, which would cost more than all the rest.
         if let Some(values) = self.names.remembered(credentials) {
             found.values = values;
@@ -85,11 +88,13 @@ impl UnixAttestor {
         }
         let looked_up = self.names.look_up(credentials.clone()).await?;
         found.values = looked_up.values;
-        found.incomplete = looked_up.failed.map(|(kind, because)| Problem::Unreadable {
-            pid: found.pid,
-            what: "the names of the user and groups",
-            source: io::Error::new(kind, because),
-        });
+        if let Some((kind, because)) = looked_up.failed {
+            found.incomplete = Some(Problem::Unreadable {
+                pid: found.pid,
+                what: "the names of the user and groups",
+                source: io::Error::new(kind, because),
+            });
+        }
         Ok(())
     }
 

@@ -171,6 +171,7 @@ mod tests {
             uid: 0,
             gid: 0,
             supplementary_gids: vec![0, 4_000_000_000],
+            more_groups: false,
         }
     }
 

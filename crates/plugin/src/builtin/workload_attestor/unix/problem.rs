@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use config::fault::{Code, Fault};
 use spiffe::selector::SelectorError;
 
+use super::process::MOST_SUPPLEMENTARY_GIDS;
 use crate::blocking::Interrupted;
 use crate::error::{Error, ErrorKind};
 
@@ -29,6 +30,12 @@ pub(super) enum Problem {
         size: u64,
         limit: u64,
     },
+    /// The others have no selectors.
+    #[error(
+        "the caller (pid {pid}) has more than {} supplementary groups",
+        MOST_SUPPLEMENTARY_GIDS
+    )]
+    ManyGroups { pid: i32 },
     #[error(transparent)]
     Selector(#[from] SelectorError),
     #[error("the attestation was interrupted")]
@@ -52,6 +59,8 @@ impl Problem {
             }
             Self::TooLarge { .. } => fault(Code::WorkloadUnreadable)
                 .hint("raise workload_size_limit of the unix workload attestor (0 is no limit), or set it to -1 to go without sha256"),
+            Self::ManyGroups { .. } => fault(Code::WorkloadUnreadable)
+                .hint("select the workload by other selectors, or take it out of groups that it does not need"),
             Self::Unintelligible { .. } | Self::Selector(_) | Self::Interrupted => fault(Code::Internal),
         }
     }
@@ -61,7 +70,7 @@ impl From<Problem> for Error {
     fn from(problem: Problem) -> Self {
         let kind = match problem {
             Problem::Changed { .. } => ErrorKind::Denied,
-            Problem::TooLarge { .. } => ErrorKind::Permanent,
+            Problem::TooLarge { .. } | Problem::ManyGroups { .. } => ErrorKind::Permanent,
             Problem::Unreadable { .. } | Problem::Interrupted => ErrorKind::Transient,
             Problem::Unintelligible { .. } | Problem::Selector(_) => ErrorKind::Internal,
         };

@@ -13,8 +13,15 @@ pub(super) struct Credentials {
     pub(super) uid: u32,
     /// Effective.
     pub(super) gid: u32,
+    /// The first [`MOST_SUPPLEMENTARY_GIDS`].
     pub(super) supplementary_gids: Vec<u32>,
+    /// Whether it has more supplementary groups than those.
+    pub(super) more_groups: bool,
 }
+
+/// Supplementary groups that are looked at. The kernel allows 65536, each of which would be two selectors in memory for
+/// each process that a user starts.
+pub(super) const MOST_SUPPLEMENTARY_GIDS: usize = 1024;
 
 /// A status file with the most supplementary groups the kernel allows, 65536, stays below this.
 const MAX_STATUS_BYTES: u64 = 1 << 20;
@@ -44,15 +51,17 @@ fn parse_status(text: &str) -> Option<Credentials> {
             .find_map(|line| line.strip_prefix(name)?.strip_prefix(":\t"))
     };
     let effective = |name: &str| field(name)?.split_ascii_whitespace().nth(1)?.parse().ok();
-    let groups = field("Groups").unwrap_or_default();
+    let mut groups = field("Groups").unwrap_or_default().split_ascii_whitespace();
     Some(Credentials {
         uid: effective("Uid")?,
         gid: effective("Gid")?,
         supplementary_gids: groups
-            .split_ascii_whitespace()
+            .by_ref()
+            .take(MOST_SUPPLEMENTARY_GIDS)
             .map(str::parse)
             .collect::<Result<_, _>>()
             .ok()?,
+        more_groups: groups.next().is_some(),
     })
 }
 
@@ -99,6 +108,7 @@ mod tests {
             uid: 1001,
             gid: 6,
             supplementary_gids: vec![4, 27, 1000],
+            more_groups: false,
         };
         assert_eq!(parse_status(text), Some(want));
     }
@@ -107,6 +117,25 @@ mod tests {
     fn a_process_without_further_groups_has_none() {
         let text = "Uid:\t0\t0\t0\t0\nGid:\t0\t0\t0\t0\nGroups:\t \n";
         assert!(parse_status(text).unwrap().supplementary_gids.is_empty());
+    }
+
+    #[test]
+    fn groups_beyond_the_limit_are_not_looked_at_and_it_is_known_that_there_are_more() {
+        for (count, more) in [
+            (MOST_SUPPLEMENTARY_GIDS, false),
+            (MOST_SUPPLEMENTARY_GIDS + 1, true),
+            (65536, true),
+        ] {
+            let groups: String = (0..count).map(|gid| format!("{gid} ")).collect();
+            let text = format!("Uid:\t0\t0\t0\t0\nGid:\t0\t0\t0\t0\nGroups:\t{groups}\n");
+            let credentials = parse_status(&text).unwrap();
+            assert_eq!(
+                credentials.supplementary_gids.len(),
+                MOST_SUPPLEMENTARY_GIDS
+            );
+            assert_eq!(credentials.supplementary_gids.last(), Some(&1023));
+            assert_eq!(credentials.more_groups, more, "{count}");
+        }
     }
 
     #[test]

@@ -374,6 +374,31 @@ async fn names_that_cannot_be_looked_up_leave_the_numbers_and_say_so() {
     assert!(!values.iter().any(|value| value.starts_with("user:")));
 }
 
+#[tokio::test]
+async fn a_process_with_more_groups_than_are_looked_at_keeps_what_is_known_and_says_so() {
+    let attestor = attestor(UnixConfig::default());
+    // Names are first looked up, then remembered: both say so.
+    for _ in 0..2 {
+        let mut found = Found {
+            pid: 1,
+            values: Vec::new(),
+            incomplete: None,
+        };
+        let credentials = Credentials {
+            uid: 0,
+            gid: 0,
+            supplementary_gids: vec![4_000_000_000],
+            more_groups: true,
+        };
+        attestor.who(&mut found, &credentials).await.unwrap();
+        let values = &found.values;
+        assert!(values.contains(&"supplementary_gid:4000000000".to_owned()));
+        let error = Error::from(found.incomplete.unwrap());
+        assert_eq!(error.kind(), ErrorKind::Permanent, "{error}");
+        assert!(error.to_string().contains("1024 supplementary groups"));
+    }
+}
+
 #[test]
 fn remembers_a_bounded_number_of_digests() {
     let digests = Digests::new(Arc::new(SystemClock), 0);
