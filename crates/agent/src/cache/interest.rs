@@ -2,7 +2,8 @@
 //! entry is held by streams that need its X509-SVID.
 //!
 //! Sets are found by their selectors, so that a change of an entry costs the sets that it concerns and not all that
-//! there are. A set that nobody listens to is kept for the next caller until it changes or the room is needed.
+//! there are. A set that nobody listens to is kept for the next caller until it changes or the room is needed, unless no
+//! entry matches it: callers without an identity leave nothing behind.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -93,14 +94,21 @@ impl Interest {
         (id, set.sender.subscribe())
     }
 
-    /// The state of a set, made by `make` if it is not known yet.
+    /// The state of a set, made by `make` if it is not known yet. One that no entry matches is not kept.
     pub(super) fn current(
         &mut self,
         selectors: &SelectorSet,
         make: impl FnOnce() -> WorkloadUpdate,
     ) -> Arc<WorkloadUpdate> {
+        if let Some(known) = self.ids.get(selectors).and_then(|id| self.update(*id)) {
+            return known;
+        }
+        let update = make();
+        if !update.has_identity() {
+            return Arc::new(update);
+        }
         let id = self.id_of(selectors);
-        let set = Self::set(&mut self.sets, id, selectors, make);
+        let set = Self::set(&mut self.sets, id, selectors, || update);
         Arc::clone(&set.sender.borrow())
     }
 
@@ -140,7 +148,7 @@ impl Interest {
         })
     }
 
-    /// Ends a stream that was opened for `purpose`.
+    /// Ends a stream that was opened for `purpose`. The last one of a set that no entry matches takes the set with it.
     pub(super) fn close(&mut self, id: SetId, purpose: Purpose) {
         let Some(set) = self.sets.get_mut(&id) else {
             return;
@@ -151,6 +159,9 @@ impl Interest {
             if set.svid_streams == 0 {
                 self.holders.remove(&set.sender.borrow().entries);
             }
+        }
+        if !set.sender.borrow().has_identity() {
+            self.forget(id);
         }
     }
 
@@ -328,12 +339,56 @@ mod tests {
     #[test]
     fn a_set_with_a_stream_is_never_forgotten_and_another_leaves_nothing() {
         let mut interest = Interest::default();
-        let (set, _) = interest.open(&selectors(&["u:1"]), Purpose::Bundles, || update(&[]));
+        let a = entry("a", "/a", &["u:1"]);
+        let (set, _) = interest.open(&selectors(&["u:1"]), Purpose::Bundles, || update(&[&a]));
         interest.forget(set);
         assert!(interest.update(set).is_some());
         interest.close(set, Purpose::Bundles);
+        assert!(interest.update(set).is_some());
         interest.forget(set);
+        assert_nothing_is_kept(&interest);
+    }
+
+    fn assert_nothing_is_kept(interest: &Interest) {
         assert!(interest.sets.is_empty() && interest.ids.is_empty());
-        assert!(interest.by_selector.is_empty());
+        assert!(interest.by_selector.is_empty() && interest.holders.0.is_empty());
+    }
+
+    #[test]
+    fn a_set_that_no_entry_matches_is_kept_as_long_as_it_has_a_stream_and_no_longer() {
+        let mut interest = Interest::default();
+        let mut open = || {
+            interest
+                .open(&selectors(&["u:1"]), Purpose::X509Svids, || update(&[]))
+                .0
+        };
+        let (set, same) = (open(), open());
+        assert_eq!(set, same);
+        interest.close(set, Purpose::X509Svids);
+        assert!(interest.listened_to(set).is_some());
+        interest.close(set, Purpose::X509Svids);
+        assert_nothing_is_kept(&interest);
+    }
+
+    #[test]
+    fn a_set_that_lost_its_last_entry_leaves_with_its_last_stream() {
+        let mut interest = Interest::default();
+        let a = entry("a", "/a", &["u:1"]);
+        let (set, _) = interest.open(&selectors(&["u:1"]), Purpose::X509Svids, || update(&[&a]));
+        interest.publish(set, update(&[]));
+        interest.close(set, Purpose::X509Svids);
+        assert_nothing_is_kept(&interest);
+    }
+
+    #[test]
+    fn a_question_without_a_stream_keeps_only_what_an_entry_matches() {
+        let mut interest = Interest::default();
+        let (set, a) = (selectors(&["u:1"]), entry("a", "/a", &["u:1"]));
+        assert!(!interest.current(&set, || update(&[])).has_identity());
+        assert_nothing_is_kept(&interest);
+        // So an entry that comes is seen by the next question.
+        assert!(interest.current(&set, || update(&[&a])).has_identity());
+        assert_eq!(interest.sets.len(), 1);
+        assert!(interest.current(&set, || update(&[])).has_identity());
     }
 }
