@@ -144,7 +144,7 @@ impl Sync {
             }
             Ok(()) => {}
             Err(fault) => {
-                tracing::warn!(%fault, "the node's SVID or trust bundle is still not on disk")
+                tracing::warn!(%fault, "the node's SVID or trust bundle is still not on disk");
             }
         }
     }
