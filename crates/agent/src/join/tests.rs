@@ -288,7 +288,7 @@ async fn a_fresh_key_replaces_neither_the_stored_key_nor_one_in_use_that_is_not_
     let server = FakeServer::start("example.org").await;
     let directory = tempfile::tempdir().unwrap();
     let node = node(server.port, directory.path(), &Wish::default()).await;
-    let stored = joined(&node, None).await.unwrap().unwrap().identity;
+    let stored = joined(&node, None).await.unwrap().identity;
     // A directory in the place of the file: no rename can replace it.
     let file = directory.path().join("agent-data.json");
     std::fs::remove_file(&file).unwrap();
