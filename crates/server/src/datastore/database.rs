@@ -61,6 +61,8 @@ pub(super) struct Look {
 pub(super) struct Database<B> {
     pub(super) backend: B,
     trust_domain: TrustDomain,
+    /// Whether the database that is open was found to be this trust domain's, with a schema that is up to date.
+    checked: bool,
 }
 
 impl<B: Backend> Database<B> {
@@ -75,9 +77,27 @@ impl<B: Backend> Database<B> {
         let mut database = Self {
             backend,
             trust_domain,
+            checked: false,
         };
         database.migrate().await?;
+        database.checked = true;
         Ok(database)
+    }
+
+    /// Opens the database that took the place of the one that is open, if one did.
+    async fn follow_replacement(&mut self) -> Result<(), DatastoreError> {
+        if self.backend.reconnect().await? {
+            tracing::warn!(
+                at = self.backend.at(),
+                "the database was replaced; opening the new one"
+            );
+            self.checked = false;
+        }
+        if !self.checked {
+            self.migrate().await?;
+            self.checked = true;
+        }
+        Ok(())
     }
 
     async fn migrate(&mut self) -> Result<(), DatastoreError> {
@@ -224,6 +244,8 @@ impl<B: Backend> Database<B> {
         &mut self,
         known: Cursor,
     ) -> Result<(Cursor, CatchUp), DatastoreError> {
+        // A write to a file that was replaced would be acknowledged and lost.
+        self.follow_replacement().await?;
         let dialect = self.backend.dialect();
         let token = new_token();
         let begin = vec![
@@ -271,13 +293,7 @@ impl<B: Backend> Database<B> {
     /// # Errors
     /// The database does not answer, or holds what can't be read, or is another one now.
     pub(super) async fn look(&mut self, known: Cursor) -> Result<Look, DatastoreError> {
-        if self.backend.reconnect().await? {
-            tracing::warn!(
-                at = self.backend.at(),
-                "the database was replaced; opening the new one"
-            );
-            self.migrate().await?;
-        }
+        self.follow_replacement().await?;
         // One cheap look outside any transaction: mostly there is nothing.
         let rows = self.query(self.backend.dialect().look, Vec::new()).await?;
         let row = first(&rows).ok_or_else(no_revision)?;

@@ -21,6 +21,9 @@ use crate::registry::Kind;
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// Statements that are kept prepared.
 const PREPARED: usize = 64;
+/// What SQLite appends to the database's path for its write-ahead log, and for the index of that.
+const WAL: &str = "-wal";
+const SHM: &str = "-shm";
 
 static DIALECT: Dialect = Dialect {
     migrations: &[
@@ -56,10 +59,20 @@ pub(super) type Job = Box<dyn FnOnce(&mut Connection) + Send>;
 pub(super) struct Sqlite {
     jobs: mpsc::Sender<Job>,
     path: Arc<Path>,
-    /// Device and inode of the open file.
-    identity: (u64, u64),
+    files: OpenFiles,
     /// Held for its lock.
     lock: Option<File>,
+}
+
+type FileId = (u64, u64);
+
+/// Device and inode of what the connection has open.
+#[derive(Debug, Clone, Copy)]
+struct OpenFiles {
+    /// None while a file that was replaced is not open yet.
+    database: Option<FileId>,
+    wal: Option<FileId>,
+    shm: Option<FileId>,
 }
 
 impl Sqlite {
@@ -81,8 +94,8 @@ impl Sqlite {
             .name("datastore".to_owned())
             .spawn(move || {
                 let mut connection = match connect(&file) {
-                    Ok((connection, identity)) => {
-                        drop(opened.send(Ok(identity)));
+                    Ok((connection, files)) => {
+                        drop(opened.send(Ok(files)));
                         connection
                     }
                     Err(error) => return drop(opened.send(Err(error))),
@@ -95,11 +108,11 @@ impl Sqlite {
             at: path.display().to_string(),
             because: error.to_string(),
         })?;
-        let identity = answer.await.map_err(|_gone| DatastoreError::Closed)??;
+        let files = answer.await.map_err(|_gone| DatastoreError::Closed)??;
         Ok(Self {
             jobs,
             path: Arc::from(path),
-            identity,
+            files,
             lock: None,
         })
     }
@@ -184,22 +197,31 @@ impl Backend for Sqlite {
     /// A file that was moved away or replaced is still open here: what was written to it would be in no backup.
     async fn reconnect(&mut self) -> Result<bool, DatastoreError> {
         let current = identity(&self.path)?;
-        if current == self.identity {
+        if self.files.database == Some(current) {
             return Ok(false);
         }
-        let lock = match self.lock {
-            Some(_) => Some(lock(&self.path)?),
-            None => None,
+        // The lock stays where the database alone was replaced: this process would refuse itself a second one.
+        let lock = match &self.lock {
+            Some(held) if !is_lock_of(held, &self.path) => Some(lock(&self.path)?),
+            _ => None,
         };
+        let stale = self.files;
+        // Should the new file not open, the next call tries again, even if the old file is back by then.
+        self.files.database = None;
         let path = Arc::clone(&self.path);
-        self.identity = self
+        self.files = self
             .on_thread(move |connection| {
-                let (opened, identity) = connect(&path)?;
+                // Closes the old connection.
+                *connection = Connection::open_in_memory().map_err(|error| fault(&path, &error))?;
+                remove_stale(&path, stale)?;
+                let (opened, files) = connect(&path)?;
                 *connection = opened;
-                Ok(identity)
+                Ok(files)
             })
             .await?;
-        self.lock = lock;
+        if let Some(lock) = lock {
+            self.lock = Some(lock);
+        }
         Ok(true)
     }
 
@@ -224,10 +246,9 @@ impl Backend for Sqlite {
 /// Takes the lock of a file for this process. It is kept on a file of its own: SQLite's locks on the database itself end
 /// when any descriptor of it is closed.
 fn lock(path: &Path) -> Result<File, DatastoreError> {
-    let mut name = path.as_os_str().to_owned();
-    name.push(".lock");
+    let name = beside(path, ".lock");
     let open = |because: std::io::Error| DatastoreError::Open {
-        at: Path::new(&name).display().to_string(),
+        at: name.display().to_string(),
         because: because.to_string(),
     };
     let file = OpenOptions::new()
@@ -246,14 +267,44 @@ fn lock(path: &Path) -> Result<File, DatastoreError> {
     }
 }
 
-fn identity(path: &Path) -> Result<(u64, u64), DatastoreError> {
-    let file = std::fs::metadata(path).map_err(|error| DatastoreError::Unavailable {
-        because: format!("{}: {error}", path.display()),
-    })?;
+/// The path of a file beside the database.
+fn beside(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    PathBuf::from(name)
+}
+
+/// Whether the held lock is the one that another process would ask for.
+fn is_lock_of(held: &File, path: &Path) -> bool {
+    let held = held.metadata().map(|file| (file.dev(), file.ino()));
+    let named = std::fs::metadata(beside(path, ".lock")).map(|file| (file.dev(), file.ino()));
+    matches!((held, named), (Ok(held), Ok(named)) if held == named)
+}
+
+/// Removes the write-ahead log of a file that is no longer there, and its index: SQLite leaves them behind when their
+/// file has moved, and would replay the log over the file that took its place.
+fn remove_stale(path: &Path, stale: OpenFiles) -> Result<(), DatastoreError> {
+    for (suffix, stale) in [(WAL, stale.wal), (SHM, stale.shm)] {
+        let file = beside(path, suffix);
+        if stale.is_some() && identity(&file).ok() == stale {
+            std::fs::remove_file(&file).map_err(|error| unavailable(&file, &error))?;
+        }
+    }
+    Ok(())
+}
+
+fn identity(path: &Path) -> Result<FileId, DatastoreError> {
+    let file = std::fs::metadata(path).map_err(|error| unavailable(path, &error))?;
     Ok((file.dev(), file.ino()))
 }
 
-fn connect(path: &Path) -> Result<(Connection, (u64, u64)), DatastoreError> {
+fn unavailable(path: &Path, error: &std::io::Error) -> DatastoreError {
+    DatastoreError::Unavailable {
+        because: format!("{}: {error}", path.display()),
+    }
+}
+
+fn connect(path: &Path) -> Result<(Connection, OpenFiles), DatastoreError> {
     let at = || path.display().to_string();
     // SQLite would create it readable by all.
     OpenOptions::new()
@@ -271,7 +322,7 @@ fn connect(path: &Path) -> Result<(Connection, (u64, u64)), DatastoreError> {
         DatastoreError::Refused { because } => DatastoreError::Open { at: at(), because },
         other => other,
     };
-    let identity = identity(path)?;
+    let database = identity(path)?;
     let connection = Connection::open(path).map_err(fault)?;
     connection.busy_timeout(BUSY_TIMEOUT).map_err(fault)?;
     connection.set_prepared_statement_cache_capacity(PREPARED);
@@ -281,7 +332,16 @@ fn connect(path: &Path) -> Result<(Connection, (u64, u64)), DatastoreError> {
              PRAGMA wal_autocheckpoint = 4000; PRAGMA cache_size = -8192; PRAGMA temp_store = MEMORY;",
         )
         .map_err(fault)?;
-    Ok((connection, identity))
+    // The first read opens the write-ahead log.
+    connection
+        .query_row("SELECT count(*) FROM sqlite_master", [], |_row| Ok(()))
+        .map_err(fault)?;
+    let files = OpenFiles {
+        database: Some(database),
+        wal: identity(&beside(path, WAL)).ok(),
+        shm: identity(&beside(path, SHM)).ok(),
+    };
+    Ok((connection, files))
 }
 
 /// Ends a transaction, if one is open.

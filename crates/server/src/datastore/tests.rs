@@ -369,30 +369,40 @@ async fn two_servers_on_one_file_are_refused() {
     assert_eq!(registry.entry_count(&EntryFilter::default()), 1);
 }
 
-/// A backup put in the place of the file, or of its whole directory, under a running server.
-#[tokio::test]
-async fn a_file_that_is_replaced_by_an_older_copy_is_noticed() {
+/// The server's own way to open the file, with its lock.
+async fn open_locked(subject: &Subject) -> (Datastore, Arc<Registry>) {
+    let config = DatastoreConfig::new(DatastoreKind::Sqlite {
+        path: subject.path().unwrap(),
+    });
+    let clock = Arc::new(subject.clock.clone());
+    Datastore::open(config, td("example.org"), clock)
+        .await
+        .unwrap()
+}
+
+/// A copy of a file with one entry, and the file again in use with one entry more, still in the write-ahead log.
+async fn with_older_copy() -> (Subject, Subject, Datastore, Arc<Registry>, [Arc<str>; 2]) {
     let (subject, copy) = (Subject::sqlite(), Subject::sqlite());
-    let (datastore, _) = subject.open().await;
+    let (datastore, _) = open_locked(&subject).await;
     let kept = create(&datastore, entry("/spire/agent/x", "/kept", &["a:1"])).await;
     datastore.close().await;
     std::fs::copy(subject.path().unwrap(), copy.path().unwrap()).unwrap();
-    let (datastore, registry) = subject.open().await;
+    let (datastore, registry) = open_locked(&subject).await;
     let lost = create(&datastore, entry("/spire/agent/x", "/lost", &["a:1"])).await;
-    let directory = subject.path().unwrap().parent().unwrap().to_owned();
-    let aside = copy.path().unwrap().with_extension("aside");
+    let ids = [Arc::clone(&kept.id), Arc::clone(&lost.id)];
+    (subject, copy, datastore, registry, ids)
+}
+
+#[tokio::test]
+async fn a_file_that_is_replaced_by_an_older_copy_is_noticed() {
+    let (subject, copy, datastore, registry, [kept, lost]) = with_older_copy().await;
     let mut revisions = registry.subscribe();
     revisions.mark_unchanged();
-    std::fs::rename(&directory, &aside).unwrap();
-    std::fs::rename(copy.path().unwrap().parent().unwrap(), &directory).unwrap_or_else(|_| {
-        // The copy's directory holds what was moved aside: move the file alone.
-        std::fs::create_dir(&directory).unwrap();
-        std::fs::rename(copy.path().unwrap(), subject.path().unwrap()).unwrap();
-    });
-    while registry.entry(&lost.id).is_some() {
+    std::fs::rename(copy.path().unwrap(), subject.path().unwrap()).unwrap();
+    while registry.entry(&lost).is_some() {
         revisions.changed().await.unwrap();
     }
-    assert!(registry.entry(&kept.id).is_some());
+    assert!(registry.entry(&kept).is_some());
     create(&datastore, entry("/spire/agent/x", "/new", &["a:1"])).await;
     let (_fresh, fresh) = subject.open().await;
     assert_eq!(
@@ -400,4 +410,48 @@ async fn a_file_that_is_replaced_by_an_older_copy_is_noticed() {
         content(&registry),
         "it writes to the new file"
     );
+}
+
+#[tokio::test]
+async fn a_directory_that_is_replaced_by_an_older_copy_is_noticed() {
+    let (subject, copy, datastore, registry, [kept, lost]) = with_older_copy().await;
+    let directory = subject.path().unwrap().parent().unwrap().to_owned();
+    std::fs::rename(&directory, directory.with_extension("aside")).unwrap();
+    std::fs::rename(copy.path().unwrap().parent().unwrap(), &directory).unwrap();
+    create(&datastore, entry("/spire/agent/x", "/new", &["a:1"])).await;
+    std::fs::remove_dir_all(directory.with_extension("aside")).unwrap();
+    assert!(registry.entry(&lost).is_none() && registry.entry(&kept).is_some());
+    let (_fresh, fresh) = subject.open().await;
+    assert_eq!(content(&fresh), content(&registry));
+}
+
+#[tokio::test]
+async fn no_write_is_acknowledged_that_goes_to_a_replaced_file() {
+    let (subject, copy, datastore, registry, [kept, lost]) = with_older_copy().await;
+    std::fs::rename(copy.path().unwrap(), subject.path().unwrap()).unwrap();
+    // The write comes before the next look at the file.
+    let new = create(&datastore, entry("/spire/agent/x", "/new", &["a:1"])).await;
+    let (_fresh, fresh) = subject.open().await;
+    assert!(fresh.entry(&new.id).is_some(), "it is in the new file");
+    assert!(fresh.entry(&kept).is_some());
+    assert!(fresh.entry(&lost).is_none(), "the old log was not replayed");
+    assert_eq!(content(&fresh), content(&registry));
+}
+
+#[tokio::test]
+async fn a_replacement_of_another_trust_domain_is_never_written_to() {
+    let (subject, copy, datastore, _registry, _) = with_older_copy().await;
+    copy.sql("UPDATE meta SET value = 'other.test' WHERE name = 'trust_domain'")
+        .await;
+    std::fs::rename(copy.path().unwrap(), subject.path().unwrap()).unwrap();
+    for _ in 0..2 {
+        let refused = datastore
+            .create_entries(vec![entry("/spire/agent/x", "/new", &["a:1"])])
+            .await
+            .unwrap_err();
+        assert!(
+            matches!(refused, DatastoreError::WrongTrustDomain { .. }),
+            "{refused}"
+        );
+    }
 }
