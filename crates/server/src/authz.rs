@@ -199,7 +199,9 @@ impl Authorizer {
         match tokio::time::timeout(PROMOTION_TIMEOUT, promotion).await {
             Ok(Ok(_)) => return Ok(()),
             // Another call under the same SVID was quicker, or a ban or an eviction.
-            Ok(Err(AgentWriteError::NotFound | AgentWriteError::Superseded)) => {}
+            Ok(Err(
+                AgentWriteError::NotFound | AgentWriteError::Superseded | AgentWriteError::Banned,
+            )) => {}
             Ok(Err(error)) => {
                 tracing::debug!(agent = %svid.id, %error, "the agent's renewed SVID is not yet recorded as the current one");
             }

@@ -19,6 +19,9 @@ const PRUNE_BATCH: usize = 1_000;
 pub enum AgentWriteError {
     #[error("agent not found")]
     NotFound,
+    /// The agent has been banned since the caller looked.
+    #[error("agent is banned")]
+    Banned,
     /// The agent has been banned, or its renewed SVID replaced, since the caller looked.
     #[error("agent SVID is not the latest one")]
     Superseded,
@@ -100,6 +103,38 @@ impl Datastore {
             }
             agent.serial = std::mem::take(&mut agent.new_serial);
             agent.expires_at = std::mem::take(&mut agent.new_expires_at);
+            Ok(())
+        })
+        .await
+    }
+
+    /// Writes the SVID of a renewal, which counts from its first use. `held` is the serial of the SVID that the agent
+    /// renewed: if it comes from the renewal before, it becomes the current one.
+    ///
+    /// # Errors
+    /// [`AgentWriteError::Banned`], [`AgentWriteError::Superseded`] when `held` is no longer valid,
+    /// [`AgentWriteError::NotFound`], or the store could not write.
+    pub async fn renew_agent(
+        &self,
+        id: &SpiffeId,
+        held: &str,
+        new_serial: &str,
+        new_expires_at: i64,
+    ) -> Result<Arc<Agent>, AgentWriteError> {
+        let (held, new_serial) = (held.to_owned(), new_serial.to_owned());
+        self.change_agent(id, move |agent| {
+            if agent.banned {
+                return Err(AgentWriteError::Banned);
+            }
+            if held.is_empty() || (agent.serial != held && agent.new_serial != held) {
+                return Err(AgentWriteError::Superseded);
+            }
+            if agent.serial != held {
+                agent.serial = std::mem::take(&mut agent.new_serial);
+                agent.expires_at = agent.new_expires_at;
+            }
+            agent.new_serial.clone_from(&new_serial);
+            agent.new_expires_at = new_expires_at;
             Ok(())
         })
         .await

@@ -96,13 +96,17 @@ impl Agents {
             .issue_x509(&grant, &key, &caller.record)
             .await
             .map_err(super::not_issued("failed to sign X509 SVID"))?;
-        let patch = AgentPatch {
-            new_serial: Some(issued.serial.clone()),
-            new_expires_at: Some(unix_seconds(issued.not_after)),
-            ..AgentPatch::default()
-        };
-        self.patch(id, patch).await?;
-        Ok(issued)
+        // A ban or an eviction during the signature counts: what was signed then is thrown away.
+        let renewed = self.datastore.renew_agent(
+            id,
+            &agent.serial,
+            &issued.serial,
+            unix_seconds(issued.not_after),
+        );
+        match renewed.await {
+            Ok(_) => Ok(issued),
+            Err(error) => Err(refusal(error, "failed to update agent")),
+        }
     }
 
     /// Keeps the version that an agent says it is. Costs a write only when it is another than before.
@@ -158,6 +162,11 @@ fn not_found() -> OpError {
 fn refusal(error: AgentWriteError, what: &str) -> OpError {
     match error {
         AgentWriteError::NotFound => not_found(),
+        AgentWriteError::Banned => {
+            refused(Kind::PermissionDenied, error.to_string()).agent(AgentRefusal::Banned)
+        }
+        // As for a call that waited: the agent tries again under the SVID that it holds now.
+        AgentWriteError::Superseded => refused(Kind::Unavailable, error.to_string()),
         other => write_failed(what, &other),
     }
 }

@@ -10,6 +10,8 @@ on_every_database!(
     an_update_writes_the_given_fields_only,
     a_renewed_serial_is_promoted_once,
     a_banned_agent_has_no_serial_and_is_not_promoted,
+    a_renewal_is_of_the_svid_that_is_held,
+    a_renewal_does_not_survive_a_ban_or_a_new_attestation,
     deleting_takes_the_token_alias_along,
     pruning_spares_banned_and_unexpired_agents,
     filters_add_up,
@@ -112,6 +114,49 @@ async fn a_banned_agent_has_no_serial_and_is_not_promoted(subject: Subject) {
         datastore.ban_agent(&id("/spire/agent/z")).await,
         Err(AgentWriteError::NotFound)
     );
+}
+
+async fn a_renewal_is_of_the_svid_that_is_held(subject: Subject) {
+    let (datastore, registry) = subject.open().await;
+    let x = id("/spire/agent/x");
+    datastore.put_agent(agent("/spire/agent/x")).await.unwrap();
+    let serials = || {
+        let agent = registry.agent(&x).unwrap();
+        let ends = (agent.expires_at, agent.new_expires_at);
+        (agent.serial.clone(), agent.new_serial.clone(), ends)
+    };
+    datastore.renew_agent(&x, "1", "2", NOW + 70).await.unwrap();
+    let expected = ("1".to_owned(), "2".to_owned(), (NOW + 60, NOW + 70));
+    assert_eq!(serials(), expected);
+    // Its answer was lost.
+    datastore.renew_agent(&x, "1", "3", NOW + 80).await.unwrap();
+    let lost = datastore.renew_agent(&x, "2", "4", NOW + 90).await;
+    assert_eq!(lost, Err(AgentWriteError::Superseded));
+    // Under the renewed SVID, before any other call promoted it.
+    datastore.renew_agent(&x, "3", "4", NOW + 90).await.unwrap();
+    let expected = ("3".to_owned(), "4".to_owned(), (NOW + 80, NOW + 90));
+    assert_eq!(serials(), expected);
+    for held in ["1", "2", ""] {
+        let refused = datastore.renew_agent(&x, held, "5", NOW + 99).await;
+        assert_eq!(refused, Err(AgentWriteError::Superseded), "{held}");
+    }
+    assert_eq!(serials(), expected);
+}
+
+async fn a_renewal_does_not_survive_a_ban_or_a_new_attestation(subject: Subject) {
+    let (datastore, registry) = subject.open().await;
+    let x = id("/spire/agent/x");
+    let renew = || datastore.renew_agent(&x, "1", "2", NOW + 120);
+    assert_eq!(renew().await, Err(AgentWriteError::NotFound));
+    let attested = Agent {
+        serial: "9".to_owned(),
+        ..agent("/spire/agent/x")
+    };
+    datastore.put_agent(attested).await.unwrap();
+    assert_eq!(renew().await, Err(AgentWriteError::Superseded));
+    datastore.ban_agent(&x).await.unwrap();
+    assert_eq!(renew().await, Err(AgentWriteError::Banned));
+    assert_eq!(registry.agent(&x).unwrap().new_serial, "");
 }
 
 async fn deleting_takes_the_token_alias_along(subject: Subject) {
