@@ -191,11 +191,20 @@ pub(crate) struct AdminCaller(());
 
 /// The proof that a server below calls, with the entry that says so. Only [`Caller::downstream`] makes one.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct DownstreamCaller<'a>(&'a Entry);
+pub(crate) struct DownstreamCaller<'a> {
+    entry: &'a Entry,
+    /// None in tests of what takes a proof.
+    registered: Option<&'a Arc<Entry>>,
+}
 
 impl<'a> DownstreamCaller<'a> {
     pub(crate) fn entry(self) -> &'a Entry {
-        self.0
+        self.entry
+    }
+
+    /// The entry as it was found, which a grant compares with the registry's when it has waited.
+    pub(crate) fn registered(self) -> Option<&'a Arc<Entry>> {
+        self.registered
     }
 }
 
@@ -208,8 +217,19 @@ impl AdminCaller {
 
 #[cfg(test)]
 impl<'a> DownstreamCaller<'a> {
+    /// As if the entry were registered as it is, for ever.
     pub(crate) fn for_tests(entry: &'a Entry) -> Self {
-        Self(entry)
+        Self {
+            entry,
+            registered: None,
+        }
+    }
+
+    pub(crate) fn registered_for_tests(entry: &'a Arc<Entry>) -> Self {
+        Self {
+            entry,
+            registered: Some(entry),
+        }
     }
 }
 
@@ -245,7 +265,10 @@ impl Caller {
     /// Internal, when the table lets somebody else in where a downstream server is needed.
     pub(crate) fn downstream(&self) -> Result<DownstreamCaller<'_>, OpError> {
         match &self.authority {
-            Authority::Downstream(entry) => Ok(DownstreamCaller(entry)),
+            Authority::Downstream(entry) => Ok(DownstreamCaller {
+                entry,
+                registered: Some(entry),
+            }),
             _ => Err(refused(
                 Kind::Internal,
                 "caller is not a downstream workload",

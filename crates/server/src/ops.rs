@@ -44,6 +44,7 @@ pub(crate) fn not_issued(what: &'static str) -> impl Fn(IssueError) -> OpError {
             IssueError::JwtDisabled => Kind::Unimplemented,
             IssueError::NotGranted { .. } => Kind::PermissionDenied,
             IssueError::AuthorityExpired
+            | IssueError::EntryChanged
             | IssueError::SignatureTimedOut
             | IssueError::SignatureInterrupted
             | IssueError::Audit(_) => Kind::Unavailable,

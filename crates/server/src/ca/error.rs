@@ -79,6 +79,8 @@ pub enum IssueError {
     /// The entry was deleted or changed, or has expired, while the document was made.
     #[error("entry not found or not authorized")]
     EntryWithdrawn,
+    #[error("the entry was changed while the call waited; try again")]
+    EntryChanged,
     #[error("the signature took too long")]
     SignatureTimedOut,
     #[error("the signature was interrupted by the shutdown")]

@@ -188,18 +188,34 @@ impl Ca {
         document: &D,
         now: SystemTime,
     ) -> Result<D::Issued, IssueError> {
+        // The call may have waited since its entry was read.
+        self.check_downstream(grant)?;
         let issuer = D::issuer(self, now)?;
         let template = Arc::new(document.template(self, grant, &issuer, now)?);
         document.admit(&template, grant, now)?;
         let work = D::sign(Arc::clone(&template), Arc::clone(&issuer));
         let signed = signing::run(D::key(&issuer), work).await?;
         let issued = D::compare(signed, &template, &issuer, now)?;
+        self.check_downstream(grant)?;
         // An entry that was deleted while a remote key signed gives no identity any more.
         match &grant.entry {
             Some(entry) if !self.datastore.registry().is_still_authorized(entry) => {
                 Err(IssueError::EntryWithdrawn)
             }
             _ => Ok(issued),
+        }
+    }
+
+    /// Whether the entry of a server below still is the one that the grant was made of.
+    fn check_downstream(&self, grant: &Grant) -> Result<(), IssueError> {
+        let Some(granted) = &grant.downstream else {
+            return Ok(());
+        };
+        let registry = self.datastore.registry();
+        match registry.entry(&granted.id) {
+            Some(entry) if Arc::ptr_eq(&entry, granted) => Ok(()),
+            Some(_) => Err(IssueError::EntryChanged),
+            None => Err(IssueError::EntryWithdrawn),
         }
     }
 

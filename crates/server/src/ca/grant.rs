@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use spiffe::clock::from_unix;
+use spiffe::entry::Entry;
 use spiffe::id::SpiffeId;
 use spiffe::trust_domain::TrustDomain;
 use spiffe::x509::Subject;
@@ -46,6 +47,8 @@ pub struct Grant {
     pub(super) expires_at: Option<SystemTime>,
     /// What has to hold still when the document is signed.
     pub(super) entry: Option<Authorized>,
+    /// The same for a server below: its entry as it was when the call was let in.
+    pub(super) downstream: Option<Arc<Entry>>,
     entry_id: Option<Arc<str>>,
     /// What the caller's handler adds to the audit line.
     fields: Fields,
@@ -63,6 +66,7 @@ impl Grant {
             with_jti: false,
             expires_at: None,
             entry: None,
+            downstream: None,
             entry_id: None,
             fields: Fields::new(),
         }
@@ -89,6 +93,7 @@ impl Grant {
             let mut grant = Self::new(GrantKind::DownstreamCa, own.id());
             grant.expires_at = (entry.expires_at != 0).then(|| from_unix(entry.expires_at));
             grant.entry_id = Some(Arc::clone(&entry.id));
+            grant.downstream = caller.registered().cloned();
             grant.fields.add("agent_id", &entry.spiffe_id);
             grant
         })

@@ -325,6 +325,36 @@ async fn no_document_outlives_its_entry() {
 }
 
 #[tokio::test]
+async fn no_ca_is_made_of_an_entry_that_changed_while_the_call_waited() {
+    let world = World::new().await;
+    let ca = world.server().await;
+    let mut below = entry();
+    below.downstream = true;
+    below.selectors = vec![spiffe::selector::Selector::parse("a:1").unwrap()].into();
+    let register = async |entry: &spiffe::entry::Entry| {
+        let created = world.datastore.create_entries(vec![entry.clone()]).await;
+        created.unwrap().remove(0).unwrap().entry
+    };
+    let found = register(&below).await;
+    let grant = Grant::downstream_ca(
+        DownstreamCaller::registered_for_tests(&found),
+        &trust_domain(),
+    );
+    let grant = grant.unwrap();
+    let issue = async || ca.issue_downstream_ca(&grant, &key(), None, &quiet()).await;
+    issue().await.unwrap();
+    let deleted = world.datastore.delete_entries(vec![found.id.to_string()]);
+    deleted.await.unwrap().remove(0).unwrap();
+    let refused = issue().await.unwrap_err();
+    assert!(matches!(refused, IssueError::EntryWithdrawn), "{refused}");
+    // Under the same ID, with an earlier end.
+    below.expires_at = unix_seconds(ca.clock.now()) + 60;
+    register(&below).await;
+    let refused = issue().await.unwrap_err();
+    assert!(matches!(refused, IssueError::EntryChanged), "{refused}");
+}
+
+#[tokio::test]
 async fn an_expired_entry_gives_nothing() {
     let world = World::new().await;
     let ca = world.server().await;
