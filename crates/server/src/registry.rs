@@ -224,17 +224,26 @@ impl Registry {
             .then(|| Authorized::new(Arc::clone(entry), agent))
     }
 
-    /// Whether what was found then still holds: the entry is as it was, or gives the same identity and the agent is still
-    /// authorized for it. To be asked after each wait.
+    /// Whether what was found then still holds: the entry is as it was, or gives the same identity for no shorter time, and
+    /// the agent is still authorized for it and not banned. To be asked after each wait.
     pub fn is_still_authorized(&self, authorized: &Authorized) -> bool {
         let Some(agent) = authorized.agent() else {
             return true;
+        };
+        if self.agent(agent).is_some_and(|agent| agent.banned) {
+            return false;
+        }
+        // 0: never.
+        let end = |entry: &Entry| match entry.expires_at {
+            0 => i64::MAX,
+            end => end,
         };
         self.authorized_entry(agent, &authorized.id)
             .is_some_and(|now| {
                 Arc::ptr_eq(now.entry(), authorized.entry())
                     || (now.spiffe_id == authorized.spiffe_id
-                        && now.dns_names == authorized.dns_names)
+                        && now.dns_names == authorized.dns_names
+                        && end(&now) >= end(authorized))
             })
     }
 

@@ -17,7 +17,7 @@ const SIGN_TIMEOUT: Duration = Duration::from_secs(10);
 const SIGNATURES_AT_ONCE: usize = 16;
 
 /// Whether signatures of this key are made at once, on the caller's thread.
-fn is_direct(key: &dyn Signer) -> bool {
+pub(super) fn is_direct(key: &dyn Signer) -> bool {
     let elliptic = matches!(
         key.public_key().key_type(),
         Some(KeyType::EcP256 | KeyType::EcP384)

@@ -158,15 +158,27 @@ fn a_proof_of_authorization_is_void_when_its_entry_is_withdrawn() {
     renamed.spiffe_id = id("/other");
     let mut named = entry(at, "/a");
     named.dns_names = vec!["a.test".to_owned()];
+    let mut shorter = entry(at, "/a");
+    shorter.expires_at = NOW + 60;
+    let Object::Agent(mut banned) = agent(at, &[]) else {
+        panic!("it is an agent")
+    };
+    Arc::make_mut(&mut banned).banned = true;
     for now in [
         deleted,
         moved,
         registry(vec![expired], vec![]),
         registry(vec![renamed], vec![]),
         registry(vec![named], vec![]),
+        registry(vec![shorter.clone()], vec![]),
+        registry(vec![entry(at, "/a")], vec![Object::Agent(banned)]),
     ] {
         assert!(!now.is_still_authorized(&proof));
     }
+    // An end that moves away takes nothing back.
+    let proof = registry(vec![shorter], vec![]);
+    let proof = proof.authorized_entry(&x, "a").unwrap();
+    assert!(before.is_still_authorized(&proof));
 }
 
 #[test]
