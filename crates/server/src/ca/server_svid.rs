@@ -67,7 +67,9 @@ impl ServerSvid {
     fn is_due(&self, now: SystemTime, tainted: &[Vec<u8>]) -> bool {
         let current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
         current.as_ref().is_none_or(|current| {
-            now >= half_life(current.svid.not_before, current.svid.not_after)
+            // One from the future was made before a clock was set back: nobody accepts it until then.
+            now < current.svid.not_before
+                || now >= half_life(current.svid.not_before, current.svid.not_after)
                 || current.signed_by.iter().any(|id| tainted.contains(id))
         })
     }

@@ -420,6 +420,19 @@ async fn makes_no_jwt_authority_when_jwt_svids_are_disabled() {
 }
 
 #[tokio::test]
+async fn renews_the_servers_own_svid_when_the_clock_was_set_back() {
+    let world = World::new().await;
+    let ca = world.server().await;
+    let first = ca.server_svid().unwrap();
+    let second = Duration::from_secs(1);
+    let tick = async |now| ca.tick_server_svid(now).await.unwrap();
+    tick(first.not_before).await;
+    assert_eq!(ca.server_svid().unwrap().serial, first.serial);
+    tick(first.not_before - second).await;
+    assert_ne!(ca.server_svid().unwrap().serial, first.serial);
+}
+
+#[tokio::test]
 async fn renews_the_servers_own_svid_at_half_of_its_life() {
     let world = World::new().await;
     let ca = world.server().await;
