@@ -11,8 +11,6 @@ pub(crate) mod entries;
 pub(crate) mod joins;
 pub(crate) mod tokens;
 
-use spiffe::svid::jwt::JwtSvidError;
-
 use crate::ca::IssueError;
 use crate::error::{Kind, OpError, failed, refused};
 
@@ -34,23 +32,8 @@ pub(crate) const NOT_AUTHORIZED: &str = "entry not found or not authorized";
 /// For `map_err`: why the gate let no document out, as its caller sees it. What the caller asked for can be at fault, and
 /// what the server lacks for the moment is no defect.
 pub(crate) fn not_issued(what: &'static str) -> impl Fn(IssueError) -> OpError {
-    move |error| {
-        let kind = match &error {
-            IssueError::EntryWithdrawn => return refused(Kind::NotFound, NOT_AUTHORIZED),
-            IssueError::NoAudience
-            | IssueError::Jwt(JwtSvidError::NoAudience | JwtSvidError::TooManyAudiences)
-            | IssueError::ForeignId { .. }
-            | IssueError::IdWithoutPath(_) => Kind::InvalidArgument,
-            IssueError::JwtDisabled => Kind::Unimplemented,
-            IssueError::NotGranted { .. } => Kind::PermissionDenied,
-            IssueError::AuthorityExpired
-            | IssueError::EntryChanged
-            | IssueError::SignatureTimedOut
-            | IssueError::SignatureInterrupted
-            | IssueError::Audit(_) => Kind::Unavailable,
-            // SPIRE: Internal when there is no authority yet.
-            _ => Kind::Internal,
-        };
-        failed(kind, what, error)
+    move |error| match error {
+        IssueError::EntryWithdrawn => refused(Kind::NotFound, NOT_AUTHORIZED),
+        error => failed(error.kind(), what, error),
     }
 }

@@ -7,6 +7,7 @@ use spiffe::x509::BuildError;
 
 use crate::audit::AuditError;
 use crate::datastore::{BundleError, DatastoreError};
+use crate::error::Kind;
 
 /// What can go wrong with the authorities themselves.
 #[derive(Debug, thiserror::Error)]
@@ -95,6 +96,30 @@ pub enum IssueError {
     /// The document is thrown away: none leaves without its record.
     #[error(transparent)]
     Audit(#[from] AuditError),
+}
+
+impl IssueError {
+    /// The code that the caller receives, and the audit trail records.
+    pub(crate) fn kind(&self) -> Kind {
+        match self {
+            Self::EntryWithdrawn => Kind::NotFound,
+            Self::NoAudience
+            | Self::Jwt(
+                JwtSvidError::NoAudience | JwtSvidError::TooManyAudiences | JwtSvidError::TooLong,
+            )
+            | Self::ForeignId { .. }
+            | Self::IdWithoutPath(_) => Kind::InvalidArgument,
+            Self::JwtDisabled => Kind::Unimplemented,
+            Self::NotGranted { .. } => Kind::PermissionDenied,
+            Self::AuthorityExpired
+            | Self::EntryChanged
+            | Self::SignatureTimedOut
+            | Self::SignatureInterrupted
+            | Self::Audit(_) => Kind::Unavailable,
+            // SPIRE: Internal when there is no authority yet.
+            _ => Kind::Internal,
+        }
+    }
 }
 
 /// Why an operator's change of an authority was refused. Texts as SPIRE's, which tools match on.

@@ -169,7 +169,7 @@ impl Ca {
                 }
                 Err(error) => {
                     let outcome = Outcome::Error {
-                        code: "Internal",
+                        code: error.kind().name(),
                         message: error.to_string(),
                     };
                     record.item(outcome, fields);

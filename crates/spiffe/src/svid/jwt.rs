@@ -168,6 +168,9 @@ pub async fn sign_jwt_svid(
         return Err(JwtSvidError::UnfitKey(alg));
     }
     let body = Value::Object(claims.to_json()).to_string();
+    if body.len() > MAX_CLAIMS {
+        return Err(JwtSvidError::TooLong);
+    }
     let mut token = URL_SAFE_NO_PAD.encode(Header::write(alg, kid));
     token.push('.');
     URL_SAFE_NO_PAD.encode_string(body, &mut token);

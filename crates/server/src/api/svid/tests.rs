@@ -373,20 +373,22 @@ async fn more_audiences_than_a_token_holds_are_the_callers_mistake() {
     let server = TestServer::start().await;
     let node = server.agent().await;
     let made = server.entry(&node, "/web").await;
-    let audience: Vec<String> = (0..33).map(|one| format!("a{one}")).collect();
-    let mut agent = SvidClient::new(server.remote(Some(&node)).await);
-    let request = NewJwtsvidRequest {
-        entry_id: made.id,
-        audience: audience.clone(),
-    };
-    let refused = agent.new_jwtsvid(request).await.unwrap_err();
-    assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
-    let mut admin = SvidClient::new(server.local().await);
-    let request = MintJwtsvidRequest {
-        id: Some(wire_id("/web")),
-        audience,
-        ttl: 0,
-    };
-    let refused = admin.mint_jwtsvid(request).await.unwrap_err();
-    assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
+    let many: Vec<String> = (0..33).map(|one| format!("a{one}")).collect();
+    for audience in [many, vec!["y".repeat(65 * 1024)]] {
+        let mut agent = SvidClient::new(server.remote(Some(&node)).await);
+        let request = NewJwtsvidRequest {
+            entry_id: made.id.clone(),
+            audience: audience.clone(),
+        };
+        let refused = agent.new_jwtsvid(request).await.unwrap_err();
+        assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
+        let mut admin = SvidClient::new(server.local().await);
+        let request = MintJwtsvidRequest {
+            id: Some(wire_id("/web")),
+            audience,
+            ttl: 0,
+        };
+        let refused = admin.mint_jwtsvid(request).await.unwrap_err();
+        assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
+    }
 }

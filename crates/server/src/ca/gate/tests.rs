@@ -543,7 +543,7 @@ async fn writes_one_audit_line_for_each_outcome_and_no_secret_in_it() {
     assert!(value(1, "serial_num").is_some());
     assert_eq!(
         (value(2, "status"), value(2, "status_code")),
-        (Some("error"), Some("Internal"))
+        (Some("error"), Some("InvalidArgument"))
     );
     assert_eq!(
         value(2, "status_message"),
@@ -570,6 +570,35 @@ async fn lets_no_document_out_that_the_audit_trail_did_not_take() {
     assert!(matches!(refused, IssueError::Audit(_)), "{refused}");
     sink.fail(false);
     ca.issue_x509(&grant, &key(), &record).await.unwrap();
+}
+
+#[tokio::test]
+async fn the_audit_trail_names_the_code_that_the_caller_receives() {
+    let world = World::new().await;
+    let ca = world.server().await;
+    let sink = Arc::new(Recording::default());
+    let record = crate::audit::tests::auditor(Arc::<Recording>::clone(&sink))
+        .begin(crate::audit::CallContext::default);
+    let long = ["y".repeat(65 * 1024)];
+    for audience in [&[] as &[String], &long] {
+        let refused = ca.issue_jwt(&workload(&entry()), audience, &record).await;
+        assert_eq!(refused.unwrap_err().kind().name(), "InvalidArgument");
+    }
+    let (reserved, key) = (minted(id("/spire/server"), 60), key());
+    let refused = ca.issue_x509(&reserved, &key, &record).await;
+    assert_eq!(refused.unwrap_err().kind().name(), "PermissionDenied");
+    record.finish(Outcome::Success).await.unwrap();
+    let mut codes = Vec::new();
+    for event in sink.take() {
+        if let crate::audit::EventKind::Call { items, .. } = event.kind {
+            codes.extend(items.into_iter().map(|item| match item.outcome {
+                Outcome::Error { code, .. } => code,
+                Outcome::Success => "OK",
+            }));
+        }
+    }
+    let expected = ["InvalidArgument", "InvalidArgument", "PermissionDenied"];
+    assert_eq!(codes, expected);
 }
 
 #[tokio::test]

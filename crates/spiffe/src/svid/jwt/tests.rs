@@ -169,6 +169,25 @@ fn js_01_segments_are_bounded() {
 }
 
 #[test]
+fn js_01_claims_that_nobody_would_read_are_not_signed() {
+    let authority = Authority::new();
+    let sign = |length: usize| {
+        let mut claims = template();
+        claims.audience = vec![String::new()];
+        let room = length - Value::Object(claims.to_json()).to_string().len();
+        claims.audience = vec!["y".repeat(room)];
+        at_once(sign_jwt_svid(
+            &claims,
+            "k",
+            JwsAlgorithm::ES256,
+            &authority.key,
+        ))
+    };
+    inspect_jwt_svid(sign(MAX_CLAIMS).unwrap().expose()).unwrap();
+    assert_eq!(sign(MAX_CLAIMS + 1).unwrap_err(), JwtSvidError::TooLong);
+}
+
+#[test]
 fn js_02_issued_headers_hold_alg_kid_and_typ() {
     let authority = Authority::new();
     let token = at_once(sign_jwt_svid(
