@@ -54,6 +54,11 @@ pub enum BundleError {
     NotFound,
     #[error("bundle already exists")]
     Exists,
+    /// It would leave nothing by which anybody could be verified.
+    #[error("it has neither an X.509 nor a JWT authority, so nobody could be verified by it")]
+    Keyless,
+    #[error("the bundle has {0} JWT authorities already; wait until some expire")]
+    JwtAuthoritiesFull(usize),
     #[error("cannot delete bundle; federated with {0} registration entries")]
     Referenced(usize),
     #[error("no ca found with provided subject key ID")]
@@ -83,18 +88,33 @@ impl Datastore {
     /// # Errors
     /// When the store could not write.
     pub async fn append_bundle(&self, bundle: Bundle) -> Result<Arc<Bundle>, DatastoreError> {
+        self.submit(1, move |draft| append(draft, &bundle)).await
+    }
+
+    /// As [`append_bundle`](Self::append_bundle), with room for `most` JWT authorities.
+    ///
+    /// # Errors
+    /// [`BundleError::JwtAuthoritiesFull`], or the store could not write.
+    pub async fn append_bundle_up_to(
+        &self,
+        bundle: Bundle,
+        most: usize,
+    ) -> Result<Arc<Bundle>, BundleError> {
         self.submit(1, move |draft| {
-            let Some(stored) = draft.bundle(&bundle.trust_domain) else {
-                return write(draft, bundle.clone());
-            };
-            let mut merged = Bundle::clone(&stored);
-            if !merged.append(&bundle) {
-                return stored;
+            if let Some(stored) = draft.bundle(&bundle.trust_domain) {
+                let known = |key: &JwtAuthority| {
+                    let mut keys = stored.jwt_authorities.iter();
+                    keys.any(|known| known.key_id == key.key_id)
+                };
+                let new = bundle.jwt_authorities.iter().filter(|key| !known(key));
+                let new = new.count();
+                if new > 0 && stored.jwt_authorities.len() + new > most {
+                    return Err(BundleError::JwtAuthoritiesFull(most));
+                }
             }
-            merged.sequence_number += 1;
-            write(draft, merged)
+            Ok(append(draft, &bundle))
         })
-        .await
+        .await?
     }
 
     /// # Errors
@@ -112,7 +132,7 @@ impl Datastore {
     /// Writes the parts of the mask.
     ///
     /// # Errors
-    /// [`BundleError::NotFound`], or the store could not write.
+    /// [`BundleError::NotFound`], [`BundleError::Keyless`] when it would take all keys away, or the store could not write.
     pub async fn update_bundle(
         &self,
         bundle: Bundle,
@@ -122,7 +142,7 @@ impl Datastore {
             let stored = draft
                 .bundle(&bundle.trust_domain)
                 .ok_or(BundleError::NotFound)?;
-            Ok(write(draft, masked(&stored, &bundle, mask)))
+            replace(draft, &stored, masked(&stored, &bundle, mask))
         })
         .await?
     }
@@ -130,10 +150,13 @@ impl Datastore {
     /// Creates or replaces.
     ///
     /// # Errors
-    /// When the store could not write.
-    pub async fn set_bundle(&self, bundle: Bundle) -> Result<Arc<Bundle>, DatastoreError> {
-        self.submit(1, move |draft| write(draft, bundle.clone()))
-            .await
+    /// [`BundleError::Keyless`] when it would take all keys away, or the store could not write.
+    pub async fn set_bundle(&self, bundle: Bundle) -> Result<Arc<Bundle>, BundleError> {
+        self.submit(1, move |draft| match draft.bundle(&bundle.trust_domain) {
+            Some(stored) => replace(draft, &stored, bundle.clone()),
+            None => Ok(write(draft, bundle.clone())),
+        })
+        .await?
     }
 
     /// # Errors
@@ -358,6 +381,34 @@ fn write(draft: &mut Draft<'_>, bundle: Bundle) -> Arc<Bundle> {
     let bundle = Arc::new(bundle);
     draft.put(Object::Bundle(Arc::clone(&bundle)));
     bundle
+}
+
+/// Writes in the place of `stored`. A bundle without any key verifies nobody: it never takes the place of one with keys.
+fn replace(
+    draft: &mut Draft<'_>,
+    stored: &Bundle,
+    bundle: Bundle,
+) -> Result<Arc<Bundle>, BundleError> {
+    if is_keyless(&bundle) && !is_keyless(stored) {
+        return Err(BundleError::Keyless);
+    }
+    Ok(write(draft, bundle))
+}
+
+fn is_keyless(bundle: &Bundle) -> bool {
+    bundle.x509_authorities.is_empty() && bundle.jwt_authorities.is_empty()
+}
+
+fn append(draft: &mut Draft<'_>, bundle: &Bundle) -> Arc<Bundle> {
+    let Some(stored) = draft.bundle(&bundle.trust_domain) else {
+        return write(draft, bundle.clone());
+    };
+    let mut merged = Bundle::clone(&stored);
+    if !merged.append(bundle) {
+        return stored;
+    }
+    merged.sequence_number += 1;
+    write(draft, merged)
 }
 
 pub(super) fn masked(stored: &Bundle, new: &Bundle, mask: BundleMask) -> Bundle {

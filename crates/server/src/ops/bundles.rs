@@ -110,9 +110,11 @@ impl Bundles {
         }
         let mut more = Bundle::new(self.trust_domain.clone());
         more.jwt_authorities = vec![key.clone()];
-        let published = self.datastore.append_bundle(more).await;
-        let published =
-            published.map_err(|error| write_failed("failed to publish JWT key", &error))?;
+        let published = self
+            .datastore
+            .append_bundle_up_to(more, MAX_JWT_AUTHORITIES);
+        let published = published.await;
+        let published = published.map_err(|error| refusal(error, "failed to publish JWT key"))?;
         // A known ID stays with the key that it has; tokens of another key would be accepted by nobody.
         let mut keys = published.jwt_authorities.iter();
         match keys.find(|known| known.key_id == key.key_id) {
@@ -156,27 +158,10 @@ impl Bundles {
     /// # Errors
     /// InvalidArgument, AlreadyExists, NotFound, or the store could not write.
     async fn write(&self, bundle: Bundle, how: Write) -> Result<Arc<Bundle>, OpError> {
-        let replaces_keys = match how {
-            Write::Create => false,
-            Write::Update(mask) => mask.x509_authorities && mask.jwt_authorities,
-            Write::Set => true,
-        };
-        let stored = self.registry.bundle(&bundle.trust_domain);
-        if replaces_keys && is_keyless(&bundle) && stored.is_some_and(|stored| !is_keyless(&stored))
-        {
-            let without =
-                "it has neither an X.509 nor a JWT authority, so nobody could be verified by it";
-            return Err(failed(Kind::InvalidArgument, how.failure(), without)
-                .with_code(Code::InvalidBundle));
-        }
         let outcome = match how {
             Write::Create => self.datastore.create_bundle(bundle).await,
             Write::Update(mask) => self.datastore.update_bundle(bundle, mask).await,
-            Write::Set => self
-                .datastore
-                .set_bundle(bundle)
-                .await
-                .map_err(BundleError::Store),
+            Write::Set => self.datastore.set_bundle(bundle).await,
         };
         outcome.map_err(|error| refusal(error, how.failure()))
     }
@@ -214,18 +199,10 @@ pub(crate) fn publishable(own: &Bundle, key: &JwtAuthority) -> Result<(), OpErro
     if own.jwt_authorities.len() >= MAX_JWT_AUTHORITIES
         && keys.all(|known| known.key_id != key.key_id)
     {
-        return Err(refused(
-            Kind::ResourceExhausted,
-            format!(
-                "the bundle has {MAX_JWT_AUTHORITIES} JWT authorities already; wait until some expire"
-            ),
-        ));
+        let full = BundleError::JwtAuthoritiesFull(MAX_JWT_AUTHORITIES);
+        return Err(refusal(full, "failed to publish JWT key"));
     }
     Ok(())
-}
-
-fn is_keyless(bundle: &Bundle) -> bool {
-    bundle.x509_authorities.is_empty() && bundle.jwt_authorities.is_empty()
 }
 
 fn not_found() -> OpError {
@@ -236,6 +213,10 @@ fn refusal(error: BundleError, what: &str) -> OpError {
     match error {
         BundleError::Exists => refused(Kind::AlreadyExists, "bundle already exists"),
         BundleError::NotFound => not_found(),
+        BundleError::Keyless => {
+            failed(Kind::InvalidArgument, what, error).with_code(Code::InvalidBundle)
+        }
+        BundleError::JwtAuthoritiesFull(_) => refused(Kind::ResourceExhausted, error.to_string()),
         BundleError::Referenced(_) => {
             failed(Kind::FailedPrecondition, what, error).with_code(Code::BundleInUse)
         }

@@ -4,6 +4,7 @@ use spiffe::bundle::JwtBundle;
 use spiffe::svid::jwt::{JwtBundleSource, JwtSvidError, verify_jwt_svid};
 
 use super::*;
+use crate::datastore::DeleteMode;
 use config::fault::Code;
 
 #[derive(Debug)]
@@ -244,7 +245,10 @@ async fn does_not_resume_an_authority_that_the_bundle_lost() {
     let mut bundle = Bundle::clone(&world.bundle());
     bundle.x509_authorities.clear();
     bundle.jwt_authorities.clear();
-    world.datastore.set_bundle(bundle).await.unwrap();
+    let own = trust_domain();
+    let deleted = world.datastore.delete_bundle(&own, DeleteMode::Restrict);
+    deleted.await.unwrap();
+    world.datastore.create_bundle(bundle).await.unwrap();
     let ca = world.server().await;
     let now = active(&ca);
     assert_ne!((now.0 != former.0, now.1 != former.1), (false, false));

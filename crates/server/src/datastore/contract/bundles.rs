@@ -17,6 +17,8 @@ on_every_database!(
     appending_counts_up_when_something_is_new,
     creating_refuses_an_existing_bundle,
     updating_writes_the_masked_parts_only,
+    no_write_takes_all_keys_of_a_bundle_away,
+    no_more_jwt_authorities_are_appended_than_there_is_room_for,
     a_referenced_bundle_is_deleted_as_the_mode_says,
     only_a_tainted_x509_authority_is_revoked,
     only_a_tainted_jwt_authority_is_revoked,
@@ -158,6 +160,48 @@ async fn updating_writes_the_masked_parts_only(subject: Subject) {
         .update_bundle(Bundle::new(td("third.org")), BundleMask::ALL)
         .await;
     assert_eq!(absent, Err(BundleError::NotFound));
+}
+
+async fn no_write_takes_all_keys_of_a_bundle_away(subject: Subject) {
+    let (datastore, registry) = subject.open().await;
+    let other = td("other.org");
+    let keys = bundle("other.org").await;
+    let of_one_kind = Bundle {
+        x509_authorities: Vec::new(),
+        ..keys.clone()
+    };
+    let stored = datastore.create_bundle(of_one_kind).await.unwrap();
+    let empty = || Bundle::new(other.clone());
+    let refused = Err(BundleError::Keyless);
+    assert_eq!(datastore.set_bundle(empty()).await, refused);
+    let jwt_only = BundleMask {
+        x509_authorities: false,
+        ..BundleMask::ALL
+    };
+    for mask in [BundleMask::ALL, jwt_only] {
+        assert_eq!(datastore.update_bundle(empty(), mask).await, refused);
+    }
+    assert_eq!(registry.bundle(&other), Some(stored));
+    // One that keeps keys of another kind may lose these.
+    datastore.set_bundle(keys).await.unwrap();
+    let kept = datastore.update_bundle(empty(), jwt_only).await.unwrap();
+    assert!(kept.jwt_authorities.is_empty() && !kept.x509_authorities.is_empty());
+}
+
+async fn no_more_jwt_authorities_are_appended_than_there_is_room_for(subject: Subject) {
+    let (datastore, registry) = subject.open().await;
+    let publish = |key_id: &str| {
+        let mut more = Bundle::new(td("example.org"));
+        more.jwt_authorities = vec![jwt(key_id, NOW + 60)];
+        datastore.append_bundle_up_to(more, 2)
+    };
+    // All at once: each is checked against what the others wrote.
+    let (a, b, c) = tokio::join!(publish("a"), publish("b"), publish("c"));
+    assert_eq!((a.is_ok(), b.is_ok()), (true, true));
+    assert_eq!(c, Err(BundleError::JwtAuthoritiesFull(2)));
+    publish("a").await.unwrap();
+    let own = registry.bundle(&td("example.org")).unwrap();
+    assert_eq!(own.jwt_authorities.len(), 2);
 }
 
 async fn a_referenced_bundle_is_deleted_as_the_mode_says(subject: Subject) {
