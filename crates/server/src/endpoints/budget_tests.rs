@@ -19,6 +19,7 @@ use tokio::sync::mpsc;
 use tokio_rustls::TlsConnector;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Code as Grpc;
+use tonic::transport::Channel;
 
 use crate::budget::Limits;
 use crate::config::HealthConfig;
@@ -152,10 +153,7 @@ async fn holds_few_lists_for_an_agent_and_answers_its_other_calls_and_others() {
         // Conversations in which the agent says nothing; the server ends each after a while.
         syncs.spawn(async move {
             loop {
-                let silent = tokio_stream::pending();
-                if let Err(ended) = client.sync_authorized_entries(silent).await {
-                    tracing::trace!(%ended, "conversation");
-                }
+                stays_silent(&mut client).await;
             }
         });
     }
@@ -232,4 +230,12 @@ async fn answers_probes_beside_hundreds_of_idle_connections() {
         .expect("before any idle connection times out")
         .unwrap();
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+}
+
+/// Opens a conversation and says nothing until the server ends it.
+async fn stays_silent(client: &mut EntryClient<Channel>) {
+    let silent = tokio_stream::pending();
+    if let Err(ended) = client.sync_authorized_entries(silent).await {
+        tracing::trace!(%ended, "conversation");
+    }
 }
