@@ -5,19 +5,19 @@
 
 pub mod agent;
 pub mod clients;
+pub mod deployment;
 pub mod postgres;
 pub mod process;
 pub mod rpc;
 pub mod server;
 pub mod subject;
 pub mod wait;
-pub mod world;
 
 pub use agent::{Agent, AgentOptions, Bootstrap};
+pub use deployment::World;
 pub use process::{Process, Ran};
 pub use server::{Database, Entry, Server, ServerOptions};
 pub use subject::{Role, Subject};
-pub use world::World;
 
 /// The trust domain of every test that does not need two.
 pub const TRUST_DOMAIN: &str = "example.org";

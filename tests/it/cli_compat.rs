@@ -9,8 +9,8 @@ mod normal;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
+use harness::deployment::{CHANGE, own_user};
 use harness::process::Ran;
-use harness::world::{CHANGE, own_user};
 use harness::{Entry, World, id};
 
 use normal::normal;

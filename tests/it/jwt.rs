@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, ensure};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use harness::world::{CHANGE, own_user};
+use harness::deployment::{CHANGE, own_user};
 use harness::{Entry, World, id};
 use serde_json::{Value, json};
 

@@ -363,9 +363,19 @@ fn lower_modules_do_not_know_upper_ones() -> Result<()> {
     check(
         &agent,
         "cache",
-        &["sync", "workload_api", "attestor", "endpoints", "join"],
+        &[
+            "sync",
+            "workload_api",
+            "attestor",
+            "endpoints",
+            "node_attestation",
+        ],
     )?;
-    check(&agent, "attestor", &["sync", "cache", "endpoints", "join"])
+    check(
+        &agent,
+        "attestor",
+        &["sync", "cache", "endpoints", "node_attestation"],
+    )
 }
 
 fn check(graph: &Graph, module: &str, above: &[&str]) -> Result<()> {

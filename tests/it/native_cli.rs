@@ -145,7 +145,7 @@ fn another_users_own_configuration_is_found_by_xdg() -> Result<()> {
 /// Root has no configuration of its own but the machine's: a test that runs as root becomes nobody.
 fn as_nobody(command: &mut Command) -> Result<&mut Command> {
     use std::os::unix::process::CommandExt as _;
-    if harness::world::own_user() == "unix:uid:0" {
+    if harness::deployment::own_user() == "unix:uid:0" {
         const NOBODY: u32 = 65534;
         command.uid(NOBODY).gid(NOBODY);
     }
@@ -423,7 +423,7 @@ fn a_node_joins_a_server_and_both_have_no_file() -> Result<()> {
         Ok(health.succeeded().then_some(()))
     })
     .with_context(|| agent.tail())?;
-    let user = harness::world::own_user();
+    let user = harness::deployment::own_user();
     ensure!(
         server
             .process

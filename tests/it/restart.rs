@@ -1,7 +1,7 @@
 //! What a restart keeps.
 
 use anyhow::{Context, Result, ensure};
-use harness::world::{CHANGE, own_user};
+use harness::deployment::{CHANGE, own_user};
 use harness::{Entry, World, id};
 
 #[test]

@@ -7,7 +7,7 @@ mod rust;
 
 use anyhow::{Context, Result, ensure};
 use harness::clients::{Client, Language};
-use harness::world::own_user;
+use harness::deployment::own_user;
 use harness::{Entry, ServerOptions, TRUST_DOMAIN, World, id};
 use serde_json::{Value, json};
 

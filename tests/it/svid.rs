@@ -1,7 +1,7 @@
 //! From a join token to an SVID in a workload's hands.
 
 use anyhow::{Result, ensure};
-use harness::world::{CHANGE, own_user};
+use harness::deployment::{CHANGE, own_user};
 use harness::{Entry, World, id};
 use serde_json::Value;
 

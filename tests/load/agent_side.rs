@@ -16,7 +16,7 @@ use tonic::{Request, Streaming};
 use crate::rate::{hammer, milliseconds};
 use crate::report::{Better, Report};
 use crate::server_side::megabytes;
-use crate::{Plan, entries, world};
+use crate::{Plan, deployment, entries};
 
 const CALLERS: usize = 8;
 const STREAMS: u32 = 1000;
@@ -25,7 +25,7 @@ const ARRIVALS: usize = 20;
 const BASE: &str = "/base";
 
 pub(crate) async fn measure(subject: Subject, plan: &Plan, report: &mut Report) -> Result<()> {
-    let server = Server::start(world::options(subject))?;
+    let server = Server::start(deployment::options(subject))?;
     let admin = rpc::unix(&server.socket()).await?;
     entries::create(&admin, vec![entries::own("/node", BASE)?]).await?;
     let mut options = AgentOptions::joining(&server, &server.token(&World::node())?)?;
@@ -33,7 +33,7 @@ pub(crate) async fn measure(subject: Subject, plan: &Plan, report: &mut Report) 
     options.experimental = String::new();
     options.log_level = "INFO";
     options.discover_path = false;
-    options.wrapper = world::pinned();
+    options.wrapper = deployment::pinned();
     let mut agent = Agent::start(options)?;
     agent.wait_for_ids(&[&id(BASE)], Duration::from_secs(30))?;
     tokio::time::sleep(plan.time).await;

@@ -21,7 +21,7 @@ use tonic::{Code, Streaming};
 use crate::rate::milliseconds;
 use crate::report::{Better, Report};
 use crate::server_side::megabytes;
-use crate::{Plan, entries, say, world};
+use crate::{Plan, deployment, entries, say};
 
 /// Every agent has this SPIFFE ID as an alias.
 const FLEET: &str = "/fleet";
@@ -59,7 +59,7 @@ enum Seen {
 }
 
 pub(crate) async fn measure(plan: &Plan, report: &mut Report) -> Result<()> {
-    let mut server = Server::start(world::options(Subject::Plastron))?;
+    let mut server = Server::start(deployment::options(Subject::Plastron))?;
     let admin = rpc::unix(&server.socket()).await?;
     let from = Instant::now();
     let agents = attest_all(&server, &admin, plan.agents).await?;

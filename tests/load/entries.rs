@@ -11,7 +11,7 @@ use proto::spire::api::server::entry::v1::{
 use proto::spire::api::types::{Entry, EntryMask, Selector, Spiffeid};
 use tonic::transport::Channel;
 
-use crate::world::{ENTRIES_OF_AGENT, LoadWorld};
+use crate::deployment::{ENTRIES_OF_AGENT, LoadWorld};
 
 fn spiffe_id(path: String) -> Option<Spiffeid> {
     Some(Spiffeid {
@@ -41,7 +41,7 @@ pub(crate) fn numbered(parent: &str, number: usize) -> Entry {
 
 /// An entry for the user that runs the driver.
 pub(crate) fn own(parent: &str, path: &str) -> Result<Entry> {
-    let user = harness::world::own_user();
+    let user = harness::deployment::own_user();
     let value = user
         .strip_prefix("unix:")
         .context("a unix selector")?

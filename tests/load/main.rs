@@ -5,12 +5,12 @@
 
 mod agent_side;
 mod agents;
+mod deployment;
 mod entries;
 mod rate;
 mod report;
 mod scale;
 mod server_side;
-mod world;
 
 use std::process::{Command, ExitCode};
 use std::time::Duration;

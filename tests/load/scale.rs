@@ -10,7 +10,7 @@ use tonic::transport::Channel;
 use crate::entries;
 use crate::report::{Better, Report};
 use crate::server_side::megabytes;
-use crate::{Plan, world};
+use crate::{Plan, deployment};
 
 const BATCH: usize = 50;
 const CALLERS: usize = 4;
@@ -18,7 +18,7 @@ const CALLERS: usize = 4;
 const IDLE: Duration = Duration::from_secs(15);
 
 pub(crate) async fn measure(subject: Subject, plan: &Plan, report: &mut Report) -> Result<()> {
-    let mut server = Server::start(world::options(subject))?;
+    let mut server = Server::start(deployment::options(subject))?;
     let admin = rpc::unix(&server.socket()).await?;
 
     let from = Instant::now();

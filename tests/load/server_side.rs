@@ -12,9 +12,9 @@ use proto::spire::api::server::svid::v1::{
     BatchNewX509svidRequest, MintX509svidRequest, NewJwtsvidRequest, NewX509svidParams,
 };
 
+use crate::deployment::LoadWorld;
 use crate::rate::hammer;
 use crate::report::{Better, Report};
-use crate::world::LoadWorld;
 use crate::{Plan, entries};
 
 const CALLERS: usize = 8;

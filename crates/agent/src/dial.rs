@@ -16,8 +16,8 @@ use spiffe::trust_domain::TrustDomain;
 use spiffe::x509::{Certificate, Subject};
 
 use crate::bootstrap::Trust;
-use crate::link::Link;
 use crate::node::{Node, NodeIdentity};
+use crate::server_client::Link;
 
 const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 

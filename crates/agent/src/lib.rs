@@ -2,7 +2,7 @@
 //!
 //! [`Agent::bind`] takes a [`Config`], opens the state directory and binds the sockets; [`Bound::run`] joins the trust
 //! domain and serves until it is stopped. Arrows inside: `{workload_api, admin_api} → gate → {attestor, cache}`,
-//! `sync → {cache, join, link}`; the cache knows none of them.
+//! `sync → {cache, node_attestation, server_client}`; the cache knows none of them.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -28,10 +28,10 @@ mod dial;
 mod endpoints;
 mod gate;
 mod handover;
-mod join;
-mod link;
 mod node;
+mod node_attestation;
 mod rate_limit;
+mod server_client;
 mod state;
 mod state_writer;
 mod stop;
@@ -52,8 +52,8 @@ use endpoints::router::{Router, Service};
 use endpoints::standard::{Health, Reflection};
 use gate::{Gate, GateOptions};
 use handover::Handover;
-use join::Joined;
 use node::{Absence, Node, NodePlugins, Stored};
+use node_attestation::Joined;
 use rate_limit::RateLimiter;
 use state::StateDir;
 use stop::{Stop, Stopper};
@@ -315,7 +315,8 @@ impl Membership {
         };
         self.handover.discard();
         let random = Arc::clone(&self.random);
-        let Some(joined) = join::join(&self.node, Some(&absence), random, stop).await? else {
+        let Some(joined) = node_attestation::join(&self.node, Some(&absence), random, stop).await?
+        else {
             return Ok(None);
         };
         self.cache.apply(Delta {

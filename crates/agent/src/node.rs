@@ -14,7 +14,7 @@ use spiffe::x509::Certificate;
 
 use crate::cache::Snapshot;
 use crate::config::{Config, WorkloadKeys};
-use crate::link::issued::AgentSvid;
+use crate::server_client::issued::AgentSvid;
 use crate::state::last_good::{self, Digest};
 use crate::state::removal::{Reason, Removal};
 use crate::state::{AgentData, StateDir};

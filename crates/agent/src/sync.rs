@@ -33,9 +33,9 @@ use crate::cache::bundles::TaintedKeys;
 use crate::cache::keys::KeyPool;
 use crate::cache::{Cache, Delta};
 use crate::dial;
-use crate::join::Joined;
-use crate::link::{Link, LinkError};
 use crate::node::{Node, NodeIdentity};
+use crate::node_attestation::Joined;
+use crate::server_client::{Link, LinkError};
 use crate::state::removal::Reason;
 use crate::stop::Stop;
 

@@ -28,7 +28,7 @@ use crate::authz::{Authorizer, Lifetime, Row, is_local_service, row};
 use crate::caller::Connection;
 use crate::error::{Kind, refused};
 use boundary::Join;
-pub(crate) use refused_joins::RefusedJoins;
+pub(crate) use refused_attestations::RefusedJoins;
 use request_body::RequestBody;
 
 pub(crate) mod agent;
@@ -39,7 +39,7 @@ pub(crate) mod entry;
 pub(crate) mod health;
 pub(crate) mod localauthority;
 pub(crate) mod logger;
-mod refused_joins;
+mod refused_attestations;
 mod request_body;
 pub(crate) mod svid;
 pub(crate) mod trustdomain;

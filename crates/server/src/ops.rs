@@ -5,10 +5,10 @@
 //! operations, at the boundary of the interface.
 
 pub(crate) mod agents;
+pub(crate) mod attestations;
 mod batch;
 pub(crate) mod bundles;
 pub(crate) mod entries;
-pub(crate) mod joins;
 pub(crate) mod tokens;
 
 use crate::ca::IssueError;

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail, ensure};
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use harness::agent::ids_of;
-use harness::world::{CHANGE, own_user};
+use harness::deployment::{CHANGE, own_user};
 use harness::{Entry, Ran, World, id, wait};
 use serde_json::Value;
 

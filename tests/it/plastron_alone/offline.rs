@@ -31,7 +31,7 @@ fn entry_reaches_the_workload_that_waits_for_it() -> Result<()> {
     world.server.create_entry(&harness::Entry::new(
         &World::node(),
         &id("/second"),
-        &harness::world::own_user(),
+        &harness::deployment::own_user(),
     ))?;
     world
         .agent

@@ -112,7 +112,7 @@ fn a_log_pipe_that_nobody_reads_stops_no_server() -> Result<()> {
             server.create_entry(&harness::Entry::new(
                 &World::node(),
                 &id(&format!("/{}/{number}", "long".repeat(200))),
-                &harness::world::own_user(),
+                &harness::deployment::own_user(),
             ))?;
         }
         Ok(())

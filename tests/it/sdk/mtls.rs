@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 use harness::clients::{Client, Language, objects};
-use harness::world::running;
+use harness::deployment::running;
 use harness::{Entry, ServerOptions, World, id};
 use serde_json::json;
 

@@ -19,7 +19,7 @@ use spiffe::secret::Secret;
 use super::{StateDir, read_bounded};
 use crate::cache::Snapshot;
 use crate::cache::svids::IssuedSvid;
-use crate::link::issued::chain_facts;
+use crate::server_client::issued::chain_facts;
 
 pub(super) const FILE: &str = "plastron-last-good.json";
 const VERSION: u32 = 1;

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 use super::*;
 use crate::cache::Snapshot;
 use crate::cache::svids::IssuedSvid;
-use crate::link::issued::facts_of;
+use crate::server_client::issued::facts_of;
 use crate::testing::{Authority, bundle, entry, id, trust_domain};
 use spiffe::clock::{Clock as _, SystemClock};
 use spiffe::key::{KeyPair, KeyType};

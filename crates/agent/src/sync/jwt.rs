@@ -9,7 +9,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::{Outcome, Sync, Waiting};
 use crate::cache::jwt::{Cached, JwtKey, JwtToken};
-use crate::link::LinkError;
+use crate::server_client::LinkError;
 
 /// Requests that may wait in the channel.
 pub(super) const WAITING: usize = 1024;

@@ -10,9 +10,9 @@ use tokio::time::Instant;
 use super::{Following, Outcome, Sync};
 use crate::backoff::Backoff;
 use crate::dial;
-use crate::join::{self, Joined};
-use crate::link::{Link, LinkError};
 use crate::node::{Node, NodeIdentity};
+use crate::node_attestation::{self, Joined};
+use crate::server_client::{Link, LinkError};
 use crate::timefmt::rfc3339;
 
 /// Between attempts to write an SVID to disk that could not be written.
@@ -100,7 +100,9 @@ impl Sync {
         if !due || !self.renewal.pause_left().is_zero() {
             return;
         }
-        if self.identity.is_expired(now) && join::can_reattest(&self.node, &self.identity) {
+        if self.identity.is_expired(now)
+            && node_attestation::can_reattest(&self.node, &self.identity)
+        {
             // An expired SVID renews nothing, but the node can prove itself again.
             self.reattest();
             return;
@@ -159,7 +161,7 @@ impl Sync {
         let (node, random) = (Arc::clone(&self.node), Arc::clone(&self.random));
         let stop = self.stop.clone();
         self.call(async move {
-            let attested = join::join(&node, None, random, stop).await;
+            let attested = node_attestation::join(&node, None, random, stop).await;
             Outcome::Renewed(match attested {
                 Ok(Some(Joined {
                     identity, unsaved, ..

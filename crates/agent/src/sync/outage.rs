@@ -7,8 +7,8 @@ use config::fault::{Code, Fault};
 use rustls::AlertDescription;
 
 use super::Sync;
-use crate::join;
-use crate::link::LinkError;
+use crate::node_attestation;
+use crate::server_client::LinkError;
 use crate::state::removal::Reason;
 use crate::timefmt::rfc3339;
 
@@ -36,7 +36,7 @@ impl Sync {
             }
             LinkError::MustReattest(_)
             | LinkError::SvidRefused(AlertDescription::CertificateExpired)
-                if join::can_reattest(&self.node, &self.identity) =>
+                if node_attestation::can_reattest(&self.node, &self.identity) =>
             {
                 self.not_connected(what, error);
                 self.reattest();

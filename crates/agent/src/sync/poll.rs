@@ -11,7 +11,7 @@ use spiffe::trust_domain::TrustDomain;
 
 use super::{Following, Outcome, Sync};
 use crate::cache::{Cache, Delta};
-use crate::link::{Known, Link, LinkError, WireEntries};
+use crate::server_client::{Known, Link, LinkError, WireEntries};
 
 /// SPIRE: federated bundles are fetched by ten at a time.
 const SIDE_BY_SIDE: usize = 10;

@@ -12,7 +12,7 @@ use super::{FIRST_SVID_PAUSE, Outcome, Sync};
 use crate::backoff::Backoff;
 use crate::cache::keys::KeyPool;
 use crate::dial;
-use crate::link::{Batch, Link, LinkError, SvidOrder};
+use crate::server_client::{Batch, Link, LinkError, SvidOrder};
 
 /// SPIRE: limits.SignLimitPerIP, one signing request each.
 const LARGEST_BATCH: usize = 500;

@@ -14,7 +14,7 @@ use crate::cache::svids::RotationRule;
 use crate::cache::update::{Identity, WorkloadUpdate};
 use crate::cache::{CacheOptions, Purpose};
 use crate::config::{Config, Overrides};
-use crate::join;
+use crate::node_attestation;
 use crate::state::StateDir;
 use crate::stop::Stopper;
 use crate::testing::fake_server::{FakeServer, denied};
@@ -69,7 +69,7 @@ async fn start_with(
     let node = Arc::new(Node::open(config, state, plugins, Arc::new(clock.clone())).unwrap());
     let random: Arc<dyn Random> = Arc::new(SystemRandom);
     let (stopper, stop) = Stopper::new();
-    let joined = join::join(&node, None, Arc::clone(&random), stop.clone()).await;
+    let joined = node_attestation::join(&node, None, Arc::clone(&random), stop.clone()).await;
     let joined = joined.unwrap().unwrap();
     let options = CacheOptions {
         trust_domain: trust_domain(),

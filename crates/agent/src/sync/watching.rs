@@ -12,7 +12,7 @@ use tonic::Streaming;
 use super::unreadable::UnreadableBundles;
 use super::{Following, Outcome, Sync, VERSION};
 use crate::cache::{Cache, Delta};
-use crate::link::LinkError;
+use crate::server_client::LinkError;
 
 /// Where in the server's history the node is, and the parts of a change that is not complete yet.
 #[derive(Debug, Default)]

@@ -17,7 +17,7 @@ use crate::audit::Fields;
 use crate::caller::Caller;
 use crate::error::{OpError, malformed};
 use crate::ops::agents::Agents;
-use crate::ops::joins::Joins;
+use crate::ops::attestations::Joins;
 use crate::ops::tokens::Tokens;
 use crate::ratelimit::RateLimits;
 use crate::registry::Agent;

@@ -23,7 +23,7 @@ use crate::api::request_body::BODY_TIMEOUT;
 use crate::api::wire;
 use crate::caller::Caller;
 use crate::error::{Kind, OpError, failed, refused};
-use crate::ops::joins::{JoinRequest, Joins};
+use crate::ops::attestations::{JoinRequest, Joins};
 
 type Step = attest_agent_response::Step;
 

@@ -18,8 +18,8 @@ mod report;
 use crate::backoff::Backoff;
 use crate::bootstrap::{self, BootstrapError, Trust};
 use crate::dial;
-use crate::link::{AttestError, Link, LinkError};
 use crate::node::{Absence, Node, NodeIdentity};
+use crate::server_client::{AttestError, Link, LinkError};
 use crate::stop::Stop;
 use report::{explain, no_token, with_absence};
 

@@ -6,8 +6,8 @@ use super::Outcome;
 use crate::bootstrap::Trust;
 use crate::config::Config;
 use crate::dial;
-use crate::link::{LinkError, Refusal};
 use crate::node::{Absence, Node};
+use crate::server_client::{LinkError, Refusal};
 use crate::state::removal::{Reason, Removal};
 use crate::timefmt::rfc3339;
 
