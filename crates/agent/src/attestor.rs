@@ -1,5 +1,5 @@
-//! Who is calling: the workload attestors side by side, each with a deadline and a limit of its own, and what they say as
-//! one set of selectors.
+//! Who is calling: the workload attestors side by side, each with a deadline, a limit and a breaker of its own, and what
+//! they say as one set of selectors.
 //!
 //! An attestor that fails for a moment must not turn a running workload into one without an identity. So an
 //! [`Attestation`] says what it lacks, and only a complete one is a reason to refuse a caller.
@@ -12,10 +12,14 @@ use config::fault::{Code, Fault};
 use futures_util::future::join_all;
 use plugin::blocking::Turns;
 use plugin::error::{Error, ErrorKind};
-use plugin::workload_attestor::{Attested, Peer, WorkloadAttestor};
+use plugin::workload_attestor::{Attested, Peer, PeerError, Referenced, WorkloadAttestor};
 use spiffe::selector::{Selector, SelectorSet};
 use tokio::sync::Mutex;
 use tokio::time::Instant;
+
+mod breaker;
+
+use breaker::{Admission, Breaker};
 
 /// What is known of a process this long ago is known of it: the streams of one process ask together.
 const FRESH: Duration = Duration::from_millis(100);
@@ -28,6 +32,17 @@ pub(crate) enum AttestError {
     /// It is not the process that connected any more, as after starting a set-user-ID program.
     #[error("the calling process is not who connected")]
     Denied,
+}
+
+/// Why what a broker names is not attested.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ReferenceError {
+    #[error(transparent)]
+    Attest(#[from] AttestError),
+    #[error(transparent)]
+    Process(#[from] PeerError),
+    #[error("no workload attestor supports references of type {0}")]
+    NotSupported(String),
 }
 
 /// What is known of a caller.
@@ -95,11 +110,15 @@ pub(crate) struct Attestors {
 /// A user has one of so many parts of an attestor's turns: one whose processes are slow to attest delays nobody else's.
 const PARTS: usize = 4;
 
-/// An attestor, and how many callers it looks at at the same time.
+/// What is no process has no user: all such references share one part of the turns.
+const NO_USER: u32 = u32::MAX;
+
+/// An attestor, how many callers it looks at at the same time, and whether it is asked at all.
 #[derive(Debug)]
 struct Limited {
     attestor: Arc<dyn WorkloadAttestor>,
     turns: Turns,
+    breaker: Breaker,
 }
 
 impl Attestors {
@@ -108,6 +127,7 @@ impl Attestors {
             let overall = attestor.concurrency();
             Limited {
                 turns: Turns::new(overall, (overall / PARTS).max(1)),
+                breaker: Breaker::default(),
                 attestor,
             }
         };
@@ -150,40 +170,88 @@ impl Attestors {
 
     async fn attest_now(&self, peer: &Peer) -> Result<Attestation, AttestError> {
         let outcomes = match &*self.all {
-            [only] => vec![only.ask(peer).await],
-            all => join_all(all.iter().map(|attestor| attestor.ask(peer))).await,
+            [only] => vec![only.attest(peer).await],
+            all => join_all(all.iter().map(|limited| limited.attest(peer))).await,
         };
         if peer.still_alive().is_err() {
             return Err(AttestError::Gone);
         }
+        self.collect(outcomes)
+    }
+
+    /// What the attestors say of what a broker names. A process is looked at as it is now, whatever it ran as when it was
+    /// named; the hold on it is the caller's, so that it is the same process each time.
+    ///
+    /// # Errors
+    /// When the process exited, or no attestor knows references of this type.
+    #[cfg_attr(
+        not(test),
+        expect(dead_code, reason = "for the Broker API and `explain --pid`")
+    )]
+    pub(crate) async fn attest_reference(
+        &self,
+        referenced: &Referenced,
+    ) -> Result<Attestation, ReferenceError> {
+        let reference = match referenced {
+            Referenced::Process(peer) => {
+                let peer = peer.with_present_owner()?;
+                return Ok(self.attest_now(&peer).await?);
+            }
+            Referenced::Object(reference) => reference,
+        };
+        let asked = self.all.iter().map(|limited| {
+            let attestor = &limited.attestor;
+            limited.ask(NO_USER, attestor.attest_reference(reference))
+        });
+        let outcomes = join_all(asked).await;
+        let knows_none = |outcome: &Result<Attested, Failure>| matches!(outcome, Err(Failure::Failed(error)) if error.kind() == ErrorKind::NotOffered);
+        if outcomes.iter().all(knows_none) {
+            return Err(ReferenceError::NotSupported(reference.type_url.clone()));
+        }
+        // Those that do not know this type lack nothing.
+        let outcomes = outcomes.into_iter().map(|outcome| {
+            if knows_none(&outcome) {
+                Ok(Attested::default())
+            } else {
+                outcome
+            }
+        });
+        Ok(self.collect(outcomes.collect())?)
+    }
+
+    /// One attestation of what each attestor said.
+    fn collect(
+        &self,
+        outcomes: Vec<Result<Attested, Failure>>,
+    ) -> Result<Attestation, AttestError> {
         let mut selectors = Vec::new();
         let mut incomplete = Vec::new();
         for (limited, outcome) in self.all.iter().zip(outcomes) {
-            let attestor = || limited.attestor.name().to_owned();
+            let attestor = limited.attestor.name();
             let fault = match outcome {
                 Ok(attested) => {
                     selectors.extend(attested.selectors);
                     attested.incomplete.map(|error| error.to_fault())
                 }
-                Err(Failure::Late(deadline)) => Some(
-                    Fault::new(
-                        Code::PluginUnavailable,
-                        format!(
-                            "the workload attestor {} did not answer in time",
-                            attestor()
-                        ),
-                    )
-                    .because(format!("no answer within {} s", deadline.as_secs())),
-                ),
                 Err(Failure::Failed(error)) => match error.kind() {
                     ErrorKind::Gone => return Err(AttestError::Gone),
                     ErrorKind::Denied => return Err(AttestError::Denied),
                     _ => Some(error.to_fault()),
                 },
+                Err(Failure::Late(deadline)) => Some(no_answer(
+                    format!("the workload attestor {attestor} did not answer in time"),
+                    format!("no answer within {} s", deadline.as_secs()),
+                )),
+                Err(Failure::Skipped(pause)) => Some(no_answer(
+                    format!(
+                        "the workload attestor {attestor} is skipped: it repeatedly did not answer in time"
+                    ),
+                    format!("it is asked again in {} s", pause.as_secs()),
+                )),
             };
             if let Some(fault) = fault {
                 incomplete.push(Incomplete {
-                    attestor: attestor(),
+                    attestor: attestor.to_owned(),
                     fault,
                 });
             }
@@ -195,25 +263,66 @@ impl Attestors {
     }
 }
 
+fn no_answer(what: String, because: String) -> Fault {
+    Fault::new(Code::PluginUnavailable, what).because(because)
+}
+
 enum Failure {
     Late(Duration),
+    /// It is not asked for this time.
+    Skipped(Duration),
     Failed(Error),
 }
 
 impl Limited {
+    async fn attest(&self, peer: &Peer) -> Result<Attested, Failure> {
+        self.ask(peer.uid, self.attestor.attest(peer)).await
+    }
+
     /// Waits for a turn and for the answer, together no longer than the attestor's deadline.
-    async fn ask(&self, peer: &Peer) -> Result<Attested, Failure> {
-        let deadline = self.attestor.deadline();
-        let answer = async {
-            let turn = self.turns.take(peer.uid).await;
-            let _turn =
-                turn.map_err(|_shutdown| Error::interrupted(self.attestor.name().to_owned()))?;
-            self.attestor.attest(peer).await
+    async fn ask(
+        &self,
+        user: u32,
+        question: impl Future<Output = Result<Attested, Error>>,
+    ) -> Result<Attested, Failure> {
+        let name = self.attestor.name();
+        let attempt = match self.breaker.admit(user) {
+            Admission::Ask(attempt) => attempt,
+            Admission::Skip(pause) => return Err(Failure::Skipped(pause)),
         };
-        match tokio::time::timeout(deadline, answer).await {
-            Ok(Ok(attested)) => Ok(attested),
-            Ok(Err(error)) => Err(Failure::Failed(error)),
-            Err(_elapsed) => Err(Failure::Late(deadline)),
+        let deadline = self.attestor.deadline();
+        let mut asked = false;
+        let answer = async {
+            let turn = self.turns.take(user).await;
+            let _turn = turn.map_err(|_shutdown| Error::interrupted(name.to_owned()))?;
+            asked = true;
+            question.await
+        };
+        let outcome = tokio::time::timeout(deadline, answer).await;
+        match outcome {
+            Ok(outcome) => {
+                if attempt.answered() {
+                    tracing::info!(
+                        attestor = name,
+                        uid = user,
+                        "workload attestor answers again"
+                    );
+                }
+                outcome.map_err(Failure::Failed)
+            }
+            Err(_elapsed) => {
+                // Who waited for a turn all the time learned nothing about the attestor.
+                if asked && let Some(pause) = attempt.late() {
+                    let seconds = pause.as_secs();
+                    tracing::warn!(
+                        attestor = name,
+                        uid = user,
+                        seconds,
+                        "workload attestor does not answer: it is skipped for this user's processes"
+                    );
+                }
+                Err(Failure::Late(deadline))
+            }
         }
     }
 }

@@ -157,7 +157,7 @@ fn not_identified(user: u32, error: &PeerError) {
     static LINES: LazyLock<LogLimit<u32>> = LazyLock::new(LogLimit::default);
     if let Some(left_out) = LINES.admit(&user) {
         let code = match error {
-            PeerError::NotVisible => Code::WorkloadUnreadable,
+            PeerError::NotVisible | PeerError::NotAProcess { .. } => Code::WorkloadUnreadable,
             PeerError::Gone { .. } => Code::WorkloadGone,
             PeerError::Socket(_) => Code::Internal,
         };

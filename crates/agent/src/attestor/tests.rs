@@ -53,7 +53,7 @@ fn this_process() -> Workload {
 /// This process, as one of this user.
 fn process_of(uid: u32) -> Workload {
     let pid = i32::try_from(std::process::id()).unwrap();
-    Workload::new(Arc::new(Peer::of_process(pid, uid, 0).unwrap()))
+    Workload::new(Arc::new(Peer::of_process_as(pid, uid, 0).unwrap()))
 }
 
 async fn attest(fakes: Vec<Fake>) -> Result<Arc<Attestation>, AttestError> {
@@ -210,6 +210,186 @@ async fn a_user_whose_processes_are_never_done_stops_no_other_users_attestation(
         biased;
         _ = slow => panic!("they are never done before their deadline"),
         other = attestors.attest(&other) => assert!(other.unwrap().incomplete.is_empty()),
+    }
+}
+
+/// Hangs for as long as it is said, and knows pods.
+#[derive(Debug, Default)]
+struct Kubelet {
+    hangs: std::sync::atomic::AtomicBool,
+    asked: std::sync::atomic::AtomicUsize,
+}
+
+const POD: &str = "type.googleapis.com/spiffe.broker.KubernetesObjectReference";
+
+impl Kubelet {
+    fn hangs(&self, hangs: bool) {
+        self.hangs
+            .store(hangs, std::sync::atomic::Ordering::Relaxed);
+    }
+
+    fn asked(&self) -> usize {
+        self.asked.load(std::sync::atomic::Ordering::Relaxed)
+    }
+
+    async fn answer(&self, text: &str) -> Result<Attested, Error> {
+        self.asked
+            .fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        if self.hangs.load(std::sync::atomic::Ordering::Relaxed) {
+            std::future::pending::<()>().await;
+        }
+        Ok(vec![Selector::parse(text).unwrap()].into())
+    }
+}
+
+#[async_trait]
+impl WorkloadAttestor for Kubelet {
+    fn name(&self) -> &str {
+        "k8s"
+    }
+
+    async fn attest(&self, _peer: &Peer) -> Result<Attested, Error> {
+        self.answer("k8s:ns:of-a-process").await
+    }
+
+    async fn attest_reference(&self, reference: &prost_types::Any) -> Result<Attested, Error> {
+        assert_eq!(reference.type_url, POD);
+        self.answer("k8s:ns:of-a-pod").await
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_attestor_that_hangs_is_skipped_named_and_asked_again_later() {
+    let kubelet = Arc::new(Kubelet::default());
+    let attestors = Attestors::new(vec![
+        Arc::<Kubelet>::clone(&kubelet),
+        Arc::new(Fake::Says("a:1")),
+    ])
+    .always_fresh();
+    let workload = this_process();
+    kubelet.hangs(true);
+    for _ in 0..3 {
+        attestors.attest(&workload).await.unwrap();
+    }
+    assert_eq!(kubelet.asked(), 3);
+    let began = Instant::now();
+    for _ in 0..100 {
+        let skipping = attestors.attest(&workload).await.unwrap();
+        assert_eq!(skipping.selectors, selectors(&["a:1"]));
+        let [incomplete] = &*skipping.incomplete else {
+            panic!("{skipping:?}");
+        };
+        assert_eq!(incomplete.attestor, "k8s");
+        assert!(incomplete.fault.to_string().contains("is skipped"));
+    }
+    // Nobody waited, and nobody asked.
+    assert_eq!((began.elapsed(), kubelet.asked()), (Duration::ZERO, 3));
+    kubelet.hangs(false);
+    tokio::time::advance(Duration::from_secs(5)).await;
+    let again = attestors.attest(&workload).await.unwrap();
+    assert_eq!(again.selectors, selectors(&["a:1", "k8s:ns:of-a-process"]));
+    assert!(again.incomplete.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waited_only_for_a_turn_does_not_count_against_an_attestor() {
+    let kubelet = Arc::new(Kubelet::default());
+    let attestors = Attestors::new(vec![Arc::<Kubelet>::clone(&kubelet)]);
+    kubelet.hangs(true);
+    // A user has 64 turns, all of which are taken.
+    let limited = &attestors.all[0];
+    let mut turns = Vec::new();
+    for _ in 0..64 {
+        turns.push(limited.turns.take(1).await.unwrap());
+    }
+    let waiting: Vec<_> = (0..10).map(|_| process_of(1)).collect();
+    let all = join_all(waiting.iter().map(|one| attestors.attest(one))).await;
+    assert!(
+        all.into_iter()
+            .all(|one| one.unwrap().incomplete[0].fault.what.contains("in time"))
+    );
+    assert_eq!(kubelet.asked(), 0);
+    drop(turns);
+    kubelet.hangs(false);
+    let attestation = attestors.attest(&process_of(1)).await.unwrap();
+    assert!(attestation.incomplete.is_empty());
+}
+
+fn this_process_named() -> Referenced {
+    let pid = i32::try_from(std::process::id()).unwrap();
+    Referenced::Process(Peer::of_process(pid).unwrap())
+}
+
+fn pod() -> Referenced {
+    Referenced::Object(prost_types::Any {
+        type_url: POD.into(),
+        value: Vec::new(),
+    })
+}
+
+#[tokio::test]
+async fn ba_11_a_process_that_is_named_has_its_own_selectors_from_all_attestors() {
+    let unix = plugin::builtin::workload_attestor::UnixAttestor::new(
+        plugin::builtin::workload_attestor::UnixConfig::default(),
+        Arc::new(spiffe::clock::SystemClock),
+    );
+    let attestors = Attestors::new(vec![Arc::new(unix), Arc::new(Kubelet::default())]);
+    let attestation = attestors
+        .attest_reference(&this_process_named())
+        .await
+        .unwrap();
+    let uid = format!("unix:uid:{}", nix::unistd::geteuid());
+    let own = selectors(&[&uid, "k8s:ns:of-a-process"]);
+    assert!(own.is_subset_of(&attestation.selectors));
+    assert!(attestation.incomplete.is_empty());
+}
+
+#[tokio::test]
+async fn ba_14_a_process_that_was_named_and_ended_is_attested_no_more() {
+    let mut child = std::process::Command::new("sleep")
+        .arg("60")
+        .spawn()
+        .unwrap();
+    let pid = i32::try_from(child.id()).unwrap();
+    let named = Referenced::Process(Peer::of_process(pid).unwrap());
+    let attestors = attestors(vec![Fake::Says("a:1")]);
+    attestors.attest_reference(&named).await.unwrap();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let refused = attestors.attest_reference(&named).await.unwrap_err();
+    assert!(
+        matches!(refused, ReferenceError::Process(PeerError::Gone { .. })),
+        "{refused}"
+    );
+}
+
+#[tokio::test]
+async fn an_object_is_attested_by_those_who_know_its_type_alone() {
+    let attestors = Attestors::new(vec![
+        Arc::new(Fake::Says("a:1")),
+        Arc::new(Kubelet::default()),
+    ]);
+    let attestation = attestors.attest_reference(&pod()).await.unwrap();
+    assert_eq!(attestation.selectors, selectors(&["k8s:ns:of-a-pod"]));
+    assert!(attestation.incomplete.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_object_whose_attestor_hangs_is_attested_incompletely() {
+    let kubelet = Kubelet::default();
+    kubelet.hangs(true);
+    let attestors = Attestors::new(vec![Arc::new(Fake::Says("a:1")), Arc::new(kubelet)]);
+    let attestation = attestors.attest_reference(&pod()).await.unwrap();
+    assert!(attestation.selectors.is_empty());
+    assert_eq!(attestation.incomplete[0].attestor, "k8s");
+}
+
+#[tokio::test]
+async fn ba_03_a_reference_that_no_attestor_knows_is_refused_by_its_type() {
+    for fakes in [vec![], vec![Fake::Says("a:1"), Fake::Fails]] {
+        let refused = attestors(fakes).attest_reference(&pod()).await.unwrap_err();
+        assert!(matches!(&refused, ReferenceError::NotSupported(_)));
+        assert!(refused.to_string().ends_with(POD), "{refused}");
     }
 }
 

@@ -13,6 +13,7 @@ use nix::sys::socket::{getsockopt, sockopt};
 
 use config::fault::{Code, Fault};
 
+use super::credentials::credentials;
 use crate::error::{Error, ErrorKind};
 
 /// Why nothing can be said of a caller.
@@ -23,6 +24,9 @@ pub enum PeerError {
     NotVisible,
     #[error("the caller (pid {pid}) exited during attestation")]
     Gone { pid: i32 },
+    /// The number is that of a thread, or no number that a process may have.
+    #[error("{pid} is not the number of a process")]
+    NotAProcess { pid: i32 },
     #[error("cannot identify the caller: {0}")]
     Socket(#[source] io::Error),
 }
@@ -31,7 +35,9 @@ impl PeerError {
     /// The same as an error of the attestor of this name.
     pub fn of(self, attestor: &'static str) -> Error {
         let (kind, code) = match self {
-            Self::NotVisible => (ErrorKind::Permanent, Code::WorkloadUnreadable),
+            Self::NotVisible | Self::NotAProcess { .. } => {
+                (ErrorKind::Permanent, Code::WorkloadUnreadable)
+            }
             Self::Gone { .. } => (ErrorKind::Gone, Code::WorkloadGone),
             Self::Socket(_) => (ErrorKind::Internal, Code::Internal),
         };
@@ -104,9 +110,45 @@ impl Peer {
         }
     }
 
-    /// A process by its number, for a caller that names another process. It is to be of this user and group: an
-    /// attestor refuses it otherwise.
-    pub fn of_process(pid: i32, uid: u32, gid: u32) -> Result<Self, PeerError> {
+    /// The process that has this number now, with the user and group that it runs as. For those who may name a process
+    /// other than themselves.
+    pub fn of_process(pid: i32) -> Result<Self, PeerError> {
+        if pid <= 0 {
+            return Err(PeerError::NotAProcess { pid });
+        }
+        Self::with_owner(pid, hold_by_number(pid)?)
+    }
+
+    /// The same process with the user and group that it runs as now. Only for a process that somebody else named: one
+    /// that connected and then changes its user is no longer who connected.
+    pub fn with_present_owner(&self) -> Result<Self, PeerError> {
+        let hold = match &self.hold {
+            Hold::Pidfd(pidfd) => Hold::Pidfd(pidfd.try_clone().map_err(PeerError::Socket)?),
+            Hold::StartTime(ticks) => Hold::StartTime(*ticks),
+        };
+        Self::with_owner(self.pid, hold)
+    }
+
+    fn with_owner(pid: i32, hold: Hold) -> Result<Self, PeerError> {
+        let credentials = credentials(pid);
+        let (uid, gid) = credentials
+            .as_ref()
+            .map_or((u32::MAX, u32::MAX), |found| (found.uid, found.gid));
+        let peer = Self {
+            pid,
+            uid,
+            gid,
+            hold,
+        };
+        // Asked after: only then are the credentials those of this process, and a failure to read them is not its end.
+        peer.still_alive()?;
+        credentials.map_err(PeerError::Socket)?;
+        Ok(peer)
+    }
+
+    /// A process by its number, as if it had connected as this user and group: an attestor refuses it when it runs as
+    /// another.
+    pub fn of_process_as(pid: i32, uid: u32, gid: u32) -> Result<Self, PeerError> {
         let hold = hold_by_number(pid)?;
         Ok(Self {
             pid,
@@ -126,6 +168,8 @@ fn hold_by_number(pid: i32) -> Result<Hold, PeerError> {
         Ok(pidfd) => Hold::Pidfd(pidfd),
         Err(Errno::ENOSYS) => Hold::StartTime(before),
         Err(Errno::ESRCH) => return Err(PeerError::Gone { pid }),
+        // Since Linux 6.9 ENOENT, before EINVAL.
+        Err(Errno::EINVAL | Errno::ENOENT) => return Err(PeerError::NotAProcess { pid }),
         Err(errno) => return Err(PeerError::Socket(errno.into())),
     };
     if start_time(pid).map_err(gone)? == before {
@@ -202,16 +246,68 @@ mod tests {
     fn refuses_a_process_that_has_ended() {
         let mut child = sleeper();
         let pid = i32::try_from(child.id()).unwrap();
-        let peer = Peer::of_process(pid, 0, 0).unwrap();
+        let peer = Peer::of_process(pid).unwrap();
         assert!(matches!(peer.hold, Hold::Pidfd(_)));
         peer.still_alive().unwrap();
         child.kill().unwrap();
         child.wait().unwrap();
         assert!(matches!(peer.still_alive(), Err(PeerError::Gone { pid: gone }) if gone == pid));
+        assert!(matches!(Peer::of_process(pid), Err(PeerError::Gone { .. })));
+    }
+
+    #[test]
+    fn a_process_that_is_named_by_its_number_is_of_the_user_that_it_runs_as() {
+        let pid = i32::try_from(std::process::id()).unwrap();
+        let peer = Peer::of_process(pid).unwrap();
+        assert_eq!(peer.uid, nix::unistd::geteuid().as_raw());
+        assert_eq!(peer.gid, nix::unistd::getegid().as_raw());
+        // What it ran as when it was first named does not matter.
+        let earlier = Peer {
+            uid: peer.uid + 1,
+            ..peer
+        };
+        let now = earlier.with_present_owner().unwrap();
+        assert_eq!(now.uid, nix::unistd::geteuid().as_raw());
+        assert!(matches!(now.hold, Hold::Pidfd(_)));
+    }
+
+    #[test]
+    fn a_process_that_ended_has_no_present_owner_though_its_number_may_be_anothers() {
+        let mut child = sleeper();
+        let pid = i32::try_from(child.id()).unwrap();
+        let peer = Peer::of_process(pid).unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        // As if its number had been given to this process.
+        let reused = Peer {
+            pid: i32::try_from(std::process::id()).unwrap(),
+            ..peer
+        };
         assert!(matches!(
-            Peer::of_process(pid, 0, 0),
+            reused.with_present_owner(),
             Err(PeerError::Gone { .. })
         ));
+    }
+
+    #[test]
+    fn numbers_that_no_process_has_are_refused() {
+        for pid in [0, -1, i32::MIN] {
+            let refused = Peer::of_process(pid);
+            assert!(matches!(refused, Err(PeerError::NotAProcess { .. })));
+        }
+        assert!(matches!(
+            Peer::of_process(i32::MAX),
+            Err(PeerError::Gone { .. })
+        ));
+        let thread = std::thread::spawn(|| {
+            let thread = nix::unistd::gettid().as_raw();
+            Peer::of_process(thread)
+        });
+        let refused = thread.join().unwrap();
+        assert!(
+            matches!(refused, Err(PeerError::NotAProcess { .. })),
+            "{refused:?}"
+        );
     }
 
     #[test]

@@ -18,12 +18,12 @@ use spiffe::selector::Selector;
 
 use crate::error::Error;
 use crate::lifecycle::{HostServices, Lifecycle};
+use crate::workload_attestor::credentials::Credentials;
 use crate::workload_attestor::{Attested, Peer, WorkloadAttestor};
 use config::Section;
 use digest::Digests;
 use names::Names;
 use problem::Problem;
-use process::Credentials;
 
 const NAME: &str = "unix";
 

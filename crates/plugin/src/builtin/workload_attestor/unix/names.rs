@@ -11,8 +11,8 @@ use nix::errno::Errno;
 use nix::unistd::{Gid, Group, Uid, User};
 use spiffe::clock::Clock;
 
-use super::process::Credentials;
 use crate::blocking::{self, Interrupted, SingleFlight, Turns, Waiters};
+use crate::workload_attestor::credentials::Credentials;
 
 /// A name that was given to another number is noticed after this time.
 const REMEMBERED: Duration = Duration::from_secs(5);

@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use config::fault::{Code, Fault};
 use spiffe::selector::SelectorError;
 
-use super::process::MOST_SUPPLEMENTARY_GIDS;
 use crate::blocking::Interrupted;
 use crate::error::{Error, ErrorKind};
+use crate::workload_attestor::credentials::MOST_SUPPLEMENTARY_GIDS;
 
 /// Why a process could not be attested.
 #[derive(Debug, thiserror::Error)]

@@ -29,7 +29,7 @@ impl Sleeper {
             nix::unistd::geteuid().as_raw(),
             nix::unistd::getegid().as_raw(),
         );
-        Peer::of_process(pid, uid, gid).unwrap()
+        Peer::of_process_as(pid, uid, gid).unwrap()
     }
 }
 
@@ -230,7 +230,7 @@ async fn a_process_that_is_not_who_connected_gets_nothing() {
         nix::unistd::getegid().as_raw(),
     );
     for (uid, gid) in [(uid + 1, gid), (uid, gid + 1)] {
-        let peer = Peer::of_process(pid, uid, gid).unwrap();
+        let peer = Peer::of_process_as(pid, uid, gid).unwrap();
         let error = attestor(UnixConfig::default())
             .attest(&peer)
             .await
