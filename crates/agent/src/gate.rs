@@ -4,14 +4,19 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use spiffe::clock::Clock;
 use spiffe::random::Random;
 use spiffe::selector::SelectorSet;
 use tokio::sync::watch;
 use tonic::Status;
 
 mod refusal;
+mod request_log;
 
 pub(crate) use refusal::LogLimits;
+#[cfg(test)]
+pub(crate) use request_log::Outcome;
+pub(crate) use request_log::RequestLog;
 
 use crate::attestor::{AttestError, Attestation, Attestors, Incomplete, Workload};
 use crate::cache::Cache;
@@ -28,9 +33,12 @@ pub(crate) struct Gate {
     pub(crate) attestors: Attestors,
     pub(crate) limiter: RateLimiter,
     pub(crate) status: watch::Receiver<LinkStatus>,
+    pub(crate) clock: Arc<dyn Clock>,
     pub(crate) random: Arc<dyn Random>,
     pub(crate) options: GateOptions,
     pub(crate) log_limits: LogLimits,
+    /// The last calls that were not answered with an identity.
+    pub(crate) requests: RequestLog,
     /// When the entries were last searched for one that nearly matches: a caller may not make that the agent's work.
     pub(crate) searched: std::sync::Mutex<Option<tokio::time::Instant>>,
 }

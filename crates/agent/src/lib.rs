@@ -166,12 +166,14 @@ impl Bound {
             attestors: self.attestors,
             limiter: RateLimiter::new(node.config.rate_limits),
             status: link_status,
+            clock: Arc::clone(&node.clock),
             random: Arc::clone(&self.random),
             options: GateOptions {
                 log_selectors: node.config.log.selectors.clone(),
                 exempt: std::process::id(),
             },
             log_limits: gate::LogLimits::default(),
+            requests: gate::RequestLog::default(),
             searched: std::sync::Mutex::default(),
         });
         let (health, [public_health, admin_health]) = Health::new().await;

@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use tonic::Status;
 use tonic_types::{ErrorDetails, StatusExt as _};
 
+use super::request_log::{NearestEntry, Outcome, RequestRecord};
 use super::{Caller, Gate};
 use crate::attestor::{AttestError, Incomplete};
 use crate::cache::Nearest;
@@ -30,15 +31,16 @@ pub(crate) struct LogLimits {
 
 impl Gate {
     /// The caller matches no entry. Clients match on the text's beginning, and the workload learns nothing about others'
-    /// entries; the request's name ties its error to our log line.
+    /// entries; the request's name ties its error to our log line and to what is kept of it.
     pub(crate) fn no_identity(&self, caller: &Caller) -> Status {
         if let [first, ..] = &*caller.incomplete {
-            return incomplete(first);
+            return self.incomplete(caller, first);
         }
         let request = self.request_name();
         let peer = caller.workload.peer();
+        let mut nearest = None;
         if let Some(left_out) = self.log_limits.by_user.admit(&peer.uid) {
-            let nearest = self.nearest(caller);
+            nearest = self.nearest(caller);
             tracing::warn!(
                 code = Code::NoIdentityIssued.as_str(),
                 %request,
@@ -54,13 +56,14 @@ impl Gate {
                 "no identity issued"
             );
         }
+        self.remember(&request, caller, Outcome::NoEntry, nearest);
         denied(&request, "no registration entry matches this process")
     }
 
     /// The caller asked for an identity that it does not have.
     pub(crate) fn not_owned(&self, caller: &Caller) -> Status {
         if let [first, ..] = &*caller.incomplete {
-            return incomplete(first);
+            return self.incomplete(caller, first);
         }
         let request = self.request_name();
         let peer = caller.workload.peer();
@@ -74,10 +77,46 @@ impl Gate {
                 "no identity issued: the process does not have the SPIFFE ID it asked for"
             );
         }
+        self.remember(&request, caller, Outcome::NotItsOwn, None);
         denied(
             &request,
             "this process does not have the SPIFFE ID it asked for",
         )
+    }
+
+    /// The caller may be entitled to what it asked for: whoever could tell cannot at the moment. The log has a line of
+    /// each attestor that failed.
+    fn incomplete(&self, caller: &Caller, incomplete: &Incomplete) -> Status {
+        let request = self.request_name();
+        self.remember(&request, caller, Outcome::Incomplete, None);
+        let fault = &incomplete.fault;
+        let message = format!(
+            "workload attestation is incomplete: {}: {} (request {request})",
+            incomplete.attestor, fault.what
+        );
+        let hint = fault.hint.clone().map(|hint| ("hint".to_owned(), hint));
+        let metadata = hint.into_iter().chain([("request".to_owned(), request)]);
+        status(tonic::Code::Unavailable, message, fault.code, metadata)
+    }
+
+    fn remember(&self, request: &str, caller: &Caller, outcome: Outcome, nearest: Option<Nearest>) {
+        let peer = caller.workload.peer();
+        let (selectors, more_selectors) = RequestRecord::kept(&caller.selectors);
+        self.requests.add(RequestRecord {
+            id: request.to_owned(),
+            at: self.clock.now(),
+            pid: peer.pid,
+            uid: peer.uid,
+            selectors,
+            more_selectors,
+            incomplete: caller.incomplete.clone(),
+            outcome,
+            nearest: nearest.map(|nearest| NearestEntry {
+                id: nearest.entry.id.to_string(),
+                lacks: nearest.lacking,
+                expired: nearest.expired,
+            }),
+        });
     }
 
     fn request_name(&self) -> String {
@@ -98,9 +137,11 @@ impl Gate {
     /// There are entries, but the server has not issued their SVIDs.
     pub(crate) fn not_issued_yet(&self, caller: &Caller) -> Status {
         let because = self.status.borrow().last_error.clone();
+        let request = self.request_name();
         let peer = caller.workload.peer();
         if let Some(left_out) = self.log_limits.by_user.admit(&peer.uid) {
             tracing::warn!(
+                %request,
                 pid = peer.pid,
                 uid = peer.uid,
                 because = because.as_deref().unwrap_or("no answer yet"),
@@ -108,7 +149,10 @@ impl Gate {
                 "X509-SVID not issued in time"
             );
         }
-        Status::unavailable("X509-SVID not issued yet: the server did not answer in time")
+        self.remember(&request, caller, Outcome::NotIssued, None);
+        Status::unavailable(format!(
+            "X509-SVID not issued yet: the server did not answer in time (request {request})"
+        ))
     }
 
     /// An attestor could not say all of a caller.
@@ -162,17 +206,6 @@ pub(super) fn not_who_connected() -> Status {
         Code::WorkloadGone,
         [],
     )
-}
-
-/// The caller may be entitled to what it asked for: whoever could tell cannot at the moment.
-fn incomplete(incomplete: &Incomplete) -> Status {
-    let fault = &incomplete.fault;
-    let message = format!(
-        "workload attestation is incomplete: {}: {}",
-        incomplete.attestor, fault.what
-    );
-    let hint = fault.hint.clone().map(|hint| ("hint".to_owned(), hint));
-    status(tonic::Code::Unavailable, message, fault.code, hint)
 }
 
 fn status(

@@ -23,7 +23,7 @@ use crate::config::RateLimits;
 use crate::endpoints::router::Router;
 use crate::endpoints::standard::{Health, Reflection};
 use crate::endpoints::{Socket, budgets};
-use crate::gate::{GateOptions, LogLimits};
+use crate::gate::{GateOptions, LogLimits, Outcome, RequestLog};
 use crate::rate_limit::RateLimiter;
 use crate::server_client::issued::facts_of;
 use crate::stop::Stopper;
@@ -126,12 +126,14 @@ async fn start(wish: Wish) -> Fixture {
         attestors: Attestors::new(attestors).always_fresh(),
         limiter: RateLimiter::new(wish.limits),
         status,
+        clock: Arc::clone(&clock),
         random: Arc::new(SystemRandom),
         options: GateOptions {
             log_selectors: Vec::new(),
             exempt: wish.exempt,
         },
         log_limits: LogLimits::default(),
+        requests: RequestLog::default(),
         searched: std::sync::Mutex::default(),
     });
     let context = Arc::new(Context {
@@ -372,6 +374,27 @@ async fn we_12_a_caller_without_entries_is_denied_in_the_words_that_sdks_look_fo
         assert_eq!(info.reason, "PLA-2101");
         assert!(status.message().contains(&info.metadata["request"]));
     }
+}
+
+#[tokio::test]
+async fn a_refused_call_can_be_looked_up_by_the_name_that_the_caller_was_told() {
+    let f = start(Wish::default()).await;
+    f.context.gate.cache.apply(Delta {
+        entries: vec![entry("near", "/near", &[&own_uid(), "unix:path:/other"])],
+        ..Delta::default()
+    });
+    let mut client = f.client().await;
+    let refused = client.fetch_x509svid(request(X509svidRequest {})).await;
+    let told = refused.unwrap_err().get_details_error_info().unwrap();
+    let record = f.context.gate.requests.find(&told.metadata["request"]);
+    let record = record.unwrap();
+    assert_eq!(record.outcome, Outcome::NoEntry);
+    assert_eq!(record.uid, nix::unistd::geteuid().as_raw());
+    assert_eq!(record.pid, i32::try_from(std::process::id()).unwrap());
+    let own = record.selectors.iter().map(ToString::to_string);
+    assert!(own.into_iter().any(|selector| selector == own_uid()));
+    let nearest = record.nearest.unwrap();
+    assert_eq!((&*nearest.id, nearest.lacks), ("near", 1));
 }
 
 #[tokio::test]

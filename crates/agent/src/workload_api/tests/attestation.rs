@@ -121,6 +121,9 @@ async fn a_new_workload_is_not_refused_for_what_an_attestor_could_not_say() {
     let attestor = Told::new(Mood::Fails);
     let (f, entry) = fixture(&attestor).await;
     f.issue(&entry);
+    // What it does say counts.
+    attestor.now(Mood::Says(&["k8s:ns:other"]));
+    assert_eq!(fetch(&f).await.unwrap_err().code(), Code::PermissionDenied);
     for mood in [Mood::Fails, Mood::Hangs] {
         attestor.now(mood);
         let mut client = f.client().await;
@@ -141,10 +144,12 @@ async fn a_new_workload_is_not_refused_for_what_an_attestor_could_not_say() {
             assert!(status.message().contains("k8s"), "{status}");
             let info = status.get_details_error_info().unwrap();
             assert_eq!(info.reason, "PLA-1334");
+            let record = f.context.gate.requests.find(&info.metadata["request"]);
+            let record = record.unwrap();
+            assert_eq!(record.outcome, Outcome::Incomplete);
+            assert_eq!(record.incomplete[0].attestor, "k8s");
         }
     }
-    attestor.now(Mood::Says(&["k8s:ns:other"]));
-    assert_eq!(fetch(&f).await.unwrap_err().code(), Code::PermissionDenied);
 }
 
 #[tokio::test]
