@@ -9,9 +9,11 @@ mod gate;
 mod grant;
 mod journal;
 mod jwt;
+mod kind;
 mod operations;
 mod server_svid;
 mod signing;
+mod slots;
 #[cfg(test)]
 mod tests;
 mod x509;
@@ -34,17 +36,18 @@ use tokio::sync::Notify;
 
 use crate::audit::Auditor;
 use crate::datastore::{BundleError, Datastore};
-use authority::{Authority, Ground};
+use authority::{Authority, AuthorityContext};
 use journal::Journal;
 use jwt::JwtKind;
+use operations::AuthorityOps;
 use server_svid::ServerSvid;
 use x509::X509Kind;
 
-pub use authority::{AuthorityState, AuthorityStates};
 pub use error::{CaError, IssueError, OperationError};
 pub use gate::{IssuedJwt, IssuedX509};
 pub use grant::Grant;
 pub use operations::AuthorityKind;
+pub use slots::{AuthorityState, AuthorityStates};
 
 /// SPIRE: NotBeforeCushion. Verifiers whose clocks are a little behind accept a new document.
 const BACKDATE: Duration = Duration::from_secs(10);
@@ -126,13 +129,13 @@ pub struct Ca {
     random: Arc<dyn Random>,
     auditor: Auditor,
     datastore: Datastore,
-    ground: Arc<Ground>,
-    x509: Authority<X509Kind>,
+    context: Arc<AuthorityContext>,
+    /// All kinds, in the order in which they rotate. X.509 is the first: without it the server is of no use.
+    kinds: Vec<(AuthorityKind, Arc<dyn AuthorityOps>)>,
+    x509: Arc<Authority<X509Kind>>,
     /// None: JWT-SVIDs are disabled.
-    jwt: Option<Authority<JwtKind>>,
-    has_upstream: bool,
+    jwt: Option<Arc<Authority<JwtKind>>>,
     server_svid: ServerSvid,
-    server_svid_due: Notify,
     failures: AtomicU64,
 }
 
@@ -181,12 +184,14 @@ impl Ca {
         let now = parts.clock.now();
         let journal = Journal::open(&parts.datastore, parts.keys.as_ref()).await?;
         let refuse_lost_keys = check_lost_keys(&parts, &journal, now).await?;
-        let ground = Arc::new(Ground {
+        let context = Arc::new(AuthorityContext {
             refuse_lost_keys,
             trust_domain: config.trust_domain.clone(),
+            clock: Arc::clone(&parts.clock),
             keys: parts.keys,
             datastore: parts.datastore.clone(),
             journal,
+            server_svid_due: Notify::new(),
         });
         let x509 = X509Kind {
             trust_domain: config.trust_domain.clone(),
@@ -201,7 +206,23 @@ impl Ca {
             random: Arc::clone(&parts.random),
             key_type: config.jwt_key_type,
             ttl: config.ca_ttl,
-            upstream: parts.upstream.clone(),
+            upstream: parts.upstream,
+        };
+        let x509 = Arc::new(Authority::resume(x509, Arc::clone(&context), now).await?);
+        let mut kinds: Vec<(AuthorityKind, Arc<dyn AuthorityOps>)> = vec![(
+            AuthorityKind::X509,
+            Arc::clone(&x509) as Arc<dyn AuthorityOps>,
+        )];
+        let jwt = match config.jwt_svids {
+            true => {
+                let jwt = Arc::new(Authority::resume(jwt, Arc::clone(&context), now).await?);
+                kinds.push((
+                    AuthorityKind::Jwt,
+                    Arc::clone(&jwt) as Arc<dyn AuthorityOps>,
+                ));
+                Some(jwt)
+            }
+            false => None,
         };
         let ca = Self {
             server_id: SpiffeId::server(&config.trust_domain),
@@ -218,20 +239,16 @@ impl Ca {
             random: parts.random,
             auditor: parts.auditor,
             datastore: parts.datastore,
-            x509: Authority::resume(x509, Arc::clone(&ground), now).await?,
-            jwt: match config.jwt_svids {
-                true => Some(Authority::resume(jwt, Arc::clone(&ground), now).await?),
-                false => None,
-            },
-            ground,
-            has_upstream: parts.upstream.is_some(),
+            context,
+            kinds,
+            x509,
+            jwt,
             server_svid: ServerSvid::new(Arc::new(CertResolver::new())),
-            server_svid_due: Notify::new(),
             failures: AtomicU64::new(0),
         };
         let ticked = ca.tick(now).await;
         // A failure to prepare the next one is no reason not to serve with the present one.
-        if ca.x509.active().is_none() || ca.jwt.as_ref().is_some_and(|jwt| jwt.active().is_none()) {
+        if ca.kinds.iter().any(|(_, authority)| !authority.is_active()) {
             ticked?;
         }
         ca.tick_server_svid(now).await?;
@@ -243,22 +260,22 @@ impl Ca {
     /// # Errors
     /// The first failure; what could be done is done, and active authorities go on.
     pub async fn tick(&self, now: SystemTime) -> Result<(), CaError> {
-        let x509 = self.x509.tick(now).await;
-        let jwt = match &self.jwt {
+        let mut done = Ok(());
+        for (kind, authority) in &self.kinds {
             // Without an X.509 authority the server is of no use, and its journal could not be found again.
-            Some(jwt) if self.x509.active().is_some() => jwt.tick(now).await,
-            _ => Ok(()),
-        };
-        for (error, what) in [(&x509, "X509 CA"), (&jwt, "JWT key")] {
-            if let Err(error) = error {
+            if *kind != AuthorityKind::X509 && self.x509.active().is_none() {
+                continue;
+            }
+            if let Err(error) = authority.tick(now).await {
                 self.failures.fetch_add(1, Ordering::Relaxed);
-                tracing::error!(%error, "Unable to rotate {what}");
+                tracing::error!(%error, "Unable to rotate {}", authority.what());
+                done = done.and(Err(error));
             }
         }
-        if x509.is_ok() && jwt.is_ok() {
+        if done.is_ok() {
             self.failures.store(0, Ordering::Relaxed);
         }
-        x509.and(jwt)
+        done
     }
 
     /// Removes from the bundle what ended a day ago.
@@ -320,7 +337,7 @@ impl Ca {
         loop {
             tokio::select! {
                 () = tokio::time::sleep(SERVER_SVID_EVERY) => {}
-                () = self.server_svid_due.notified() => {}
+                () = self.context.server_svid_due.notified() => {}
             }
             if let Err(error) = self.tick_server_svid(self.clock.now()).await {
                 tracing::error!(%error, "the server's SVID could not be renewed");
@@ -338,7 +355,7 @@ impl Ca {
                 _ = bundle.tick() => self.prune_bundle_by_lease().await,
                 _ = journals.tick() => {
                     let before = unix_seconds(self.clock.now()).saturating_sub(PRUNE_JOURNALS_AFTER);
-                    if let Err(error) = self.ground.journal.prune_others(before).await {
+                    if let Err(error) = self.context.journal.prune_others(before).await {
                         tracing::error!(%error, "CA journals of former servers could not be pruned");
                     }
                 }
@@ -351,7 +368,7 @@ impl Ca {
         let now = self.clock.now();
         let lease = self.datastore.acquire_lease(
             "prune-bundle",
-            self.ground.journal.id(),
+            self.context.journal.id(),
             ROTATION_EVERY * 6,
             now,
         );

@@ -1,151 +1,80 @@
 //! The life of one kind of authority, written once for X.509, JWT and whatever comes next.
 //!
 //! Two key slots, A and B. The next authority is made and published long before it signs, so that everybody who verifies
-//! knows it by then; the one before stays published until it ends. A [`Kind`] says what an authority of it is made of.
-//! No authority signs before the journal and the bundle hold it and before a document of its own passed a trial.
+//! knows it by then; the one before stays published until it ends. A [`Kind`] says what an authority of it is made of, and
+//! [`Slots`] which changes are possible. No authority signs before the journal and the bundle hold it and before a document
+//! of its own passed a trial.
+//!
+//! Changes are serialized by the state of the slots, not by a lock: who wants to prepare while a change is under way waits
+//! until it is over; who wants to activate finds nothing prepared. A caller who goes away in the middle leaves the slots as
+//! they were.
 
-use std::future::Future;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use plugin::key_manager::KeyManager;
 use spiffe::bundle::Bundle;
-use spiffe::clock::{from_unix, unix_seconds};
-use spiffe::key::{KeyType, Signer};
-use spiffe::rotation::{activate_at, prepare_at};
+use spiffe::clock::{Clock, unix_seconds};
 use spiffe::trust_domain::TrustDomain;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
-use tokio::sync::Mutex;
+use tokio::sync::Notify;
 
 use super::CaError;
-use super::journal::{Journal, Origin, Record, Series, SlotName, Status};
+use super::journal::{Journal, Record, SlotName, Status};
+use super::kind::Kind;
+use super::slots::{AuthorityState, AuthorityStates, Next, Slot, Slots, state_of};
 use crate::datastore::Datastore;
-
-/// What differs between the kinds.
-pub(super) trait Kind: Send + Sync {
-    /// What the gate signs with.
-    type Issuer: Send + Sync;
-    const SERIES: Series;
-    /// The key is called `<prefix>-A` or `<prefix>-B` (SPIRE: the same).
-    const KEY_PREFIX: &'static str;
-    /// For logs.
-    const WHAT: &'static str;
-
-    fn key_type(&self) -> KeyType;
-
-    /// Makes the documents of a new authority around a fresh key, asking an upstream authority if there is one.
-    fn draft(
-        &self,
-        key: &Arc<dyn Signer>,
-        now: SystemTime,
-    ) -> impl Future<Output = Result<Draft, CaError>> + Send;
-
-    /// What signs, for a new record or one of an earlier life of the server. Tries it: a document made with it must
-    /// verify against `trust`.
-    fn issuer(
-        &self,
-        record: &Record,
-        key: Arc<dyn Signer>,
-        trust: &Bundle,
-        now: SystemTime,
-    ) -> impl Future<Output = Result<Self::Issuer, CaError>> + Send;
-
-    /// Whether those who verify against `bundle` accept what this authority signs.
-    fn is_published(&self, record: &Record, bundle: &Bundle) -> bool;
-}
-
-/// A new authority before it has a place.
-pub(super) struct Draft {
-    pub(super) authority_id: String,
-    pub(super) origin: Option<Origin>,
-    pub(super) upstream_authority_id: String,
-    pub(super) not_after: SystemTime,
-    /// As in [`Record::chain`].
-    pub(super) chain: Vec<Vec<u8>>,
-    /// What the bundle gains.
-    pub(super) publication: Bundle,
-}
 
 /// What all kinds stand on.
 #[derive(Debug)]
-pub(super) struct Ground {
+pub(super) struct AuthorityContext {
     pub(super) trust_domain: TrustDomain,
+    pub(super) clock: Arc<dyn Clock>,
     pub(super) keys: Arc<dyn KeyManager>,
     pub(super) datastore: Datastore,
     pub(super) journal: Journal,
     /// Whether lost keys of active authorities are a reason not to start.
     pub(super) refuse_lost_keys: bool,
-}
-
-/// How an authority presents itself to an operator.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct AuthorityState {
-    pub authority_id: String,
-    /// Unix seconds.
-    pub expires_at: i64,
-    /// Lower-case hex; empty when self-signed.
-    pub upstream_authority_id: String,
-}
-
-/// The authorities of one kind.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct AuthorityStates {
-    pub active: Option<AuthorityState>,
-    pub prepared: Option<AuthorityState>,
-    pub old: Option<AuthorityState>,
-}
-
-struct Held<I> {
-    record: Record,
-    /// None for an old one: it signs no more.
-    issuer: Option<Arc<I>>,
-}
-
-struct Slots<I> {
-    current: Option<Held<I>>,
-    next: Option<Held<I>>,
-}
-
-impl<I> Slots<I> {
-    fn has_prepared(&self, now: i64) -> bool {
-        self.next.as_ref().is_some_and(|held| {
-            held.record.status == Status::Prepared && held.record.not_after > now
-        })
-    }
+    /// Wakes the renewal of the server's own SVID, which may hang on an authority that was tainted.
+    pub(super) server_svid_due: Notify,
 }
 
 /// The two slots of one kind.
 pub(super) struct Authority<K: Kind> {
-    kind: K,
-    ground: Arc<Ground>,
+    pub(super) kind: K,
+    pub(super) context: Arc<AuthorityContext>,
+    /// Never held over an await.
     slots: Mutex<Slots<K::Issuer>>,
+    /// What the slots say, for readers who wait for nobody.
     active: ArcSwapOption<K::Issuer>,
     states: ArcSwap<AuthorityStates>,
+    /// A change is over.
+    changed: Notify,
 }
 
 impl<K: Kind> Authority<K> {
     /// Takes up what the journal says of this kind, as far as the key manager and the bundle agree.
     pub(super) async fn resume(
         kind: K,
-        ground: Arc<Ground>,
+        context: Arc<AuthorityContext>,
         now: SystemTime,
     ) -> Result<Self, CaError> {
         let authority = Self {
             kind,
-            ground,
-            slots: Mutex::new(Slots {
-                current: None,
-                next: None,
-            }),
+            context,
+            slots: Mutex::default(),
             active: ArcSwapOption::empty(),
             states: ArcSwap::default(),
+            changed: Notify::new(),
         };
-        let mut slots = authority.slots.lock().await;
-        authority.load(&mut slots, now).await?;
-        authority.show(&slots);
-        drop(slots);
+        let resumed = authority.load(now).await?;
+        let nothing_signs = resumed.issuer().is_none();
+        authority.change(|slots| *slots = resumed);
+        if nothing_signs && authority.lock().has_prepared(now) {
+            authority.activate_if(|_| true).await;
+        }
         Ok(authority)
     }
 
@@ -154,7 +83,7 @@ impl<K: Kind> Authority<K> {
         self.active.load_full()
     }
 
-    pub(super) fn states(&self) -> Arc<AuthorityStates> {
+    pub(super) fn current_states(&self) -> Arc<AuthorityStates> {
         self.states.load_full()
     }
 
@@ -162,84 +91,90 @@ impl<K: Kind> Authority<K> {
     ///
     /// # Errors
     /// The next authority could not be made. The active one goes on until it expires.
-    pub(super) async fn tick(&self, now: SystemTime) -> Result<(), CaError> {
-        let mut slots = self.slots.lock().await;
-        if let Err(error) = self.ground.journal.flush().await {
+    pub(super) async fn rotate(&self, now: SystemTime) -> Result<(), CaError> {
+        // An earlier change may not have reached the datastore.
+        if let Err(error) = self.record_statuses().await {
             tracing::warn!(%error, "the CA journal is behind");
         }
-        let done = self.step(&mut slots, now).await;
-        self.show(&slots);
-        done
+        let is_due = |slots: &Slots<K::Issuer>| slots.preparation_is_due(now);
+        let prepared = if is_due(&self.lock()) {
+            self.prepare_if(now, is_due).await.map(|_| ())
+        } else {
+            Ok(())
+        };
+        if self.lock().activation_is_due(now) {
+            self.activate_if(|_| true).await;
+        }
+        prepared
     }
 
     /// Makes the next authority now, in place of one that is prepared already.
     ///
     /// # Errors
     /// It could not be made; the active one is not touched.
-    pub(super) async fn prepare(&self, now: SystemTime) -> Result<AuthorityState, CaError> {
-        let mut slots = self.slots.lock().await;
-        let done = self.prepare_next(&mut slots, now).await;
-        self.show(&slots);
-        done
+    pub(super) async fn prepare_next(&self, now: SystemTime) -> Result<AuthorityState, CaError> {
+        let prepared = self.prepare_if(now, |_| true).await?;
+        prepared.ok_or_else(|| CaError::Journal("nothing was prepared".to_owned()))
     }
 
     /// Lets the prepared authority sign from now on. False when `authority_id` is not prepared any more.
-    pub(super) async fn activate(&self, authority_id: &str) -> bool {
-        let mut slots = self.slots.lock().await;
-        let wanted = |held: &Held<K::Issuer>| {
-            held.record.status == Status::Prepared && held.record.authority_id == authority_id
-        };
-        if !slots.next.as_ref().is_some_and(wanted) {
-            return false;
-        }
-        self.rotate(&mut slots).await;
-        self.show(&slots);
-        true
+    pub(super) async fn activate_prepared(&self, authority_id: &str) -> bool {
+        self.activate_if(|record| record.authority_id == authority_id)
+            .await
     }
 
-    async fn step(&self, slots: &mut Slots<K::Issuer>, now: SystemTime) -> Result<(), CaError> {
-        let due = slots
-            .current
-            .as_ref()
-            .map(|held| lifetime(&held.record))
-            .filter(|(_, end)| now < *end);
-        let Some((issued, end)) = due else {
-            // Nothing signs: at the first start, or after a long pause.
-            if !slots.has_prepared(unix_seconds(now)) {
-                self.prepare_next(slots, now).await?;
-            }
-            self.rotate(slots).await;
-            return Ok(());
-        };
-        let mut prepared = Ok(());
-        if now >= prepare_at(issued, end) && !slots.has_prepared(unix_seconds(now)) {
-            prepared = self.prepare_next(slots, now).await.map(|_| ());
-        }
-        if now >= activate_at(issued, end) && slots.has_prepared(unix_seconds(now)) {
-            self.rotate(slots).await;
-        }
-        prepared
-    }
-
-    async fn prepare_next(
+    /// Makes the next authority if that is still `wanted` once no other change is under way.
+    async fn prepare_if(
         &self,
-        slots: &mut Slots<K::Issuer>,
+        now: SystemTime,
+        wanted: impl Fn(&Slots<K::Issuer>) -> bool,
+    ) -> Result<Option<AuthorityState>, CaError> {
+        // Before a key is made and an upstream authority asked for something that could not be recorded.
+        self.context.journal.check_writable().await?;
+        let Some(preparation) = self.begin(wanted).await else {
+            return Ok(None);
+        };
+        self.make(preparation, now).await.map(Some)
+    }
+
+    /// Waits for its turn to prepare; nothing when that is not wanted any more.
+    async fn begin(
+        &self,
+        wanted: impl Fn(&Slots<K::Issuer>) -> bool,
+    ) -> Option<Preparation<'_, K>> {
+        loop {
+            let mut changed = std::pin::pin!(self.changed.notified());
+            // From here on no change is missed.
+            changed.as_mut().enable();
+            {
+                let mut slots = self.lock();
+                if !wanted(&slots) {
+                    return None;
+                }
+                if let Some((slot, former)) = slots.begin() {
+                    self.show(&slots);
+                    return Some(Preparation {
+                        authority: self,
+                        slot,
+                        former: Some(former),
+                    });
+                }
+            }
+            changed.await;
+        }
+    }
+
+    async fn make(
+        &self,
+        mut preparation: Preparation<'_, K>,
         now: SystemTime,
     ) -> Result<AuthorityState, CaError> {
-        let slot = slots
-            .current
-            .as_ref()
-            .map_or(SlotName::A, |held| held.record.slot.other());
-        // Before a key is made and an upstream authority asked for something that could not be recorded.
-        self.ground.journal.check_writable().await?;
-        // Making the key destroys the one that the slot held.
-        slots.next = None;
-        let key = self
-            .ground
-            .keys
-            .generate_key(&key_id::<K>(slot), self.kind.key_type())
-            .await
-            .map_err(CaError::Keys)?;
+        let AuthorityContext { keys, journal, .. } = self.context.as_ref();
+        let slot = preparation.slot;
+        let key_id = key_id::<K>(slot);
+        let key = keys.generate_key(&key_id, self.kind.key_type()).await;
+        let key = key.map_err(CaError::Keys)?;
+        preparation.key_was_replaced();
         let draft = self.kind.draft(&key, now).await?;
         let record = Record {
             slot,
@@ -252,93 +187,83 @@ impl<K: Kind> Authority<K> {
             public_key: key.public_key().spki_der().to_vec(),
             chain: draft.chain,
         };
-        let issuer = self
-            .kind
-            .issuer(&record, key, &draft.publication, now)
-            .await?;
+        let trust = &draft.publication;
+        let issuer = self.kind.issuer(&record, key, trust, now).await?;
         // Journal first: what is in the bundle but in no journal would be trusted without anybody to answer for it,
         // while a record that the bundle lacks is dropped at the next start.
-        self.ground
-            .journal
-            .append(K::SERIES, record.clone())
-            .await?;
-        if let Err(error) = self.ground.datastore.append_bundle(draft.publication).await {
-            self.ground
-                .journal
-                .forget(K::SERIES, &record.authority_id)
-                .await;
+        journal.append(K::SERIES, record.clone()).await?;
+        let published = self.context.datastore.append_bundle(draft.publication);
+        if let Err(error) = published.await {
+            journal.forget(K::SERIES, &record.authority_id).await;
             return Err(error.into());
         }
-        tracing::info!(
-            slot = %record.slot,
-            issued_at = moment(record.issued_at),
-            expiration = moment(record.not_after),
-            local_authority_id = record.authority_id,
-            upstream_authority_id = record.upstream_authority_id,
-            "{} prepared",
-            K::WHAT
-        );
+        log::<K>(&record, "prepared");
         let state = state_of(&record);
-        slots.next = Some(Held {
+        preparation.finish(Slot {
             record,
             issuer: Some(Arc::new(issuer)),
         });
         Ok(state)
     }
 
-    /// Moves next to current; the current one becomes old. What signs has changed before the first await, so that a
+    /// Lets the prepared authority sign, if it is the one meant. What signs has changed before the first await, so that a
     /// caller who goes away in the middle leaves nothing half done.
-    async fn rotate(&self, slots: &mut Slots<K::Issuer>) {
-        let Some(mut next) = slots.next.take() else {
-            return;
+    async fn activate_if(&self, is_meant: impl Fn(&Record) -> bool) -> bool {
+        let Some(activated) = self.change(|slots| slots.activate(is_meant)) else {
+            return false;
         };
-        next.record.status = Status::Active;
-        self.active.store(next.issuer.clone());
-        tracing::info!(
-            slot = %next.record.slot,
-            issued_at = moment(next.record.issued_at),
-            expiration = moment(next.record.not_after),
-            local_authority_id = next.record.authority_id,
-            "{} activated",
-            K::WHAT
-        );
-        let active_id = next.record.authority_id.clone();
-        let before = slots.current.replace(next);
-        let old_id = before.as_ref().map(|held| held.record.authority_id.clone());
-        slots.next = before.map(|held| Held {
-            record: Record {
-                status: Status::Old,
-                ..held.record
-            },
-            issuer: None,
-        });
-        self.show(slots);
-        let mut changes = vec![(active_id.as_str(), Status::Active)];
-        changes.extend(old_id.as_deref().map(|id| (id, Status::Old)));
-        if let Err(error) = self.ground.journal.set_status(K::SERIES, &changes).await {
+        let _recording = Recording { authority: self };
+        log::<K>(&activated, "activated");
+        if let Err(error) = self.record_statuses().await {
             tracing::error!(%error, "the CA journal does not know yet which {} is active", K::WHAT);
         }
+        true
     }
 
-    async fn load(&self, slots: &mut Slots<K::Issuer>, now: SystemTime) -> Result<(), CaError> {
-        let bundle = self
-            .ground
-            .datastore
-            .registry()
-            .bundle(&self.ground.trust_domain);
-        let Some(bundle) = bundle else { return Ok(()) };
-        for record in self
-            .ground
+    /// Has the journal say what the slots say.
+    async fn record_statuses(&self) -> Result<(), CaError> {
+        let statuses = self.lock().statuses();
+        self.context
             .journal
-            .records(K::SERIES)
+            .set_statuses(K::SERIES, &statuses)
             .await
-            .into_iter()
-            .rev()
-        {
-            let place = if record.status == Status::Active {
-                &mut slots.current
-            } else {
-                &mut slots.next
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Slots<K::Issuer>> {
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// One transition; whoever waits for it looks again.
+    fn change<R>(&self, transition: impl FnOnce(&mut Slots<K::Issuer>) -> R) -> R {
+        let mut slots = self.lock();
+        let outcome = transition(&mut slots);
+        self.show(&slots);
+        drop(slots);
+        self.changed.notify_waiters();
+        outcome
+    }
+
+    /// Called under the lock, so that no older state is shown after a newer one.
+    fn show(&self, slots: &Slots<K::Issuer>) {
+        self.active.store(slots.issuer());
+        self.states.store(Arc::new(slots.states()));
+    }
+
+    async fn load(&self, now: SystemTime) -> Result<Slots<K::Issuer>, CaError> {
+        let AuthorityContext {
+            trust_domain,
+            datastore,
+            journal,
+            ..
+        } = self.context.as_ref();
+        let (mut current, mut next) = (None, None);
+        let Some(bundle) = datastore.registry().bundle(trust_domain) else {
+            return Ok(Slots::default());
+        };
+        for record in journal.records(K::SERIES).await.into_iter().rev() {
+            let place = match record.status {
+                Status::Active => &mut current,
+                Status::Prepared | Status::Old => &mut next,
             };
             if place.is_some() || record.not_after <= unix_seconds(now) {
                 continue;
@@ -347,35 +272,18 @@ impl<K: Kind> Authority<K> {
                 unusable::<K>(&record, "the bundle does not hold it");
                 continue;
             }
-            if record.status == Status::Old {
-                *place = Some(Held {
-                    record,
-                    issuer: None,
-                });
-            } else if let Some(issuer) = self.try_resume(&record, &bundle, now).await? {
-                *place = Some(Held {
-                    record,
-                    issuer: Some(Arc::new(issuer)),
-                });
-            }
+            let issuer = match record.status {
+                Status::Old => None,
+                Status::Prepared | Status::Active => {
+                    let Some(issuer) = self.try_resume(&record, &bundle, now).await? else {
+                        continue;
+                    };
+                    Some(Arc::new(issuer))
+                }
+            };
+            *place = Some(Slot { record, issuer });
         }
-        let same_slot = |(current, next): (&Held<K::Issuer>, &Held<K::Issuer>)| {
-            current.record.slot == next.record.slot
-        };
-        if slots
-            .current
-            .as_ref()
-            .zip(slots.next.as_ref())
-            .is_some_and(same_slot)
-        {
-            slots.next = None;
-        }
-        match &slots.current {
-            Some(current) => self.active.store(current.issuer.clone()),
-            None if slots.has_prepared(unix_seconds(now)) => self.rotate(slots).await,
-            None => {}
-        }
-        Ok(())
+        Ok(Slots::resumed(current, next))
     }
 
     async fn try_resume(
@@ -384,7 +292,7 @@ impl<K: Kind> Authority<K> {
         bundle: &Bundle,
         now: SystemTime,
     ) -> Result<Option<K::Issuer>, CaError> {
-        let stored = self.ground.keys.key(&key_id::<K>(record.slot)).await;
+        let stored = self.context.keys.key(&key_id::<K>(record.slot)).await;
         let Some(key) = stored.map_err(CaError::Keys)? else {
             return self.lost(record, "the key manager does not have its key");
         };
@@ -402,7 +310,7 @@ impl<K: Kind> Authority<K> {
 
     /// An authority whose key is gone. The one that signed last is not replaced silently: agents and servers below rely on it.
     fn lost(&self, record: &Record, why: &str) -> Result<Option<K::Issuer>, CaError> {
-        if record.status == Status::Active && self.ground.refuse_lost_keys {
+        if record.status == Status::Active && self.context.refuse_lost_keys {
             return Err(CaError::KeyLost {
                 what: K::WHAT,
                 authority_id: record.authority_id.clone(),
@@ -411,20 +319,45 @@ impl<K: Kind> Authority<K> {
         unusable::<K>(record, why);
         Ok(None)
     }
+}
 
-    fn show(&self, slots: &Slots<K::Issuer>) {
-        let next = |status| {
-            let held = slots
-                .next
-                .as_ref()
-                .filter(|held| held.record.status == status);
-            held.map(|held| state_of(&held.record))
-        };
-        self.states.store(Arc::new(AuthorityStates {
-            active: slots.current.as_ref().map(|held| state_of(&held.record)),
-            prepared: next(Status::Prepared),
-            old: next(Status::Old),
-        }));
+/// A successor is being made. Dropped before it is finished, it leaves the slot as it was, or empty once the key manager
+/// has replaced the key that was there.
+struct Preparation<'a, K: Kind> {
+    authority: &'a Authority<K>,
+    slot: SlotName,
+    /// None when it is finished.
+    former: Option<Next<K::Issuer>>,
+}
+
+impl<K: Kind> Preparation<'_, K> {
+    /// What the slot held can never sign again.
+    fn key_was_replaced(&mut self) {
+        self.former = Some(Next::Empty);
+    }
+
+    fn finish(mut self, successor: Slot<K::Issuer>) {
+        self.former = None;
+        self.authority.change(|slots| slots.finish(successor));
+    }
+}
+
+impl<K: Kind> Drop for Preparation<'_, K> {
+    fn drop(&mut self) {
+        if let Some(former) = self.former.take() {
+            self.authority.change(|slots| slots.abandon(former));
+        }
+    }
+}
+
+/// The journal is learning what signs.
+struct Recording<'a, K: Kind> {
+    authority: &'a Authority<K>,
+}
+
+impl<K: Kind> Drop for Recording<'_, K> {
+    fn drop(&mut self) {
+        self.authority.change(Slots::recorded);
     }
 }
 
@@ -439,16 +372,16 @@ pub(super) fn moment(unix: i64) -> String {
         .unwrap_or_else(|| unix.to_string())
 }
 
-fn lifetime(record: &Record) -> (SystemTime, SystemTime) {
-    (from_unix(record.issued_at), from_unix(record.not_after))
-}
-
-fn state_of(record: &Record) -> AuthorityState {
-    AuthorityState {
-        authority_id: record.authority_id.clone(),
-        expires_at: record.not_after,
-        upstream_authority_id: record.upstream_authority_id.clone(),
-    }
+fn log<K: Kind>(record: &Record, became: &str) {
+    tracing::info!(
+        slot = %record.slot,
+        issued_at = moment(record.issued_at),
+        expiration = moment(record.not_after),
+        local_authority_id = record.authority_id,
+        upstream_authority_id = record.upstream_authority_id,
+        "{} {became}",
+        K::WHAT
+    );
 }
 
 fn unusable<K: Kind>(record: &Record, why: &str) {

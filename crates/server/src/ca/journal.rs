@@ -277,25 +277,29 @@ impl Journal {
         Ok(())
     }
 
-    /// Changes what became of authorities, each given by its id.
+    /// Says what became of authorities, each given by its id, and stores that unless the row says so already.
     ///
     /// # Errors
-    /// The row was not stored. Memory keeps the change and [`Journal::flush`] stores it later: an authority that is due
-    /// must sign even if the datastore is away.
-    pub(super) async fn set_status(
+    /// The row was not stored. Memory keeps the change and the next call stores it: an authority that is due must sign
+    /// even if the datastore is away.
+    pub(super) async fn set_statuses(
         &self,
         series: Series,
-        changes: &[(&str, Status)],
+        statuses: &[(String, Status)],
     ) -> Result<(), CaError> {
         let mut state = self.state.lock().await;
-        for record in state.entries.list_mut(series) {
-            if let Some((_, status)) = changes.iter().find(|(id, _)| *id == record.authority_id) {
+        for (authority_id, status) in statuses {
+            let mut records = state.entries.list_mut(series).iter_mut();
+            let record = records.find(|record| record.authority_id == *authority_id);
+            if let Some(record) = record.filter(|record| record.status != *status) {
                 record.status = *status;
+                state.unsaved = true;
             }
         }
-        state.unsaved = true;
-        self.store(&state.entries).await?;
-        state.unsaved = false;
+        if state.unsaved {
+            self.store(&state.entries).await?;
+            state.unsaved = false;
+        }
         Ok(())
     }
 
@@ -307,19 +311,6 @@ impl Journal {
             .list_mut(series)
             .retain(|record| record.authority_id != authority_id);
         state.unsaved = true;
-    }
-
-    /// Stores what an earlier failure left unsaved.
-    ///
-    /// # Errors
-    /// The datastore still does not answer.
-    pub(super) async fn flush(&self) -> Result<(), CaError> {
-        let mut state = self.state.lock().await;
-        if state.unsaved {
-            self.store(&state.entries).await?;
-            state.unsaved = false;
-        }
-        Ok(())
     }
 
     async fn store(&self, entries: &Entries) -> Result<(), CaError> {

@@ -15,8 +15,11 @@ use spiffe::svid::jwt::{JwtBundleSource, JwtClaims, sign_jwt_svid, verify_jwt_sv
 use spiffe::trust_domain::TrustDomain;
 
 use super::CaError;
-use super::authority::{Draft, Kind};
+use super::authority::AuthorityContext;
 use super::journal::{Record, Series};
+use super::kind::{Draft, Failures, Kind};
+use super::slots::{AuthorityState, AuthorityStates};
+use crate::datastore::BundleError;
 
 /// SPIRE: the length of a key id.
 const KEY_ID_LEN: usize = 32;
@@ -106,6 +109,11 @@ impl Kind for JwtKind {
     const SERIES: Series = Series::Jwt;
     const KEY_PREFIX: &'static str = "JWT-Signer";
     const WHAT: &'static str = "JWT key";
+    const FAILURES: Failures = Failures {
+        prepare: "failed to prepare JWT authority",
+        taint: "failed to taint JWT authority",
+        revoke: "failed to revoke JWT authority",
+    };
 
     fn key_type(&self) -> KeyType {
         self.key_type
@@ -166,6 +174,53 @@ impl Kind for JwtKind {
             authority.key_id == record.authority_id
                 && authority.public_key.spki_der() == record.public_key
         })
+    }
+
+    /// Keys of servers below, or of other servers of the trust domain, can be revoked here too.
+    fn check_revocable(
+        &self,
+        authority_id: &str,
+        states: &AuthorityStates,
+        bundle: Option<&Bundle>,
+    ) -> Result<(), &'static str> {
+        if AuthorityState::is(&states.prepared, authority_id) {
+            return Err("unable to use a prepared key");
+        }
+        let mut keys = bundle.iter().flat_map(|bundle| &bundle.jwt_authorities);
+        let is_known = keys.any(|key| key.key_id == authority_id);
+        if is_known || AuthorityState::is(&states.old, authority_id) {
+            Ok(())
+        } else {
+            Err("no JWT authority found with provided authority ID")
+        }
+    }
+
+    async fn taint(
+        &self,
+        context: &AuthorityContext,
+        authority_id: &str,
+    ) -> Result<(), BundleError> {
+        let AuthorityContext {
+            datastore,
+            trust_domain,
+            ..
+        } = context;
+        let tainted = datastore.taint_jwt_authority(trust_domain, authority_id);
+        tainted.await.map(|_bundle| ())
+    }
+
+    async fn revoke(
+        &self,
+        context: &AuthorityContext,
+        authority_id: &str,
+    ) -> Result<(), BundleError> {
+        let AuthorityContext {
+            datastore,
+            trust_domain,
+            ..
+        } = context;
+        let revoked = datastore.revoke_jwt_authority(trust_domain, authority_id);
+        revoked.await.map(|_bundle| ())
     }
 }
 

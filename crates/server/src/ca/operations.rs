@@ -1,10 +1,16 @@
 //! What an operator may do to the authorities of this server: look, prepare, activate, taint, revoke.
 //!
-//! The rules and texts are SPIRE's (SPIRE: localauthority service). An authority that signs is never tainted or revoked.
+//! The rules and texts are SPIRE's (SPIRE: localauthority service), written once for all kinds. An authority that signs is
+//! never tainted or revoked.
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
-use super::authority::{AuthorityState, AuthorityStates};
+use async_trait::async_trait;
+
+use super::authority::Authority;
+use super::kind::Kind;
+use super::slots::{AuthorityState, AuthorityStates};
 use super::{Ca, CaError, OperationError};
 
 /// Which authorities an operation is about.
@@ -14,24 +20,159 @@ pub enum AuthorityKind {
     Jwt,
 }
 
+/// The authorities of one kind, whichever it is.
+#[async_trait]
+pub(crate) trait AuthorityOps: Send + Sync {
+    /// The kind's name, for logs.
+    fn what(&self) -> &'static str;
+
+    /// Whether something signs.
+    fn is_active(&self) -> bool;
+
+    /// Prepares and activates what is due.
+    async fn tick(&self, now: SystemTime) -> Result<(), CaError>;
+
+    /// The authorities as they are.
+    ///
+    /// # Errors
+    /// There is no active authority yet.
+    fn states(&self) -> Result<Arc<AuthorityStates>, OperationError>;
+
+    /// Makes and publishes the next authority now. On an error the active one is not touched.
+    async fn prepare(&self) -> Result<AuthorityState, OperationError>;
+
+    /// Lets the prepared authority sign. On an error nothing has changed, here and below.
+    async fn activate(&self, authority_id: &str) -> Result<AuthorityState, OperationError>;
+
+    /// Marks the old authority as one not to be relied on: all that it signed is to be renewed.
+    async fn taint(&self, authority_id: &str) -> Result<AuthorityState, OperationError>;
+
+    /// Removes a tainted authority from the bundle: what it signed is refused from then on.
+    async fn revoke(&self, authority_id: &str) -> Result<(), OperationError>;
+}
+
+#[async_trait]
+impl<K: Kind> AuthorityOps for Authority<K> {
+    fn what(&self) -> &'static str {
+        K::WHAT
+    }
+
+    fn is_active(&self) -> bool {
+        self.active().is_some()
+    }
+
+    async fn tick(&self, now: SystemTime) -> Result<(), CaError> {
+        self.rotate(now).await
+    }
+
+    fn states(&self) -> Result<Arc<AuthorityStates>, OperationError> {
+        let states = self.current_states();
+        if states.active.is_none() {
+            return Err(OperationError::Initializing);
+        }
+        Ok(states)
+    }
+
+    async fn prepare(&self) -> Result<AuthorityState, OperationError> {
+        self.states()?;
+        let prepared = self.prepare_next(self.context.clock.now()).await;
+        prepared.map_err(|source| OperationError::Failed {
+            what: K::FAILURES.prepare,
+            source,
+        })
+    }
+
+    async fn activate(&self, authority_id: &str) -> Result<AuthorityState, OperationError> {
+        let states = self.states()?;
+        if authority_id.is_empty() {
+            return Err(OperationError::NoAuthorityId);
+        }
+        if AuthorityState::is(&states.old, authority_id) {
+            return Err(OperationError::NotPrepared("OLD"));
+        }
+        let prepared = states.prepared.clone();
+        let prepared = prepared.filter(|state| state.authority_id == authority_id);
+        let prepared = prepared.ok_or(OperationError::UnexpectedAuthorityId)?;
+        // Another call may have been quicker.
+        if !self.activate_prepared(authority_id).await {
+            return Err(OperationError::UnexpectedAuthorityId);
+        }
+        Ok(prepared)
+    }
+
+    async fn taint(&self, authority_id: &str) -> Result<AuthorityState, OperationError> {
+        let states = self.states()?;
+        if self.kind.is_below_upstream() {
+            return Err(OperationError::TaintsBelowUpstream);
+        }
+        if authority_id.is_empty() {
+            return Err(OperationError::NoAuthorityId);
+        }
+        if AuthorityState::is(&states.active, authority_id) {
+            return Err(OperationError::TaintsCurrent);
+        }
+        if AuthorityState::is(&states.prepared, authority_id) {
+            return Err(OperationError::TaintsNotOld("PREPARED"));
+        }
+        let old = states.old.clone();
+        let old = old.filter(|old| old.authority_id == authority_id);
+        let old = old.ok_or(OperationError::UnexpectedAuthorityId)?;
+        let tainted = self.kind.taint(&self.context, authority_id).await;
+        tainted.map_err(|error| OperationError::Failed {
+            what: K::FAILURES.taint,
+            source: CaError::Bundle(error),
+        })?;
+        self.context.server_svid_due.notify_one();
+        Ok(old)
+    }
+
+    async fn revoke(&self, authority_id: &str) -> Result<(), OperationError> {
+        let states = self.states()?;
+        if self.kind.is_below_upstream() {
+            return Err(OperationError::RevokesBelowUpstream);
+        }
+        let invalid = OperationError::InvalidAuthorityId;
+        if authority_id.is_empty() {
+            return Err(invalid("no authority ID provided"));
+        }
+        if AuthorityState::is(&states.active, authority_id) {
+            return Err(invalid("unable to use current authority"));
+        }
+        let registry = self.context.datastore.registry();
+        let bundle = registry.bundle(&self.context.trust_domain);
+        let revocable = self
+            .kind
+            .check_revocable(authority_id, &states, bundle.as_deref());
+        revocable.map_err(invalid)?;
+        let revoked = self.kind.revoke(&self.context, authority_id).await;
+        revoked.map_err(|error| OperationError::Failed {
+            what: K::FAILURES.revoke,
+            source: CaError::Bundle(error),
+        })
+    }
+}
+
 impl Ca {
+    /// The row of a kind.
+    ///
+    /// # Errors
+    /// The kind is disabled.
+    pub(crate) fn authority(
+        &self,
+        kind: AuthorityKind,
+    ) -> Result<&dyn AuthorityOps, OperationError> {
+        let mut rows = self.kinds.iter();
+        let row = rows.find(|(one, _)| *one == kind);
+        row.map(|(_, authority)| authority.as_ref())
+            .ok_or(OperationError::JwtDisabled)
+    }
+
     /// The authorities of a kind.
     ///
     /// # Errors
     /// The kind is disabled, or there is no active authority yet.
     pub fn authorities(&self, kind: AuthorityKind) -> Result<Arc<AuthorityStates>, OperationError> {
-        let states = match kind {
-            AuthorityKind::X509 => self.x509.states(),
-            AuthorityKind::Jwt => self
-                .jwt
-                .as_ref()
-                .ok_or(OperationError::JwtDisabled)?
-                .states(),
-        };
-        if states.active.is_none() {
-            return Err(OperationError::Initializing);
-        }
-        Ok(states)
+        self.authority(kind)?.states()
     }
 
     /// Makes and publishes the next authority now.
@@ -39,19 +180,7 @@ impl Ca {
     /// # Errors
     /// [`OperationError`]; the active authority is not touched.
     pub async fn prepare(&self, kind: AuthorityKind) -> Result<AuthorityState, OperationError> {
-        self.authorities(kind)?;
-        let now = self.clock.now();
-        let (prepared, what) = match (kind, &self.jwt) {
-            (AuthorityKind::X509, _) => (
-                self.x509.prepare(now).await,
-                "failed to prepare X.509 authority",
-            ),
-            (AuthorityKind::Jwt, Some(jwt)) => {
-                (jwt.prepare(now).await, "failed to prepare JWT authority")
-            }
-            (AuthorityKind::Jwt, None) => return Err(OperationError::JwtDisabled),
-        };
-        prepared.map_err(|source| OperationError::Failed { what, source })
+        self.authority(kind)?.prepare().await
     }
 
     /// Lets the prepared authority sign.
@@ -63,29 +192,7 @@ impl Ca {
         kind: AuthorityKind,
         authority_id: &str,
     ) -> Result<AuthorityState, OperationError> {
-        let states = self.authorities(kind)?;
-        if authority_id.is_empty() {
-            return Err(OperationError::NoAuthorityId);
-        }
-        if is(&states.old, authority_id) {
-            return Err(OperationError::NotPrepared("OLD"));
-        }
-        if !is(&states.prepared, authority_id) {
-            return Err(OperationError::UnexpectedAuthorityId);
-        }
-        let activated = match (kind, &self.jwt) {
-            (AuthorityKind::X509, _) => self.x509.activate(authority_id).await,
-            (AuthorityKind::Jwt, Some(jwt)) => jwt.activate(authority_id).await,
-            (AuthorityKind::Jwt, None) => return Err(OperationError::JwtDisabled),
-        };
-        // Somebody else was quicker.
-        if !activated {
-            return Err(OperationError::UnexpectedAuthorityId);
-        }
-        self.authorities(kind)?
-            .active
-            .clone()
-            .ok_or(OperationError::Initializing)
+        self.authority(kind)?.activate(authority_id).await
     }
 
     /// Marks the old authority as one not to be relied on: all that it signed is to be renewed.
@@ -97,44 +204,7 @@ impl Ca {
         kind: AuthorityKind,
         authority_id: &str,
     ) -> Result<AuthorityState, OperationError> {
-        let states = self.authorities(kind)?;
-        if kind == AuthorityKind::X509 && self.has_upstream {
-            return Err(OperationError::TaintsBelowUpstream);
-        }
-        if authority_id.is_empty() {
-            return Err(OperationError::NoAuthorityId);
-        }
-        if is(&states.active, authority_id) {
-            return Err(OperationError::TaintsCurrent);
-        }
-        if is(&states.prepared, authority_id) {
-            return Err(OperationError::TaintsNotOld("PREPARED"));
-        }
-        let old = states
-            .old
-            .clone()
-            .filter(|old| old.authority_id == authority_id);
-        let old = old.ok_or(OperationError::UnexpectedAuthorityId)?;
-        let (tainted, what) = match kind {
-            AuthorityKind::X509 => (
-                self.datastore
-                    .taint_x509_authority(&self.trust_domain, authority_id)
-                    .await,
-                "failed to taint X.509 authority",
-            ),
-            AuthorityKind::Jwt => (
-                self.datastore
-                    .taint_jwt_authority(&self.trust_domain, authority_id)
-                    .await,
-                "failed to taint JWT authority",
-            ),
-        };
-        tainted.map_err(|error| OperationError::Failed {
-            what,
-            source: CaError::Bundle(error),
-        })?;
-        self.server_svid_due.notify_one();
-        Ok(old)
+        self.authority(kind)?.taint(authority_id).await
     }
 
     /// Removes a tainted authority from the bundle: what it signed is refused from then on.
@@ -146,62 +216,7 @@ impl Ca {
         kind: AuthorityKind,
         authority_id: &str,
     ) -> Result<(), OperationError> {
-        let states = self.authorities(kind)?;
-        if kind == AuthorityKind::X509 && self.has_upstream {
-            return Err(OperationError::RevokesBelowUpstream);
-        }
-        if authority_id.is_empty() {
-            return Err(OperationError::InvalidAuthorityId(
-                "no authority ID provided",
-            ));
-        }
-        if is(&states.active, authority_id) {
-            return Err(OperationError::InvalidAuthorityId(
-                "unable to use current authority",
-            ));
-        }
-        let (revoked, what) = match kind {
-            AuthorityKind::X509 => {
-                if !is(&states.old, authority_id) {
-                    return Err(OperationError::InvalidAuthorityId(
-                        "only Old local authority can be revoked",
-                    ));
-                }
-                let revoked = self
-                    .datastore
-                    .revoke_x509_authority(&self.trust_domain, authority_id)
-                    .await;
-                (revoked, "failed to revoke X.509 authority")
-            }
-            AuthorityKind::Jwt => {
-                if is(&states.prepared, authority_id) {
-                    return Err(OperationError::InvalidAuthorityId(
-                        "unable to use a prepared key",
-                    ));
-                }
-                let bundle = self.datastore.registry().bundle(&self.trust_domain);
-                let known = |bundle: &spiffe::bundle::Bundle| {
-                    bundle
-                        .jwt_authorities
-                        .iter()
-                        .any(|authority| authority.key_id == authority_id)
-                };
-                if !bundle.is_some_and(|bundle| known(&bundle)) && !is(&states.old, authority_id) {
-                    return Err(OperationError::InvalidAuthorityId(
-                        "no JWT authority found with provided authority ID",
-                    ));
-                }
-                let revoked = self
-                    .datastore
-                    .revoke_jwt_authority(&self.trust_domain, authority_id)
-                    .await;
-                (revoked, "failed to revoke JWT authority")
-            }
-        };
-        revoked.map(|_| ()).map_err(|error| OperationError::Failed {
-            what,
-            source: CaError::Bundle(error),
-        })
+        self.authority(kind)?.revoke(authority_id).await
     }
 
     /// Marks the upstream root that signed the old authority. Gives the key id in lower case.
@@ -218,7 +233,7 @@ impl Ca {
             what: "failed to taint upstream authority",
             source: CaError::Bundle(error),
         })?;
-        self.server_svid_due.notify_one();
+        self.context.server_svid_due.notify_one();
         Ok(id)
     }
 
@@ -244,7 +259,7 @@ impl Ca {
         subject_key_id: &str,
         what: &'static str,
     ) -> Result<String, OperationError> {
-        if !self.has_upstream {
+        if !self.x509.kind.is_below_upstream() {
             return Err(OperationError::NoUpstream);
         }
         let invalid = |why| Err(OperationError::InvalidSubjectKeyId { what, why });
@@ -269,10 +284,4 @@ impl Ca {
         }
         Ok(id)
     }
-}
-
-fn is(state: &Option<AuthorityState>, authority_id: &str) -> bool {
-    state
-        .as_ref()
-        .is_some_and(|state| state.authority_id == authority_id)
 }

@@ -16,9 +16,12 @@ use spiffe::x509::{
     random_serial, serial_to_decimal,
 };
 
-use super::authority::{Draft, Kind};
+use super::authority::AuthorityContext;
 use super::journal::{Origin, Record, Series, hex};
+use super::kind::{Draft, Failures, Kind};
+use super::slots::{AuthorityState, AuthorityStates};
 use super::{BACKDATE, CaError};
+use crate::datastore::BundleError;
 
 /// How long a trial document is valid.
 const TRIAL: Duration = Duration::from_secs(60);
@@ -183,6 +186,11 @@ impl Kind for X509Kind {
     const SERIES: Series = Series::X509;
     const KEY_PREFIX: &'static str = "x509-CA";
     const WHAT: &'static str = "X509 CA";
+    const FAILURES: Failures = Failures {
+        prepare: "failed to prepare X.509 authority",
+        taint: "failed to taint X.509 authority",
+        revoke: "failed to revoke X.509 authority",
+    };
 
     fn key_type(&self) -> KeyType {
         self.key_type
@@ -253,6 +261,51 @@ impl Kind for X509Kind {
                     .any(|authority| authority.certificate.der() == own.as_slice())
             }),
         }
+    }
+
+    fn is_below_upstream(&self) -> bool {
+        self.upstream.is_some()
+    }
+
+    fn check_revocable(
+        &self,
+        authority_id: &str,
+        states: &AuthorityStates,
+        _bundle: Option<&Bundle>,
+    ) -> Result<(), &'static str> {
+        if AuthorityState::is(&states.old, authority_id) {
+            Ok(())
+        } else {
+            Err("only Old local authority can be revoked")
+        }
+    }
+
+    async fn taint(
+        &self,
+        context: &AuthorityContext,
+        authority_id: &str,
+    ) -> Result<(), BundleError> {
+        let AuthorityContext {
+            datastore,
+            trust_domain,
+            ..
+        } = context;
+        let tainted = datastore.taint_x509_authority(trust_domain, authority_id);
+        tainted.await.map(|_bundle| ())
+    }
+
+    async fn revoke(
+        &self,
+        context: &AuthorityContext,
+        authority_id: &str,
+    ) -> Result<(), BundleError> {
+        let AuthorityContext {
+            datastore,
+            trust_domain,
+            ..
+        } = context;
+        let revoked = datastore.revoke_x509_authority(trust_domain, authority_id);
+        revoked.await.map(|_bundle| ())
     }
 }
 

@@ -212,3 +212,143 @@ async fn however_often_another_is_prepared_the_active_one_survives_a_restart() {
         assert_eq!(active_of(&world.server().await, kind), active);
     }
 }
+
+/// Keys of which the next is made only when the test says so, or never.
+#[derive(Debug)]
+struct SlowKeys {
+    keys: MemoryKeyManager,
+    /// One permit for each key.
+    permits: tokio::sync::Semaphore,
+    waiting: std::sync::atomic::AtomicUsize,
+}
+
+impl SlowKeys {
+    fn with_permits(permits: usize) -> Arc<Self> {
+        Arc::new(Self {
+            keys: MemoryKeyManager::new(),
+            permits: tokio::sync::Semaphore::new(permits),
+            waiting: std::sync::atomic::AtomicUsize::new(0),
+        })
+    }
+}
+
+#[async_trait::async_trait]
+impl KeyManager for SlowKeys {
+    async fn generate_key(
+        &self,
+        id: &str,
+        ty: KeyType,
+    ) -> Result<Arc<dyn spiffe::key::Signer>, plugin::Error> {
+        self.waiting.fetch_add(1, Ordering::SeqCst);
+        let permit = self.permits.acquire().await;
+        self.waiting.fetch_sub(1, Ordering::SeqCst);
+        match permit {
+            Ok(permit) => permit.forget(),
+            Err(_closed) => return Err(plugin::Error::interrupted("slow")),
+        }
+        self.keys.generate_key(id, ty).await
+    }
+
+    async fn key(&self, id: &str) -> Result<Option<Arc<dyn spiffe::key::Signer>>, plugin::Error> {
+        self.keys.key(id).await
+    }
+
+    async fn keys(&self) -> Result<Vec<(String, Arc<dyn spiffe::key::Signer>)>, plugin::Error> {
+        self.keys.keys().await
+    }
+}
+
+/// Runs `first` until a key is waited for, and gives it back unfinished.
+async fn until_waiting<F: Future + Unpin>(keys: &SlowKeys, mut first: F) -> F {
+    while keys.waiting.load(Ordering::SeqCst) == 0 {
+        tokio::select! {
+            biased;
+            _ = &mut first => panic!("it did not wait for its key"),
+            () = tokio::task::yield_now() => {}
+        }
+    }
+    first
+}
+
+#[tokio::test]
+async fn nobody_waits_for_a_key_that_is_being_made_but_who_needs_it() {
+    for kind in KINDS {
+        let world = World::new().await;
+        let keys = SlowKeys::with_permits(2);
+        let ca = world.try_server(Arc::clone(&keys) as _, config()).await;
+        let ca = ca.unwrap();
+        let active = active_of(&ca, kind);
+        let preparing = until_waiting(&keys, Box::pin(ca.prepare(kind))).await;
+        assert_eq!(active_of(&ca, kind), active);
+        ca.issue_x509(&minted(id("/w"), 60), &key(), &quiet())
+            .await
+            .unwrap();
+        // There is nothing to activate, to taint or to revoke, which is said at once.
+        ca.activate(kind, "any").await.unwrap_err();
+        ca.taint(kind, "any").await.unwrap_err();
+        ca.revoke(kind, "any").await.unwrap_err();
+        // Nothing is due, so rotation does not wait either.
+        ca.tick(world.clock.now()).await.unwrap();
+        keys.permits.add_permits(1);
+        let prepared = preparing.await.unwrap().authority_id;
+        ca.activate(kind, &prepared).await.unwrap();
+        assert_eq!(active_of(&ca, kind), prepared);
+    }
+}
+
+#[tokio::test]
+async fn authorities_are_prepared_one_after_the_other() {
+    for kind in KINDS {
+        let world = World::new().await;
+        let keys = SlowKeys::with_permits(2);
+        let ca = world.try_server(Arc::clone(&keys) as _, config()).await;
+        let ca = ca.unwrap();
+        let first = until_waiting(&keys, Box::pin(ca.prepare(kind))).await;
+        let both = async { tokio::join!(first, ca.prepare(kind)) };
+        let release = async {
+            for _ in 0..64 {
+                tokio::task::yield_now().await;
+            }
+            assert_eq!(keys.waiting.load(Ordering::SeqCst), 1, "two at once");
+            keys.permits.add_permits(2);
+        };
+        let ((first, second), ()) = tokio::join!(both, release);
+        let (first, second) = (first.unwrap().authority_id, second.unwrap().authority_id);
+        assert_ne!(first, second);
+        ca.activate(kind, &first).await.unwrap_err();
+        ca.activate(kind, &second).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn who_goes_away_while_a_key_is_made_makes_room_for_the_next() {
+    for kind in KINDS {
+        let world = World::new().await;
+        let keys = SlowKeys::with_permits(2);
+        let ca = world.try_server(Arc::clone(&keys) as _, config()).await;
+        let ca = ca.unwrap();
+        drop(until_waiting(&keys, Box::pin(ca.prepare(kind))).await);
+        keys.permits.add_permits(1);
+        let next = ca.prepare(kind).await.unwrap().authority_id;
+        ca.activate(kind, &next).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_key_that_cannot_be_made_leaves_what_was_prepared() {
+    for kind in KINDS {
+        let world = World::new().await;
+        let keys = SlowKeys::with_permits(3);
+        let ca = world.try_server(Arc::clone(&keys) as _, config()).await;
+        let ca = ca.unwrap();
+        let prepared = ca.prepare(kind).await.unwrap().authority_id;
+        keys.permits.close();
+        let refused = ca.prepare(kind).await.unwrap_err();
+        assert!(
+            matches!(refused, OperationError::Failed { .. }),
+            "{refused}"
+        );
+        ca.activate(kind, &prepared).await.unwrap();
+        assert_eq!(active_of(&ca, kind), prepared);
+    }
+}

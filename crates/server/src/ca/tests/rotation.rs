@@ -217,7 +217,7 @@ async fn the_journal_is_found_by_its_keys_whatever_the_certificates_call_them() 
         .await
         .unwrap();
     let ca = world.server().await;
-    assert_eq!(ca.ground.journal.id(), journal.id);
+    assert_eq!(ca.context.journal.id(), journal.id);
     assert_eq!(active(&ca), ("0123".to_owned(), former.1));
 }
 
@@ -356,13 +356,13 @@ async fn forgets_the_journals_of_servers_that_are_no_more() {
     drop(world.try_server(World::memory(), config()).await.unwrap());
     world.sole_server = false;
     let ca = world.server().await;
-    ca.ground
+    ca.context
         .journal
         .prune_others(unix_seconds(world.clock.now() + HOUR * 23))
         .await
         .unwrap();
     assert_eq!(world.datastore.load_journals().len(), 2);
-    ca.ground
+    ca.context
         .journal
         .prune_others(unix_seconds(world.clock.now() + HOUR * 25))
         .await
@@ -381,7 +381,7 @@ async fn keeps_no_more_than_ten_records_of_a_kind() {
         ca.prepare(AuthorityKind::Jwt).await.unwrap();
     }
     assert_eq!(
-        ca.ground.journal.records(journal::Series::Jwt).await.len(),
+        ca.context.journal.records(journal::Series::Jwt).await.len(),
         10
     );
 }
