@@ -217,6 +217,8 @@ impl Sync {
         if let Some(reason) = self.removal {
             let agent_id = self.identity.id().clone();
             self.node.forget(agent_id, reason).await;
+        } else {
+            self.save_at_stop().await;
         }
         outcome
     }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use config::fault::Fault;
+use config::fault::{Code, Fault};
 use spiffe::rotation::earliest_renewal;
 use tokio::time::Instant;
 
@@ -17,6 +17,9 @@ use crate::timefmt::rfc3339;
 
 /// Between attempts to write an SVID to disk that could not be written.
 const SAVE_PAUSE: Duration = Duration::from_secs(5);
+
+/// A disk that hangs holds up the stop no longer than this.
+const SAVE_AT_STOP: Duration = Duration::from_secs(5);
 
 /// The state of renewal.
 #[derive(Debug)]
@@ -122,6 +125,12 @@ impl Sync {
             return;
         }
         self.renewal.unsaved = Some(Instant::now() + SAVE_PAUSE);
+        let saving = self.save();
+        self.call(async move { Outcome::Saved(saving.await) });
+    }
+
+    /// Writes the SVID in use and the trust bundle to disk.
+    fn save(&self) -> impl Future<Output = Result<(), Fault>> + Send + use<> {
         let (node, identity) = (Arc::clone(&self.node), self.identity.clone());
         let own = &self.node.config.trust_domain;
         let bundle = self
@@ -129,13 +138,38 @@ impl Sync {
             .bundles()
             .into_iter()
             .find(|bundle| bundle.trust_domain == *own);
-        self.call(async move {
-            let saved = node.store_identity(&identity).await;
-            Outcome::Saved(match (saved, bundle) {
-                (Ok(()), Some(bundle)) => node.store_bundle(&bundle).await,
-                (saved, _) => saved,
-            })
+        async move {
+            node.store_identity(&identity).await?;
+            match bundle {
+                Some(bundle) => node.store_bundle(&bundle).await,
+                None => Ok(()),
+            }
+        }
+    }
+
+    /// Tries once more to write what is not on disk: an agent that stops has no later time for it.
+    pub(super) async fn save_at_stop(&mut self) {
+        if self.renewal.unsaved.is_none() {
+            return;
+        }
+        let saved = tokio::time::timeout(SAVE_AT_STOP, self.save()).await;
+        let saved = saved.unwrap_or_else(|_elapsed| {
+            let late = format!("not done within {} s", SAVE_AT_STOP.as_secs());
+            Err(Fault::new(Code::DataDirUnusable, "the disk does not answer").because(late))
         });
+        match saved {
+            Ok(()) => tracing::info!("the node's SVID and trust bundle are on disk again"),
+            Err(fault) => {
+                let expires_at = self.identity.svid.facts.not_after;
+                tracing::error!(
+                    %fault,
+                    id = %self.identity.id(),
+                    lost_svid_expires_at = rfc3339(expires_at),
+                    "the agent stops with an SVID or trust bundle that is not on disk: the next start uses the former ones, \
+                     and attests again if those have expired"
+                );
+            }
+        }
     }
 
     pub(super) fn saved(&mut self, current: bool, outcome: Result<(), Fault>) {

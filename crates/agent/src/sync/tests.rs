@@ -22,6 +22,8 @@ use crate::testing::{
     MovedClock, Repeatable, bundle, ed25519_bundle, entry, selectors, trust_domain,
 };
 
+mod full_disk;
+
 const LONG: Duration = Duration::from_secs(20);
 
 struct Fixture {
@@ -31,7 +33,7 @@ struct Fixture {
     clock: MovedClock,
     running: JoinHandle<Result<(), Fault>>,
     directory: tempfile::TempDir,
-    _stopper: Stopper,
+    stopper: Stopper,
 }
 
 fn config(server: &FakeServer, directory: &Path) -> Config {
@@ -58,9 +60,17 @@ async fn start_with(
     attestor: Option<Arc<dyn NodeAttestor>>,
     prepare: impl FnOnce(&FakeServer),
 ) -> Fixture {
+    start_in(tempfile::tempdir().unwrap(), attestor, prepare).await
+}
+
+/// The same with its state in a directory that was made for it.
+async fn start_in(
+    directory: tempfile::TempDir,
+    attestor: Option<Arc<dyn NodeAttestor>>,
+    prepare: impl FnOnce(&FakeServer),
+) -> Fixture {
     let server = FakeServer::start("example.org").await;
     prepare(&server);
-    let directory = tempfile::tempdir().unwrap();
     let config = config(&server, directory.path());
     let clock = MovedClock::default();
     let mut plugins = crate::testing::node_plugins(&config).await;
@@ -91,7 +101,7 @@ async fn start_with(
         clock,
         running,
         directory,
-        _stopper: stopper,
+        stopper,
     }
 }
 

@@ -311,19 +311,17 @@ mod tests {
     }
 
     #[test]
+    #[ignore = "needs python3"]
     fn refuses_a_caller_that_ended_before_the_accept() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("socket");
         let listener = UnixListener::bind(&path).unwrap();
         let script = "import socket,sys; s=socket.socket(socket.AF_UNIX); s.connect(sys.argv[1])";
-        let Ok(status) = Command::new("python3")
+        let connected = Command::new("python3")
             .args(["-c", script])
             .arg(&path)
-            .status()
-        else {
-            return;
-        };
-        assert!(status.success());
+            .status();
+        assert!(connected.unwrap().success());
         let (socket, _) = listener.accept().unwrap();
         assert!(matches!(
             Peer::from_unix_stream(&socket),
