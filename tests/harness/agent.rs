@@ -46,8 +46,8 @@ pub struct AgentOptions {
 }
 
 impl AgentOptions {
-    /// An agent that joins `server` with `join_token`.
-    pub fn joining(server: &Server, join_token: &str) -> Result<Self> {
+    /// An agent that attests to `server` with `join_token`.
+    pub fn attesting(server: &Server, join_token: &str) -> Result<Self> {
         Ok(Self {
             subject: None,
             trust_domain: TRUST_DOMAIN.to_owned(),
@@ -179,7 +179,7 @@ impl Agent {
         Ok(())
     }
 
-    /// Waits until it has joined and says that it is healthy.
+    /// Waits until it is attested and says that it is healthy.
     pub fn wait_until_serving(&mut self) -> Result<()> {
         let socket = self.socket();
         let process = self.process.as_mut().context("the agent was not started")?;

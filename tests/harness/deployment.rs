@@ -1,4 +1,4 @@
-//! A server and one agent that has joined it: what most tests need.
+//! A server and one agent attested to it: what most tests need.
 
 use std::time::Duration;
 
@@ -13,23 +13,23 @@ use crate::{id, wait};
 pub const CHANGE: Duration = Duration::from_secs(15);
 
 #[derive(Debug)]
-pub struct World {
+pub struct Deployment {
     pub agent: Agent,
     pub server: Server,
 }
 
-impl World {
+impl Deployment {
     /// The SPIFFE ID under which the agent's entries are registered.
     pub fn node() -> String {
         id("/node")
     }
 
-    /// A server, and an agent that has joined it under [`World::node`].
+    /// A server, and an agent attested to it under [`Deployment::node`].
     pub fn start() -> Result<Self> {
         Self::start_with(ServerOptions::default(), &[], |_| {})
     }
 
-    /// The same with options, and with entries that exist before the agent joins.
+    /// The same with options, and with entries that exist before the agent attests.
     pub fn start_with(
         options: ServerOptions,
         entries: &[Entry],
@@ -40,14 +40,14 @@ impl World {
             server.create_entry(entry)?;
         }
         let token = server.token(&Self::node())?;
-        let mut options = AgentOptions::joining(&server, &token)?;
+        let mut options = AgentOptions::attesting(&server, &token)?;
         adjust(&mut options);
         let agent = Agent::start(options)?;
-        let world = Self { agent, server };
+        let deployment = Self { agent, server };
         if !entries.is_empty() {
-            world.wait_for_entries()?;
+            deployment.wait_for_entries()?;
         }
-        Ok(world)
+        Ok(deployment)
     }
 
     /// Waits until the agent has the entries of this moment: it then also has a new one, for the agent's own command.

@@ -14,7 +14,7 @@ pub mod subject;
 pub mod wait;
 
 pub use agent::{Agent, AgentOptions, Bootstrap};
-pub use deployment::World;
+pub use deployment::Deployment;
 pub use process::{Process, Ran};
 pub use server::{Database, Entry, Server, ServerOptions};
 pub use subject::{Role, Subject};

@@ -79,7 +79,7 @@ pub fn client_config(credentials: Option<&Credentials>) -> Result<ClientConfig> 
     let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
         .with_safe_default_protocol_versions()?
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(TrustsEverybody(provider)));
+        .with_custom_certificate_verifier(Arc::new(TrustAll(provider)));
     let mut config = match credentials {
         None => builder.with_no_client_auth(),
         Some(credentials) => {
@@ -98,9 +98,9 @@ pub fn client_config(credentials: Option<&Credentials>) -> Result<ClientConfig> 
 }
 
 #[derive(Debug)]
-struct TrustsEverybody(Arc<CryptoProvider>);
+struct TrustAll(Arc<CryptoProvider>);
 
-impl ServerCertVerifier for TrustsEverybody {
+impl ServerCertVerifier for TrustAll {
     fn verify_server_cert(
         &self,
         _end_entity: &CertificateDer<'_>,

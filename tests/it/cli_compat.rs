@@ -1,6 +1,6 @@
 //! SPIRE's commands answer with SPIRE's texts and exit codes.
 //!
-//! Each test runs the commands of one file in `cli_compat/` in a fresh world and compares what they print with the file.
+//! Each test runs the commands of one file in `cli_compat/` in a fresh deployment and compares what they print with the file.
 //! What differs from run to run (IDs, times, keys) is replaced by a mark in both. With `PLASTRON_TEST_BLESS` the file
 //! is written instead: do that with SPIRE's programs only, since the files say what SPIRE does.
 
@@ -11,26 +11,26 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, ensure};
 use harness::deployment::{CHANGE, own_user};
 use harness::process::Ran;
-use harness::{Entry, World, id};
+use harness::{Deployment, Entry, id};
 
 use normal::normal;
 
 /// `{agent}` in a command is the agent's SPIFFE ID, `{entry}` the ID of an existing entry, `{file}` a file's path.
 struct Session {
-    world: World,
+    deployment: Deployment,
     entry: String,
     agent_id: String,
 }
 
 impl Session {
     fn start() -> Result<Self> {
-        let world = World::start()?;
-        let entry = Entry::new(&World::node(), &id("/web"), &own_user());
-        let entry = world.server.create_entry(&entry)?;
-        world.agent.wait_for_ids(&[&id("/web")], CHANGE)?;
-        let agent_id = world.agent_id()?;
+        let deployment = Deployment::start()?;
+        let entry = Entry::new(&Deployment::node(), &id("/web"), &own_user());
+        let entry = deployment.server.create_entry(&entry)?;
+        deployment.agent.wait_for_ids(&[&id("/web")], CHANGE)?;
+        let agent_id = deployment.agent_id()?;
         Ok(Self {
-            world,
+            deployment,
             entry,
             agent_id,
         })
@@ -46,7 +46,7 @@ impl Session {
                     .replace(
                         "{file}",
                         &self
-                            .world
+                            .deployment
                             .server
                             .dir()
                             .join("written")
@@ -57,8 +57,8 @@ impl Session {
             .collect();
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
         match words.split_first() {
-            Some((&"server", args)) => self.world.server.cli(args),
-            Some((&"agent", args)) => self.world.agent.cli(args),
+            Some((&"server", args)) => self.deployment.server.cli(args),
+            Some((&"agent", args)) => self.deployment.agent.cli(args),
             _ => anyhow::bail!("a line starts with server or agent: {line}"),
         }
     }

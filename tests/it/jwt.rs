@@ -4,11 +4,11 @@ use anyhow::{Context, Result, ensure};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use harness::deployment::{CHANGE, own_user};
-use harness::{Entry, World, id};
+use harness::{Deployment, Entry, id};
 use serde_json::{Value, json};
 
-fn fetch(world: &World, audience: &str) -> Result<String> {
-    let answer = world
+fn fetch(deployment: &Deployment, audience: &str) -> Result<String> {
+    let answer = deployment
         .agent
         .cli(&[
             "api",
@@ -34,8 +34,8 @@ fn part(token: &str, at: usize) -> Result<Value> {
     Ok(serde_json::from_slice(&URL_SAFE_NO_PAD.decode(part)?)?)
 }
 
-fn validate(world: &World, token: &str, audience: &str) -> Result<harness::Ran> {
-    world.agent.cli(&[
+fn validate(deployment: &Deployment, token: &str, audience: &str) -> Result<harness::Ran> {
+    deployment.agent.cli(&[
         "api",
         "validate",
         "jwt",
@@ -48,9 +48,9 @@ fn validate(world: &World, token: &str, audience: &str) -> Result<harness::Ran> 
 
 #[test]
 fn wa_01_wa_21_token_names_subject_audience_and_life() -> Result<()> {
-    let world = World::start()?;
-    world.register("/web")?;
-    let token = fetch(&world, "one,two")?;
+    let deployment = Deployment::start()?;
+    deployment.register("/web")?;
+    let token = fetch(&deployment, "one,two")?;
     let claims = part(&token, 1)?;
     ensure!(claims.get("sub") == Some(&json!(id("/web"))), "{claims}");
     ensure!(
@@ -80,22 +80,22 @@ fn wa_01_wa_21_token_names_subject_audience_and_life() -> Result<()> {
         "{header}"
     );
     for audience in ["one", "two"] {
-        validate(&world, &token, audience)?.ok()?;
+        validate(&deployment, &token, audience)?.ok()?;
     }
     Ok(())
 }
 
 #[test]
 fn token_is_kept_for_its_audience_alone() -> Result<()> {
-    let world = World::start()?;
-    world.register("/web")?;
-    let first = fetch(&world, "one")?;
+    let deployment = Deployment::start()?;
+    deployment.register("/web")?;
+    let first = fetch(&deployment, "one")?;
     ensure!(
-        fetch(&world, "one")? == first,
+        fetch(&deployment, "one")? == first,
         "the second call got another token"
     );
     ensure!(
-        fetch(&world, "two")? != first,
+        fetch(&deployment, "two")? != first,
         "another audience got the same token"
     );
     Ok(())
@@ -103,11 +103,11 @@ fn token_is_kept_for_its_audience_alone() -> Result<()> {
 
 #[test]
 fn entry_decides_the_life_of_the_token() -> Result<()> {
-    let entry = Entry::new(&World::node(), &id("/web"), &own_user()).flag("-jwtSVIDTTL", "77");
-    let world = World::start()?;
-    world.server.create_entry(&entry)?;
-    world.agent.wait_for_ids(&[&id("/web")], CHANGE)?;
-    let claims = part(&fetch(&world, "aud")?, 1)?;
+    let entry = Entry::new(&Deployment::node(), &id("/web"), &own_user()).flag("-jwtSVIDTTL", "77");
+    let deployment = Deployment::start()?;
+    deployment.server.create_entry(&entry)?;
+    deployment.agent.wait_for_ids(&[&id("/web")], CHANGE)?;
+    let claims = part(&fetch(&deployment, "aud")?, 1)?;
     let life = claims
         .get("exp")
         .and_then(Value::as_i64)
@@ -121,9 +121,9 @@ fn entry_decides_the_life_of_the_token() -> Result<()> {
 
 #[test]
 fn changed_token_is_refused() -> Result<()> {
-    let world = World::start()?;
-    world.register("/web")?;
-    let token = fetch(&world, "aud")?;
+    let deployment = Deployment::start()?;
+    deployment.register("/web")?;
+    let token = fetch(&deployment, "aud")?;
     let (rest, signature) = token.rsplit_once('.').context("three parts")?;
     let (header, _) = rest.split_once('.').context("three parts")?;
     let mut claims = part(&token, 1)?;
@@ -139,7 +139,7 @@ fn changed_token_is_refused() -> Result<()> {
         format!("{unsigned}.{claims}."),
         "a.b.c".to_owned(),
     ] {
-        let ran = validate(&world, &forged, "aud")?;
+        let ran = validate(&deployment, &forged, "aud")?;
         ensure!(
             ran.code == 1 && ran.text().contains("SVID is not valid"),
             "{forged}: {ran:?}"

@@ -379,7 +379,7 @@ impl Bare {
 }
 
 #[test]
-fn a_node_joins_a_server_and_both_have_no_file() -> Result<()> {
+fn a_node_attests_to_a_server_and_both_have_no_file() -> Result<()> {
     let server = Bare::start()?;
     let home = server.home.path();
     std::fs::write(

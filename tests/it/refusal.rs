@@ -1,11 +1,11 @@
-//! Agents that must not join, and what they say.
+//! Agents that must not be attested, and what they report.
 
 mod calls;
 
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use harness::{Agent, AgentOptions, Bootstrap, Server, ServerOptions, Subject, World};
+use harness::{Agent, AgentOptions, Bootstrap, Deployment, Server, ServerOptions, Subject};
 
 /// Starts an agent that must end by itself, with a failure and one of these texts.
 fn is_refused(options: AgentOptions, texts: &[&str]) -> Result<()> {
@@ -29,7 +29,7 @@ fn is_refused(options: AgentOptions, texts: &[&str]) -> Result<()> {
 #[test]
 fn unknown_token() -> Result<()> {
     let server = Server::start(ServerOptions::default())?;
-    let options = AgentOptions::joining(&server, "11111111-2222-3333-4444-555555555555")?;
+    let options = AgentOptions::attesting(&server, "11111111-2222-3333-4444-555555555555")?;
     is_refused(
         options,
         &["join token does not exist or has already been used"],
@@ -39,10 +39,10 @@ fn unknown_token() -> Result<()> {
 #[test]
 fn used_token() -> Result<()> {
     let server = Server::start(ServerOptions::default())?;
-    let token = server.token(&World::node())?;
-    let first = Agent::start(AgentOptions::joining(&server, &token)?)?;
+    let token = server.token(&Deployment::node())?;
+    let first = Agent::start(AgentOptions::attesting(&server, &token)?)?;
     is_refused(
-        AgentOptions::joining(&server, &token)?,
+        AgentOptions::attesting(&server, &token)?,
         &["join token does not exist or has already been used"],
     )?;
     ensure!(
@@ -56,7 +56,7 @@ fn used_token() -> Result<()> {
 fn bundle_of_another_server() -> Result<()> {
     let server = Server::start(ServerOptions::default())?;
     let other = Server::start(ServerOptions::default())?;
-    let mut options = AgentOptions::joining(&server, &server.token(&World::node())?)?;
+    let mut options = AgentOptions::attesting(&server, &server.token(&Deployment::node())?)?;
     options.bootstrap = Bootstrap::Bundle(other.bundle()?);
     is_refused(
         options,
@@ -71,18 +71,18 @@ fn bundle_of_another_server() -> Result<()> {
 #[test]
 fn another_trust_domain() -> Result<()> {
     let server = Server::start(ServerOptions::default())?;
-    let mut options = AgentOptions::joining(&server, &server.token(&World::node())?)?;
+    let mut options = AgentOptions::attesting(&server, &server.token(&Deployment::node())?)?;
     options.trust_domain = "elsewhere.org".to_owned();
     is_refused(options, &["elsewhere.org"])
 }
 
 #[test]
-fn of_two_agents_with_one_token_exactly_one_joins() -> Result<()> {
+fn of_two_agents_with_one_token_exactly_one_is_attested() -> Result<()> {
     let server = Server::start(ServerOptions::default())?;
-    let token = server.token(&World::node())?;
+    let token = server.token(&Deployment::node())?;
     let mut agents = Vec::new();
     for _ in 0..4 {
-        let mut agent = Agent::prepare(AgentOptions::joining(&server, &token)?)?;
+        let mut agent = Agent::prepare(AgentOptions::attesting(&server, &token)?)?;
         agent.spawn()?;
         agents.push(agent);
     }

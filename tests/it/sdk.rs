@@ -8,24 +8,24 @@ mod rust;
 use anyhow::{Context, Result, ensure};
 use harness::clients::{Client, Language};
 use harness::deployment::own_user;
-use harness::{Entry, ServerOptions, TRUST_DOMAIN, World, id};
+use harness::{Deployment, Entry, ServerOptions, TRUST_DOMAIN, id};
 use serde_json::{Value, json};
 
-/// An entry for every process of this user, present before the agent joins.
+/// An entry for every process of this user, present before the agent attests.
 fn workload() -> Entry {
-    Entry::new(&World::node(), &id("/web"), &own_user())
+    Entry::new(&Deployment::node(), &id("/web"), &own_user())
 }
 
-/// A world in which a workload's X509-SVID lives a few seconds.
-fn short_lived() -> Result<World> {
+/// A deployment in which a workload's X509-SVID lives a few seconds.
+fn short_lived() -> Result<Deployment> {
     let entry = workload().flag("-x509SVIDTTL", "12");
-    World::start_with(ServerOptions::default(), &[entry], |_| {})
+    Deployment::start_with(ServerOptions::default(), &[entry], |_| {})
 }
 
 fn fetches_and_validates(language: Language) -> Result<()> {
     let client = Client::of(language)?;
-    let world = World::start_with(ServerOptions::default(), &[workload()], |_| {})?;
-    let agent = &world.agent;
+    let deployment = Deployment::start_with(ServerOptions::default(), &[workload()], |_| {})?;
+    let agent = &deployment.agent;
 
     let x509 = client.one(agent, &["x509"])?;
     ensure!(
@@ -66,8 +66,11 @@ fn fetches_and_validates(language: Language) -> Result<()> {
 
 fn follows_a_rotation(language: Language) -> Result<()> {
     let client = Client::of(language)?;
-    let world = short_lived()?;
-    let updates = client.run(&world.agent, &["watch", "--count", "3", "--timeout", "60"])?;
+    let deployment = short_lived()?;
+    let updates = client.run(
+        &deployment.agent,
+        &["watch", "--count", "3", "--timeout", "60"],
+    )?;
     ensure!(updates.len() == 3, "{updates:?}");
     let field = |at: usize, name: &str| {
         updates
@@ -92,9 +95,9 @@ fn follows_a_rotation(language: Language) -> Result<()> {
 
 fn is_denied_without_an_entry(language: Language) -> Result<()> {
     let client = Client::of(language)?;
-    let world = World::start()?;
+    let deployment = Deployment::start()?;
     let refusal = client
-        .one(&world.agent, &["x509"])
+        .one(&deployment.agent, &["x509"])
         .err()
         .context("an identity without an entry")?;
     ensure!(

@@ -2,13 +2,13 @@
 
 use anyhow::{Result, ensure};
 use harness::deployment::{CHANGE, own_user};
-use harness::{Entry, World, id};
+use harness::{Deployment, Entry, id};
 use serde_json::Value;
 
 #[test]
 fn workload_gets_its_svid_after_registration() -> Result<()> {
-    let world = World::start()?;
-    let answer = world.register("/web")?;
+    let deployment = Deployment::start()?;
+    let answer = deployment.register("/web")?;
     ensure!(
         answer
             .pointer("/svids/0/x509_svid")
@@ -21,8 +21,8 @@ fn workload_gets_its_svid_after_registration() -> Result<()> {
 
 #[test]
 fn unregistered_workload_is_denied() -> Result<()> {
-    let world = World::start()?;
-    let ran = world.agent.cli(&["api", "fetch", "x509"])?;
+    let deployment = Deployment::start()?;
+    let ran = deployment.agent.cli(&["api", "fetch", "x509"])?;
     ensure!(
         ran.code == 1 && ran.text().contains("no identity issued"),
         "{ran:?}"
@@ -32,13 +32,13 @@ fn unregistered_workload_is_denied() -> Result<()> {
 
 #[test]
 fn workload_with_two_entries_gets_both_identities() -> Result<()> {
-    let world = World::start()?;
+    let deployment = Deployment::start()?;
     for path in ["/one", "/two"] {
-        world
+        deployment
             .server
-            .create_entry(&Entry::new(&World::node(), &id(path), &own_user()))?;
+            .create_entry(&Entry::new(&Deployment::node(), &id(path), &own_user()))?;
     }
-    world
+    deployment
         .agent
         .wait_for_ids(&[&id("/one"), &id("/two")], CHANGE)?;
     Ok(())

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use harness::{Agent, AgentOptions, Server, Subject, World, id, rpc};
+use harness::{Agent, AgentOptions, Deployment, Server, Subject, id, rpc};
 use proto::workload::spiffe_workload_api_client::SpiffeWorkloadApiClient;
 use proto::workload::{JwtsvidRequest, X509svidRequest, X509svidResponse};
 use tokio::task::JoinSet;
@@ -28,7 +28,7 @@ pub(crate) async fn measure(subject: Subject, plan: &Plan, report: &mut Report) 
     let server = Server::start(deployment::options(subject))?;
     let admin = rpc::unix(&server.socket()).await?;
     entries::create(&admin, vec![entries::own("/node", BASE)?]).await?;
-    let mut options = AgentOptions::joining(&server, &server.token(&World::node())?)?;
+    let mut options = AgentOptions::attesting(&server, &server.token(&Deployment::node())?)?;
     options.subject = Some(subject);
     options.experimental = String::new();
     options.log_level = "INFO";

@@ -35,7 +35,7 @@ const IDLE: Duration = Duration::from_secs(20);
 const RETRY: Duration = Duration::from_millis(500);
 const GIVE_UP: Duration = Duration::from_secs(180);
 
-struct PlayedAgent {
+struct SimulatedAgent {
     number: usize,
     /// The agent's own path in the trust domain.
     path: String,
@@ -195,7 +195,7 @@ async fn change_for_all(
     Ok(())
 }
 
-async fn attest_all(server: &Server, admin: &Channel, count: usize) -> Result<Vec<PlayedAgent>> {
+async fn attest_all(server: &Server, admin: &Channel, count: usize) -> Result<Vec<SimulatedAgent>> {
     let address = server.address();
     let joined = futures_util::stream::iter(0..count).map(|number| {
         let admin = admin.clone();
@@ -212,7 +212,7 @@ async fn attest_all(server: &Server, admin: &Channel, count: usize) -> Result<Ve
             let token = token.into_inner().value;
             let channel = rpc::tls_from(Some(source(number)), address, None).await?;
             let credentials = rpc::attest_over(channel, &token).await?;
-            Ok::<_, anyhow::Error>(PlayedAgent {
+            Ok::<_, anyhow::Error>(SimulatedAgent {
                 number,
                 path: format!("/spire/agent/join_token/{token}"),
                 credentials,
@@ -236,7 +236,7 @@ fn source(number: usize) -> Ipv4Addr {
     Ipv4Addr::new(127, 1, high, low.max(1))
 }
 
-impl PlayedAgent {
+impl SimulatedAgent {
     /// Watches, and comes back when the stream ends.
     async fn play(self, address: SocketAddr, seen: mpsc::Sender<Seen>, turns: Arc<Semaphore>) {
         let mut request = WatchRequest::default();

@@ -28,19 +28,19 @@ pub(crate) fn options(subject: Subject) -> ServerOptions {
 }
 
 /// One of the driver's agents.
-pub(crate) struct PlayedAgent {
+pub(crate) struct SimulatedAgent {
     /// Two connections: each agent has two callers.
     pub(crate) channels: Vec<Channel>,
     pub(crate) entry_ids: Vec<String>,
 }
 
-pub(crate) struct LoadWorld {
+pub(crate) struct LoadDeployment {
     pub(crate) server: Server,
     pub(crate) admin: Channel,
-    pub(crate) agents: Vec<PlayedAgent>,
+    pub(crate) agents: Vec<SimulatedAgent>,
 }
 
-impl LoadWorld {
+impl LoadDeployment {
     pub(crate) async fn start(subject: Subject) -> Result<Self> {
         let server = Server::start(options(subject))?;
         let admin = rpc::unix(&server.socket()).await?;
@@ -60,18 +60,18 @@ impl LoadWorld {
             for _ in 0..2 {
                 channels.push(rpc::tls(server.address(), Some(&credentials)).await?);
             }
-            agents.push(PlayedAgent {
+            agents.push(SimulatedAgent {
                 channels,
                 entry_ids,
             });
         }
-        let world = Self {
+        let deployment = Self {
             server,
             admin,
             agents,
         };
-        entries::wait_until_authorized(&world).await?;
-        Ok(world)
+        entries::wait_until_authorized(&deployment).await?;
+        Ok(deployment)
     }
 
     /// The channel and the entries of one of the eight callers.

@@ -11,7 +11,7 @@ use proto::spire::api::server::entry::v1::{
 use proto::spire::api::types::{Entry, EntryMask, Selector, Spiffeid};
 use tonic::transport::Channel;
 
-use crate::deployment::{ENTRIES_OF_AGENT, LoadWorld};
+use crate::deployment::{ENTRIES_OF_AGENT, LoadDeployment};
 
 fn spiffe_id(path: String) -> Option<Spiffeid> {
     Some(Spiffeid {
@@ -83,8 +83,8 @@ pub(crate) async fn create(admin: &Channel, entries: Vec<Entry>) -> Result<Vec<S
 }
 
 /// SPIRE's server learns of its own entries every five seconds.
-pub(crate) async fn wait_until_authorized(world: &LoadWorld) -> Result<()> {
-    for agent in &world.agents {
+pub(crate) async fn wait_until_authorized(deployment: &LoadDeployment) -> Result<()> {
+    for agent in &deployment.agents {
         let channel = agent.channels.first().context("a channel")?;
         let mut have = 0;
         for _ in 0..300 {

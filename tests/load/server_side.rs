@@ -12,7 +12,7 @@ use proto::spire::api::server::svid::v1::{
     BatchNewX509svidRequest, MintX509svidRequest, NewJwtsvidRequest, NewX509svidParams,
 };
 
-use crate::deployment::LoadWorld;
+use crate::deployment::LoadDeployment;
 use crate::rate::hammer;
 use crate::report::{Better, Report};
 use crate::{Plan, entries};
@@ -21,9 +21,9 @@ const CALLERS: usize = 8;
 const BATCH: usize = 50;
 
 pub(crate) async fn measure(subject: Subject, plan: &Plan, report: &mut Report) -> Result<()> {
-    let mut world = LoadWorld::start(subject).await?;
+    let mut deployment = LoadDeployment::start(subject).await?;
     tokio::time::sleep(plan.time).await;
-    let idle = world.server.process()?.resident()?;
+    let idle = deployment.server.process()?.resident()?;
     report.add(
         subject,
         "server_memory_idle",
@@ -32,15 +32,20 @@ pub(crate) async fn measure(subject: Subject, plan: &Plan, report: &mut Report) 
         megabytes(idle),
     );
 
-    x509(&world, subject, plan, report).await?;
-    jwt(&world, subject, plan, report).await?;
-    mint(&world, subject, plan, report).await?;
-    authorized(&world, subject, plan, report).await?;
-    sync(&world, subject, plan, report).await?;
-    create(&world, subject, plan, report).await
+    x509(&deployment, subject, plan, report).await?;
+    jwt(&deployment, subject, plan, report).await?;
+    mint(&deployment, subject, plan, report).await?;
+    authorized(&deployment, subject, plan, report).await?;
+    sync(&deployment, subject, plan, report).await?;
+    create(&deployment, subject, plan, report).await
 }
 
-async fn x509(world: &LoadWorld, subject: Subject, plan: &Plan, report: &mut Report) -> Result<()> {
+async fn x509(
+    deployment: &LoadDeployment,
+    subject: Subject,
+    plan: &Plan,
+    report: &mut Report,
+) -> Result<()> {
     let requests = (0..BATCH)
         .map(|_| Ok(certificate_request(None)?.0))
         .collect::<Result<Vec<_>>>()?;
@@ -49,7 +54,7 @@ async fn x509(world: &LoadWorld, subject: Subject, plan: &Plan, report: &mut Rep
         ("x509_svid_fifty_per_call", BATCH),
     ] {
         let rate = hammer(CALLERS, plan.time, async |caller, number| {
-            let (channel, ids) = world.caller(caller).context("a caller")?;
+            let (channel, ids) = deployment.caller(caller).context("a caller")?;
             let params = (0..size)
                 .map(|at| {
                     let at = at + number;
@@ -97,9 +102,14 @@ async fn x509(world: &LoadWorld, subject: Subject, plan: &Plan, report: &mut Rep
     Ok(())
 }
 
-async fn jwt(world: &LoadWorld, subject: Subject, plan: &Plan, report: &mut Report) -> Result<()> {
+async fn jwt(
+    deployment: &LoadDeployment,
+    subject: Subject,
+    plan: &Plan,
+    report: &mut Report,
+) -> Result<()> {
     let rate = hammer(CALLERS, plan.time, async |caller, number| {
-        let (channel, ids) = world.caller(caller).context("a caller")?;
+        let (channel, ids) = deployment.caller(caller).context("a caller")?;
         let entry_id = ids.get(number % ids.len()).context("an entry")?.clone();
         let request = NewJwtsvidRequest {
             entry_id,
@@ -127,14 +137,19 @@ async fn jwt(world: &LoadWorld, subject: Subject, plan: &Plan, report: &mut Repo
     Ok(())
 }
 
-async fn mint(world: &LoadWorld, subject: Subject, plan: &Plan, report: &mut Report) -> Result<()> {
+async fn mint(
+    deployment: &LoadDeployment,
+    subject: Subject,
+    plan: &Plan,
+    report: &mut Report,
+) -> Result<()> {
     let (csr, _) = certificate_request(Some(&id("/minted")))?;
     let rate = hammer(CALLERS, plan.time, async |_, _| {
         let request = MintX509svidRequest {
             csr: csr.clone(),
             ttl: 0,
         };
-        let answer = SvidClient::new(world.admin.clone())
+        let answer = SvidClient::new(deployment.admin.clone())
             .mint_x509svid(request)
             .await?
             .into_inner();
@@ -153,13 +168,13 @@ async fn mint(world: &LoadWorld, subject: Subject, plan: &Plan, report: &mut Rep
 }
 
 async fn authorized(
-    world: &LoadWorld,
+    deployment: &LoadDeployment,
     subject: Subject,
     plan: &Plan,
     report: &mut Report,
 ) -> Result<()> {
     let rate = hammer(CALLERS, plan.time, async |caller, _| {
-        let (channel, ids) = world.caller(caller).context("a caller")?;
+        let (channel, ids) = deployment.caller(caller).context("a caller")?;
         let request = GetAuthorizedEntriesRequest::default();
         let answer = EntryClient::new(channel)
             .get_authorized_entries(request)
@@ -184,9 +199,14 @@ async fn authorized(
 }
 
 /// The sync of an agent for which nothing has changed: the first answer lists revisions, and nothing more is asked.
-async fn sync(world: &LoadWorld, subject: Subject, plan: &Plan, report: &mut Report) -> Result<()> {
+async fn sync(
+    deployment: &LoadDeployment,
+    subject: Subject,
+    plan: &Plan,
+    report: &mut Report,
+) -> Result<()> {
     let rate = hammer(CALLERS, plan.time, async |caller, _| {
-        let (channel, ids) = world.caller(caller).context("a caller")?;
+        let (channel, ids) = deployment.caller(caller).context("a caller")?;
         let request = SyncAuthorizedEntriesRequest::default();
         let answers = EntryClient::new(channel)
             .sync_authorized_entries(tokio_stream::once(request))
@@ -208,7 +228,7 @@ async fn sync(world: &LoadWorld, subject: Subject, plan: &Plan, report: &mut Rep
 }
 
 async fn create(
-    world: &LoadWorld,
+    deployment: &LoadDeployment,
     subject: Subject,
     plan: &Plan,
     report: &mut Report,
@@ -219,7 +239,7 @@ async fn create(
             let batch = (0..BATCH)
                 .map(|at| entries::numbered(&parent, number * BATCH + at))
                 .collect();
-            entries::create(&world.admin, batch).await?;
+            entries::create(&deployment.admin, batch).await?;
             Ok(())
         })
         .await?;

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use config::fault::{Code, Fault};
 use futures_util::future::join_all;
-use plugin::blocking::Turns;
+use plugin::blocking::WorkLimits;
 use plugin::error::{Error, ErrorKind};
 use plugin::workload_attestor::{Attested, Peer, PeerError, Referenced, WorkloadAttestor};
 use spiffe::selector::{Selector, SelectorSet};
@@ -117,7 +117,7 @@ const NO_USER: u32 = u32::MAX;
 #[derive(Debug)]
 struct Limited {
     attestor: Arc<dyn WorkloadAttestor>,
-    turns: Turns,
+    turns: WorkLimits,
     breaker: Breaker,
 }
 
@@ -126,7 +126,7 @@ impl Attestors {
         let limited = |attestor: Arc<dyn WorkloadAttestor>| {
             let overall = attestor.concurrency();
             Limited {
-                turns: Turns::new(overall, (overall / PARTS).max(1)),
+                turns: WorkLimits::new(overall, (overall / PARTS).max(1)),
                 breaker: Breaker::default(),
                 attestor,
             }

@@ -1,4 +1,4 @@
-//! Where a node that has never joined learns whom to trust: a file, a URL, another agent, or nothing at all.
+//! Where a node that was never attested learns whom to trust: a file, a URL, another agent, or nothing at all.
 
 use std::path::Path;
 use std::time::Duration;

@@ -65,7 +65,7 @@ pub enum WorkloadKeys {
     OnDisk,
 }
 
-/// What the node knows its server by when it joins.
+/// What the node authenticates its server with when it attests.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum TrustSource {
     Path(PathBuf),

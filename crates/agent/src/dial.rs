@@ -1,4 +1,4 @@
-//! Connections to the server: before the node has joined, as the node, and one that only looks.
+//! Connections to the server: before attestation, as the node, and a probe.
 
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
@@ -17,7 +17,7 @@ use spiffe::x509::{Certificate, Subject};
 
 use crate::bootstrap::Trust;
 use crate::node::{Node, NodeIdentity};
-use crate::server_client::Link;
+use crate::server_client::ServerClient;
 
 const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -43,11 +43,11 @@ impl BundleSource for TrustStore {
     }
 }
 
-/// A link for a node that has no SVID yet.
+/// A client for a node that has no SVID yet.
 ///
 /// # Errors
 /// When the server's address can't be used.
-pub(crate) fn joining(node: &Node, trust: &Trust) -> Result<Link, Fault> {
+pub(crate) fn unattested(node: &Node, trust: &Trust) -> Result<ServerClient, Fault> {
     let expected = Expected::Id(SpiffeId::server(&node.config.trust_domain));
     let verifier = match trust {
         Trust::Bundle(bundle) => {
@@ -55,10 +55,10 @@ pub(crate) fn joining(node: &Node, trust: &Trust) -> Result<Link, Fault> {
         }
         Trust::Insecure => SpiffeServerVerifier::trust_on_first_use(expected),
     };
-    link(node, verifier, None)
+    connect(node, verifier, None)
 }
 
-/// A link for the joined node.
+/// A client for the attested node.
 ///
 /// # Errors
 /// When the server's address or the node's certificate can't be used.
@@ -66,7 +66,7 @@ pub(crate) fn as_node(
     node: &Node,
     identity: &NodeIdentity,
     trust: &TrustStore,
-) -> Result<Link, Fault> {
+) -> Result<ServerClient, Fault> {
     let resolver = CertResolver::new();
     resolver
         .set(
@@ -81,20 +81,20 @@ pub(crate) fn as_node(
             .because(error)
         })?;
     let expected = Expected::Id(SpiffeId::server(&node.config.trust_domain));
-    link(
+    connect(
         node,
         SpiffeServerVerifier::new(expected, Arc::new(trust.clone())),
         Some(resolver),
     )
 }
 
-fn link(
+fn connect(
     node: &Node,
     verifier: SpiffeServerVerifier,
     resolver: Option<CertResolver>,
-) -> Result<Link, Fault> {
+) -> Result<ServerClient, Fault> {
     let channel = proto::channel::lazy_tls(&node.config.server(), tls(node, verifier, resolver)?);
-    channel.map(Link::new).map_err(|error| {
+    channel.map(ServerClient::new).map_err(|error| {
         Fault::new(Code::InvalidValue, "the server's address cannot be used")
             .at("agent.server_address")
             .because(error)

@@ -21,7 +21,7 @@ pub(crate) use request_log::RequestLog;
 use crate::attestor::{AttestError, Attestation, Attestors, Incomplete, Workload};
 use crate::cache::Cache;
 use crate::rate_limit::{Method, RateLimiter};
-use crate::sync::LinkStatus;
+use crate::sync::SyncStatus;
 
 /// How long a call waits for an agent that has just started.
 const START_TIMEOUT: Duration = Duration::from_secs(5);
@@ -32,7 +32,7 @@ pub(crate) struct Gate {
     pub(crate) cache: Arc<Cache>,
     pub(crate) attestors: Attestors,
     pub(crate) limiter: RateLimiter,
-    pub(crate) status: watch::Receiver<LinkStatus>,
+    pub(crate) status: watch::Receiver<SyncStatus>,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) random: Arc<dyn Random>,
     pub(crate) options: GateOptions,

@@ -1,7 +1,7 @@
 //! The SPIFFE node agent: attestation, identity cache and the Workload API.
 //!
-//! [`Agent::bind`] takes a [`Config`], opens the state directory and binds the sockets; [`Bound::run`] joins the trust
-//! domain and serves until it is stopped. Arrows inside: `{workload_api, admin_api} → gate → {attestor, cache}`,
+//! [`Agent::bind`] takes a [`Config`], opens the state directory and binds the sockets; [`Bound::run`] attests the node
+//! and serves until it is stopped. Arrows inside: `{workload_api, admin_api} → gate → {attestor, cache}`,
 //! `sync → {cache, node_attestation, server_client}`; the cache knows none of them.
 
 use std::path::Path;
@@ -53,11 +53,11 @@ use endpoints::standard::{Health, Reflection};
 use gate::{Gate, GateOptions};
 use handover::Handover;
 use node::{Absence, Node, NodePlugins, Stored};
-use node_attestation::Joined;
+use node_attestation::AttestedNode;
 use rate_limit::RateLimiter;
 use state::StateDir;
 use stop::{Stop, Stopper};
-use sync::{LinkStatus, Sync, SyncEnds};
+use sync::{Sync, SyncEnds, SyncStatus};
 use workload_api::{Context, Options, WorkloadApi};
 
 /// The way in: [`Agent::bind`].
@@ -153,13 +153,13 @@ impl Bound {
     /// Serves until `shutdown`, or until the node may not go on.
     ///
     /// # Errors
-    /// PLA-11xx: why the node can't join, or is not a member any more.
+    /// PLA-11xx: why the node cannot be attested, or is no longer a member.
     pub async fn run(self, shutdown: impl Future<Output = ()> + Send) -> Result<(), Fault> {
         let (stopper, stop) = Stopper::new();
         let node = Arc::new(self.node);
         let cache = Arc::new(new_cache(&node, &self.random));
         let (jwt, orders) = watch::channel(None);
-        let (status, link_status) = watch::channel(LinkStatus::default());
+        let (status, link_status) = watch::channel(SyncStatus::default());
         let (node_state, shown_state) = watch::channel(NodeState::default());
         let gate = Arc::new(Gate {
             cache: Arc::clone(&cache),
@@ -244,28 +244,28 @@ struct Membership {
     cache: Arc<Cache>,
     random: Arc<dyn Random>,
     jwt: watch::Sender<Option<mpsc::Sender<sync::JwtRequest>>>,
-    status: watch::Sender<LinkStatus>,
+    status: watch::Sender<SyncStatus>,
     /// For whoever asks what the agent is.
     node_state: watch::Sender<NodeState>,
     handover: Arc<Handover>,
 }
 
 impl Membership {
-    /// Takes up the stored identity or joins, then follows the server.
+    /// Uses the stored identity or attests, then follows the server.
     async fn hold(self, stop: Stop) -> Result<(), Fault> {
-        let Some(joined) = self.identity(stop.clone()).await? else {
+        let Some(attested) = self.identity(stop.clone()).await? else {
             return Ok(());
         };
         let (sync, ends) = Sync::new(
             Arc::clone(&self.node),
             Arc::clone(&self.cache),
-            joined,
+            attested,
             Arc::clone(&self.random),
             stop.clone(),
         )?;
         let SyncEnds {
             jwt,
-            status: link,
+            status: sync_status,
             identity,
         } = ends;
         let renewed = identity.clone();
@@ -279,7 +279,7 @@ impl Membership {
         ));
         let teller = tokio::spawn(show_state(
             Arc::clone(&self.node.clock),
-            (self.status, link),
+            (self.status, sync_status),
             (self.node_state, renewed),
         ));
         let outcome = sync.run().await;
@@ -298,7 +298,7 @@ impl Membership {
     }
 
     /// The node's identity, stored or new; nothing when the agent was stopped first.
-    async fn identity(&self, stop: Stop) -> Result<Option<Joined>, Fault> {
+    async fn identity(&self, stop: Stop) -> Result<Option<AttestedNode>, Fault> {
         let absence = match (
             self.node.stored_identity().await?,
             self.node.stored_bundle(),
@@ -306,7 +306,7 @@ impl Membership {
             (Stored::Usable(identity), Some(bundle)) => {
                 tracing::info!(id = %identity.id(), "using the stored identity");
                 self.restore(&identity).await;
-                return Ok(Some(Joined {
+                return Ok(Some(AttestedNode {
                     identity,
                     bundle,
                     unsaved: false,
@@ -317,15 +317,16 @@ impl Membership {
         };
         self.handover.discard();
         let random = Arc::clone(&self.random);
-        let Some(joined) = node_attestation::join(&self.node, Some(&absence), random, stop).await?
+        let Some(attested) =
+            node_attestation::attest_node(&self.node, Some(&absence), random, stop).await?
         else {
             return Ok(None);
         };
         self.cache.apply(Delta {
-            bundles: vec![joined.bundle.clone()],
+            bundles: vec![attested.bundle.clone()],
             ..Delta::default()
         });
-        Ok(Some(joined))
+        Ok(Some(attested))
     }
 
     /// Serves what was good when the agent stopped, until the server says otherwise.
@@ -395,28 +396,28 @@ fn workload_api(
     Box::new(WorkloadApi::new(Arc::new(context)))
 }
 
-/// Passes on, from where each is known to where each is shown, the link's state and the node's.
+/// Passes on, from where each is known to where each is shown, the state of the connection and the node's.
 async fn show_state(
     clock: Arc<dyn Clock>,
-    (shown_link, mut link): (watch::Sender<LinkStatus>, watch::Receiver<LinkStatus>),
+    (shown_sync_status, mut sync_status): (watch::Sender<SyncStatus>, watch::Receiver<SyncStatus>),
     (shown_node, mut identity): (
         watch::Sender<NodeState>,
         watch::Receiver<node::NodeIdentity>,
     ),
 ) {
     loop {
-        let status = link.borrow_and_update().clone();
+        let status = sync_status.borrow_and_update().clone();
         let own = identity.borrow_and_update().clone();
-        let was_connected = shown_link.borrow().connected;
+        let was_connected = shown_sync_status.borrow().connected;
         shown_node.send_modify(|node| {
             node.identity = Some(own);
             if status.connected || was_connected {
                 node.last_sync = Some(clock.now());
             }
         });
-        shown_link.send_replace(status);
+        shown_sync_status.send_replace(status);
         let changed = tokio::select! {
-            changed = link.changed() => changed,
+            changed = sync_status.changed() => changed,
             changed = identity.changed() => changed,
         };
         if changed.is_err() {
@@ -443,15 +444,15 @@ fn report(healthy: bool) -> Report {
 async fn watch_health(
     healthy: watch::Sender<bool>,
     mut ready: watch::Receiver<bool>,
-    mut link: watch::Receiver<LinkStatus>,
+    mut sync_status: watch::Receiver<SyncStatus>,
     mut stop: Stop,
 ) -> Result<(), Fault> {
     loop {
-        healthy.send_replace(*ready.borrow_and_update() && !link.borrow_and_update().broken);
+        healthy.send_replace(*ready.borrow_and_update() && !sync_status.borrow_and_update().broken);
         let changed = tokio::select! {
             () = stop.stopped() => return Ok(()),
             changed = ready.changed() => changed,
-            changed = link.changed() => changed,
+            changed = sync_status.changed() => changed,
         };
         if changed.is_err() {
             // The membership ended, and the agent with it.

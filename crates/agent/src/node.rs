@@ -235,7 +235,7 @@ impl Node {
     ///
     /// # Errors
     /// When they can't be written.
-    pub(crate) async fn store_joined(
+    pub(crate) async fn store_attestation(
         self: &Arc<Self>,
         identity: &NodeIdentity,
         bundle: &Bundle,

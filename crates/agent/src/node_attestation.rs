@@ -19,19 +19,19 @@ use crate::backoff::Backoff;
 use crate::bootstrap::{self, BootstrapError, Trust};
 use crate::dial;
 use crate::node::{Absence, Node, NodeIdentity};
-use crate::server_client::{AttestError, Link, LinkError};
+use crate::server_client::{AttestError, ClientError, ServerClient};
 use crate::stop::Stop;
 use report::{explain, no_token, with_absence};
 
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
-const PATIENCE: Duration = Duration::from_secs(60);
+const GIVE_UP_AFTER: Duration = Duration::from_secs(60);
 /// An attestation that is under way when the agent stops has this long to end: the proof may be used up.
 const FINISH: Duration = Duration::from_secs(10);
 
-/// A joined node: who it is and whom it trusts.
+/// An attested node: who it is and whom it trusts.
 #[derive(Debug)]
-pub(crate) struct Joined {
+pub(crate) struct AttestedNode {
     pub(crate) identity: NodeIdentity,
     pub(crate) bundle: Bundle,
     /// The identity is not on disk yet, though it was to be.
@@ -40,7 +40,7 @@ pub(crate) struct Joined {
 
 /// What came of one attempt.
 enum Outcome {
-    Done(Box<Joined>),
+    Done(Box<AttestedNode>),
     /// The agent was stopped before the proof was sent.
     Stopped,
     /// Try again; if patience ends, this is what is reported.
@@ -53,22 +53,22 @@ enum Outcome {
 ///
 /// # Errors
 /// The fault to end the process with: PLA-11xx.
-pub(crate) async fn join(
+pub(crate) async fn attest_node(
     node: &Arc<Node>,
     absence: Option<&Absence>,
     random: Arc<dyn Random>,
     mut stop: Stop,
-) -> Result<Option<Joined>, Fault> {
+) -> Result<Option<AttestedNode>, Fault> {
     let started = node.clock.now();
-    let deadline = tokio::time::Instant::now() + PATIENCE;
+    let deadline = tokio::time::Instant::now() + GIVE_UP_AFTER;
     let mut backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE, random);
     let mut number = 0;
     loop {
         number += 1;
         let fault = match attempt(node, number, started, &mut stop).await {
-            Outcome::Done(joined) => {
-                tracing::info!(id = %joined.identity.id(), reattestable = joined.identity.svid.reattestable, "node attested");
-                return Ok(Some(*joined));
+            Outcome::Done(attested_node) => {
+                tracing::info!(id = %attested_node.identity.id(), reattestable = attested_node.identity.svid.reattestable, "node attested");
+                return Ok(Some(*attested_node));
             }
             Outcome::Stopped => return Ok(None),
             Outcome::Never(fault) if fault.code == Code::NoJoinToken => {
@@ -108,11 +108,11 @@ async fn attempt(node: &Arc<Node>, number: u32, started: SystemTime, stop: &mut 
         () = stop.stopped() => return Outcome::Stopped,
         prepared = prepare(node, number, started) => prepared,
     };
-    let (link, trust, bundle) = match prepared {
+    let (client, trust, bundle) = match prepared {
         Ok(prepared) => prepared,
         Err(outcome) => return outcome,
     };
-    let attesting = attest(node, &link, proof, bundle);
+    let attesting = send_proof(node, &client, proof, bundle);
     tokio::pin!(attesting);
     let attested = tokio::select! {
         attested = &mut attesting => attested,
@@ -125,9 +125,9 @@ async fn attempt(node: &Arc<Node>, number: u32, started: SystemTime, stop: &mut 
         }
     };
     match attested {
-        Ok(joined) => Outcome::Done(Box::new(joined)),
+        Ok(attested_node) => Outcome::Done(Box::new(attested_node)),
         Err(Failure::Fault(fault)) => Outcome::Never(fault),
-        Err(Failure::Link(error)) => explain(node, &trust, error).await,
+        Err(Failure::Client(error)) => explain(node, &trust, error).await,
     }
 }
 
@@ -136,7 +136,7 @@ async fn prepare(
     node: &Arc<Node>,
     number: u32,
     started: SystemTime,
-) -> Result<(Link, Trust, Bundle), Outcome> {
+) -> Result<(ServerClient, Trust, Bundle), Outcome> {
     let config = &node.config;
     let stored = node.stored_bundle();
     let mut trust = match &stored {
@@ -148,7 +148,7 @@ async fn prepare(
     let mut outcome = reach(node, &trust).await;
     // The server may have been re-created since the bundle was stored: then what the operator names now counts. Insecure
     // bootstrap does not.
-    if let Err(Failure::Link(LinkError::NotTrusted(_))) = &outcome
+    if let Err(Failure::Client(ClientError::NotTrusted(_))) = &outcome
         && let Some(stored) = stored
         && let Ok(Trust::Bundle(named)) = bootstrap::trust(config, number, started).await
         && named.x509_authorities != stored.x509_authorities
@@ -158,9 +158,9 @@ async fn prepare(
         outcome = reach(node, &trust).await;
     }
     match outcome {
-        Ok((link, bundle)) => Ok((link, trust, bundle)),
+        Ok((client, bundle)) => Ok((client, trust, bundle)),
         Err(Failure::Fault(fault)) => Err(Outcome::Never(fault)),
-        Err(Failure::Link(error)) => Err(explain(node, &trust, error).await),
+        Err(Failure::Client(error)) => Err(explain(node, &trust, error).await),
     }
 }
 
@@ -173,12 +173,12 @@ fn without_bundle(error: BootstrapError) -> Outcome {
 
 enum Failure {
     Fault(Fault),
-    Link(LinkError),
+    Client(ClientError),
 }
 
-impl From<LinkError> for Failure {
-    fn from(error: LinkError) -> Self {
-        Self::Link(error)
+impl From<ClientError> for Failure {
+    fn from(error: ClientError) -> Self {
+        Self::Client(error)
     }
 }
 
@@ -188,56 +188,56 @@ impl From<Fault> for Failure {
     }
 }
 
-/// A link to a server that is trusted, and the server's bundle.
-async fn reach(node: &Node, trust: &Trust) -> Result<(Link, Bundle), Failure> {
-    let link = dial::joining(node, trust)?;
-    let bundle = link.bundle().await?;
+/// A client of a server that is trusted, and the server's bundle.
+async fn reach(node: &Node, trust: &Trust) -> Result<(ServerClient, Bundle), Failure> {
+    let client = dial::unattested(node, trust)?;
+    let bundle = client.bundle().await?;
     if bundle.trust_domain != node.config.trust_domain || bundle.x509_authorities.is_empty() {
-        return Err(LinkError::malformed(
+        return Err(ClientError::malformed(
             "the server's bundle is empty or of another trust domain",
         )
         .into());
     }
-    Ok((link, bundle))
+    Ok((client, bundle))
 }
 
 /// Sends the proof. What comes back is used even if it cannot be stored: there may be no second proof.
-async fn attest(
+async fn send_proof(
     node: &Arc<Node>,
-    link: &Link,
+    client: &ServerClient,
     mut proof: Box<dyn Attempt>,
     bundle: Bundle,
-) -> Result<Joined, Failure> {
+) -> Result<AttestedNode, Failure> {
     node.check_writable().await?;
     let key = node.fresh_key().await?;
     let csr = dial::agent_csr(&key)?;
-    let attested = link.attest(node.attestor.name(), &mut *proof, csr).await;
+    let attested = client.attest(node.attestor.name(), &mut *proof, csr).await;
     let svid = attested.map_err(|error| match error {
-        AttestError::Link(error) => Failure::Link(error),
+        AttestError::Client(error) => Failure::Client(error),
         AttestError::Plugin(error) if error.kind() == ErrorKind::Transient => {
-            Failure::Link(LinkError::Unavailable(error.to_string()))
+            Failure::Client(ClientError::Unavailable(error.to_string()))
         }
         AttestError::Plugin(error) => Failure::Fault(error.to_fault()),
     })?;
     if svid.facts.public_key != *key.public_key() {
-        return Err(LinkError::malformed("the SVID is for another key").into());
+        return Err(ClientError::malformed("the SVID is for another key").into());
     }
     if !svid.facts.spiffe_id.is_member_of(&node.config.trust_domain) {
-        return Err(LinkError::malformed(format!(
+        return Err(ClientError::malformed(format!(
             "the SVID is of another trust domain: {}",
             svid.facts.spiffe_id
         ))
         .into());
     }
     let identity = NodeIdentity { svid, key };
-    let unsaved = match node.store_joined(&identity, &bundle).await {
+    let unsaved = match node.store_attestation(&identity, &bundle).await {
         Ok(()) => false,
         Err(fault) => {
             tracing::warn!(%fault, "the node's SVID is in use but not on disk; storing it is tried again");
             true
         }
     };
-    Ok(Joined {
+    Ok(AttestedNode {
         identity,
         bundle,
         unsaved,

@@ -1,6 +1,6 @@
 //! The calls that the agent makes to its server, each with a deadline and with an answer in our own types.
 //!
-//! It decides nothing: what an error means for the node is in [`LinkError`], what to do about it is the sync task's.
+//! It decides nothing: what an error means for the node is in [`ClientError`], what to do about it is the sync task's.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -34,7 +34,7 @@ mod error;
 pub(crate) mod issued;
 
 pub(crate) use entries::{Known, WireEntries};
-pub(crate) use error::{LinkError, Refusal};
+pub(crate) use error::{ClientError, Refusal};
 
 use crate::cache::jwt::JwtToken;
 use crate::cache::svids::IssuedSvid;
@@ -52,15 +52,15 @@ const MAX_ATTESTATION_MESSAGE: usize = 1 << 20;
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum AttestError {
     #[error(transparent)]
-    Link(#[from] LinkError),
+    Client(#[from] ClientError),
     /// The plugin could not answer a challenge.
     #[error(transparent)]
     Plugin(#[from] plugin::Error),
 }
 
-/// One connection to the server, authenticated as this node or, before the node has joined, as nobody.
+/// One connection to the server, authenticated as this node or, before attestation, without a client certificate.
 #[derive(Debug, Clone)]
-pub(crate) struct Link {
+pub(crate) struct ServerClient {
     channel: Channel,
 }
 
@@ -79,7 +79,7 @@ pub(crate) struct Batch {
     pub(crate) refused: Vec<Arc<str>>,
 }
 
-impl Link {
+impl ServerClient {
     pub(crate) fn new(channel: Channel) -> Self {
         Self { channel }
     }
@@ -93,7 +93,7 @@ impl Link {
     ) -> Result<AgentSvid, AttestError> {
         tokio::time::timeout(TIME_LIMIT, self.converse(attestor, proof, csr))
             .await
-            .unwrap_or_else(|_elapsed| Err(LinkError::timed_out().into()))
+            .unwrap_or_else(|_elapsed| Err(ClientError::timed_out().into()))
     }
 
     async fn converse(
@@ -123,15 +123,15 @@ impl Link {
         let mut answers = client
             .attest_agent(ReceiverStream::new(outgoing))
             .await
-            .map_err(LinkError::from)?
+            .map_err(ClientError::from)?
             .into_inner();
         for _challenge in 0..=MAX_CHALLENGES {
-            let answer = answers.message().await.map_err(LinkError::from)?;
+            let answer = answers.message().await.map_err(ClientError::from)?;
             match answer.and_then(|answer| answer.step) {
                 Some(Answer::Result(result)) => {
                     let svid = result
                         .svid
-                        .ok_or_else(|| LinkError::malformed("attestation result without SVID"))?;
+                        .ok_or_else(|| ClientError::malformed("attestation result without SVID"))?;
                     return Ok(AgentSvid::new(&svid.cert_chain, result.reattestable)?);
                 }
                 Some(Answer::Challenge(challenge)) if challenge.len() <= MAX_MESSAGE_OF_PLUGIN => {
@@ -139,23 +139,24 @@ impl Link {
                     send(Step::ChallengeResponse(response.expose().clone())).await;
                 }
                 Some(Answer::Challenge(_)) => {
-                    return Err(
-                        LinkError::malformed("server sent a challenge that is too large").into(),
-                    );
+                    return Err(ClientError::malformed(
+                        "server sent a challenge that is too large",
+                    )
+                    .into());
                 }
                 None => {
-                    return Err(LinkError::malformed(
+                    return Err(ClientError::malformed(
                         "server ended the attestation without a result",
                     )
                     .into());
                 }
             }
         }
-        Err(LinkError::malformed("server sent too many challenges").into())
+        Err(ClientError::malformed("server sent too many challenges").into())
     }
 
     /// A new SVID for this node.
-    pub(crate) async fn renew_agent(&self, csr: Vec<u8>) -> Result<AgentSvid, LinkError> {
+    pub(crate) async fn renew_agent(&self, csr: Vec<u8>) -> Result<AgentSvid, ClientError> {
         let request = agent_v1::RenewAgentRequest {
             params: Some(agent_v1::AgentX509svidParams { csr }),
         };
@@ -164,11 +165,11 @@ impl Link {
             .into_inner();
         let svid = answer
             .svid
-            .ok_or_else(|| LinkError::malformed("renewal without SVID"))?;
+            .ok_or_else(|| ClientError::malformed("renewal without SVID"))?;
         AgentSvid::new(&svid.cert_chain, false)
     }
 
-    pub(crate) async fn post_status(&self, agent_version: &str) -> Result<(), LinkError> {
+    pub(crate) async fn post_status(&self, agent_version: &str) -> Result<(), ClientError> {
         let request = agent_v1::PostStatusRequest {
             agent_version: agent_version.to_owned(),
             ..Default::default()
@@ -178,20 +179,20 @@ impl Link {
     }
 
     /// The bundle of the server's trust domain.
-    pub(crate) async fn bundle(&self) -> Result<Bundle, LinkError> {
+    pub(crate) async fn bundle(&self) -> Result<Bundle, ClientError> {
         let mut client =
             BundleClient::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE);
         let answer = limited(client.get_bundle(GetBundleRequest::default()))
             .await?
             .into_inner();
-        proto::convert::bundle_from_wire(&answer).map_err(LinkError::malformed)
+        proto::convert::bundle_from_wire(&answer).map_err(ClientError::malformed)
     }
 
     /// Another trust domain's bundle, nothing if the server has none.
     pub(crate) async fn federated_bundle(
         &self,
         trust_domain: &TrustDomain,
-    ) -> Result<Option<Bundle>, LinkError> {
+    ) -> Result<Option<Bundle>, ClientError> {
         let mut client =
             BundleClient::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE);
         let request = GetFederatedBundleRequest {
@@ -201,14 +202,17 @@ impl Link {
         match limited(client.get_federated_bundle(request)).await {
             Ok(answer) => proto::convert::bundle_from_wire(answer.get_ref())
                 .map(Some)
-                .map_err(LinkError::malformed),
-            Err(LinkError::Refused(Refusal::NotFound, _)) => Ok(None),
+                .map_err(ClientError::malformed),
+            Err(ClientError::Refused(Refusal::NotFound, _)) => Ok(None),
             Err(error) => Err(error),
         }
     }
 
     /// X509-SVIDs for up to 500 entries in one call.
-    pub(crate) async fn new_x509_svids(&self, orders: Vec<SvidOrder>) -> Result<Batch, LinkError> {
+    pub(crate) async fn new_x509_svids(
+        &self,
+        orders: Vec<SvidOrder>,
+    ) -> Result<Batch, ClientError> {
         let params = orders
             .iter()
             .map(|order| NewX509svidParams {
@@ -223,7 +227,7 @@ impl Link {
             .await?
             .into_inner();
         if answer.results.len() != orders.len() {
-            return Err(LinkError::malformed(format!(
+            return Err(ClientError::malformed(format!(
                 "{} results for {} signing requests",
                 answer.results.len(),
                 orders.len()
@@ -249,7 +253,7 @@ impl Link {
         &self,
         entry_id: &str,
         audience: Vec<String>,
-    ) -> Result<(SpiffeId, JwtToken), LinkError> {
+    ) -> Result<(SpiffeId, JwtToken), ClientError> {
         let request = NewJwtsvidRequest {
             entry_id: entry_id.to_owned(),
             audience,
@@ -259,11 +263,11 @@ impl Link {
             .into_inner();
         let svid = answer
             .svid
-            .ok_or_else(|| LinkError::malformed("JWT-SVID response missing SVID"))?;
-        let spiffe_id =
-            proto::convert::spiffe_id_from_wire(svid.id.as_ref()).map_err(LinkError::malformed)?;
+            .ok_or_else(|| ClientError::malformed("JWT-SVID response missing SVID"))?;
+        let spiffe_id = proto::convert::spiffe_id_from_wire(svid.id.as_ref())
+            .map_err(ClientError::malformed)?;
         if svid.issued_at <= 0 || svid.expires_at <= 0 || svid.issued_at > svid.expires_at {
-            return Err(LinkError::malformed(
+            return Err(ClientError::malformed(
                 "JWT-SVID with a lifetime that makes no sense",
             ));
         }
@@ -283,7 +287,7 @@ impl Link {
         cursor: u64,
         epoch: &str,
         agent_version: &str,
-    ) -> Result<tonic::Streaming<WatchEvent>, LinkError> {
+    ) -> Result<tonic::Streaming<WatchEvent>, ClientError> {
         let request = WatchRequest {
             cursor,
             epoch: epoch.to_owned(),
@@ -298,18 +302,20 @@ impl Link {
     pub(crate) async fn sync_entries(
         &self,
         known: &BTreeMap<Arc<str>, Known>,
-    ) -> Result<WireEntries, LinkError> {
+    ) -> Result<WireEntries, ClientError> {
         match tokio::time::timeout(CALL_TIMEOUT, entries::sync(self.channel.clone(), known)).await {
             Ok(outcome) => outcome,
-            Err(_elapsed) => Err(LinkError::timed_out()),
+            Err(_elapsed) => Err(ClientError::timed_out()),
         }
     }
 }
 
-async fn limited<T>(call: impl Future<Output = Result<T, tonic::Status>>) -> Result<T, LinkError> {
+async fn limited<T>(
+    call: impl Future<Output = Result<T, tonic::Status>>,
+) -> Result<T, ClientError> {
     match tokio::time::timeout(CALL_TIMEOUT, call).await {
-        Ok(outcome) => outcome.map_err(LinkError::from),
-        Err(_elapsed) => Err(LinkError::timed_out()),
+        Ok(outcome) => outcome.map_err(ClientError::from),
+        Err(_elapsed) => Err(ClientError::timed_out()),
     }
 }
 

@@ -34,8 +34,8 @@ use crate::cache::keys::KeyPool;
 use crate::cache::{Cache, Delta};
 use crate::dial;
 use crate::node::{Node, NodeIdentity};
-use crate::node_attestation::Joined;
-use crate::server_client::{Link, LinkError};
+use crate::node_attestation::AttestedNode;
+use crate::server_client::{ClientError, ServerClient};
 use crate::state::removal::Reason;
 use crate::stop::Stop;
 
@@ -56,9 +56,9 @@ const LONGEST_SLEEP: Duration = Duration::from_secs(30);
 /// A server that had no stream may have been replaced by one that has.
 const LOOK_FOR_STREAM: Duration = Duration::from_secs(600);
 
-/// How the link to the server is, for the debug API, health and those who wait.
+/// How the connection to the server is, for the debug API, health and those who wait.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct LinkStatus {
+pub(crate) struct SyncStatus {
     pub(crate) connected: bool,
     pub(crate) last_error: Option<String>,
     /// What is wrong does not pass by itself: somebody has to correct a clock, a file or an address. The agent is not
@@ -66,7 +66,7 @@ pub(crate) struct LinkStatus {
     pub(crate) broken: bool,
 }
 
-/// A call that ended. `generation` is that of the link it ran on.
+/// A call that ended. `generation` is that of the client it ran on.
 #[derive(Debug)]
 struct Done {
     generation: u64,
@@ -75,12 +75,12 @@ struct Done {
 
 #[derive(Debug)]
 enum Outcome {
-    Status(Result<(), LinkError>),
-    Polled(Result<poll::Polled, LinkError>),
-    WatchOpened(Result<tonic::Streaming<WatchEvent>, LinkError>),
+    Status(Result<(), ClientError>),
+    Polled(Result<poll::Polled, ClientError>),
+    WatchOpened(Result<tonic::Streaming<WatchEvent>, ClientError>),
     WatchSaid(
         Box<tonic::Streaming<WatchEvent>>,
-        Result<Option<WatchEvent>, LinkError>,
+        Result<Option<WatchEvent>, ClientError>,
     ),
     Svids(svids::Issued),
     Jwt(jwt::Answer),
@@ -105,7 +105,7 @@ pub(crate) struct Sync {
     cache: Arc<Cache>,
     random: Arc<dyn Random>,
     identity: NodeIdentity,
-    link: Link,
+    client: ServerClient,
     trust: dial::TrustStore,
     generation: u64,
     calls: FuturesUnordered<BoxFuture<'static, Done>>,
@@ -116,7 +116,7 @@ pub(crate) struct Sync {
     /// The server knows this agent's version, or is being told.
     status_posted: bool,
     stop: Stop,
-    status: watch::Sender<LinkStatus>,
+    status: watch::Sender<SyncStatus>,
     identities: watch::Sender<NodeIdentity>,
 
     following: Following,
@@ -137,31 +137,31 @@ pub(crate) struct Sync {
 #[derive(Debug)]
 pub(crate) struct SyncEnds {
     pub(crate) jwt: mpsc::Sender<JwtRequest>,
-    pub(crate) status: watch::Receiver<LinkStatus>,
+    pub(crate) status: watch::Receiver<SyncStatus>,
     pub(crate) identity: watch::Receiver<NodeIdentity>,
 }
 
 impl Sync {
-    /// A task for a node that has joined.
+    /// A task for an attested node.
     ///
     /// # Errors
     /// When the identity can't be used for TLS.
     pub(crate) fn new(
         node: Arc<Node>,
         cache: Arc<Cache>,
-        joined: Joined,
+        attested: AttestedNode,
         random: Arc<dyn Random>,
         stop: Stop,
     ) -> Result<(Self, SyncEnds), Fault> {
-        let Joined {
+        let AttestedNode {
             identity,
             bundle,
             unsaved,
-        } = joined;
+        } = attested;
         let trust = dial::TrustStore::new(&bundle);
-        let link = dial::as_node(&node, &identity, &trust)?;
+        let client = dial::as_node(&node, &identity, &trust)?;
         let (jwt, jwt_requests) = mpsc::channel(jwt::WAITING);
-        let status = watch::Sender::new(LinkStatus::default());
+        let status = watch::Sender::new(SyncStatus::default());
         let identities = watch::Sender::new(identity.clone());
         let ends = SyncEnds {
             jwt,
@@ -194,7 +194,7 @@ impl Sync {
             cache,
             random,
             identity,
-            link,
+            client,
             trust,
             generation: 0,
             calls: FuturesUnordered::new(),
@@ -292,7 +292,7 @@ impl Sync {
         let current = done.generation == self.generation;
         match done.what {
             // Servers of before SPIRE 1.14.3 have no use for the agent's version.
-            Outcome::Status(Ok(()) | Err(LinkError::Unimplemented(_)))
+            Outcome::Status(Ok(()) | Err(ClientError::Unimplemented(_)))
             | Outcome::Stored(Ok(())) => Ok(()),
             Outcome::Status(Err(error)) => {
                 self.status_posted = false;
@@ -316,7 +316,7 @@ impl Sync {
         }
     }
 
-    /// Takes a change in: into the cache, onto disk, and into what the link trusts.
+    /// Takes a change in: into the cache, onto disk, and into what the client trusts.
     fn apply(&mut self, delta: Delta) {
         let own = delta
             .bundles
@@ -353,8 +353,8 @@ impl Sync {
 
     fn post_status(&mut self) {
         self.status_posted = true;
-        let link = self.link.clone();
-        self.call(async move { Outcome::Status(link.post_status(VERSION).await) });
+        let client = self.client.clone();
+        self.call(async move { Outcome::Status(client.post_status(VERSION).await) });
     }
 
     /// Puts a call among those under way.

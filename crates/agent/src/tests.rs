@@ -1,4 +1,4 @@
-//! The whole agent: bound, joined, asked over its socket, stopped and started again.
+//! The whole agent: bound, attested, asked over its socket, stopped and started again.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -409,7 +409,7 @@ async fn probes_say_when_the_agent_serves() {
 #[tokio::test]
 async fn a_fault_that_only_an_operator_can_mend_makes_the_agent_unhealthy_while_it_lasts() {
     let (ready, is_ready) = watch::channel(false);
-    let (link, status) = watch::channel(LinkStatus::default());
+    let (sync_status, status) = watch::channel(SyncStatus::default());
     let healthy = watch::Sender::new(true);
     let mut seen = healthy.subscribe();
     let (stopper, stop) = Stopper::new();
@@ -423,9 +423,9 @@ async fn a_fault_that_only_an_operator_can_mend_makes_the_agent_unhealthy_while_
     becomes(false).await;
     ready.send_replace(true);
     becomes(true).await;
-    link.send_modify(|status| status.broken = true);
+    sync_status.send_modify(|status| status.broken = true);
     becomes(false).await;
-    link.send_modify(|status| status.broken = false);
+    sync_status.send_modify(|status| status.broken = false);
     becomes(true).await;
     stopper.stop();
     watching.await.unwrap().unwrap();

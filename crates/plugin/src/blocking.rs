@@ -15,7 +15,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 /// How much work may run at the same time: overall, and on behalf of one user, so that no user delays all others.
 #[derive(Debug)]
-pub struct Turns {
+pub struct WorkLimits {
     overall: Arc<Semaphore>,
     of_user: usize,
     users: Mutex<HashMap<u32, Weak<Semaphore>>>,
@@ -23,7 +23,7 @@ pub struct Turns {
 
 /// The right to run one piece of work. Moves into the thread that does it.
 #[derive(Debug)]
-pub struct Turn {
+pub struct WorkPermit {
     _of_user: OwnedSemaphorePermit,
     _overall: OwnedSemaphorePermit,
 }
@@ -33,7 +33,7 @@ pub struct Turn {
 #[error("the work was interrupted")]
 pub struct Interrupted;
 
-impl Turns {
+impl WorkLimits {
     pub fn new(overall: usize, of_user: usize) -> Self {
         Self {
             overall: Arc::new(Semaphore::new(overall)),
@@ -43,11 +43,11 @@ impl Turns {
     }
 
     /// Waits for a turn. The user's own comes first: who waits for that holds nothing that others need.
-    pub async fn take(&self, user: u32) -> Result<Turn, Interrupted> {
+    pub async fn take(&self, user: u32) -> Result<WorkPermit, Interrupted> {
         let closed = |_never: tokio::sync::AcquireError| Interrupted;
         let of_user = self.of(user).acquire_owned().await.map_err(closed)?;
         let overall = Arc::clone(&self.overall);
-        Ok(Turn {
+        Ok(WorkPermit {
             _of_user: of_user,
             _overall: overall.acquire_owned().await.map_err(closed)?,
         })
@@ -68,7 +68,7 @@ impl Turns {
 
 /// Runs the work on a blocking thread, which gives the turn back when it is done.
 pub async fn run<T: Send + 'static>(
-    turn: Turn,
+    turn: WorkPermit,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, Interrupted> {
     let bounded = move || {
@@ -172,7 +172,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_turn_is_given_back_by_the_thread_and_not_by_who_gave_up() {
-        let turns = Turns::new(1, 1);
+        let turns = WorkLimits::new(1, 1);
         let turn = turns.take(1).await.unwrap();
         let (release, held) = std::sync::mpsc::channel::<()>();
         let waiting = tokio::spawn(run(turn, move || held.recv().ok()));
@@ -186,7 +186,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_user_with_all_its_turns_taken_delays_nobody_else() {
-        let turns = Turns::new(2, 1);
+        let turns = WorkLimits::new(2, 1);
         let _first = turns.take(1).await.unwrap();
         let second = turns.take(1);
         tokio::pin!(second);
@@ -200,7 +200,7 @@ mod tests {
 
     #[tokio::test]
     async fn users_that_are_done_are_forgotten() {
-        let turns = Turns::new(8, 1);
+        let turns = WorkLimits::new(8, 1);
         for user in 0..1000 {
             drop(turns.take(user).await.unwrap());
         }

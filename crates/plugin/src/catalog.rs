@@ -14,7 +14,7 @@ use config::fault::{Code, Fault};
 
 use crate::builtin::node_attestor::{JOIN_TOKEN, JoinTokenAttestor};
 use crate::key_manager::KeyManager;
-use crate::lifecycle::{Configured, HostServices, Recipe, ReloadError, Reloaded, Running};
+use crate::lifecycle::{Configured, HostServices, PluginSpec, ReloadError, Reloaded, Running};
 use crate::node_attestor::{agent, server};
 use crate::upstream_authority::UpstreamAuthority;
 use crate::workload_attestor::WorkloadAttestor;
@@ -225,7 +225,7 @@ fn with_join_token(
     mut attestors: Vec<Configured<dyn server::NodeAttestor>>,
 ) -> Vec<Configured<dyn server::NodeAttestor>> {
     if !attestors.iter().any(|one| one.name() == JOIN_TOKEN) {
-        let recipe = Recipe::<JoinTokenAttestor, dyn server::NodeAttestor> {
+        let recipe = PluginSpec::<JoinTokenAttestor, dyn server::NodeAttestor> {
             config: (),
             read: |_data| Some(()),
             as_kind: |plugin| plugin,

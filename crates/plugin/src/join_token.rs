@@ -9,7 +9,7 @@ use spiffe::secret::Secret;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum TokenSource {
     Given(Secret<String>),
-    /// The file holds the token alone, and is read when the node attests: once it has joined, the file may be missing.
+    /// The file holds the token alone, and is read when the node attests: once it is attested, the file may be missing.
     File(PathBuf),
 }
 

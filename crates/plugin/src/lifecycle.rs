@@ -215,20 +215,20 @@ pub(crate) trait Control: Send + Sync + Debug {
 pub(crate) type Read<C> = fn(&Section) -> Option<C>;
 
 /// The configuration of plugin `P`, which is a `T`.
-pub(crate) struct Recipe<P: Lifecycle, T: ?Sized> {
+pub(crate) struct PluginSpec<P: Lifecycle, T: ?Sized> {
     pub(crate) config: P::Config,
     pub(crate) read: Read<P::Config>,
     pub(crate) as_kind: fn(Arc<P>) -> Arc<T>,
 }
 
-impl<P: Lifecycle, T: ?Sized> Debug for Recipe<P, T> {
+impl<P: Lifecycle, T: ?Sized> Debug for PluginSpec<P, T> {
     fn fmt(&self, f: &mut Formatter<'_>) -> FmtResult {
         self.config.fmt(f)
     }
 }
 
 #[async_trait]
-impl<P: Lifecycle, T: ?Sized + Send + Sync + 'static> Open<T> for Recipe<P, T> {
+impl<P: Lifecycle, T: ?Sized + Send + Sync + 'static> Open<T> for PluginSpec<P, T> {
     async fn open(&self, host: &HostServices) -> Result<(Arc<T>, Arc<dyn Control>), Error> {
         let plugin = Arc::new(P::open(self.config.clone(), host).await?);
         let control = Controlled {

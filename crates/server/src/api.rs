@@ -27,8 +27,8 @@ use crate::audit::{Auditor, CallRecord, Unfinished};
 use crate::authz::{Authorizer, Lifetime, Row, is_local_service, row};
 use crate::caller::Connection;
 use crate::error::{Kind, refused};
-use boundary::Join;
-pub(crate) use refused_attestations::RefusedJoins;
+use boundary::AttestationCall;
+pub(crate) use refused_attestations::RefusedAttestations;
 use request_body::RequestBody;
 
 pub(crate) mod agent;
@@ -49,7 +49,7 @@ mod wire;
 pub(crate) struct Api {
     pub(crate) authorizer: Arc<Authorizer>,
     pub(crate) auditor: Auditor,
-    pub(crate) refused_joins: Arc<RefusedJoins>,
+    pub(crate) refused_attestations: Arc<RefusedAttestations>,
     pub(crate) agent: AgentServer<agent::AgentService>,
     pub(crate) bundle: BundleServer<bundle::BundleService>,
     pub(crate) debug: DebugServer<debug::DebugService>,
@@ -69,7 +69,7 @@ impl std::fmt::Debug for Api {
 }
 
 const TOO_MANY_CALLS: &str = "too many calls of this peer are in flight; wait for some to end";
-/// The call by which a node joins.
+/// The call by which a node attests.
 const ATTEST_AGENT: &str = "/spire.api.server.agent.v1.Agent/AttestAgent";
 
 impl Api {
@@ -99,13 +99,13 @@ impl Api {
             Ok(response) => response,
             Err(_panic) => boundary::panicked(&unfinished.0),
         };
-        let is_join = row.is_some_and(|row| row.method == ATTEST_AGENT);
-        let join = is_join.then(|| Join {
-            refused: Arc::clone(&self.refused_joins),
+        let is_attestation = row.is_some_and(|row| row.method == ATTEST_AGENT);
+        let attestation = is_attestation.then(|| AttestationCall {
+            refused: Arc::clone(&self.refused_attestations),
             connection: Arc::clone(connection),
         });
         let lifetime = row.map_or(Lifetime::Unary, |row| row.lifetime);
-        boundary::conclude(response, lifetime, unfinished, join).await
+        boundary::conclude(response, lifetime, unfinished, attestation).await
     }
 
     async fn serve(

@@ -385,7 +385,7 @@ fn agent_denied(refusal: AgentRefusal, message: String) -> OpError {
     let error = error::refused(Kind::PermissionDenied, message).agent(refusal);
     match refusal {
         AgentRefusal::Banned => error.with_code(fault::Code::AgentBanned),
-        AgentRefusal::NotAttested => error.with_code(fault::Code::AgentMustJoinAgain),
+        AgentRefusal::NotAttested => error.with_code(fault::Code::AgentMustReattest),
         AgentRefusal::Expired | AgentRefusal::NotActive | AgentRefusal::MustReattest => error,
     }
 }

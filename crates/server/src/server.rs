@@ -45,7 +45,7 @@ use crate::endpoints::trust::PeerBundles;
 use crate::endpoints::{GRACEFUL_STOP, Serving, admin, tcp};
 use crate::health::Health;
 use crate::ops::agents::Agents;
-use crate::ops::attestations::Joins;
+use crate::ops::attestations::Attestations;
 use crate::ops::bundles::Bundles;
 use crate::ops::entries::Entries;
 use crate::ops::tokens::Tokens as JoinTokenOps;
@@ -138,7 +138,7 @@ impl Server {
         };
         let (pruning, require_pq_kem) = (config.pruning, config.require_pq_kem);
         // On the heap: it is by far the largest step, and its caller keeps it but for a moment.
-        let world = Box::pin(World::open(config, environment)).await?;
+        let core = Box::pin(Core::open(config, environment)).await?;
         Ok(Bound {
             tcp_addr: tcp.address(),
             admin_socket: admin.path().to_owned(),
@@ -146,7 +146,7 @@ impl Server {
             tcp,
             admin,
             health_checks,
-            world,
+            core,
             pruning,
             require_pq_kem,
         })
@@ -180,14 +180,14 @@ pub struct Bound {
     tcp: TcpEndpoint,
     admin: AdminSocket,
     health_checks: Option<HttpProbes>,
-    world: World,
+    core: Core,
     pruning: Option<PruningConfig>,
     require_pq_kem: bool,
 }
 
 /// The parts that live as long as the server.
 #[derive(Debug)]
-struct World {
+struct Core {
     environment: Environment,
     plugins: RunningServerPlugins,
     datastore: Datastore,
@@ -197,7 +197,7 @@ struct World {
     notifier: Arc<Notifier>,
 }
 
-impl World {
+impl Core {
     async fn open(config: Config, environment: Environment) -> Result<Self, Fault> {
         let trust_domain = config.trust_domain;
         let shared = matches!(config.datastore.kind, DatastoreKind::Postgres(_));
@@ -256,7 +256,7 @@ impl World {
             ca: Arc::clone(&ca),
         });
         let watch = watch_service(&agents, &limits, &authorizer, &notifier, &environment.clock);
-        let ground = Ground {
+        let parts = ServiceParts {
             agents,
             authorizer,
             auditor,
@@ -265,7 +265,7 @@ impl World {
             ca: Arc::clone(&ca),
             ca_ttl,
         };
-        let api = Arc::new(ground.api(watch, &environment));
+        let api = Arc::new(parts.api(watch, &environment));
         Ok(Self {
             environment,
             plugins,
@@ -315,7 +315,7 @@ fn watch_service(
 }
 
 /// What services are made of.
-struct Ground {
+struct ServiceParts {
     agents: Arc<Agents>,
     authorizer: Arc<Authorizer>,
     auditor: Auditor,
@@ -325,7 +325,7 @@ struct Ground {
     ca_ttl: Duration,
 }
 
-impl Ground {
+impl ServiceParts {
     /// Gives each service what it needs and nothing else.
     fn api(self, watch: WatchService, environment: &Environment) -> Api {
         let Self {
@@ -389,7 +389,7 @@ impl Ground {
             agent: AgentServer::new(AgentService {
                 trust_domain: trust_domain(),
                 agents,
-                joins: Arc::new(Joins { attestation, ca }),
+                attestations: Arc::new(Attestations { attestation, ca }),
                 tokens: JoinTokenOps {
                     trust_domain: trust_domain(),
                     datastore: datastore(),
@@ -399,7 +399,7 @@ impl Ground {
             }),
             authorizer,
             auditor,
-            refused_joins: Arc::default(),
+            refused_attestations: Arc::default(),
         }
     }
 }
@@ -410,16 +410,16 @@ impl Bound {
     /// # Errors
     /// When a part of the server ended although nobody asked it to.
     pub async fn run(self, shutdown: impl Future<Output = ()> + Send) -> Result<(), Fault> {
-        let world = self.world;
+        let core = self.core;
         let health = Arc::new(Health::new(
-            Arc::clone(&world.registry),
-            Arc::clone(&world.ca),
+            Arc::clone(&core.registry),
+            Arc::clone(&core.ca),
         ));
-        let tls = world.tls(self.require_pq_kem)?;
+        let tls = core.tls(self.require_pq_kem)?;
         let mut tasks = Tasks::new();
         let serving = Serving {
-            api: Arc::clone(&world.api),
-            random: Arc::clone(&world.environment.random),
+            api: Arc::clone(&core.api),
+            random: Arc::clone(&core.environment.random),
             shutdown: tasks.shutdown(),
         };
         tracing::info!(address = %self.tcp_addr, "serving agents");
@@ -429,7 +429,7 @@ impl Bound {
             "mTLS endpoint",
             self.tcp.run(Arc::new(tls), room_for_connections(), serving),
         );
-        world.spawn_background(&mut tasks, self.pruning);
+        core.spawn_background(&mut tasks, self.pruning);
         if let Some(health_checks) = self.health_checks {
             tracing::info!(address = %health_checks.address(), "serving health checks");
             tasks.spawn(
@@ -441,7 +441,7 @@ impl Bound {
         let ended = tokio::select! {
             () = shutdown => None,
             name = tasks.first_to_end() => Some(stopped_unexpectedly(name)),
-            () = world.datastore.stopped() => Some(writer_stopped()),
+            () = core.datastore.stopped() => Some(writer_stopped()),
         };
         health.set_serving(false);
         tracing::info!("stopping");
@@ -452,8 +452,8 @@ impl Bound {
                 "did not stop in time and were cut off"
             );
         }
-        world.plugins.stop().await;
-        world.datastore.close().await;
+        core.plugins.stop().await;
+        core.datastore.close().await;
         ended.map_or(Ok(()), Err)
     }
 }
@@ -475,14 +475,11 @@ fn writer_stopped() -> Fault {
 #[cfg(test)]
 impl Bound {
     pub(crate) fn state_for_tests(&self) -> (Arc<Registry>, Datastore) {
-        (
-            Arc::clone(&self.world.registry),
-            self.world.datastore.clone(),
-        )
+        (Arc::clone(&self.core.registry), self.core.datastore.clone())
     }
 }
 
-impl World {
+impl Core {
     fn tls(&self, require_pq_kem: bool) -> Result<rustls::ServerConfig, Fault> {
         let key_exchange = if require_pq_kem {
             KeyExchange::RequirePostQuantum

@@ -291,7 +291,7 @@ impl TestServer {
         Ok(identity(key, result.svid.unwrap()))
     }
 
-    /// A node that has joined.
+    /// An attested node.
     pub(crate) async fn agent(&self) -> Identity {
         let token = self.token().await;
         self.attest(&token).await.unwrap()

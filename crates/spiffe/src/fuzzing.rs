@@ -15,12 +15,12 @@ use std::sync::Arc;
 
 /// Knows every trust domain, each by the certificates and keys given.
 #[derive(Debug)]
-struct Everyone {
+struct TrustAll {
     certificates: Vec<Certificate>,
     keys: Bundle,
 }
 
-impl BundleSource for Everyone {
+impl BundleSource for TrustAll {
     fn x509_bundle(&self, trust_domain: &TrustDomain) -> Option<Arc<X509Bundle>> {
         let mut bundle = X509Bundle::new(trust_domain.clone());
         self.certificates
@@ -30,7 +30,7 @@ impl BundleSource for Everyone {
     }
 }
 
-impl JwtBundleSource for Everyone {
+impl JwtBundleSource for TrustAll {
     fn jwt_bundle(&self, trust_domain: &TrustDomain) -> Option<Arc<JwtBundle>> {
         let bundle = Bundle {
             trust_domain: trust_domain.clone(),
@@ -99,11 +99,11 @@ pub fn x509_svid(data: &[u8]) {
     }
     drop(X509Svid::parse(&ders));
     let certificates = chain.last().cloned().into_iter().collect();
-    let everyone = Everyone {
+    let trust_all = TrustAll {
         certificates,
         keys: Bundle::new(TrustDomain::from_checked("a")),
     };
-    drop(verify_svid(&ders, &everyone, from_unix(1_700_000_000)));
+    drop(verify_svid(&ders, &trust_all, from_unix(1_700_000_000)));
 }
 
 /// Signing requests.
@@ -123,11 +123,11 @@ pub fn jwt(data: &[u8]) {
         return;
     };
     drop(inspect_jwt_svid(token));
-    let everyone = Everyone {
+    let trust_all = TrustAll {
         certificates: Vec::new(),
         keys: Bundle::new(TrustDomain::from_checked("a")),
     };
-    let verified = verify_jwt_svid(token, "a", &everyone, from_unix(0)).is_ok();
+    let verified = verify_jwt_svid(token, "a", &trust_all, from_unix(0)).is_ok();
     assert!(!verified, "nobody signed it");
 }
 

@@ -1,15 +1,15 @@
 //! Entries that SPIRE takes without a word and that can never match: `spire-server` takes them and warns.
 
 use anyhow::{Result, ensure};
-use harness::{World, id};
+use harness::{Deployment, id};
 
 #[test]
 fn spire_server_warns_of_a_selector_and_a_parent_that_nothing_is_known_of() -> Result<()> {
     // The alias of a join token exists once the token was used.
-    let World {
+    let Deployment {
         server,
         agent: _agent,
-    } = World::start()?;
+    } = Deployment::start()?;
     let create = |parent: &str, name: &str, selector: &str| {
         server.cli(&[
             "entry",
@@ -23,14 +23,22 @@ fn spire_server_warns_of_a_selector_and_a_parent_that_nothing_is_known_of() -> R
         ])
     };
     for (parent, selector, warning) in [
-        (World::node(), "unxi:uid:1", Some("of the type \"unxi\"")),
-        (World::node(), "unix:udi:1", Some("no selector \"udi\"")),
+        (
+            Deployment::node(),
+            "unxi:uid:1",
+            Some("of the type \"unxi\""),
+        ),
+        (
+            Deployment::node(),
+            "unix:udi:1",
+            Some("no selector \"udi\""),
+        ),
         (
             id("/nodes"),
             "unix:uid:2",
             Some("neither an attested node nor an alias"),
         ),
-        (World::node(), "unix:uid:3", None),
+        (Deployment::node(), "unix:uid:3", None),
     ] {
         let ran = create(
             &parent,

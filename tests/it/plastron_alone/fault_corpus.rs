@@ -11,7 +11,7 @@ use anyhow::{Context, Result, ensure};
 use harness::process;
 use harness::server::{free_address, temporary_directory};
 use harness::subject::plastron;
-use harness::{Process, Server, ServerOptions, World, wait};
+use harness::{Deployment, Process, Server, ServerOptions, wait};
 use serde_json::Value;
 
 const LIMIT: Duration = Duration::from_secs(20);
@@ -116,21 +116,21 @@ fn faults_of_operators_are_named_right() -> Result<()> {
     Ok(())
 }
 
-/// A world that works, in which the faults are made.
+/// A deployment that works, in which the faults are made.
 struct Site {
-    world: World,
+    deployment: Deployment,
     home: tempfile::TempDir,
     bundle: String,
 }
 
 impl Site {
     fn start() -> Result<Self> {
-        let world = World::start()?;
+        let deployment = Deployment::start()?;
         let home = temporary_directory("corpus")?;
         let bundle = home.path().join("bundle.pem");
-        std::fs::write(&bundle, world.server.bundle()?)?;
+        std::fs::write(&bundle, deployment.server.bundle()?)?;
         Ok(Self {
-            world,
+            deployment,
             bundle: bundle.display().to_string(),
             home,
         })
@@ -151,7 +151,7 @@ impl Site {
 
     /// An administrator's command on the server that works.
     fn admin(&self, args: &[&str]) -> Report {
-        let socket = self.world.server.socket().display().to_string();
+        let socket = self.deployment.server.socket().display().to_string();
         self.run(&[&["server"], args, &["--socket-path", &socket]].concat())
     }
 
@@ -159,8 +159,8 @@ impl Site {
     fn agent(&self, other: &[(&str, &str)]) -> Result<Command> {
         let data = temporary_directory("node")?.keep().display().to_string();
         let (ip, port) = (
-            self.world.server.address().ip().to_string(),
-            self.world.server.address().port().to_string(),
+            self.deployment.server.address().ip().to_string(),
+            self.deployment.server.address().port().to_string(),
         );
         let socket = format!("{data}/agent.sock");
         let mut flags = vec![
@@ -196,13 +196,13 @@ fn wrong_token(site: &Site) -> Report {
 }
 
 fn used_token(site: &Site) -> Report {
-    let token = site.world.server.token(&harness::id("/used"))?;
+    let token = site.deployment.server.token(&harness::id("/used"))?;
     let mut agent = Process::start(
         &mut site.agent(&[("--join-token", &token)])?,
         &site.home.path().join("first.log"),
     )?;
     wait::until("the first to join", LIMIT, || {
-        let list = site.world.server.json(&["agent", "list"])?;
+        let list = site.deployment.server.json(&["agent", "list"])?;
         Ok(list.to_string().contains(&token).then_some(()))
     })?;
     agent.kill()?;
@@ -215,7 +215,7 @@ fn used_token(site: &Site) -> Report {
 )]
 fn expired_token(site: &Site) -> Report {
     let token = site
-        .world
+        .deployment
         .server
         .json(&["token", "generate", "-ttl", "1"])?;
     let value = token
@@ -283,7 +283,7 @@ fn clock_skew(site: &Site) -> Report {
         .status()
         .context("run cc")?;
     ensure!(built.success(), "cc failed");
-    let token = site.world.server.token(&harness::id("/skewed"))?;
+    let token = site.deployment.server.token(&harness::id("/skewed"))?;
     let mut command = site.agent(&[("--join-token", &token)])?;
     command.env("LD_PRELOAD", &library);
     logged(site, &mut command, "skew", "clocks of this node")
@@ -383,7 +383,7 @@ fn expired_entry(site: &Site) -> Report {
 }
 
 fn no_entry(site: &Site) -> Report {
-    let socket = site.world.agent.socket().display().to_string();
+    let socket = site.deployment.agent.socket().display().to_string();
     site.run(&["agent", "api", "fetch", "x509", "--socket-path", &socket])
 }
 

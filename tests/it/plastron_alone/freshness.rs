@@ -7,19 +7,19 @@ use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use harness::agent::ids_of;
 use harness::deployment::{CHANGE, own_user};
-use harness::{Entry, Ran, World, id, wait};
+use harness::{Deployment, Entry, Ran, id, wait};
 use serde_json::Value;
 
 /// Below the five seconds and more that callers waited in vain.
 const SOON: &str = "2s";
 
 fn brief(path: &str, life: Duration) -> Result<Entry> {
-    let entry = Entry::new(&World::node(), &id(path), &own_user());
+    let entry = Entry::new(&Deployment::node(), &id(path), &own_user());
     Ok(entry.flag("-entryExpiry", &wait::unix_time(life)?))
 }
 
-fn fetch(world: &World) -> Result<Ran> {
-    world
+fn fetch(deployment: &Deployment) -> Result<Ran> {
+    deployment
         .agent
         .cli(&["api", "fetch", "x509", "-timeout", SOON, "-output", "json"])
 }
@@ -30,8 +30,8 @@ fn chain(answer: &Value) -> Result<Vec<u8>> {
     Ok(STANDARD.decode(text.with_context(|| format!("no SVID in {answer}"))?)?)
 }
 
-fn token(world: &World) -> Result<String> {
-    let answer = world
+fn token(deployment: &Deployment) -> Result<String> {
+    let answer = deployment
         .agent
         .cli(&[
             "api",
@@ -64,50 +64,51 @@ fn is_denied(ran: &Ran) -> bool {
 
 #[test]
 fn an_expired_entry_is_withdrawn_by_the_agent_also_while_the_server_is_away() -> Result<()> {
-    let mut world = World::start()?;
+    let mut deployment = Deployment::start()?;
     let life = Duration::from_secs(8);
     let expiry: u64 = wait::unix_time(life)?.parse()?;
-    world.server.create_entry(&brief("/brief", life)?)?;
-    world.agent.wait_for_ids(&[&id("/brief")], CHANGE)?;
-    let expires = expiry_of(&token(&world)?)?;
+    deployment.server.create_entry(&brief("/brief", life)?)?;
+    deployment.agent.wait_for_ids(&[&id("/brief")], CHANGE)?;
+    let expires = expiry_of(&token(&deployment)?)?;
     ensure!(
         expires <= expiry + 1,
         "the token expires at {expires}, its entry at {expiry}"
     );
-    world.server.stop()?;
+    deployment.server.stop()?;
     wait::until("the entry to be withdrawn", CHANGE, || {
-        let ran = fetch(&world)?;
+        let ran = fetch(&deployment)?;
         if is_denied(&ran) {
             return Ok(Some(()));
         }
         bail!("{ran:?}")
     })?;
-    let refused = world
-        .agent
-        .cli(&["api", "fetch", "jwt", "-audience", "x", "-timeout", SOON])?;
+    let refused =
+        deployment
+            .agent
+            .cli(&["api", "fetch", "jwt", "-audience", "x", "-timeout", SOON])?;
     ensure!(is_denied(&refused), "{refused:?}");
-    let log = world.agent.process()?.log();
+    let log = deployment.agent.process()?.log();
     ensure!(log.contains("registration entry expired"), "{log}");
     Ok(())
 }
 
 #[test]
 fn an_entry_that_expires_while_the_server_restarts_does_not_come_back() -> Result<()> {
-    let mut world = World::start()?;
-    let stays = Entry::new(&World::node(), &id("/stays"), &own_user());
-    world.server.create_entry(&stays)?;
+    let mut deployment = Deployment::start()?;
+    let stays = Entry::new(&Deployment::node(), &id("/stays"), &own_user());
+    deployment.server.create_entry(&stays)?;
     let life = Duration::from_secs(6);
-    world.server.create_entry(&brief("/brief", life)?)?;
-    world
+    deployment.server.create_entry(&brief("/brief", life)?)?;
+    deployment
         .agent
         .wait_for_ids(&[&id("/brief"), &id("/stays")], CHANGE)?;
-    world.server.stop()?;
+    deployment.server.stop()?;
     wait::pause(life);
-    world.server.launch()?;
+    deployment.server.launch()?;
     // A later entry shows that the agent follows the server again.
-    let later = Entry::new(&World::node(), &id("/later"), &own_user());
-    world.server.create_entry(&later)?;
-    world
+    let later = Entry::new(&Deployment::node(), &id("/later"), &own_user());
+    deployment.server.create_entry(&later)?;
+    deployment
         .agent
         .wait_for_ids(&[&id("/stays"), &id("/later")], CHANGE * 2)?;
     Ok(())
@@ -115,27 +116,27 @@ fn an_entry_that_expires_while_the_server_restarts_does_not_come_back() -> Resul
 
 #[test]
 fn nobody_waits_for_an_entry_that_expired_before_it_was_fetched() -> Result<()> {
-    let world = World::start()?;
+    let deployment = Deployment::start()?;
     let life = Duration::from_secs(2);
-    world.server.create_entry(&brief("/brief", life)?)?;
+    deployment.server.create_entry(&brief("/brief", life)?)?;
     wait::pause(life);
-    let alone = fetch(&world)?;
+    let alone = fetch(&deployment)?;
     ensure!(is_denied(&alone), "{alone:?}");
-    world.register("/lasting")?;
-    let answer = fetch(&world)?.json()?;
+    deployment.register("/lasting")?;
+    let answer = fetch(&deployment)?.json()?;
     ensure!(ids_of(&answer) == [id("/lasting")], "{answer}");
     Ok(())
 }
 
 #[test]
 fn the_first_fetch_after_an_update_of_the_entry_gets_the_new_certificate() -> Result<()> {
-    let world = World::start()?;
-    let entry = Entry::new(&World::node(), &id("/web"), &own_user());
-    let entry_id = world.server.create_entry(&entry)?;
-    world.agent.wait_for_ids(&[&id("/web")], CHANGE)?;
+    let deployment = Deployment::start()?;
+    let entry = Entry::new(&Deployment::node(), &id("/web"), &own_user());
+    let entry_id = deployment.server.create_entry(&entry)?;
+    deployment.agent.wait_for_ids(&[&id("/web")], CHANGE)?;
     for round in 0..5 {
         let name = format!("name-{round}.example");
-        world
+        deployment
             .server
             .cli(&[
                 "entry",
@@ -143,7 +144,7 @@ fn the_first_fetch_after_an_update_of_the_entry_gets_the_new_certificate() -> Re
                 "-entryID",
                 &entry_id,
                 "-parentID",
-                &World::node(),
+                &Deployment::node(),
                 "-spiffeID",
                 &id("/web"),
                 "-selector",
@@ -152,7 +153,7 @@ fn the_first_fetch_after_an_update_of_the_entry_gets_the_new_certificate() -> Re
                 &name,
             ])?
             .ok()?;
-        let der = chain(&fetch(&world)?.json()?)?;
+        let der = chain(&fetch(&deployment)?.json()?)?;
         ensure!(
             der.windows(name.len())
                 .any(|bytes| bytes == name.as_bytes()),
@@ -165,33 +166,33 @@ fn the_first_fetch_after_an_update_of_the_entry_gets_the_new_certificate() -> Re
 #[test]
 fn who_fetches_once_after_a_long_rest_gets_a_certificate_with_most_of_its_life_left() -> Result<()>
 {
-    let world = World::start()?;
-    let entry = Entry::new(&World::node(), &id("/job"), &own_user());
-    world
+    let deployment = Deployment::start()?;
+    let entry = Entry::new(&Deployment::node(), &id("/job"), &own_user());
+    deployment
         .server
         .create_entry(&entry.flag("-x509SVIDTTL", "30"))?;
-    let first = chain(&world.agent.wait_for_ids(&[&id("/job")], CHANGE)?)?;
+    let first = chain(&deployment.agent.wait_for_ids(&[&id("/job")], CHANGE)?)?;
     // Beyond half of its life, which begins ten seconds before it was issued, and before its end.
     wait::pause(Duration::from_secs(20));
-    let after = chain(&fetch(&world)?.json()?)?;
+    let after = chain(&fetch(&deployment)?.json()?)?;
     ensure!(first != after, "the certificate is near its end");
     Ok(())
 }
 
 #[test]
 fn with_a_server_that_hangs_cached_svids_and_tokens_come_in_time() -> Result<()> {
-    let mut world = World::start()?;
-    let entry = Entry::new(&World::node(), &id("/web"), &own_user())
+    let mut deployment = Deployment::start()?;
+    let entry = Entry::new(&Deployment::node(), &id("/web"), &own_user())
         .flag("-jwtSVIDTTL", "20")
         .flag("-x509SVIDTTL", "30");
-    world.server.create_entry(&entry)?;
-    let svid = chain(&world.agent.wait_for_ids(&[&id("/web")], CHANGE)?)?;
-    let before = token(&world)?;
+    deployment.server.create_entry(&entry)?;
+    let svid = chain(&deployment.agent.wait_for_ids(&[&id("/web")], CHANGE)?)?;
+    let before = token(&deployment)?;
     // Beyond half of the life of both.
     wait::pause(Duration::from_secs(14));
-    world.server.process()?.signal(libc::SIGSTOP)?;
-    let hanging = (token(&world), fetch(&world));
-    world.server.process()?.signal(libc::SIGCONT)?;
+    deployment.server.process()?.signal(libc::SIGSTOP)?;
+    let hanging = (token(&deployment), fetch(&deployment));
+    deployment.server.process()?.signal(libc::SIGCONT)?;
     ensure!(hanging.0? == before, "the token is not the cached one");
     ensure!(
         chain(&hanging.1?.json()?)? == svid,
@@ -199,7 +200,7 @@ fn with_a_server_that_hangs_cached_svids_and_tokens_come_in_time() -> Result<()>
     );
     // The renewal went on behind.
     wait::until("the renewed token", CHANGE, || {
-        if token(&world)? == before {
+        if token(&deployment)? == before {
             bail!("still the one of before");
         }
         Ok(Some(()))

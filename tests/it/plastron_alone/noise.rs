@@ -7,14 +7,14 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use harness::{Process, World, id, rpc};
+use harness::{Deployment, Process, id, rpc};
 
 /// Connections that send nothing.
 const IDLE: usize = 10_000;
 /// What they may cost together. The program under test is a debug build.
 const MEMORY: u64 = 256 << 20;
 /// How long a call may take meanwhile.
-const PATIENCE: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(60);
 
 /// What nobody should send, first on a bare connection, then as HTTP/2.
 fn garbage() -> Vec<Vec<u8>> {
@@ -54,27 +54,27 @@ fn pester(connect: impl Fn() -> Result<Box<dyn Peer>>) -> Result<()> {
 }
 
 fn tcp(address: SocketAddr) -> Result<TcpStream> {
-    let stream = TcpStream::connect_timeout(&address, PATIENCE)?;
+    let stream = TcpStream::connect_timeout(&address, LIMIT)?;
     stream.set_read_timeout(Some(Duration::from_millis(50)))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(LIMIT))?;
     Ok(stream)
 }
 
 fn unix(path: &Path) -> Result<UnixStream> {
     let stream = UnixStream::connect(path)?;
     stream.set_read_timeout(Some(Duration::from_millis(50)))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(LIMIT))?;
     Ok(stream)
 }
 
-fn works(world: &World) -> Result<()> {
-    world
+fn works(deployment: &Deployment) -> Result<()> {
+    deployment
         .server
         .json(&["entry", "count"])
         .context("the admin socket")?;
-    world
+    deployment
         .agent
-        .wait_for_ids(&[&id("/web")], PATIENCE)
+        .wait_for_ids(&[&id("/web")], LIMIT)
         .context("the Workload API")?;
     Ok(())
 }
@@ -90,67 +90,67 @@ fn grown(process: &Process, before: u64) -> Result<()> {
 
 #[test]
 fn garbage_on_every_endpoint_hurts_nobody() -> Result<()> {
-    let mut world = World::start()?;
-    world.register("/web")?;
+    let mut deployment = Deployment::start()?;
+    deployment.register("/web")?;
     let before = [
-        world.server.process()?.resident()?,
-        world.agent.process()?.resident()?,
+        deployment.server.process()?.resident()?,
+        deployment.agent.process()?.resident()?,
     ];
     let (address, admin, workload) = (
-        world.server.address(),
-        world.server.socket(),
-        world.agent.socket(),
+        deployment.server.address(),
+        deployment.server.socket(),
+        deployment.agent.socket(),
     );
     pester(|| Ok(Box::new(tcp(address)?)))?;
     pester(|| Ok(Box::new(unix(&admin)?)))?;
     pester(|| Ok(Box::new(unix(&workload)?)))?;
-    works(&world)?;
-    grown(world.server.process()?, before[0])?;
-    grown(world.agent.process()?, before[1])
+    works(&deployment)?;
+    grown(deployment.server.process()?, before[0])?;
+    grown(deployment.agent.process()?, before[1])
 }
 
 #[tokio::test]
 async fn idle_connections_cost_little_and_the_service_goes_on() -> Result<()> {
-    let mut world = World::start()?;
-    world.register("/web")?;
-    let before = world.server.process()?.resident()?;
+    let mut deployment = Deployment::start()?;
+    deployment.register("/web")?;
+    let before = deployment.server.process()?.resident()?;
     let mut held: Vec<Box<dyn Peer + Send>> = Vec::new();
     for number in 0..IDLE {
         // Half say nothing, half begin a TLS hello and stop.
         let mut stream =
-            tcp(world.server.address()).with_context(|| format!("TCP connection {number}"))?;
+            tcp(deployment.server.address()).with_context(|| format!("TCP connection {number}"))?;
         if number % 2 == 0 {
             drop(stream.write_all(b"\x16\x03\x01"));
         }
         held.push(Box::new(stream));
     }
-    works(&world).context("with idle TCP connections")?;
-    let token = world.server.token(&id("/another"))?;
-    rpc::attest(world.server.address(), &token)
+    works(&deployment).context("with idle TCP connections")?;
+    let token = deployment.server.token(&id("/another"))?;
+    rpc::attest(deployment.server.address(), &token)
         .await
         .context("an agent among idle connections")?;
-    grown(world.server.process()?, before)?;
+    grown(deployment.server.process()?, before)?;
     held.clear();
 
-    let before = world.agent.process()?.resident()?;
+    let before = deployment.agent.process()?.resident()?;
     for number in 0..IDLE {
         let mut stream =
-            unix(&world.agent.socket()).with_context(|| format!("connection {number}"))?;
+            unix(&deployment.agent.socket()).with_context(|| format!("connection {number}"))?;
         if number % 2 == 0 {
             drop(stream.write_all(b"PRI * HTTP/2.0"));
         }
         held.push(Box::new(stream));
     }
-    works(&world).context("with idle Workload API connections")?;
-    grown(world.agent.process()?, before)?;
+    works(&deployment).context("with idle Workload API connections")?;
+    grown(deployment.agent.process()?, before)?;
     held.clear();
 
-    let before = world.server.process()?.resident()?;
+    let before = deployment.server.process()?.resident()?;
     for number in 0..IDLE {
         held.push(Box::new(
-            unix(&world.server.socket()).with_context(|| format!("connection {number}"))?,
+            unix(&deployment.server.socket()).with_context(|| format!("connection {number}"))?,
         ));
     }
-    works(&world).context("with idle admin connections")?;
-    grown(world.server.process()?, before)
+    works(&deployment).context("with idle admin connections")?;
+    grown(deployment.server.process()?, before)
 }

@@ -4,20 +4,20 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use harness::agent::ids_of;
-use harness::{Agent, AgentOptions, Server, ServerOptions, World, id};
+use harness::{Agent, AgentOptions, Deployment, Server, ServerOptions, id};
 
 #[test]
 fn agent_restarted_without_a_server_keeps_serving_what_is_valid() -> Result<()> {
-    let mut world = World::start()?;
-    world.agent.stop()?;
-    world.agent.options.settings = "  persist_workload_svids = true".to_owned();
-    world.agent.write_configuration()?;
-    world.agent.launch()?;
-    world.register("/web")?;
-    world.agent.stop()?;
-    world.server.stop()?;
-    world.agent.launch()?;
-    let answer = world
+    let mut deployment = Deployment::start()?;
+    deployment.agent.stop()?;
+    deployment.agent.options.settings = "  persist_workload_svids = true".to_owned();
+    deployment.agent.write_configuration()?;
+    deployment.agent.launch()?;
+    deployment.register("/web")?;
+    deployment.agent.stop()?;
+    deployment.server.stop()?;
+    deployment.agent.launch()?;
+    let answer = deployment
         .agent
         .wait_for_ids(&[&id("/web")], Duration::from_secs(60))?;
     ensure!(ids_of(&answer) == [id("/web")], "{answer}");
@@ -26,23 +26,23 @@ fn agent_restarted_without_a_server_keeps_serving_what_is_valid() -> Result<()> 
 
 #[test]
 fn entry_reaches_the_workload_that_waits_for_it() -> Result<()> {
-    let world = World::start()?;
-    world.register("/first")?;
-    world.server.create_entry(&harness::Entry::new(
-        &World::node(),
+    let deployment = Deployment::start()?;
+    deployment.register("/first")?;
+    deployment.server.create_entry(&harness::Entry::new(
+        &Deployment::node(),
         &id("/second"),
         &harness::deployment::own_user(),
     ))?;
-    world
+    deployment
         .agent
         .wait_for_ids(&[&id("/first"), &id("/second")], Duration::from_secs(60))?;
     Ok(())
 }
 
 #[test]
-fn agent_that_never_joined_says_that_nobody_answers() -> Result<()> {
+fn agent_that_was_never_attested_says_that_nobody_answers() -> Result<()> {
     let mut server = Server::start(ServerOptions::default())?;
-    let options = AgentOptions::joining(&server, &server.token(&World::node())?)?;
+    let options = AgentOptions::attesting(&server, &server.token(&Deployment::node())?)?;
     server.stop()?;
     let mut agent = Agent::prepare(options)?;
     agent.spawn()?;

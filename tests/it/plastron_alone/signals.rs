@@ -5,7 +5,7 @@ use std::os::fd::AsRawFd;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use harness::{Agent, AgentOptions, Process, Server, ServerOptions, World, id, wait};
+use harness::{Agent, AgentOptions, Deployment, Process, Server, ServerOptions, id, wait};
 
 const LIMIT: Duration = Duration::from_secs(20);
 
@@ -18,8 +18,8 @@ fn until_logged(process: &Process, text: &str) -> Result<()> {
 #[test]
 fn sigusr1_is_logged_and_ends_neither_daemon() -> Result<()> {
     let mut server = Server::start(ServerOptions::default())?;
-    let token = server.token(&World::node())?;
-    let mut agent = Agent::start(AgentOptions::joining(&server, &token)?)?;
+    let token = server.token(&Deployment::node())?;
+    let mut agent = Agent::start(AgentOptions::attesting(&server, &token)?)?;
     for process in [server.process()?, agent.process()?] {
         process.signal(libc::SIGUSR1)?;
         until_logged(process, "SIGUSR1 received")?;
@@ -110,7 +110,7 @@ fn a_log_pipe_that_nobody_reads_stops_no_server() -> Result<()> {
         // Each of these is logged; together they are more than the pipe holds.
         for number in 0..100 {
             server.create_entry(&harness::Entry::new(
-                &World::node(),
+                &Deployment::node(),
                 &id(&format!("/{}/{number}", "long".repeat(200))),
                 &harness::deployment::own_user(),
             ))?;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use harness::process::{self, Ran};
 use harness::subject::plastron;
-use harness::{Entry, Server, ServerOptions, World, id};
+use harness::{Deployment, Entry, Server, ServerOptions, id};
 
 /// Exit codes of `plastron`.
 const INTERNAL: i32 = 1;
@@ -173,7 +173,7 @@ impl Drop for SmallDisk<'_> {
 fn entries(first: usize, count: usize) -> impl Iterator<Item = Entry> {
     (first..first + count).map(|number| {
         Entry::new(
-            &World::node(),
+            &Deployment::node(),
             &id(&format!("/w{number}")),
             "unix:uid:70000",
         )

@@ -3,20 +3,20 @@
 use anyhow::{Context, Result, ensure};
 use harness::clients::{Client, Language, objects};
 use harness::deployment::running;
-use harness::{Entry, ServerOptions, World, id};
+use harness::{Deployment, Entry, ServerOptions, id};
 use serde_json::json;
 
-/// A world in which each client is told apart by the file it runs.
-fn world_of(clients: &[&Client]) -> Result<World> {
+/// A deployment in which each client is told apart by the file it runs.
+fn deployment_of(clients: &[&Client]) -> Result<Deployment> {
     let mut entries = Vec::new();
     for client in clients {
         entries.push(Entry::new(
-            &World::node(),
+            &Deployment::node(),
             &name(client),
             &running(&client.executable()?)?,
         ));
     }
-    World::start_with(ServerOptions::default(), &entries, |_| {})
+    Deployment::start_with(ServerOptions::default(), &entries, |_| {})
 }
 
 fn name(client: &Client) -> String {
@@ -26,11 +26,11 @@ fn name(client: &Client) -> String {
 /// Each greets the other over mutual TLS, first one listening, then the other.
 fn greet_each_other(one: Language, other: Language) -> Result<()> {
     let (one, other) = (Client::of(one)?, Client::of(other)?);
-    let world = world_of(&[&one, &other])?;
+    let deployment = deployment_of(&[&one, &other])?;
     for (server, dialer) in [(&one, &other), (&other, &one)] {
-        let (listening, address) = server.serve(&world.agent, &name(dialer))?;
+        let (listening, address) = server.serve(&deployment.agent, &name(dialer))?;
         let answer = dialer.one(
-            &world.agent,
+            &deployment.agent,
             &["dial", "--address", &address, "--peer", &name(server)],
         )?;
         let greeting = format!("hello from {}\n", name(server));
@@ -69,10 +69,10 @@ fn node_and_go_greet_each_other() -> Result<()> {
 #[ignore = "needs clients that tests/run builds"]
 fn go_refuses_a_peer_with_another_id() -> Result<()> {
     let (go, python) = (Client::of(Language::Go)?, Client::of(Language::Python)?);
-    let world = world_of(&[&go, &python])?;
-    let (listening, address) = go.serve(&world.agent, &id("/somebody"))?;
+    let deployment = deployment_of(&[&go, &python])?;
+    let (listening, address) = go.serve(&deployment.agent, &id("/somebody"))?;
     let refused = python.one(
-        &world.agent,
+        &deployment.agent,
         &["dial", "--address", &address, "--peer", &name(&go)],
     );
     refused.err().context("the server greeted a stranger")?;

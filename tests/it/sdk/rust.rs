@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use harness::{ServerOptions, TRUST_DOMAIN, World, id};
+use harness::{Deployment, ServerOptions, TRUST_DOMAIN, id};
 use spiffe_sdk::{TrustDomain, WorkloadApiClient};
 use tokio_stream::StreamExt as _;
 
@@ -11,8 +11,8 @@ use super::{short_lived, workload};
 
 #[tokio::test]
 async fn fetches_and_validates() -> Result<()> {
-    let world = World::start_with(ServerOptions::default(), &[workload()], |_| {})?;
-    let client = WorkloadApiClient::connect_to(world.agent.endpoint()).await?;
+    let deployment = Deployment::start_with(ServerOptions::default(), &[workload()], |_| {})?;
+    let client = WorkloadApiClient::connect_to(deployment.agent.endpoint()).await?;
     let context = client.fetch_x509_context().await?;
     let svid = context.default_svid().context("no SVID")?;
     ensure!(svid.spiffe_id().to_string() == id("/web"), "{svid:?}");
@@ -41,8 +41,8 @@ async fn fetches_and_validates() -> Result<()> {
 
 #[tokio::test]
 async fn follows_a_rotation() -> Result<()> {
-    let world = short_lived()?;
-    let client = WorkloadApiClient::connect_to(world.agent.endpoint()).await?;
+    let deployment = short_lived()?;
+    let client = WorkloadApiClient::connect_to(deployment.agent.endpoint()).await?;
     let mut updates = client.stream_x509_contexts().await?;
     let mut chains = Vec::new();
     while chains.len() < 3 {

@@ -56,7 +56,7 @@ impl DebugApi for Debug {
         let now = self.clock.now();
         let counts = self.gate.cache.counts();
         let node = self.node.borrow().clone();
-        // While the link stands, the server says at once what changes.
+        // While the watch stream is open, the server says at once what changes.
         let connected = self.gate.status.borrow().connected;
         let last_sync = Some(now).filter(|_| connected).or(node.last_sync);
         let chain = node

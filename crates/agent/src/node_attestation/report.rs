@@ -7,7 +7,7 @@ use crate::bootstrap::Trust;
 use crate::config::Config;
 use crate::dial;
 use crate::node::{Absence, Node};
-use crate::server_client::{LinkError, Refusal};
+use crate::server_client::{ClientError, Refusal};
 use crate::state::removal::{Reason, Removal};
 use crate::timefmt::rfc3339;
 
@@ -25,15 +25,15 @@ pub(super) fn no_token(absence: Option<&Absence>) -> Fault {
             ..
         })) => (Code::AgentBanned, "this node was banned".to_owned()),
         Some(Absence::Removed(_)) => (
-            Code::AgentMustJoinAgain,
+            Code::AgentMustReattest,
             "the server no longer knows this node, and no new join token is configured".to_owned(),
         ),
         Some(Absence::Expired { .. }) => (
-            Code::AgentMustJoinAgain,
+            Code::AgentMustReattest,
             "the node's SVID is expired, and no new join token is configured".to_owned(),
         ),
         Some(Absence::KeyMissing(_)) => (
-            Code::AgentMustJoinAgain,
+            Code::AgentMustReattest,
             "the private key of the node's SVID is missing, and no new join token is configured"
                 .to_owned(),
         ),
@@ -79,13 +79,15 @@ pub(super) fn with_absence(fault: Fault, absence: Option<&Absence>) -> Fault {
 }
 
 /// Turns a failed attempt into what the operator has to know.
-pub(super) async fn explain(node: &Node, trust: &Trust, error: LinkError) -> Outcome {
+pub(super) async fn explain(node: &Node, trust: &Trust, error: ClientError) -> Outcome {
     let config = &node.config;
     let address = config.server();
     match error {
-        LinkError::NotTrusted(because) => Outcome::Never(not_trusted(node, trust, &because).await),
+        ClientError::NotTrusted(because) => {
+            Outcome::Never(not_trusted(node, trust, &because).await)
+        }
         // Nodes that just booted may have their clock corrected within the minute.
-        LinkError::ClocksDiffer(gap) => Outcome::Later(
+        ClientError::ClocksDiffer(gap) => Outcome::Later(
             Fault::new(
                 Code::ClocksDiffer,
                 format!("the clocks of this node and of the server at {address} differ"),
@@ -93,16 +95,16 @@ pub(super) async fn explain(node: &Node, trust: &Trust, error: LinkError) -> Out
             .because(gap)
             .hint("compare `date -u` on both, and correct the clock that is wrong (NTP)"),
         ),
-        LinkError::Banned => Outcome::Never(banned(config)),
-        LinkError::Refused(Refusal::PermissionDenied, message) if message.contains("banned") => {
+        ClientError::Banned => Outcome::Never(banned(config)),
+        ClientError::Refused(Refusal::PermissionDenied, message) if message.contains("banned") => {
             Outcome::Never(banned(config))
         }
-        LinkError::Refused(_, message) if message.contains("join token") => {
+        ClientError::Refused(_, message) if message.contains("join token") => {
             Outcome::Never(token_refused(&message))
         }
         error if error.is_transient() => Outcome::Later(
             Fault::new(
-                Code::JoinServerUnreachable,
+                Code::AttestationServerUnreachable,
                 format!("the server at {address} does not answer"),
             )
             .because(error)
@@ -110,7 +112,7 @@ pub(super) async fn explain(node: &Node, trust: &Trust, error: LinkError) -> Out
                 "check that the server runs and that this node may reach {address}"
             )),
         ),
-        LinkError::Unimplemented(_) => Outcome::Never(
+        ClientError::Unimplemented(_) => Outcome::Never(
             Fault::new(
                 Code::AttestationDenied,
                 format!("what answers at {address} does not attest nodes"),

@@ -15,13 +15,13 @@ use crate::stop::Stopper;
 use crate::testing::fake_server::{FakeServer, TokenState};
 use crate::testing::{MovedClock, Repeatable};
 
-struct Wish<'a> {
+struct FixtureOptions<'a> {
     trust_domain: &'a str,
     token: Option<&'a str>,
     bundle: Option<String>,
 }
 
-impl Default for Wish<'_> {
+impl Default for FixtureOptions<'_> {
     fn default() -> Self {
         Self {
             trust_domain: "example.org",
@@ -31,12 +31,23 @@ impl Default for Wish<'_> {
     }
 }
 
-async fn node(port: u16, directory: &Path, wish: &Wish<'_>) -> Arc<Node> {
-    node_at(port, directory, wish, Arc::new(spiffe::clock::SystemClock)).await
+async fn node(port: u16, directory: &Path, options: &FixtureOptions<'_>) -> Arc<Node> {
+    node_at(
+        port,
+        directory,
+        options,
+        Arc::new(spiffe::clock::SystemClock),
+    )
+    .await
 }
 
-async fn node_at(port: u16, directory: &Path, wish: &Wish<'_>, clock: Arc<dyn Clock>) -> Arc<Node> {
-    let trust = match &wish.bundle {
+async fn node_at(
+    port: u16,
+    directory: &Path,
+    options: &FixtureOptions<'_>,
+    clock: Arc<dyn Clock>,
+) -> Arc<Node> {
+    let trust = match &options.bundle {
         Some(bundle) => {
             let path = directory.join("bundle.pem");
             std::fs::write(&path, bundle).unwrap();
@@ -44,7 +55,7 @@ async fn node_at(port: u16, directory: &Path, wish: &Wish<'_>, clock: Arc<dyn Cl
         }
         None => "insecure_bootstrap = true".to_owned(),
     };
-    let token = wish
+    let token = options
         .token
         .map(|token| format!("join_token = \"{token}\""))
         .unwrap_or_default();
@@ -52,7 +63,7 @@ async fn node_at(port: u16, directory: &Path, wish: &Wish<'_>, clock: Arc<dyn Cl
         "agent {{\n trust_domain = \"{td}\"\n server_address = \"127.0.0.1\"\n server_port = {port}\n data_dir = \"{dir}\"\n {trust}\n {token}\n }}\n\
          plugins {{\n NodeAttestor \"join_token\" {{ plugin_data {{}} }}\n KeyManager \"disk\" {{ plugin_data {{ directory = \"{dir}\" }} }}\n\
          WorkloadAttestor \"unix\" {{ plugin_data {{}} }}\n }}",
-        td = wish.trust_domain,
+        td = options.trust_domain,
         dir = directory.display()
     );
     let document = Document::parse("agent.conf", &text, None).unwrap();
@@ -64,17 +75,17 @@ async fn node_at(port: u16, directory: &Path, wish: &Wish<'_>, clock: Arc<dyn Cl
 }
 
 /// Joins with nobody telling the agent to stop.
-async fn joined(node: &Arc<Node>, absence: Option<&Absence>) -> Result<Joined, Fault> {
+async fn attested(node: &Arc<Node>, absence: Option<&Absence>) -> Result<AttestedNode, Fault> {
     let (_stopper, stop) = Stopper::new();
-    let joined = join(node, absence, Arc::new(SystemRandom), stop).await?;
-    Ok(joined.expect("nobody stopped it"))
+    let attested = attest_node(node, absence, Arc::new(SystemRandom), stop).await?;
+    Ok(attested.expect("nobody stopped it"))
 }
 
-async fn refused(server: &FakeServer, wish: Wish<'_>) -> Fault {
+async fn refused(server: &FakeServer, options: FixtureOptions<'_>) -> Fault {
     let directory = tempfile::tempdir().unwrap();
-    let node = node(server.port, directory.path(), &wish).await;
+    let node = node(server.port, directory.path(), &options).await;
     let started = std::time::Instant::now();
-    let fault = joined(&node, None).await.unwrap_err();
+    let fault = attested(&node, None).await.unwrap_err();
     assert!(
         started.elapsed() < Duration::from_secs(3),
         "permanent errors are reported at once"
@@ -87,34 +98,34 @@ async fn refused(server: &FakeServer, wish: Wish<'_>) -> Fault {
 }
 
 #[tokio::test]
-async fn a_good_token_joins_and_the_identity_is_kept() {
+async fn a_good_token_attests_the_node_and_the_identity_is_kept() {
     let server = FakeServer::start("example.org").await;
     let directory = tempfile::tempdir().unwrap();
     let bundle = server.state.lock().unwrap().bundle.to_pem();
-    let wish = Wish {
+    let options = FixtureOptions {
         bundle: Some(bundle),
-        ..Wish::default()
+        ..FixtureOptions::default()
     };
-    let joined = joined(&node(server.port, directory.path(), &wish).await, None)
+    let attested = attested(&node(server.port, directory.path(), &options).await, None)
         .await
         .unwrap();
     assert_eq!(
-        joined.identity.id().as_str(),
+        attested.identity.id().as_str(),
         "spiffe://example.org/spire/agent/join_token/good"
     );
     let again = node(
         server.port,
         directory.path(),
-        &Wish {
+        &FixtureOptions {
             token: None,
-            ..wish
+            ..options
         },
     )
     .await;
     let Stored::Usable(stored) = again.stored_identity().await.unwrap() else {
         panic!("the identity is not kept");
     };
-    assert_eq!(stored.id(), joined.identity.id());
+    assert_eq!(stored.id(), attested.identity.id());
     assert_eq!(again.stored_bundle().unwrap().x509_authorities.len(), 1);
     assert_eq!(server.calls("AttestAgent"), 1);
 }
@@ -130,9 +141,9 @@ async fn used_unknown_and_expired_tokens_are_told_apart_and_not_repeated() {
         let before = server.calls("AttestAgent");
         let fault = refused(
             &server,
-            Wish {
+            FixtureOptions {
                 token: Some(token),
-                ..Wish::default()
+                ..FixtureOptions::default()
             },
         )
         .await;
@@ -151,9 +162,9 @@ async fn a_node_without_a_token_says_so() {
     let server = FakeServer::start("example.org").await;
     let fault = refused(
         &server,
-        Wish {
+        FixtureOptions {
             token: None,
-            ..Wish::default()
+            ..FixtureOptions::default()
         },
     )
     .await;
@@ -166,9 +177,9 @@ async fn a_server_of_other_authorities_is_not_trusted() {
     let foreign = crate::testing::bundle("example.org").to_pem();
     let fault = refused(
         &server,
-        Wish {
+        FixtureOptions {
             bundle: Some(foreign),
-            ..Wish::default()
+            ..FixtureOptions::default()
         },
     )
     .await;
@@ -184,10 +195,10 @@ async fn a_server_of_another_trust_domain_is_named() {
     for bundle in [None, Some(bundle)] {
         let fault = refused(
             &server,
-            Wish {
+            FixtureOptions {
                 trust_domain: "other.org",
                 bundle,
-                ..Wish::default()
+                ..FixtureOptions::default()
             },
         )
         .await;
@@ -229,7 +240,7 @@ async fn a_ban_and_other_refusals_are_reported_at_once() {
         ),
     ] {
         server.fault("AttestAgent", status);
-        assert_eq!(refused(&server, Wish::default()).await.code, code);
+        assert_eq!(refused(&server, FixtureOptions::default()).await.code, code);
     }
 }
 
@@ -243,9 +254,9 @@ async fn a_bundle_file_that_is_missing_or_empty_or_garbage_is_reported_at_once()
     ] {
         let fault = refused(
             &server,
-            Wish {
+            FixtureOptions {
                 bundle: Some(bundle.into()),
-                ..Wish::default()
+                ..FixtureOptions::default()
             },
         )
         .await;
@@ -255,15 +266,15 @@ async fn a_bundle_file_that_is_missing_or_empty_or_garbage_is_reported_at_once()
     let node = node(
         server.port,
         directory.path(),
-        &Wish {
+        &FixtureOptions {
             bundle: Some("x".into()),
-            ..Wish::default()
+            ..FixtureOptions::default()
         },
     )
     .await;
     std::fs::remove_file(directory.path().join("bundle.pem")).unwrap();
     assert_eq!(
-        joined(&node, None).await.unwrap_err().code,
+        attested(&node, None).await.unwrap_err().code,
         Code::BootstrapBundleInvalid
     );
 }
@@ -274,8 +285,8 @@ async fn what_may_pass_is_tried_again() {
     server.fault("AttestAgent", Status::unavailable("starting"));
     server.fault("AttestAgent", Status::resource_exhausted("slow down"));
     let directory = tempfile::tempdir().unwrap();
-    joined(
-        &node(server.port, directory.path(), &Wish::default()).await,
+    attested(
+        &node(server.port, directory.path(), &FixtureOptions::default()).await,
         None,
     )
     .await
@@ -287,8 +298,8 @@ async fn what_may_pass_is_tried_again() {
 async fn a_fresh_key_replaces_neither_the_stored_key_nor_one_in_use_that_is_not_stored() {
     let server = FakeServer::start("example.org").await;
     let directory = tempfile::tempdir().unwrap();
-    let node = node(server.port, directory.path(), &Wish::default()).await;
-    let stored = joined(&node, None).await.unwrap().identity;
+    let node = node(server.port, directory.path(), &FixtureOptions::default()).await;
+    let stored = attested(&node, None).await.unwrap().identity;
     // A directory in the place of the file: no rename can replace it.
     let file = directory.path().join("agent-data.json");
     std::fs::remove_file(&file).unwrap();
@@ -313,7 +324,7 @@ async fn a_fresh_key_replaces_neither_the_stored_key_nor_one_in_use_that_is_not_
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_server_that_never_answers_ends_patience() {
+async fn a_server_that_never_answers_is_given_up() {
     let directory = tempfile::tempdir().unwrap();
     // A port that was just free: nobody listens there.
     let port = std::net::TcpListener::bind("127.0.0.1:0")
@@ -321,10 +332,13 @@ async fn a_server_that_never_answers_ends_patience() {
         .local_addr()
         .unwrap()
         .port();
-    let fault = joined(&node(port, directory.path(), &Wish::default()).await, None)
-        .await
-        .unwrap_err();
-    assert_eq!(fault.code, Code::JoinServerUnreachable);
+    let fault = attested(
+        &node(port, directory.path(), &FixtureOptions::default()).await,
+        None,
+    )
+    .await
+    .unwrap_err();
+    assert_eq!(fault.code, Code::AttestationServerUnreachable);
 }
 
 #[tokio::test]
@@ -332,19 +346,19 @@ async fn a_configured_bundle_replaces_the_stored_one_of_a_server_made_anew() {
     let old = FakeServer::start("example.org").await;
     let directory = tempfile::tempdir().unwrap();
     let bundle_of = |server: &FakeServer| Some(server.state.lock().unwrap().bundle.to_pem());
-    let wish = Wish {
+    let options = FixtureOptions {
         bundle: bundle_of(&old),
-        ..Wish::default()
+        ..FixtureOptions::default()
     };
-    let first = node(old.port, directory.path(), &wish).await;
-    joined(&first, None).await.unwrap();
+    let first = node(old.port, directory.path(), &options).await;
+    attested(&first, None).await.unwrap();
     let id = SpiffeId::from_path(&first.config.trust_domain, "/spire/agent/join_token/good");
     first.forget(id.unwrap(), Reason::MustReattest).await;
     // One node at a time has the key file.
     drop(first);
     let new = FakeServer::start("example.org").await;
-    let insecure = node(new.port, directory.path(), &Wish::default()).await;
-    let fault = joined(&insecure, None).await.unwrap_err();
+    let insecure = node(new.port, directory.path(), &FixtureOptions::default()).await;
+    let fault = attested(&insecure, None).await.unwrap_err();
     assert_eq!(
         fault.code,
         Code::ServerNotTrusted,
@@ -353,21 +367,21 @@ async fn a_configured_bundle_replaces_the_stored_one_of_a_server_made_anew() {
     let hint = fault.hint.unwrap();
     assert!(hint.contains("agent-data.json away"), "{hint}");
     drop(insecure);
-    let wish = Wish {
+    let options = FixtureOptions {
         bundle: bundle_of(&new),
-        ..Wish::default()
+        ..FixtureOptions::default()
     };
-    let again = node(new.port, directory.path(), &wish).await;
-    joined(&again, None).await.unwrap();
+    let again = node(new.port, directory.path(), &options).await;
+    attested(&again, None).await.unwrap();
 }
 
 #[tokio::test]
 async fn a_wrong_clock_is_named_and_tried_again() {
     let server = FakeServer::start("example.org").await;
     let directory = tempfile::tempdir().unwrap();
-    let wish = Wish {
+    let options = FixtureOptions {
         bundle: Some(server.state.lock().unwrap().bundle.to_pem()),
-        ..Wish::default()
+        ..FixtureOptions::default()
     };
     for (ahead, text) in [
         (true, "ahead of the server's by at least"),
@@ -380,7 +394,7 @@ async fn a_wrong_clock_is_named_and_tried_again() {
         } else {
             clock.set_back(two_hours);
         }
-        let node = node_at(server.port, directory.path(), &wish, Arc::new(clock)).await;
+        let node = node_at(server.port, directory.path(), &options, Arc::new(clock)).await;
         let (_stopper, mut stop) = Stopper::new();
         let Outcome::Later(fault) = attempt(&node, 1, node.clock.now(), &mut stop).await else {
             panic!("the clock may be corrected");
@@ -396,16 +410,16 @@ async fn a_wrong_clock_is_named_and_tried_again() {
 async fn refusals(server: &FakeServer, directory: &Path, clock: MovedClock) -> Vec<Fault> {
     let mut faults = Vec::new();
     for token in [None, Some("used")] {
-        let wish = Wish {
+        let options = FixtureOptions {
             token,
-            ..Wish::default()
+            ..FixtureOptions::default()
         };
-        let node = node_at(server.port, directory, &wish, Arc::new(clock.clone())).await;
+        let node = node_at(server.port, directory, &options, Arc::new(clock.clone())).await;
         let Stored::Absent(absence) = node.stored_identity().await.unwrap() else {
             panic!("it has an identity");
         };
-        let joined = joined(&node, Some(&absence)).await;
-        faults.push(joined.unwrap_err());
+        let attested = attested(&node, Some(&absence)).await;
+        faults.push(attested.unwrap_err());
     }
     faults
 }
@@ -414,8 +428,8 @@ async fn refusals(server: &FakeServer, directory: &Path, clock: MovedClock) -> V
 async fn a_node_that_lost_its_identity_says_how() {
     let server = FakeServer::start("example.org").await;
     let directory = tempfile::tempdir().unwrap();
-    let first = node(server.port, directory.path(), &Wish::default()).await;
-    joined(&first, None).await.unwrap();
+    let first = node(server.port, directory.path(), &FixtureOptions::default()).await;
+    attested(&first, None).await.unwrap();
     // One node at a time has the key file.
     drop(first);
     let refusals = async |clock| refusals(&server, directory.path(), clock).await;
@@ -424,7 +438,7 @@ async fn a_node_that_lost_its_identity_says_how() {
     let expired = refusals(late).await;
     assert_eq!(
         (expired[0].code, expired[1].code),
-        (Code::AgentMustJoinAgain, Code::JoinTokenRefused)
+        (Code::AgentMustReattest, Code::JoinTokenRefused)
     );
     for fault in &expired {
         let because = fault.because.as_deref().unwrap();
@@ -443,9 +457,9 @@ async fn a_node_that_lost_its_identity_says_how() {
         expired[0]
     );
     // The identity was there all the time: with the right clock the node is itself again.
-    let without = Wish {
+    let without = FixtureOptions {
         token: None,
-        ..Wish::default()
+        ..FixtureOptions::default()
     };
     let again = node(server.port, directory.path(), &without).await;
     let Stored::Usable(identity) = again.stored_identity().await.unwrap() else {
@@ -458,10 +472,10 @@ async fn a_node_that_lost_its_identity_says_how() {
     )
     .unwrap();
     let keyless = refusals(MovedClock::default()).await;
-    assert_eq!(keyless[0].code, Code::AgentMustJoinAgain);
+    assert_eq!(keyless[0].code, Code::AgentMustReattest);
     assert!(keyless[0].what.contains("private key"), "{}", keyless[0]);
     for (reason, code, text) in [
-        (Reason::MustReattest, Code::AgentMustJoinAgain, "evicted"),
+        (Reason::MustReattest, Code::AgentMustReattest, "evicted"),
         (Reason::Banned, Code::AgentBanned, "was banned at"),
     ] {
         let removed = node(server.port, directory.path(), &without).await;
@@ -480,8 +494,8 @@ async fn a_node_that_lost_its_identity_says_how() {
     server.change(|state| {
         state.tokens.insert("good".into(), TokenState::Good);
     });
-    let new = node(server.port, directory.path(), &Wish::default()).await;
-    joined(&new, None).await.unwrap();
+    let new = node(server.port, directory.path(), &FixtureOptions::default()).await;
+    attested(&new, None).await.unwrap();
     assert_eq!(new.state.removal(), None);
 }
 
@@ -491,25 +505,25 @@ async fn no_token_is_used_up_before_all_else_has_worked() {
     server.fault("GetBundle", Status::unavailable("starting"));
     server.fault("GetBundle", Status::internal("still starting"));
     let directory = tempfile::tempdir().unwrap();
-    let node = node(server.port, directory.path(), &Wish::default()).await;
+    let node = node(server.port, directory.path(), &FixtureOptions::default()).await;
     // A directory in the place of the file: nothing can be written.
     let file = directory.path().join("agent-data.json");
     std::fs::create_dir(&file).unwrap();
-    let fault = joined(&node, None).await.unwrap_err();
+    let fault = attested(&node, None).await.unwrap_err();
     assert_eq!(fault.code, Code::DataDirUnusable);
     assert_eq!(
         (server.calls("GetBundle"), server.calls("AttestAgent")),
         (3, 0)
     );
     std::fs::remove_dir(&file).unwrap();
-    joined(&node, None).await.unwrap();
+    attested(&node, None).await.unwrap();
 }
 
 #[tokio::test]
 async fn an_identity_that_cannot_be_written_is_used_all_the_same() {
     let server = FakeServer::start("example.org").await;
     let directory = tempfile::tempdir().unwrap();
-    let node = node(server.port, directory.path(), &Wish::default()).await;
+    let node = node(server.port, directory.path(), &FixtureOptions::default()).await;
     let file = directory.path().join("agent-data.json");
     server.change(|state| {
         state.when_redeemed = Some(Box::new(move || {
@@ -517,16 +531,22 @@ async fn an_identity_that_cannot_be_written_is_used_all_the_same() {
             std::fs::create_dir(&file).unwrap();
         }));
     });
-    let joined = joined(&node, None).await.unwrap();
-    assert!(joined.unsaved);
-    assert!(joined.identity.id().as_str().ends_with("/join_token/good"));
+    let attested = attested(&node, None).await.unwrap();
+    assert!(attested.unsaved);
+    assert!(
+        attested
+            .identity
+            .id()
+            .as_str()
+            .ends_with("/join_token/good")
+    );
 }
 
 #[tokio::test]
 async fn an_attestation_under_way_is_finished_and_stored_before_the_agent_stops() {
     let server = FakeServer::start("example.org").await;
     let directory = tempfile::tempdir().unwrap();
-    let node = node(server.port, directory.path(), &Wish::default()).await;
+    let node = node(server.port, directory.path(), &FixtureOptions::default()).await;
     let (open, gate) = tokio::sync::watch::channel(false);
     let (redeemed, is_redeemed) = tokio::sync::oneshot::channel();
     server.change(|state| {
@@ -534,15 +554,15 @@ async fn an_attestation_under_way_is_finished_and_stored_before_the_agent_stops(
         state.when_redeemed = Some(Box::new(move || redeemed.send(()).unwrap()));
     });
     let (stopper, stop) = Stopper::new();
-    let joining = {
+    let attesting = {
         let node = Arc::clone(&node);
-        tokio::spawn(async move { join(&node, None, Arc::new(SystemRandom), stop).await })
+        tokio::spawn(async move { attest_node(&node, None, Arc::new(SystemRandom), stop).await })
     };
     is_redeemed.await.unwrap();
     stopper.stop();
     open.send_replace(true);
-    let joined = joining.await.unwrap().unwrap().expect("it is finished");
-    assert!(!joined.unsaved);
+    let attested = attesting.await.unwrap().unwrap().expect("it is finished");
+    assert!(!attested.unsaved);
     assert!(matches!(
         node.stored_identity().await.unwrap(),
         Stored::Usable(_)
@@ -554,24 +574,24 @@ async fn an_agent_that_is_stopped_before_it_sent_its_proof_keeps_the_token() {
     let server = FakeServer::start("example.org").await;
     server.fault("GetBundle", Status::unavailable("starting"));
     let directory = tempfile::tempdir().unwrap();
-    let node = node(server.port, directory.path(), &Wish::default()).await;
+    let node = node(server.port, directory.path(), &FixtureOptions::default()).await;
     let (stopper, stop) = Stopper::new();
     stopper.stop();
-    let stopped = join(&node, None, Arc::new(SystemRandom), stop).await;
+    let stopped = attest_node(&node, None, Arc::new(SystemRandom), stop).await;
     assert!(stopped.unwrap().is_none());
     assert_eq!(server.calls("AttestAgent"), 0);
-    joined(&node, None).await.unwrap();
+    attested(&node, None).await.unwrap();
 }
 
 /// A node that attests with [`Repeatable`] and is asked `challenges`.
-async fn challenged(challenges: Vec<Vec<u8>>) -> Result<Joined, Fault> {
+async fn challenged(challenges: Vec<Vec<u8>>) -> Result<AttestedNode, Fault> {
     let server = FakeServer::start("example.org").await;
     server.change(|state| state.challenges = challenges);
     let directory = tempfile::tempdir().unwrap();
-    let node = node(server.port, directory.path(), &Wish::default()).await;
+    let node = node(server.port, directory.path(), &FixtureOptions::default()).await;
     let mut node = Arc::into_inner(node).unwrap();
     node.attestor = Arc::new(Repeatable);
-    joined(&Arc::new(node), None).await
+    attested(&Arc::new(node), None).await
 }
 
 #[tokio::test]
@@ -594,8 +614,8 @@ async fn an_attestor_that_cannot_answer_ends_the_attestation() {
     let server = FakeServer::start("example.org").await;
     server.change(|state| state.challenges = vec![b"who are you?".to_vec()]);
     let directory = tempfile::tempdir().unwrap();
-    let node = node(server.port, directory.path(), &Wish::default()).await;
-    let fault = joined(&node, None).await.unwrap_err();
+    let node = node(server.port, directory.path(), &FixtureOptions::default()).await;
+    let fault = attested(&node, None).await.unwrap_err();
     assert!(fault.to_string().contains("answers none"), "{fault}");
     assert_eq!(server.calls("AttestAgent"), 1);
 }

@@ -16,7 +16,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 use tonic::transport::Channel;
 
-use super::{LinkError, MAX_MESSAGE};
+use super::{ClientError, MAX_MESSAGE};
 
 /// What the agent knows of an entry's age.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,7 +40,7 @@ const IDS_PER_REQUEST: usize = 500;
 pub(super) async fn sync(
     channel: Channel,
     known: &BTreeMap<Arc<str>, Known>,
-) -> Result<WireEntries, LinkError> {
+) -> Result<WireEntries, ClientError> {
     let mut client = EntryClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
     let (requests, outgoing) = mpsc::channel(1);
     let first = SyncAuthorizedEntriesRequest {
@@ -50,7 +50,7 @@ pub(super) async fn sync(
     requests
         .send(first)
         .await
-        .map_err(|_closed| LinkError::timed_out())?;
+        .map_err(|_closed| ClientError::timed_out())?;
     let mut answers = client
         .sync_authorized_entries(ReceiverStream::new(outgoing))
         .await?
@@ -80,7 +80,7 @@ pub(super) async fn sync(
         requests
             .send(request)
             .await
-            .map_err(|_closed| LinkError::malformed("server closed the sync early"))?;
+            .map_err(|_closed| ClientError::malformed("server closed the sync early"))?;
         loop {
             let page = next(&mut answers).await?;
             take_entries(page.entries, &mut gone, &mut entries);
@@ -97,11 +97,11 @@ pub(super) async fn sync(
 
 async fn next(
     answers: &mut Streaming<SyncAuthorizedEntriesResponse>,
-) -> Result<SyncAuthorizedEntriesResponse, LinkError> {
+) -> Result<SyncAuthorizedEntriesResponse, ClientError> {
     answers
         .message()
         .await?
-        .ok_or_else(|| LinkError::malformed("server ended the sync early"))
+        .ok_or_else(|| ClientError::malformed("server ended the sync early"))
 }
 
 fn is_new(revision: &EntryRevision, known: &BTreeMap<Arc<str>, Known>) -> bool {

@@ -15,7 +15,7 @@ use crate::timefmt::{rfc3339, span};
 
 /// Why a call to the server brought nothing.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum LinkError {
+pub(crate) enum ClientError {
     /// The node is banned: nothing will ever work again for it.
     #[error("the server has banned this node")]
     Banned,
@@ -90,7 +90,7 @@ pub(crate) enum Refusal {
     Other,
 }
 
-impl LinkError {
+impl ClientError {
     pub(crate) fn malformed(because: impl fmt::Display) -> Self {
         Self::Malformed(because.to_string())
     }
@@ -116,7 +116,7 @@ impl LinkError {
     }
 }
 
-impl From<Status> for LinkError {
+impl From<Status> for ClientError {
     fn from(status: Status) -> Self {
         if let Some(failed) = handshake_failure(&status) {
             return failed;
@@ -164,7 +164,7 @@ fn denied_reason(status: &Status) -> Option<Reason> {
 }
 
 /// Why TLS did not take the server's certificate, or the server not ours, if that is why the call failed.
-fn handshake_failure(status: &Status) -> Option<LinkError> {
+fn handshake_failure(status: &Status) -> Option<ClientError> {
     use rustls::CertificateError as Invalid;
     let mut cause: Option<&(dyn StdError + 'static)> = status.source();
     while let Some(error) = cause {
@@ -172,18 +172,18 @@ fn handshake_failure(status: &Status) -> Option<LinkError> {
             Some(rustls::Error::InvalidCertificate(Invalid::ExpiredContext {
                 time,
                 not_after,
-            })) => return Some(LinkError::ClocksDiffer(ClockGap::new(*time, *not_after))),
+            })) => return Some(ClientError::ClocksDiffer(ClockGap::new(*time, *not_after))),
             Some(rustls::Error::InvalidCertificate(Invalid::NotValidYetContext {
                 time,
                 not_before,
-            })) => return Some(LinkError::ClocksDiffer(ClockGap::new(*time, *not_before))),
+            })) => return Some(ClientError::ClocksDiffer(ClockGap::new(*time, *not_before))),
             Some(rustls::Error::InvalidCertificate(because)) => {
-                return Some(LinkError::NotTrusted(because.to_string()));
+                return Some(ClientError::NotTrusted(because.to_string()));
             }
             _ => {}
         }
         if let Some(alert) = certificate_alert(&error.to_string()) {
-            return Some(LinkError::SvidRefused(alert));
+            return Some(ClientError::SvidRefused(alert));
         }
         cause = error.source();
     }
@@ -256,11 +256,11 @@ mod tests {
 
     #[test]
     fn a_ban_is_told_from_an_eviction_and_from_other_refusals() {
-        assert!(matches!(LinkError::from(denied(4)), LinkError::Banned));
+        assert!(matches!(ClientError::from(denied(4)), ClientError::Banned));
         let expired = Reason::AgentExpired as i32;
         assert!(matches!(
-            LinkError::from(denied(expired)),
-            LinkError::SvidRefused(AlertDescription::CertificateExpired)
+            ClientError::from(denied(expired)),
+            ClientError::SvidRefused(AlertDescription::CertificateExpired)
         ));
         for reason in [
             Reason::AgentNotAttested,
@@ -270,27 +270,30 @@ mod tests {
         .map(|reason| reason as i32)
         {
             assert!(
-                matches!(LinkError::from(denied(reason)), LinkError::MustReattest(_)),
+                matches!(
+                    ClientError::from(denied(reason)),
+                    ClientError::MustReattest(_)
+                ),
                 "{reason}"
             );
         }
         for reason in [0, 99] {
             assert!(
                 matches!(
-                    LinkError::from(denied(reason)),
-                    LinkError::Refused(Refusal::PermissionDenied, _)
+                    ClientError::from(denied(reason)),
+                    ClientError::Refused(Refusal::PermissionDenied, _)
                 ),
                 "{reason}"
             );
         }
         assert!(matches!(
-            LinkError::from(Status::permission_denied("x")),
-            LinkError::Refused(Refusal::PermissionDenied, _)
+            ClientError::from(Status::permission_denied("x")),
+            ClientError::Refused(Refusal::PermissionDenied, _)
         ));
         let garbage = Status::with_details(Code::PermissionDenied, "x", vec![1, 2, 3].into());
         assert!(matches!(
-            LinkError::from(garbage),
-            LinkError::Refused(Refusal::PermissionDenied, _)
+            ClientError::from(garbage),
+            ClientError::Refused(Refusal::PermissionDenied, _)
         ));
     }
 
@@ -304,7 +307,7 @@ mod tests {
             Code::Unknown,
         ] {
             assert!(
-                LinkError::from(Status::new(code, "x")).is_transient(),
+                ClientError::from(Status::new(code, "x")).is_transient(),
                 "{code}"
             );
         }
@@ -317,7 +320,7 @@ mod tests {
             Code::Unauthenticated,
         ] {
             assert!(
-                !LinkError::from(Status::new(code, "x")).is_transient(),
+                !ClientError::from(Status::new(code, "x")).is_transient(),
                 "{code}"
             );
         }
@@ -328,7 +331,10 @@ mod tests {
         let tls = rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer);
         let io = std::io::Error::new(std::io::ErrorKind::InvalidData, tls);
         let status = Status::from_error(Box::new(io));
-        assert!(matches!(LinkError::from(status), LinkError::NotTrusted(_)));
+        assert!(matches!(
+            ClientError::from(status),
+            ClientError::NotTrusted(_)
+        ));
         let unix = |seconds| UnixTime::since_unix_epoch(Duration::from_secs(seconds));
         for (error, text) in [
             (
@@ -348,8 +354,8 @@ mod tests {
         ] {
             let tls = rustls::Error::InvalidCertificate(error);
             let io = std::io::Error::new(std::io::ErrorKind::InvalidData, tls);
-            let error = LinkError::from(Status::from_error(Box::new(io)));
-            assert!(matches!(error, LinkError::ClocksDiffer(_)), "{error:?}");
+            let error = ClientError::from(Status::from_error(Box::new(io)));
+            assert!(matches!(error, ClientError::ClocksDiffer(_)), "{error:?}");
             assert!(error.to_string().contains(text), "{error}");
         }
         for (alert, refused) in [
@@ -362,17 +368,17 @@ mod tests {
                 std::io::ErrorKind::InvalidData,
                 rustls::Error::AlertReceived(alert),
             );
-            let error = LinkError::from(Status::from_error(Box::new(io)));
+            let error = ClientError::from(Status::from_error(Box::new(io)));
             assert_eq!(
-                matches!(error, LinkError::SvidRefused(_)),
+                matches!(error, ClientError::SvidRefused(_)),
                 refused,
                 "{error:?}"
             );
         }
         let other = std::io::Error::new(std::io::ErrorKind::ConnectionRefused, "no");
         assert!(matches!(
-            LinkError::from(Status::from_error(Box::new(other))),
-            LinkError::Unavailable(_)
+            ClientError::from(Status::from_error(Box::new(other))),
+            ClientError::Unavailable(_)
         ));
     }
 }

@@ -8,7 +8,7 @@ use spiffe::id::SpiffeId;
 use spiffe::key::PublicKey;
 use spiffe::x509::Certificate;
 
-use super::LinkError;
+use super::ClientError;
 
 /// What the agent needs of a chain.
 #[derive(Debug, Clone)]
@@ -62,13 +62,13 @@ pub(crate) struct AgentSvid {
 }
 
 impl AgentSvid {
-    pub(crate) fn new(chain: &[Vec<u8>], reattestable: bool) -> Result<Self, LinkError> {
+    pub(crate) fn new(chain: &[Vec<u8>], reattestable: bool) -> Result<Self, ClientError> {
         let chain: Vec<Certificate> = chain
             .iter()
             .map(|der| Certificate::from_der(der))
             .collect::<Result<_, _>>()
-            .map_err(LinkError::malformed)?;
-        Self::of(chain, reattestable).map_err(LinkError::malformed)
+            .map_err(ClientError::malformed)?;
+        Self::of(chain, reattestable).map_err(ClientError::malformed)
     }
 
     /// From stored certificates.

@@ -9,7 +9,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::{Outcome, Sync, Waiting};
 use crate::cache::jwt::{Cached, JwtKey, JwtToken};
-use crate::server_client::LinkError;
+use crate::server_client::ClientError;
 
 /// Requests that may wait in the channel.
 pub(super) const WAITING: usize = 1024;
@@ -30,10 +30,10 @@ pub(crate) enum JwtError {
     Unavailable(String),
 }
 
-impl From<&LinkError> for JwtError {
-    fn from(error: &LinkError) -> Self {
+impl From<&ClientError> for JwtError {
+    fn from(error: &ClientError) -> Self {
         match error {
-            LinkError::Unimplemented(because) => Self::NotOffered(because.clone()),
+            ClientError::Unimplemented(because) => Self::NotOffered(because.clone()),
             other => Self::Unavailable(other.to_string()),
         }
     }
@@ -60,7 +60,7 @@ pub(super) struct Issuance {
 pub(super) struct Answer {
     entry: Arc<Entry>,
     recipients: Recipients,
-    outcome: Result<(SpiffeId, JwtToken), LinkError>,
+    outcome: Result<(SpiffeId, JwtToken), ClientError>,
 }
 
 #[derive(Debug)]
@@ -108,9 +108,9 @@ impl Sync {
             Recipients::Shared(key)
         };
         self.jwt.under_way += 1;
-        let link = self.link.clone();
+        let client = self.client.clone();
         self.call(async move {
-            let outcome = link.new_jwt_svid(&entry.id, audience).await;
+            let outcome = client.new_jwt_svid(&entry.id, audience).await;
             Outcome::Jwt(Answer {
                 entry,
                 recipients,
@@ -126,7 +126,7 @@ impl Sync {
             if spiffe_id == *expected {
                 Ok(Arc::new(token))
             } else {
-                Err(LinkError::malformed(format!(
+                Err(ClientError::malformed(format!(
                     "server issued {spiffe_id} instead of {expected}"
                 )))
             }
@@ -150,8 +150,8 @@ impl Sync {
                 self.returned();
                 Ok(())
             }
-            // That is how the server is configured: the workload learns it, nothing is wrong with the link.
-            Err(LinkError::Unimplemented(because)) => {
+            // That is how the server is configured: the workload learns it, nothing is wrong with the connection.
+            Err(ClientError::Unimplemented(because)) => {
                 tracing::debug!(%because, "JWT-SVID not issued");
                 self.answered();
                 Ok(())

@@ -1,4 +1,4 @@
-//! The node's own SVID: renewed at half life, and the link replaced with it.
+//! The node's own SVID: renewed at half life, and the client replaced with it.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -11,8 +11,8 @@ use super::{Following, Outcome, Sync};
 use crate::backoff::Backoff;
 use crate::dial;
 use crate::node::{Node, NodeIdentity};
-use crate::node_attestation::{self, Joined};
-use crate::server_client::{Link, LinkError};
+use crate::node_attestation::{self, AttestedNode};
+use crate::server_client::{ClientError, ServerClient};
 use crate::timefmt::rfc3339;
 
 /// Between attempts to write an SVID to disk that could not be written.
@@ -38,7 +38,7 @@ pub(super) struct Renewal {
 #[derive(Debug, thiserror::Error)]
 pub(super) enum RenewalError {
     #[error(transparent)]
-    Link(#[from] LinkError),
+    Client(#[from] ClientError),
     #[error("{0}")]
     Node(Fault),
 }
@@ -111,12 +111,12 @@ impl Sync {
             return;
         }
         self.renewal.busy = true;
-        let (link, node, current) = (
-            self.link.clone(),
+        let (client, node, current) = (
+            self.client.clone(),
             Arc::clone(&self.node),
             self.identity.clone(),
         );
-        self.call(async move { Outcome::Renewed(renew(&link, &node, &current).await) });
+        self.call(async move { Outcome::Renewed(renew(&client, &node, &current).await) });
     }
 
     /// Writes the SVID in use and the trust bundle to disk if that failed before and is due again.
@@ -195,12 +195,12 @@ impl Sync {
         let (node, random) = (Arc::clone(&self.node), Arc::clone(&self.random));
         let stop = self.stop.clone();
         self.call(async move {
-            let attested = node_attestation::join(&node, None, random, stop).await;
+            let attested = node_attestation::attest_node(&node, None, random, stop).await;
             Outcome::Renewed(match attested {
-                Ok(Some(Joined {
+                Ok(Some(AttestedNode {
                     identity, unsaved, ..
                 })) => Ok(Renewed { identity, unsaved }),
-                Ok(None) => Err(LinkError::Unavailable("the agent stops".to_owned()).into()),
+                Ok(None) => Err(ClientError::Unavailable("the agent stops".to_owned()).into()),
                 Err(fault) => Err(RenewalError::Node(fault)),
             })
         });
@@ -237,7 +237,7 @@ impl Sync {
             Err(error) => {
                 self.renewal.not_before = Some(Instant::now() + self.renewal.backoff.next());
                 match error {
-                    RenewalError::Link(error) => {
+                    RenewalError::Client(error) => {
                         self.failed(current, "the node's SVID not renewed", &error)
                     }
                     RenewalError::Node(fault) => {
@@ -251,11 +251,11 @@ impl Sync {
 
     /// From now on the node is `identity`: a new connection, and the stream taken up on it.
     fn use_identity(&mut self, identity: NodeIdentity) -> Result<(), Fault> {
-        self.link = dial::as_node(&self.node, &identity, &self.trust)?;
+        self.client = dial::as_node(&self.node, &identity, &self.trust)?;
         self.generation += 1;
         self.identity = identity.clone();
         self.identities.send_replace(identity);
-        // The stream of the former link is not listened to any more: the new one sends its last change whole.
+        // The stream of the former client is no longer read: the new one sends its last change whole.
         self.changes.interrupted();
         if let Following::Watch { open } = &mut self.following {
             *open = false;
@@ -274,7 +274,7 @@ pub(super) struct Renewed {
 }
 
 async fn renew(
-    link: &Link,
+    client: &ServerClient,
     node: &Arc<Node>,
     current: &NodeIdentity,
 ) -> Result<Renewed, RenewalError> {
@@ -287,9 +287,11 @@ async fn renew(
         }
     };
     let csr = dial::agent_csr(&key).map_err(RenewalError::Node)?;
-    let mut svid = link.renew_agent(csr).await?;
+    let mut svid = client.renew_agent(csr).await?;
     if svid.facts.public_key != *key.public_key() || svid.facts.spiffe_id != *current.id() {
-        return Err(LinkError::malformed("the renewed SVID is for another key or identity").into());
+        return Err(
+            ClientError::malformed("the renewed SVID is for another key or identity").into(),
+        );
     }
     svid.reattestable = current.svid.reattestable;
     let identity = NodeIdentity { svid, key };

@@ -1,32 +1,32 @@
 //! What a failed call to the server means for the node: an outage that passes, a fault that an operator has to mend, or
 //! the end of the node's membership.
 //!
-//! Only what the server said on the current link ends a membership. A clock, this node's or the server's, never does.
+//! Only what the server said on the current connection ends a membership. A clock, this node's or the server's, never does.
 
 use config::fault::{Code, Fault};
 use rustls::AlertDescription;
 
 use super::Sync;
 use crate::node_attestation;
-use crate::server_client::LinkError;
+use crate::server_client::ClientError;
 use crate::state::removal::Reason;
 use crate::timefmt::rfc3339;
 
 impl Sync {
     /// Logs a failed call, and ends the agent if the server does not want the node any more. Calls that ran on an
-    /// earlier link, with an SVID that was since renewed, prove nothing.
+    /// earlier connection, with an SVID that was since renewed, prove nothing.
     pub(super) fn failed(
         &mut self,
         current: bool,
         what: &'static str,
-        error: &LinkError,
+        error: &ClientError,
     ) -> Result<(), Fault> {
         if !current {
-            tracing::debug!(%error, "{what}, on the link before this one");
+            tracing::debug!(%error, "{what}, on the previous connection");
             return Ok(());
         }
         match error {
-            LinkError::Banned => {
+            ClientError::Banned => {
                 self.removal = Some(Reason::Banned);
                 let fault = Fault::new(Code::AgentBanned, "this node was banned");
                 Err(fault.at(self.identity.id().to_string()).hint(format!(
@@ -34,18 +34,18 @@ impl Sync {
                     self.node.config.trust_domain
                 )))
             }
-            LinkError::MustReattest(_)
-            | LinkError::SvidRefused(AlertDescription::CertificateExpired)
+            ClientError::MustReattest(_)
+            | ClientError::SvidRefused(AlertDescription::CertificateExpired)
                 if node_attestation::can_reattest(&self.node, &self.identity) =>
             {
                 self.not_connected(what, error);
                 self.reattest();
                 Ok(())
             }
-            LinkError::MustReattest(because) => {
+            ClientError::MustReattest(because) => {
                 self.removal = Some(Reason::MustReattest);
                 let fault = Fault::new(
-                    Code::AgentMustJoinAgain,
+                    Code::AgentMustReattest,
                     "the server no longer knows this node, and its way of attestation works only once",
                 );
                 Err(fault.at(self.identity.id().to_string()).because(because).hint("on the server: plastron server token generate; then start the agent with the new token"))
@@ -57,8 +57,8 @@ impl Sync {
         }
     }
 
-    /// Keeps the state of the link for those who ask, and logs each cause once, not with every attempt.
-    fn not_connected(&mut self, what: &'static str, error: &LinkError) {
+    /// Keeps the state of the connection for those who ask, and logs each cause once, not with every attempt.
+    fn not_connected(&mut self, what: &'static str, error: &ClientError) {
         let mut problem = self.problem(error);
         if problem.hint.is_none() && self.identity.is_expired(self.node.clock.now()) {
             problem.svid_expired(&rfc3339(self.identity.svid.facts.not_after));
@@ -97,7 +97,7 @@ impl Sync {
     }
 
     /// The server did not answer a call that others than issuance depend on.
-    pub(super) fn lost(&mut self, error: &LinkError) {
+    pub(super) fn lost(&mut self, error: &ClientError) {
         self.server_lost |= error.is_outage();
     }
 
@@ -122,24 +122,24 @@ impl Sync {
         });
     }
 
-    fn problem(&self, error: &LinkError) -> Problem {
+    fn problem(&self, error: &ClientError) -> Problem {
         let address = self.node.config.server();
         match error {
-            LinkError::NotTrusted(because) => {
+            ClientError::NotTrusted(because) => {
                 let file = self.node.state.agent_data_path();
                 Problem::for_operator(
                     format!("the server at {address} does not fit the trust bundle in {}: {because}", file.display()),
                     format!("was the server re-created? Then stop the agent, move {} away and attest the node again with a new token; else check server_address", file.display()),
                 )
             }
-            LinkError::ClocksDiffer(gap) => Problem {
+            ClientError::ClocksDiffer(gap) => Problem {
                 kind: format!("clock ahead: {}", gap.here > gap.limit),
                 ..Problem::for_operator(
                     gap.to_string(),
                     "compare `date -u` on this node and on the server, and correct the clock that is wrong (NTP)".to_owned(),
                 )
             },
-            LinkError::SvidRefused(alert) => self.svid_refused(*alert),
+            ClientError::SvidRefused(alert) => self.svid_refused(*alert),
             other => Problem {
                 kind: other.to_string(),
                 text: other.to_string(),

@@ -11,7 +11,7 @@ use spiffe::trust_domain::TrustDomain;
 
 use super::{Following, Outcome, Sync};
 use crate::cache::{Cache, Delta};
-use crate::server_client::{Known, Link, LinkError, WireEntries};
+use crate::server_client::{ClientError, Known, ServerClient, WireEntries};
 
 /// SPIRE: federated bundles are fetched by ten at a time.
 const SIDE_BY_SIDE: usize = 10;
@@ -21,7 +21,7 @@ const SIDE_BY_SIDE: usize = 10;
 pub(super) struct Polled {
     delta: Delta,
     /// Trust domains whose bundle could not be had this time, and why. The cache keeps the bundle it has.
-    unreadable: Vec<(TrustDomain, LinkError)>,
+    unreadable: Vec<(TrustDomain, ClientError)>,
 }
 
 impl Sync {
@@ -29,18 +29,18 @@ impl Sync {
         if let Following::Poll { busy, .. } = &mut self.following {
             *busy = true;
         }
-        let (link, cache, own) = (
-            self.link.clone(),
+        let (client, cache, own) = (
+            self.client.clone(),
             Arc::clone(&self.cache),
             self.node.config.trust_domain.clone(),
         );
-        self.call(async move { Outcome::Polled(fetch(&link, &cache, &own).await) });
+        self.call(async move { Outcome::Polled(fetch(&client, &cache, &own).await) });
     }
 
     pub(super) fn polled(
         &mut self,
         current: bool,
-        outcome: Result<Polled, LinkError>,
+        outcome: Result<Polled, ClientError>,
     ) -> Result<(), Fault> {
         if let Following::Poll { busy, .. } = &mut self.following {
             *busy = false;
@@ -72,15 +72,19 @@ impl Sync {
 
 /// The server's own bundle and the node's entries have to arrive; of the bundles that the entries name, each stands
 /// for itself, since another organisation decides what is in it.
-async fn fetch(link: &Link, cache: &Cache, own: &TrustDomain) -> Result<Polled, LinkError> {
-    let own_bundle = link.bundle().await?;
+async fn fetch(
+    client: &ServerClient,
+    cache: &Cache,
+    own: &TrustDomain,
+) -> Result<Polled, ClientError> {
+    let own_bundle = client.bundle().await?;
     if own_bundle.trust_domain != *own || own_bundle.x509_authorities.is_empty() {
-        return Err(LinkError::malformed(
+        return Err(ClientError::malformed(
             "the server's bundle is empty or of another trust domain",
         ));
     }
     let held = cache.entries();
-    let WireEntries { entries, removed } = link.sync_entries(&known(&held)).await?;
+    let WireEntries { entries, removed } = client.sync_entries(&known(&held)).await?;
 
     let gone: BTreeSet<&Arc<str>> = removed.iter().collect();
     let replaced: BTreeSet<&Arc<str>> = entries.iter().map(|entry| &entry.id).collect();
@@ -94,7 +98,7 @@ async fn fetch(link: &Link, cache: &Cache, own: &TrustDomain) -> Result<Polled, 
     let Federated {
         mut bundles,
         unreadable,
-    } = federated(link, foreign).await?;
+    } = federated(client, foreign).await?;
     let stays = |trust_domain: &TrustDomain| {
         trust_domain == own
             || bundles
@@ -135,17 +139,20 @@ fn known(held: &[Arc<Entry>]) -> BTreeMap<Arc<str>, Known> {
 /// Bundles of other trust domains.
 struct Federated {
     bundles: Vec<Bundle>,
-    unreadable: Vec<(TrustDomain, LinkError)>,
+    unreadable: Vec<(TrustDomain, ClientError)>,
 }
 
 /// Asks for the bundles of `foreign`. A bundle that the server does not have is in neither list.
 ///
 /// # Errors
 /// Only what says that the node itself is refused.
-async fn federated(link: &Link, foreign: BTreeSet<TrustDomain>) -> Result<Federated, LinkError> {
+async fn federated(
+    client: &ServerClient,
+    foreign: BTreeSet<TrustDomain>,
+) -> Result<Federated, ClientError> {
     let mut answers = futures_util::stream::iter(foreign)
         .map(|trust_domain| async move {
-            let answer = link.federated_bundle(&trust_domain).await;
+            let answer = client.federated_bundle(&trust_domain).await;
             (trust_domain, answer)
         })
         .buffered(SIDE_BY_SIDE);
@@ -158,13 +165,14 @@ async fn federated(link: &Link, foreign: BTreeSet<TrustDomain>) -> Result<Federa
             Ok(Some(bundle)) if bundle.trust_domain == trust_domain => found.bundles.push(bundle),
             Ok(Some(other)) => {
                 let error =
-                    LinkError::malformed(format!("it is the bundle of {}", other.trust_domain));
+                    ClientError::malformed(format!("it is the bundle of {}", other.trust_domain));
                 found.unreadable.push((trust_domain, error));
             }
             Ok(None) => {}
             Err(
-                error
-                @ (LinkError::Banned | LinkError::MustReattest(_) | LinkError::SvidRefused(_)),
+                error @ (ClientError::Banned
+                | ClientError::MustReattest(_)
+                | ClientError::SvidRefused(_)),
             ) => return Err(error),
             Err(error) => found.unreadable.push((trust_domain, error)),
         }

@@ -12,7 +12,7 @@ use super::{FIRST_SVID_PAUSE, Outcome, Sync};
 use crate::backoff::Backoff;
 use crate::cache::keys::KeyPool;
 use crate::dial;
-use crate::server_client::{Batch, Link, LinkError, SvidOrder};
+use crate::server_client::{Batch, ClientError, ServerClient, SvidOrder};
 
 /// SPIRE: limits.SignLimitPerIP, one signing request each.
 const LARGEST_BATCH: usize = 500;
@@ -44,7 +44,7 @@ pub(super) struct Issuance {
 #[derive(Debug)]
 pub(super) struct Issued {
     asked: Vec<Arc<str>>,
-    outcome: Result<Batch, LinkError>,
+    outcome: Result<Batch, ClientError>,
 }
 
 impl Issuance {
@@ -109,12 +109,12 @@ impl Sync {
             return;
         }
         self.svids.busy = true;
-        let (link, pool) = (self.link.clone(), self.svids.pool.clone());
+        let (client, pool) = (self.client.clone(), self.svids.pool.clone());
         self.call(async move {
             let asked = wanted.iter().map(|entry| Arc::clone(&entry.id)).collect();
             Outcome::Svids(Issued {
                 asked,
-                outcome: issue(&link, &pool, wanted).await,
+                outcome: issue(&client, &pool, wanted).await,
             })
         });
     }
@@ -143,8 +143,12 @@ impl Sync {
     }
 }
 
-async fn issue(link: &Link, pool: &KeyPool, wanted: Vec<Arc<Entry>>) -> Result<Batch, LinkError> {
-    let unavailable = |error: &dyn std::fmt::Display| LinkError::Unavailable(error.to_string());
+async fn issue(
+    client: &ServerClient,
+    pool: &KeyPool,
+    wanted: Vec<Arc<Entry>>,
+) -> Result<Batch, ClientError> {
+    let unavailable = |error: &dyn std::fmt::Display| ClientError::Unavailable(error.to_string());
     let keys = pool
         .take(wanted.len())
         .await
@@ -154,5 +158,5 @@ async fn issue(link: &Link, pool: &KeyPool, wanted: Vec<Arc<Entry>>) -> Result<B
         let csr = dial::workload_csr(&key, &entry).map_err(|error| unavailable(&error))?;
         orders.push(SvidOrder { entry, key, csr });
     }
-    link.new_x509_svids(orders).await
+    client.new_x509_svids(orders).await
 }

@@ -50,7 +50,7 @@ fn config(server: &FakeServer, directory: &Path) -> Config {
         .unwrap_or_else(|faults| panic!("{faults}"))
 }
 
-/// A joined node that follows the server.
+/// An attested node that follows the server.
 async fn start(prepare: impl FnOnce(&FakeServer)) -> Fixture {
     start_with(None, prepare).await
 }
@@ -79,8 +79,9 @@ async fn start_in(
     let node = Arc::new(Node::open(config, state, plugins, Arc::new(clock.clone())).unwrap());
     let random: Arc<dyn Random> = Arc::new(SystemRandom);
     let (stopper, stop) = Stopper::new();
-    let joined = node_attestation::join(&node, None, Arc::clone(&random), stop.clone()).await;
-    let joined = joined.unwrap().unwrap();
+    let attested =
+        node_attestation::attest_node(&node, None, Arc::clone(&random), stop.clone()).await;
+    let attested = attested.unwrap().unwrap();
     let options = CacheOptions {
         trust_domain: trust_domain(),
         x509_svids: 100,
@@ -92,7 +93,7 @@ async fn start_in(
         Arc::new(clock.clone()),
         Arc::clone(&random),
     ));
-    let (sync, ends) = Sync::new(node, Arc::clone(&cache), joined, random, stop).unwrap();
+    let (sync, ends) = Sync::new(node, Arc::clone(&cache), attested, random, stop).unwrap();
     let running = tokio::spawn(sync.run());
     Fixture {
         server,
@@ -151,7 +152,7 @@ impl Fixture {
             .unwrap_err()
     }
 
-    async fn status(&mut self, good: impl Fn(&LinkStatus) -> bool) -> LinkStatus {
+    async fn status(&mut self, good: impl Fn(&SyncStatus) -> bool) -> SyncStatus {
         let found = tokio::time::timeout(LONG, self.ends.status.wait_for(|status| good(status)))
             .await
             .expect("in time")
@@ -511,7 +512,7 @@ async fn an_evicted_node_that_cannot_attest_again_ends() {
         let answer = f.token(&made, "x").await;
         answer.unwrap_err();
         let fault = f.ends_with().await;
-        assert_eq!(fault.code, Code::AgentMustJoinAgain, "{reason:?}");
+        assert_eq!(fault.code, Code::AgentMustReattest, "{reason:?}");
     }
 }
 
@@ -525,7 +526,7 @@ impl Fixture {
             .unwrap()
     }
 
-    /// What the operator is told of a link that does not mend itself.
+    /// What the log says of a connection that does not recover.
     async fn broken(&mut self, text: &str) {
         let status = self
             .status(|status| {
@@ -840,7 +841,7 @@ async fn the_nodes_svid_is_renewed_at_half_life_with_the_other_key() {
     assert_ne!(before.key.public_key(), after.key.public_key());
     let keys = std::fs::read_to_string(f.directory.path().join("keys.json")).unwrap();
     assert!(keys.contains("agent-svid-A") && keys.contains("agent-svid-B"));
-    // The stream is taken up on the new link.
+    // The stream continues on the new client.
     f.status(|status| status.connected).await;
     f.streams(2).await;
 }

@@ -12,7 +12,7 @@ use tonic::Streaming;
 use super::unreadable::UnreadableBundles;
 use super::{Following, Outcome, Sync, VERSION};
 use crate::cache::{Cache, Delta};
-use crate::server_client::LinkError;
+use crate::server_client::ClientError;
 
 /// Where in the server's history the node is, and the parts of a change that is not complete yet.
 #[derive(Debug, Default)]
@@ -139,18 +139,18 @@ fn forget_the_rest(delta: &mut Delta, unreadable: &BTreeSet<TrustDomain>, cache:
 impl Sync {
     pub(super) fn open_watch(&mut self) {
         self.following = Following::Watch { open: true };
-        let (link, cursor, epoch) = (
-            self.link.clone(),
+        let (client, cursor, epoch) = (
+            self.client.clone(),
             self.changes.cursor,
             self.changes.epoch.clone(),
         );
-        self.call(async move { Outcome::WatchOpened(link.watch(cursor, &epoch, VERSION).await) });
+        self.call(async move { Outcome::WatchOpened(client.watch(cursor, &epoch, VERSION).await) });
     }
 
     pub(super) fn watch_opened(
         &mut self,
         current: bool,
-        outcome: Result<Streaming<WatchEvent>, LinkError>,
+        outcome: Result<Streaming<WatchEvent>, ClientError>,
     ) -> Result<(), Fault> {
         match outcome {
             Ok(stream) if current => {
@@ -169,7 +169,7 @@ impl Sync {
         &mut self,
         current: bool,
         stream: Box<Streaming<WatchEvent>>,
-        said: Result<Option<WatchEvent>, LinkError>,
+        said: Result<Option<WatchEvent>, ClientError>,
     ) -> Result<(), Fault> {
         if !current {
             return Ok(());
@@ -198,12 +198,12 @@ impl Sync {
         }
     }
 
-    fn watch_ended(&mut self, current: bool, error: &LinkError) -> Result<(), Fault> {
+    fn watch_ended(&mut self, current: bool, error: &ClientError) -> Result<(), Fault> {
         if !current {
             return Ok(());
         }
         self.changes.interrupted();
-        if matches!(error, LinkError::Unimplemented(_)) {
+        if matches!(error, ClientError::Unimplemented(_)) {
             tracing::info!("the server has no stream of changes; syncing at intervals");
             self.following = Following::Poll {
                 busy: false,
@@ -219,12 +219,12 @@ impl Sync {
         self.failed(current, "lost the update stream from the server", error)
     }
 
-    /// Waits for the next message, unless the node gets a new SVID first: the stream then goes with its link.
+    /// Waits for the next message, unless the node gets a new SVID first: the stream then closes with its connection.
     fn listen(&self, mut stream: Box<Streaming<WatchEvent>>) {
         let mut identity = self.identities.subscribe();
         self.call(async move {
             let said = tokio::select! {
-                said = stream.message() => said.map_err(LinkError::from),
+                said = stream.message() => said.map_err(ClientError::from),
                 _renewed = identity.changed() => Ok(None),
             };
             Outcome::WatchSaid(stream, said)

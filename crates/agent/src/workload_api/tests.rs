@@ -27,7 +27,7 @@ use crate::gate::{GateOptions, LogLimits, Outcome, RequestLog};
 use crate::rate_limit::RateLimiter;
 use crate::server_client::issued::facts_of;
 use crate::stop::Stopper;
-use crate::sync::LinkStatus;
+use crate::sync::SyncStatus;
 use crate::testing::{Authority, entry, id};
 
 mod attestation;
@@ -42,13 +42,13 @@ struct Fixture {
     authority: Authority,
     path: std::path::PathBuf,
     requests: watch::Sender<Option<mpsc::Sender<JwtRequest>>>,
-    status: watch::Sender<LinkStatus>,
+    status: watch::Sender<SyncStatus>,
     _stopper: Stopper,
     _directory: tempfile::TempDir,
 }
 
 #[derive(Default)]
-struct Wish {
+struct FixtureOptions {
     allow_unauthenticated_verifiers: bool,
     limits: RateLimits,
     starting: bool,
@@ -80,18 +80,18 @@ async fn serve(context: &Arc<Context>) -> (Health, std::path::PathBuf, Stopper, 
     (health, path, stopper, directory)
 }
 
-async fn start(wish: Wish) -> Fixture {
+async fn start(options: FixtureOptions) -> Fixture {
     let trust_domain = crate::testing::trust_domain();
     let authority = Authority::new(&trust_domain);
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-    let options = CacheOptions {
+    let cache_options = CacheOptions {
         trust_domain: trust_domain.clone(),
         x509_svids: 100,
         jwt_svids: 100,
         rotation: RotationRule::default(),
     };
     let cache = Arc::new(Cache::new(
-        options,
+        cache_options,
         Arc::clone(&clock),
         Arc::new(SystemRandom),
     ));
@@ -107,30 +107,30 @@ async fn start(wish: Wish) -> Fixture {
         bundles: vec![bundle],
         ..Delta::default()
     });
-    if !wish.starting {
+    if !options.starting {
         cache.set_ready();
     }
     let unix = plugin::builtin::workload_attestor::UnixAttestor::new(
         plugin::builtin::workload_attestor::UnixConfig::default(),
         Arc::clone(&clock),
     );
-    let attestors = wish
+    let attestors = options
         .attestor
         .into_iter()
         .chain([Arc::new(unix) as Arc<dyn plugin::workload_attestor::WorkloadAttestor>])
         .collect();
     let (requests_in, requests) = watch::channel(None);
-    let (status_in, status) = watch::channel(LinkStatus::default());
+    let (status_in, status) = watch::channel(SyncStatus::default());
     let gate = Arc::new(Gate {
         cache,
         attestors: Attestors::new(attestors).always_fresh(),
-        limiter: RateLimiter::new(wish.limits),
+        limiter: RateLimiter::new(options.limits),
         status,
         clock: Arc::clone(&clock),
         random: Arc::new(SystemRandom),
         options: GateOptions {
             log_selectors: Vec::new(),
-            exempt: wish.exempt,
+            exempt: options.exempt,
         },
         log_limits: LogLimits::default(),
         requests: RequestLog::default(),
@@ -142,9 +142,9 @@ async fn start(wish: Wish) -> Fixture {
         jwt: requests,
         clock,
         options: Options {
-            allow_unauthenticated_verifiers: wish.allow_unauthenticated_verifiers,
+            allow_unauthenticated_verifiers: options.allow_unauthenticated_verifiers,
             allowed_foreign_jwt_claims: vec!["jti".into()],
-            jwt_svid_cache_hit_timeout: wish.jwt_svid_cache_hit_timeout,
+            jwt_svid_cache_hit_timeout: options.jwt_svid_cache_hit_timeout,
         },
     });
     let (health, path, stopper, directory) = serve(&context).await;
@@ -249,7 +249,7 @@ async fn next<T>(stream: &mut Streaming<T>) -> Result<T, Status> {
 
 #[tokio::test]
 async fn we_04_requests_without_exactly_one_true_header_are_refused_on_every_method() {
-    let f = start(Wish::default()).await;
+    let f = start(FixtureOptions::default()).await;
     f.entry("a", "/a");
     let mut client = f.client().await;
     let headers: [&[&str]; 7] = [
@@ -317,7 +317,7 @@ async fn we_04_requests_without_exactly_one_true_header_are_refused_on_every_met
 
 #[tokio::test]
 async fn wa_28_wit_calls_and_unknown_methods_are_unimplemented() {
-    let f = start(Wish::default()).await;
+    let f = start(FixtureOptions::default()).await;
     let mut client = f.client().await;
     assert_eq!(
         client
@@ -339,7 +339,7 @@ async fn wa_28_wit_calls_and_unknown_methods_are_unimplemented() {
 
 #[tokio::test]
 async fn we_12_a_caller_without_entries_is_denied_in_the_words_that_sdks_look_for() {
-    let f = start(Wish::default()).await;
+    let f = start(FixtureOptions::default()).await;
     let mut client = f.client().await;
     let statuses = [
         client
@@ -378,7 +378,7 @@ async fn we_12_a_caller_without_entries_is_denied_in_the_words_that_sdks_look_fo
 
 #[tokio::test]
 async fn a_refused_call_can_be_looked_up_by_the_name_that_the_caller_was_told() {
-    let f = start(Wish::default()).await;
+    let f = start(FixtureOptions::default()).await;
     f.context.gate.cache.apply(Delta {
         entries: vec![entry("near", "/near", &[&own_uid(), "unix:path:/other"])],
         ..Delta::default()
@@ -399,7 +399,7 @@ async fn a_refused_call_can_be_looked_up_by_the_name_that_the_caller_was_told() 
 
 #[tokio::test]
 async fn wa_04_wa_12_wa_16_a_stream_gets_every_state_and_ends_when_the_entry_goes() {
-    let f = start(Wish::default()).await;
+    let f = start(FixtureOptions::default()).await;
     let (a, b) = (f.entry("a", "/a"), f.entry("b", "/b"));
     f.issue(&a);
     f.issue(&b);
@@ -433,7 +433,7 @@ async fn wa_04_wa_12_wa_16_a_stream_gets_every_state_and_ends_when_the_entry_goe
 
 #[tokio::test]
 async fn wa_05_the_first_message_waits_for_the_server_and_then_comes_at_once() {
-    let f = start(Wish::default()).await;
+    let f = start(FixtureOptions::default()).await;
     let a = f.entry("a", "/a");
     let client = f.client().await;
     let waiting = tokio::spawn(async move {
@@ -458,9 +458,9 @@ async fn wa_05_the_first_message_waits_for_the_server_and_then_comes_at_once() {
 
 #[tokio::test]
 async fn wa_19_unauthenticated_verifiers_get_the_own_bundle_only_where_allowed() {
-    let f = start(Wish {
+    let f = start(FixtureOptions {
         allow_unauthenticated_verifiers: true,
-        ..Wish::default()
+        ..FixtureOptions::default()
     })
     .await;
     let mut client = f.client().await;
@@ -496,7 +496,7 @@ async fn wa_19_unauthenticated_verifiers_get_the_own_bundle_only_where_allowed()
 
 #[tokio::test]
 async fn a_bundle_stream_is_silent_about_svids() {
-    let f = start(Wish::default()).await;
+    let f = start(FixtureOptions::default()).await;
     let a = f.entry("a", "/a");
     let mut stream = f
         .client()
@@ -528,9 +528,9 @@ async fn over_its_rate_a_caller_is_told_to_wait() {
         fetch_x509_bundles: 1,
         ..RateLimits::default()
     };
-    let f = start(Wish {
+    let f = start(FixtureOptions {
         limits,
-        ..Wish::default()
+        ..FixtureOptions::default()
     })
     .await;
     f.entry("a", "/a");
@@ -554,10 +554,10 @@ async fn the_agents_own_process_has_no_rate() {
         fetch_x509_bundles: 1,
         ..RateLimits::default()
     };
-    let f = start(Wish {
+    let f = start(FixtureOptions {
         limits,
         exempt: std::process::id(),
-        ..Wish::default()
+        ..FixtureOptions::default()
     })
     .await;
     f.entry("a", "/a");
@@ -572,9 +572,9 @@ async fn the_agents_own_process_has_no_rate() {
 
 #[tokio::test]
 async fn wa_33_a_starting_agent_is_unavailable() {
-    let f = start(Wish {
+    let f = start(FixtureOptions {
         starting: true,
-        ..Wish::default()
+        ..FixtureOptions::default()
     })
     .await;
     let mut client = f.client().await;
@@ -588,7 +588,7 @@ async fn wa_33_a_starting_agent_is_unavailable() {
 /// The client of these tests sends no credentials and speaks no TLS: the header is all.
 #[tokio::test]
 async fn we_05_we_09_a_plain_caller_is_known_by_its_socket_alone() {
-    let f = start(Wish::default()).await;
+    let f = start(FixtureOptions::default()).await;
     let entry = f.entry("a", "/a");
     f.issue(&entry);
     let mut stream = f
@@ -631,7 +631,7 @@ fn wa_02_we_14_the_standard_service_has_its_methods_and_no_others() {
 
 #[tokio::test]
 async fn we_15_health_and_reflection_need_no_header() {
-    let f = start(Wish::default()).await;
+    let f = start(FixtureOptions::default()).await;
     let channel = proto::channel::connect_uds(&f.path).await.unwrap();
     let mut health = tonic_health::pb::health_client::HealthClient::new(channel.clone());
     let check = tonic_health::pb::HealthCheckRequest {

@@ -1,6 +1,6 @@
 //! The codes, their exit codes and the text behind `plastron help PLA-nnnn`.
 //!
-//! Ranges: 10xx connection and command line, 11xx joining a node, 12xx configuration, 13xx start of a daemon,
+//! Ranges: 10xx connection and command line, 11xx node attestation, 12xx configuration, 13xx start of a daemon,
 //! 20xx registration, 21xx workloads. A number once given is never given to something else.
 
 use std::fmt;
@@ -129,7 +129,7 @@ codes! {
         "The peer closed the connection before it answered. It may have been restarted; whether a change was made can be seen by \
          looking at the object.";
 
-    JoinServerUnreachable = 1101, Unreachable, "the node cannot reach its server",
+    AttestationServerUnreachable = 1101, Unreachable, "the node cannot reach its server",
         "The agent could not connect to server_address:server_port. Check the name, the port, the route and firewalls between \
          them, for instance with `nc -vz HOST PORT`. The agent keeps trying; it has not been refused.";
     ServerNotTrusted = 1102, Denied, "the server is not the one this node is configured to trust",
@@ -165,7 +165,7 @@ codes! {
          (`plastron server agent evict`) and attest it again.";
     AgentDataInvalid = 1115, Internal, "the agent's stored state cannot be used",
         "A file in the agent's data_dir is damaged or belongs to another trust domain. Move the directory aside and attest the node again.";
-    AgentMustJoinAgain = 1116, Denied, "the server no longer knows this node",
+    AgentMustReattest = 1116, Denied, "the server no longer knows this node",
         "The node was evicted, its SVID expired, or the server's database was re-created. A node attestor that can attest again \
          does so by itself; with join_token, generate a new token and restart the agent with it.";
 

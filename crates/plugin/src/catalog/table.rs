@@ -12,7 +12,7 @@ use crate::builtin::node_attestor::{JoinTokenAttestor, JoinTokenProof};
 use crate::builtin::upstream_authority::{DiskUpstreamAuthority, DiskUpstreamConfig};
 use crate::builtin::workload_attestor::{UnixAttestor, UnixConfig};
 use crate::key_manager::KeyManager;
-use crate::lifecycle::{Open, Recipe};
+use crate::lifecycle::{Open, PluginSpec};
 use crate::node_attestor::{agent, server};
 use crate::upstream_authority::UpstreamAuthority;
 use crate::workload_attestor::WorkloadAttestor;
@@ -64,7 +64,7 @@ macro_rules! row {
         Row::<$kind> {
             name: $name,
             read: |data| {
-                Some(Arc::new(Recipe::<$plugin, $kind> {
+                Some(Arc::new(PluginSpec::<$plugin, $kind> {
                     config: $read(data)?,
                     read: $read,
                     as_kind: |plugin| plugin,

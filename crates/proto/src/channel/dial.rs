@@ -26,14 +26,14 @@ const TCP_UNACKNOWLEDGED_MILLISECONDS: u32 = 30_000;
 
 /// When the next address gets its turn though the one before may still answer.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Turns {
+pub(super) struct AttemptDelays {
     /// RFC 8305: Connection Attempt Delay.
     pub(super) connection: Duration,
     /// A server that accepts connections and shakes no hands hangs.
     pub(super) handshake: Duration,
 }
 
-impl Default for Turns {
+impl Default for AttemptDelays {
     fn default() -> Self {
         Self {
             connection: Duration::from_millis(250),
@@ -46,7 +46,7 @@ impl Default for Turns {
 #[derive(Debug, Clone)]
 pub(super) struct Dialer {
     address: String,
-    turns: Turns,
+    turns: AttemptDelays,
     /// The address of the last connection. It comes last the next time: if it broke, another server may do better.
     last: Arc<Mutex<Option<SocketAddr>>>,
 }
@@ -55,7 +55,7 @@ impl Dialer {
     pub(super) fn new(address: &str) -> Self {
         Self {
             address: address.to_owned(),
-            turns: Turns::default(),
+            turns: AttemptDelays::default(),
             last: Arc::default(),
         }
     }
@@ -93,7 +93,7 @@ impl Dialer {
 pub async fn connect_tcp(address: &str) -> io::Result<TcpStream> {
     in_time(async {
         let mut addresses = resolve(address).await?;
-        let (stream, _) = race(&mut addresses, Turns::default().connection).await?;
+        let (stream, _) = race(&mut addresses, AttemptDelays::default().connection).await?;
         Ok(stream)
     })
     .await
@@ -142,7 +142,7 @@ fn families_in_turn(found: &[SocketAddr]) -> VecDeque<SocketAddr> {
 /// that of the first handshake that failed, since it says more than a refused connection.
 async fn shake_hands(
     mut addresses: VecDeque<SocketAddr>,
-    turns: Turns,
+    turns: AttemptDelays,
     name: ServerName<'static>,
     config: Arc<ClientConfig>,
 ) -> io::Result<(TlsStream<TcpStream>, SocketAddr)> {

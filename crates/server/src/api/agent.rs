@@ -17,7 +17,7 @@ use crate::audit::Fields;
 use crate::caller::Caller;
 use crate::error::{OpError, malformed};
 use crate::ops::agents::Agents;
-use crate::ops::attestations::Joins;
+use crate::ops::attestations::Attestations;
 use crate::ops::tokens::Tokens;
 use crate::ratelimit::RateLimits;
 use crate::registry::Agent;
@@ -31,7 +31,7 @@ mod tests;
 pub(crate) struct AgentService {
     pub(crate) trust_domain: TrustDomain,
     pub(crate) agents: Arc<Agents>,
-    pub(crate) joins: Arc<Joins>,
+    pub(crate) attestations: Arc<Attestations>,
     pub(crate) tokens: Tokens,
     pub(crate) limits: Arc<RateLimits>,
 }
@@ -128,7 +128,8 @@ impl AgentApi for AgentService {
             .take(&caller.connection, 1, "attest agent")
             .await?;
         let answers =
-            conversation::begin(caller, request.into_inner(), Arc::clone(&self.joins)).await?;
+            conversation::begin(caller, request.into_inner(), Arc::clone(&self.attestations))
+                .await?;
         Ok(Response::new(answers))
     }
 

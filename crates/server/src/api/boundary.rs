@@ -10,7 +10,7 @@ use hyper::body::{Body as HttpBody, Frame, SizeHint};
 use tonic::body::Body;
 use tonic::{Code, Status};
 
-use super::RefusedJoins;
+use super::RefusedAttestations;
 use crate::audit::{AuditCaller, CallContext, CallRecord, Outcome, Unfinished};
 use crate::authz::{Lifetime, Row};
 use crate::caller::Connection;
@@ -94,15 +94,15 @@ fn outcome_in(fields: &HeaderMap) -> Outcome {
     }
 }
 
-/// Records how the call ended, then lets the response go. A conversation's end is recorded when its stream ends. A join
+/// Records how the call ended, then lets the response go. A conversation's end is recorded when its stream ends. A node attestation
 /// is watched for a refusal even when nothing is audited.
 pub(super) async fn conclude(
     response: Response<Body>,
     lifetime: Lifetime,
     unfinished: Unfinished,
-    join: Option<Join>,
+    attestation: Option<AttestationCall>,
 ) -> Response<Body> {
-    if !unfinished.0.is_enabled() && join.is_none() {
+    if !unfinished.0.is_enabled() && attestation.is_none() {
         return response;
     }
     let outcome = outcome(&response);
@@ -112,12 +112,12 @@ pub(super) async fn conclude(
             Body::new(Recorded {
                 body,
                 unfinished,
-                join,
+                attestation,
             })
         });
     }
-    if let Some(join) = join {
-        join.ended(&outcome);
+    if let Some(attestation) = attestation {
+        attestation.ended(&outcome);
     }
     match unfinished.0.finish(outcome).await {
         Ok(()) => response,
@@ -137,16 +137,16 @@ pub(super) async fn conclude(
 struct Recorded {
     body: Body,
     unfinished: Unfinished,
-    join: Option<Join>,
+    attestation: Option<AttestationCall>,
 }
 
-/// A node that wants to join, whose refusal an operator hears of.
-pub(super) struct Join {
-    pub(super) refused: Arc<RefusedJoins>,
+/// A node's call to be attested; the operator is warned when it is refused.
+pub(super) struct AttestationCall {
+    pub(super) refused: Arc<RefusedAttestations>,
     pub(super) connection: Arc<Connection>,
 }
 
-impl Join {
+impl AttestationCall {
     fn ended(&self, outcome: &Outcome) {
         self.refused.warn(&self.connection, outcome);
     }
@@ -175,8 +175,8 @@ impl HttpBody for Recorded {
             Poll::Pending => None,
         };
         if let Some(outcome) = outcome {
-            if let Some(join) = self.join.take() {
-                join.ended(&outcome);
+            if let Some(attestation) = self.attestation.take() {
+                attestation.ended(&outcome);
             }
             self.unfinished.0.finish_now(outcome);
         }

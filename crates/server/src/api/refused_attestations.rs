@@ -1,4 +1,4 @@
-//! The operator's view of nodes that cannot join: one warning with the caller's address, whether calls are audited or not.
+//! The operator's view of nodes whose attestation is refused: one warning with the caller's address, whether calls are audited or not.
 //!
 //! Anyone who can connect can be refused, so each source gets one line in a while, and the lines of all sources together
 //! are bounded, too.
@@ -20,7 +20,7 @@ const MAX_SOURCES: usize = 1_024;
 
 /// Which sources were refused lately.
 #[derive(Debug, Default)]
-pub(crate) struct RefusedJoins(Mutex<HashMap<Source, Refusals>>);
+pub(crate) struct RefusedAttestations(Mutex<HashMap<Source, Refusals>>);
 
 #[derive(Debug)]
 struct Refusals {
@@ -28,8 +28,8 @@ struct Refusals {
     left_out: u64,
 }
 
-impl RefusedJoins {
-    /// Warns of a refused join.
+impl RefusedAttestations {
+    /// Warns of a refused attestation.
     pub(super) fn warn(&self, connection: &Connection, outcome: &Outcome) {
         let (Some(address), Outcome::Error { code, message }) = (connection.address(), outcome)
         else {
@@ -83,21 +83,21 @@ mod tests {
 
     #[test]
     fn one_source_gets_one_line_in_a_while_and_then_the_count() {
-        let (joins, now) = (RefusedJoins::default(), Instant::now());
-        assert_eq!(joins.take_turn(source(1), now), Some(0));
-        assert_eq!(joins.take_turn(source(1), now), None);
-        assert_eq!(joins.take_turn(source(1), now), None);
-        assert_eq!(joins.take_turn(source(2), now), Some(0));
-        assert_eq!(joins.take_turn(source(1), now + QUIET), Some(2));
+        let (attestations, now) = (RefusedAttestations::default(), Instant::now());
+        assert_eq!(attestations.take_turn(source(1), now), Some(0));
+        assert_eq!(attestations.take_turn(source(1), now), None);
+        assert_eq!(attestations.take_turn(source(1), now), None);
+        assert_eq!(attestations.take_turn(source(2), now), Some(0));
+        assert_eq!(attestations.take_turn(source(1), now + QUIET), Some(2));
     }
 
     #[test]
     fn all_sources_together_cannot_fill_the_log() {
-        let (joins, now) = (RefusedJoins::default(), Instant::now());
+        let (attestations, now) = (RefusedAttestations::default(), Instant::now());
         let lines = (0..5_000)
-            .filter(|host| joins.take_turn(source(*host), now).is_some())
+            .filter(|host| attestations.take_turn(source(*host), now).is_some())
             .count();
         assert_eq!(lines, MAX_SOURCES);
-        assert_eq!(joins.take_turn(source(6_000), now + QUIET), Some(0));
+        assert_eq!(attestations.take_turn(source(6_000), now + QUIET), Some(0));
     }
 }

@@ -70,7 +70,7 @@ async fn call(channel: Channel, row: &Row, message: Bytes) -> Result<(), Status>
 }
 
 /// A server with one caller of each class.
-struct World {
+struct Fixture {
     server: TestServer,
     sink: Arc<Recording>,
     agent: Identity,
@@ -78,7 +78,7 @@ struct World {
     entry_id: String,
 }
 
-impl World {
+impl Fixture {
     async fn new() -> Self {
         let sink = Arc::new(Recording::default());
         let server = TestServer::start_audited(Arc::<Recording>::clone(&sink)).await;
@@ -166,12 +166,12 @@ fn refused_for_now(row: &Row) -> Option<&'static str> {
 
 #[tokio::test]
 async fn every_method_leaves_one_event_when_it_is_granted() {
-    let world = World::new().await;
+    let fixture = Fixture::new().await;
     for row in rows() {
-        let message = world.granted(row).await;
-        let caller = world.entitled(row).await;
+        let message = fixture.granted(row).await;
+        let caller = fixture.entitled(row).await;
         let answered = call(caller, row, message).await;
-        let (event, documents) = world.event(row, "granted");
+        let (event, documents) = fixture.event(row, "granted");
         let EventKind::Call {
             outcome,
             documents: counted,
@@ -194,7 +194,7 @@ async fn every_method_leaves_one_event_when_it_is_granted() {
 
 #[tokio::test]
 async fn every_method_leaves_one_event_when_it_is_denied() {
-    let world = World::new().await;
+    let fixture = Fixture::new().await;
     for row in rows() {
         let message = if row.method.ends_with("/AttestAgent") {
             let key = KeyPair::generate(KeyType::EcP256).unwrap();
@@ -206,10 +206,10 @@ async fn every_method_leaves_one_event_when_it_is_denied() {
             // Nobody is denied it.
             continue;
         }
-        let refused = call(world.stranger().await, row, message.into())
+        let refused = call(fixture.stranger().await, row, message.into())
             .await
             .unwrap_err();
-        let (event, documents) = world.event(row, "denied");
+        let (event, documents) = fixture.event(row, "denied");
         assert_eq!(documents, 0);
         let EventKind::Call { outcome, .. } = event.kind else {
             panic!("no call")
@@ -229,12 +229,12 @@ async fn every_method_leaves_one_event_when_it_is_denied() {
 
 #[tokio::test]
 async fn every_method_leaves_one_event_when_its_request_cannot_be_read() {
-    let world = World::new().await;
+    let fixture = Fixture::new().await;
     for row in rows() {
         let garbage = Bytes::from_static(&[0xff; 12]);
-        let caller = world.entitled(row).await;
+        let caller = fixture.entitled(row).await;
         call(caller, row, garbage).await.unwrap_err();
-        let (event, documents) = world.event(row, "malformed");
+        let (event, documents) = fixture.event(row, "malformed");
         assert_eq!(documents, 0);
         let EventKind::Call { outcome, .. } = event.kind else {
             panic!("no call")
@@ -245,17 +245,17 @@ async fn every_method_leaves_one_event_when_its_request_cannot_be_read() {
 
 #[tokio::test]
 async fn a_method_that_does_not_exist_leaves_one_event() {
-    let world = World::new().await;
+    let fixture = Fixture::new().await;
     let row = Row {
         method: "/a.B/C",
         allowed: Allowed::ANY,
         lifetime: Lifetime::Unary,
     };
-    let refused = call(world.stranger().await, &row, Bytes::new())
+    let refused = call(fixture.stranger().await, &row, Bytes::new())
         .await
         .unwrap_err();
     assert_eq!(refused.code(), Code::Unimplemented);
-    let events = world.sink.take();
+    let events = fixture.sink.take();
     assert_eq!(events.len(), 1, "{events:?}");
     assert_eq!(events[0].call.method, "/a.B/C");
 }
@@ -363,15 +363,15 @@ async fn a_caller_that_leaves_before_the_answer_leaves_one_event() {
 
 #[tokio::test]
 async fn answers_no_call_as_done_whose_event_was_not_kept() {
-    let world = World::new().await;
+    let fixture = Fixture::new().await;
     let row = row("/spire.api.server.entry.v1.Entry/CountEntries").unwrap();
-    world.sink.fail(true);
-    let refused = call(world.server.local().await, row, Bytes::new())
+    fixture.sink.fail(true);
+    let refused = call(fixture.server.local().await, row, Bytes::new())
         .await
         .unwrap_err();
     assert_eq!(refused.code(), Code::Unavailable);
-    world.sink.fail(false);
-    call(world.server.local().await, row, Bytes::new())
+    fixture.sink.fail(false);
+    call(fixture.server.local().await, row, Bytes::new())
         .await
         .unwrap();
 }

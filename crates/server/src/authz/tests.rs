@@ -12,7 +12,7 @@ use crate::registry::Agent;
 
 const NOW: i64 = 1_800_000_000;
 
-struct World {
+struct Fixture {
     authorizer: Arc<Authorizer>,
     clock: ManualClock,
     directory: tempfile::TempDir,
@@ -26,11 +26,11 @@ fn id(path: &str) -> SpiffeId {
     SpiffeId::from_path(&own(), path).unwrap()
 }
 
-async fn world() -> World {
+async fn fixture() -> Fixture {
     world_with(DEFAULT_STALENESS).await
 }
 
-async fn world_with(max_staleness: Duration) -> World {
+async fn world_with(max_staleness: Duration) -> Fixture {
     let directory = tempfile::tempdir().unwrap();
     let clock = ManualClock::new(from_unix(NOW));
     let config = DatastoreConfig {
@@ -50,7 +50,7 @@ async fn world_with(max_staleness: Duration) -> World {
         admin_ids,
         follow_for: Duration::ZERO,
     };
-    World {
+    Fixture {
         authorizer: Arc::new(authorizer),
         clock,
         directory,
@@ -104,7 +104,7 @@ const GET_BUNDLE: &str = "/spire.api.server.bundle.v1.Bundle/GetBundle";
 const DOWNSTREAM_CA: &str = "/spire.api.server.svid.v1.SVID/NewDownstreamX509CA";
 const GET_FEDERATED: &str = "/spire.api.server.bundle.v1.Bundle/GetFederatedBundle";
 
-impl World {
+impl Fixture {
     async fn ask(&self, method: &str, connection: Arc<Connection>) -> Result<Caller, OpError> {
         self.authorizer
             .authorize(row(method).unwrap(), &connection, &Arc::default())
@@ -134,8 +134,8 @@ fn reason(refused: &OpError) -> AgentRefusal {
 
 #[tokio::test]
 async fn denies_an_agent_that_is_not_attested() {
-    let world = world().await;
-    let refused = world
+    let fixture = fixture().await;
+    let refused = fixture
         .refusal(
             SIGN,
             remote(Some(svid(id("/spire/agent/join_token/x"), "1"))),
@@ -146,38 +146,38 @@ async fn denies_an_agent_that_is_not_attested() {
 
 #[tokio::test]
 async fn denies_an_agent_whose_svid_is_expired() {
-    let world = world().await;
+    let fixture = fixture().await;
     let node = id("/spire/agent/join_token/x");
-    world
+    fixture
         .authorizer
         .datastore
         .put_agent(agent(node.clone(), "1", ""))
         .await
         .unwrap();
-    world
+    fixture
         .ask(SIGN, remote(Some(svid(node.clone(), "1"))))
         .await
         .unwrap();
-    world.clock.advance(Duration::from_secs(3_601));
-    let refused = world.refusal(SIGN, remote(Some(svid(node, "1")))).await;
+    fixture.clock.advance(Duration::from_secs(3_601));
+    let refused = fixture.refusal(SIGN, remote(Some(svid(node, "1")))).await;
     assert_eq!(reason(&refused), AgentRefusal::Expired);
 }
 
 #[tokio::test]
 async fn denies_an_agent_under_a_former_svid() {
-    let world = world().await;
+    let fixture = fixture().await;
     let node = id("/spire/agent/join_token/x");
-    world
+    fixture
         .authorizer
         .datastore
         .put_agent(agent(node.clone(), "2", ""))
         .await
         .unwrap();
-    let refused = world
+    let refused = fixture
         .refusal(SIGN, remote(Some(svid(node.clone(), "1"))))
         .await;
     assert_eq!(reason(&refused), AgentRefusal::NotActive);
-    let refused = world.refusal(SIGN, remote(Some(svid(node, "")))).await;
+    let refused = fixture.refusal(SIGN, remote(Some(svid(node, "")))).await;
     assert_eq!(
         reason(&refused),
         AgentRefusal::NotActive,
@@ -187,22 +187,22 @@ async fn denies_an_agent_under_a_former_svid() {
 
 #[tokio::test]
 async fn denies_a_banned_agent_even_on_an_open_connection() {
-    let world = world().await;
+    let fixture = fixture().await;
     let node = id("/spire/agent/join_token/x");
-    world
+    fixture
         .authorizer
         .datastore
         .put_agent(agent(node.clone(), "1", ""))
         .await
         .unwrap();
     let connection = remote(Some(svid(node.clone(), "1")));
-    world.ask(SIGN, Arc::clone(&connection)).await.unwrap();
-    world.authorizer.datastore.ban_agent(&node).await.unwrap();
+    fixture.ask(SIGN, Arc::clone(&connection)).await.unwrap();
+    fixture.authorizer.datastore.ban_agent(&node).await.unwrap();
     assert_eq!(
-        reason(&world.refusal(SIGN, connection).await),
+        reason(&fixture.refusal(SIGN, connection).await),
         AgentRefusal::Banned
     );
-    let end = world
+    let end = fixture
         .authorizer
         .recheck_agent(&svid(node, "1"))
         .unwrap_err();
@@ -211,11 +211,11 @@ async fn denies_a_banned_agent_even_on_an_open_connection() {
 
 #[tokio::test]
 async fn a_call_that_waited_is_denied_when_its_agent_was_banned_meanwhile() {
-    let world = world().await;
+    let fixture = fixture().await;
     let node = id("/spire/agent/join_token/x");
-    let store = &world.authorizer.datastore;
+    let store = &fixture.authorizer.datastore;
     store.put_agent(agent(node.clone(), "1", "")).await.unwrap();
-    let caller = world
+    let caller = fixture
         .ask(SIGN, remote(Some(svid(node.clone(), "1"))))
         .await
         .unwrap();
@@ -229,14 +229,14 @@ async fn a_call_that_waited_is_denied_when_its_agent_was_banned_meanwhile() {
 
 #[tokio::test]
 async fn a_call_that_waited_while_its_agent_renewed_is_told_to_come_back() {
-    let world = world().await;
+    let fixture = fixture().await;
     let node = id("/spire/agent/join_token/x");
-    let store = &world.authorizer.datastore;
+    let store = &fixture.authorizer.datastore;
     store
         .put_agent(agent(node.clone(), "1", "2"))
         .await
         .unwrap();
-    let caller = world
+    let caller = fixture
         .ask(SIGN, remote(Some(svid(node.clone(), "1"))))
         .await
         .unwrap();
@@ -249,12 +249,12 @@ async fn a_call_that_waited_while_its_agent_renewed_is_told_to_come_back() {
 
 #[tokio::test]
 async fn a_call_that_waited_is_denied_when_its_downstream_entry_was_deleted_meanwhile() {
-    let world = world().await;
-    let store = &world.authorizer.datastore;
+    let fixture = fixture().await;
+    let store = &fixture.authorizer.datastore;
     let below = entry("/below", |entry| entry.downstream = true);
     let made = store.create_entries(vec![below]).await.unwrap().remove(0);
     let made = made.unwrap().entry;
-    let caller = world
+    let caller = fixture
         .ask(DOWNSTREAM_CA, remote(Some(svid(id("/below"), "7"))))
         .await
         .unwrap();
@@ -271,128 +271,132 @@ async fn a_call_that_waited_is_denied_when_its_downstream_entry_was_deleted_mean
 
 #[tokio::test]
 async fn an_attestation_in_flight_does_not_lift_a_ban() {
-    let world = world().await;
+    let fixture = fixture().await;
     let node = id("/spire/agent/join_token/x");
-    let store = &world.authorizer.datastore;
+    let store = &fixture.authorizer.datastore;
     store.put_agent(agent(node.clone(), "1", "")).await.unwrap();
     store.ban_agent(&node).await.unwrap();
     let written = store.put_agent(agent(node.clone(), "2", "")).await.unwrap();
     assert!(written.banned);
-    let refused = world.refusal(SIGN, remote(Some(svid(node, "2")))).await;
+    let refused = fixture.refusal(SIGN, remote(Some(svid(node, "2")))).await;
     assert_eq!(reason(&refused), AgentRefusal::Banned);
 }
 
 #[tokio::test]
 async fn denies_an_evicted_agent() {
-    let world = world().await;
+    let fixture = fixture().await;
     let node = id("/spire/agent/join_token/x");
-    world
+    fixture
         .authorizer
         .datastore
         .put_agent(agent(node.clone(), "1", ""))
         .await
         .unwrap();
-    world
+    fixture
         .authorizer
         .datastore
         .delete_agent(&node)
         .await
         .unwrap();
     assert_eq!(
-        reason(&world.refusal(SIGN, remote(Some(svid(node, "1")))).await),
+        reason(&fixture.refusal(SIGN, remote(Some(svid(node, "1")))).await),
         AgentRefusal::NotAttested
     );
 }
 
 #[tokio::test]
 async fn makes_a_renewed_svid_the_current_one_on_first_use_and_denies_the_former() {
-    let world = world().await;
+    let fixture = fixture().await;
     let node = id("/spire/agent/join_token/x");
-    world
+    fixture
         .authorizer
         .datastore
         .put_agent(agent(node.clone(), "1", "2"))
         .await
         .unwrap();
-    world
+    fixture
         .ask(SIGN, remote(Some(svid(node.clone(), "1"))))
         .await
         .unwrap();
-    world
+    fixture
         .ask(SIGN, remote(Some(svid(node.clone(), "2"))))
         .await
         .unwrap();
-    let row = world.authorizer.registry.agent(&node).unwrap();
+    let row = fixture.authorizer.registry.agent(&node).unwrap();
     assert_eq!((row.serial.as_str(), row.new_serial.as_str()), ("2", ""));
     assert_eq!(
-        reason(&world.refusal(SIGN, remote(Some(svid(node, "1")))).await),
+        reason(&fixture.refusal(SIGN, remote(Some(svid(node, "1")))).await),
         AgentRefusal::NotActive
     );
 }
 
 #[tokio::test]
 async fn denies_callers_without_an_svid() {
-    let world = world().await;
+    let fixture = fixture().await;
     for method in [SIGN, LIST, DOWNSTREAM_CA, GET_FEDERATED] {
-        world.refusal(method, remote(None)).await;
+        fixture.refusal(method, remote(None)).await;
     }
     assert!(matches!(
-        world.ask(GET_BUNDLE, remote(None)).await.unwrap().authority,
+        fixture
+            .ask(GET_BUNDLE, remote(None))
+            .await
+            .unwrap()
+            .authority,
         Authority::Anybody
     ));
 }
 
 #[tokio::test]
 async fn denies_agents_and_plain_workloads_what_administrators_do() {
-    let world = world().await;
+    let fixture = fixture().await;
     let node = id("/spire/agent/join_token/x");
-    world
+    fixture
         .authorizer
         .datastore
         .put_agent(agent(node.clone(), "1", ""))
         .await
         .unwrap();
-    world
+    fixture
         .authorizer
         .datastore
         .create_entries(vec![entry("/web", |_| {})])
         .await
         .unwrap();
-    world.refusal(LIST, remote(Some(svid(node, "1")))).await;
-    world
+    fixture.refusal(LIST, remote(Some(svid(node, "1")))).await;
+    fixture
         .refusal(LIST, remote(Some(svid(id("/web"), "9"))))
         .await;
-    world
+    fixture
         .refusal(DOWNSTREAM_CA, remote(Some(svid(id("/web"), "9"))))
         .await;
 }
 
 #[tokio::test]
 async fn denies_the_admin_socket_what_agents_do() {
-    let world = world().await;
+    let fixture = fixture().await;
     for method in [SIGN, DOWNSTREAM_CA] {
-        world.refusal(method, local()).await;
+        fixture.refusal(method, local()).await;
     }
     assert!(matches!(
-        world.ask(LIST, local()).await.unwrap().authority,
+        fixture.ask(LIST, local()).await.unwrap().authority,
         Authority::Local
     ));
 }
 
 #[tokio::test]
 async fn knows_administrators_by_configuration_and_by_entry() {
-    let world = world().await;
+    let fixture = fixture().await;
     let far = SpiffeId::parse("spiffe://far.example/admin").unwrap();
     let near = svid(id("/admin"), "7");
-    world.refusal(LIST, remote(Some(near.clone()))).await;
-    world
+    fixture.refusal(LIST, remote(Some(near.clone()))).await;
+    fixture
         .authorizer
         .datastore
         .create_entries(vec![entry("/admin", |entry| entry.admin = true)])
         .await
         .unwrap();
     assert_eq!(
-        world
+        fixture
             .ask(LIST, remote(Some(near)))
             .await
             .unwrap()
@@ -401,7 +405,7 @@ async fn knows_administrators_by_configuration_and_by_entry() {
         "entries"
     );
     assert_eq!(
-        world
+        fixture
             .ask(LIST, remote(Some(svid(far, "1"))))
             .await
             .unwrap()
@@ -413,56 +417,59 @@ async fn knows_administrators_by_configuration_and_by_entry() {
 
 #[tokio::test]
 async fn denies_administrators_whose_entry_or_svid_has_expired() {
-    let world = world().await;
+    let fixture = fixture().await;
     let expiring = entry("/admin", |entry| {
         entry.admin = true;
         entry.expires_at = NOW + 60;
     });
-    world
+    fixture
         .authorizer
         .datastore
         .create_entries(vec![expiring])
         .await
         .unwrap();
     let caller = svid(id("/admin"), "7");
-    world.ask(LIST, remote(Some(caller.clone()))).await.unwrap();
-    world.clock.advance(Duration::from_secs(61));
-    world.refusal(LIST, remote(Some(caller))).await;
+    fixture
+        .ask(LIST, remote(Some(caller.clone())))
+        .await
+        .unwrap();
+    fixture.clock.advance(Duration::from_secs(61));
+    fixture.refusal(LIST, remote(Some(caller))).await;
     let far = PeerSvid {
         not_after: SystemTime::UNIX_EPOCH,
         ..svid(SpiffeId::parse("spiffe://far.example/admin").unwrap(), "1")
     };
-    world.refusal(LIST, remote(Some(far))).await;
+    fixture.refusal(LIST, remote(Some(far))).await;
 }
 
 #[tokio::test]
 async fn tells_downstream_servers_from_administrators() {
-    let world = world().await;
-    world
+    let fixture = fixture().await;
+    fixture
         .authorizer
         .datastore
         .create_entries(vec![entry("/below", |entry| entry.downstream = true)])
         .await
         .unwrap();
     let caller = svid(id("/below"), "7");
-    let authority = world
+    let authority = fixture
         .ask(DOWNSTREAM_CA, remote(Some(caller.clone())))
         .await
         .unwrap()
         .authority;
     assert!(matches!(authority, Authority::Downstream(entry) if entry.spiffe_id == id("/below")));
-    world.refusal(LIST, remote(Some(caller))).await;
+    fixture.refusal(LIST, remote(Some(caller))).await;
 }
 
 #[tokio::test]
 async fn tells_the_class_of_a_principal_by_what_is_registered_now() {
-    let world = world().await;
+    let fixture = fixture().await;
     let (node, peer) = (id("/spire/agent/join_token/x"), id("/peer"));
     let class = |id: &SpiffeId, serial: &str| {
-        let principal = world.authorizer.principal(svid(id.clone(), serial));
+        let principal = fixture.authorizer.principal(svid(id.clone(), serial));
         principal.class()
     };
-    let store = &world.authorizer.datastore;
+    let store = &fixture.authorizer.datastore;
     assert_eq!(class(&node, "1"), Class::Workload, "not attested");
     store
         .put_agent(agent(node.clone(), "1", "2"))
@@ -488,7 +495,7 @@ async fn tells_the_class_of_a_principal_by_what_is_registered_now() {
     });
     store.create_entries(vec![brief]).await.unwrap();
     assert_eq!(class(&id("/brief"), "9"), Class::Admin);
-    world.clock.advance(Duration::from_secs(60));
+    fixture.clock.advance(Duration::from_secs(60));
     assert_eq!(
         class(&id("/brief"), "9"),
         Class::Workload,
@@ -496,15 +503,15 @@ async fn tells_the_class_of_a_principal_by_what_is_registered_now() {
     );
     let far = SpiffeId::parse("spiffe://far.example/admin").unwrap();
     assert_eq!(class(&far, "9"), Class::Admin, "by configuration");
-    world.clock.advance(Duration::from_secs(3_600));
+    fixture.clock.advance(Duration::from_secs(3_600));
     assert_eq!(class(&far, "9"), Class::Workload, "the SVID expired");
 }
 
 #[tokio::test]
 async fn refuses_those_whose_rights_the_database_may_have_changed_when_memory_is_stale() {
     // Nothing is ever fresh enough.
-    let world = world_with(Duration::ZERO).await;
-    let store = &world.authorizer.datastore;
+    let fixture = world_with(Duration::ZERO).await;
+    let store = &fixture.authorizer.datastore;
     let node = id("/spire/agent/join_token/x");
     store.put_agent(agent(node.clone(), "1", "")).await.unwrap();
     let privileged = vec![
@@ -517,7 +524,7 @@ async fn refuses_those_whose_rights_the_database_may_have_changed_when_memory_is
         (DOWNSTREAM_CA, id("/down")),
         (LIST, id("/admin")),
     ] {
-        let refused = world.ask(method, remote(Some(svid(who, "1")))).await;
+        let refused = fixture.ask(method, remote(Some(svid(who, "1")))).await;
         let refused = refused.map(|caller| caller.authority).unwrap_err();
         assert_eq!(refused.kind(), Kind::Unavailable, "{method}: {refused}");
         assert!(
@@ -532,34 +539,34 @@ async fn refuses_those_whose_rights_the_database_may_have_changed_when_memory_is
     }
     // Who is let in by the configuration or the socket's file mode can look after the server all the same.
     let configured = SpiffeId::parse("spiffe://far.example/admin").unwrap();
-    world
+    fixture
         .ask(LIST, remote(Some(svid(configured, "1"))))
         .await
         .unwrap();
-    world.ask(LIST, local()).await.unwrap();
-    world.ask(GET_BUNDLE, remote(None)).await.unwrap();
+    fixture.ask(LIST, local()).await.unwrap();
+    fixture.ask(GET_BUNDLE, remote(None)).await.unwrap();
 }
 
 #[tokio::test]
 async fn lets_a_renewed_agent_in_although_the_database_cannot_be_written() {
-    let world = world().await;
-    let store = &world.authorizer.datastore;
+    let fixture = fixture().await;
+    let store = &fixture.authorizer.datastore;
     let node = id("/spire/agent/join_token/x");
     store
         .put_agent(agent(node.clone(), "1", "2"))
         .await
         .unwrap();
-    let other = rusqlite::Connection::open(world.directory.path().join("data.sqlite3")).unwrap();
+    let other = rusqlite::Connection::open(fixture.directory.path().join("data.sqlite3")).unwrap();
     other.execute_batch("BEGIN IMMEDIATE").unwrap();
-    world
+    fixture
         .ask(SIGN, remote(Some(svid(node.clone(), "2"))))
         .await
         .unwrap();
-    world
+    fixture
         .ask(SIGN, remote(Some(svid(node.clone(), "1"))))
         .await
         .unwrap();
-    world.refusal(SIGN, remote(Some(svid(node, "3")))).await;
+    fixture.refusal(SIGN, remote(Some(svid(node, "3")))).await;
 }
 
 #[tokio::test]

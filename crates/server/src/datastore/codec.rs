@@ -420,7 +420,7 @@ impl Decoder {
 }
 
 /// What two entries must not share, as 128 bits of hex: the database's own guard against similar entries.
-pub(super) fn likeness_digest(entry: &Entry) -> String {
+pub(super) fn similarity_digest(entry: &Entry) -> String {
     let mut text = format!("{}\n{}", entry.parent_id, entry.spiffe_id);
     for selector in entry.selectors.iter() {
         // A selector may hold any character: the length keeps two lists from reading alike.

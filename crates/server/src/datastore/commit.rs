@@ -1,7 +1,7 @@
 //! A revision as a list of statements: the rows, the change log, the commit.
 
 use super::backend::{Column, Statement, Value, unreadable};
-use super::codec::{encode, likeness_digest};
+use super::codec::{encode, similarity_digest};
 use super::database::signed;
 use super::draft::Row;
 use super::error::DatastoreError;
@@ -21,10 +21,10 @@ pub(super) fn statements(
         wanted.map(|row| row.key.to_string()).collect()
     };
     let mut statements = Vec::new();
-    if let Some(likeness) = &dialect.likeness {
+    if let Some(similarity) = &dialect.similarity {
         let moving = keys(&|row| row.moves);
         if !moving.is_empty() {
-            let make_room = likeness.make_room.to_owned();
+            let make_room = similarity.make_room.to_owned();
             statements.push(Statement::Bulk(make_room, vec![Column::Texts(moving)]));
         }
     }
@@ -54,9 +54,9 @@ pub(super) fn statements(
             Column::Same(revision),
             Column::Texts(bodies.collect::<Result<_, _>>()?),
         ];
-        if kind == Kind::Entry && dialect.likeness.is_some() {
+        if kind == Kind::Entry && dialect.similarity.is_some() {
             let entries = kept.iter().filter_map(|(_, object)| match object {
-                Object::Entry(entry) => Some(likeness_digest(entry)),
+                Object::Entry(entry) => Some(similarity_digest(entry)),
                 _ => None,
             });
             columns.push(Column::Texts(entries.collect()));

@@ -25,23 +25,23 @@ pub(super) struct Row {
     pub(super) object: Option<Object>,
     /// Members of the row that a newer version wrote.
     pub(super) unknown: Option<Arc<Unknown>>,
-    /// An existing entry's likeness changes, perhaps to one that another row of this commit still has.
+    /// An existing entry's similarity changes, perhaps to one that another row of this commit still has.
     pub(super) moves: bool,
 }
 
 /// An entry as a key: equal to those similar to it.
 #[derive(Debug)]
-struct Like(Arc<Entry>);
+struct SimilarKey(Arc<Entry>);
 
-impl PartialEq for Like {
+impl PartialEq for SimilarKey {
     fn eq(&self, other: &Self) -> bool {
         self.0.is_similar_to(&other.0)
     }
 }
 
-impl Eq for Like {}
+impl Eq for SimilarKey {}
 
-impl Hash for Like {
+impl Hash for SimilarKey {
     fn hash<H: Hasher>(&self, state: &mut H) {
         (&self.0.spiffe_id, &self.0.parent_id, &self.0.selectors).hash(state);
     }
@@ -54,7 +54,7 @@ pub(super) struct Draft<'a> {
     writes: Vec<Write>,
     /// Where in `writes` an object's latest form is.
     overlay: HashMap<Kind, HashMap<Arc<str>, usize>>,
-    likeness: HashMap<Like, Arc<str>>,
+    similarity: HashMap<SimilarKey, Arc<str>>,
 }
 
 impl<'a> Draft<'a> {
@@ -64,7 +64,7 @@ impl<'a> Draft<'a> {
             revision,
             writes: Vec::new(),
             overlay: HashMap::new(),
-            likeness: HashMap::new(),
+            similarity: HashMap::new(),
         }
     }
 
@@ -107,17 +107,17 @@ impl<'a> Draft<'a> {
 
     /// An entry of the same parent, SPIFFE ID and selectors.
     pub(super) fn similar(&self, entry: &Arc<Entry>) -> Option<Arc<Entry>> {
-        let alike = |other: &Arc<Entry>| other.is_similar_to(entry);
+        let similar = |other: &Arc<Entry>| other.is_similar_to(entry);
         if let Some(other) = self.state.entries.similar(entry)
-            && let Some(other) = self.entry(&other.id).filter(alike)
+            && let Some(other) = self.entry(&other.id).filter(similar)
         {
             return Some(other);
         }
-        if self.likeness.is_empty() {
+        if self.similarity.is_empty() {
             return None;
         }
-        self.entry(self.likeness.get(&Like(Arc::clone(entry)))?)
-            .filter(alike)
+        self.entry(self.similarity.get(&SimilarKey(Arc::clone(entry)))?)
+            .filter(similar)
     }
 
     /// The entries of this draft that please `wanted`. Looks at every entry there is.
@@ -175,8 +175,8 @@ impl<'a> Draft<'a> {
     pub(super) fn put(&mut self, object: Object) {
         let key: Arc<str> = match &object {
             Object::Entry(entry) => {
-                self.likeness
-                    .insert(Like(Arc::clone(entry)), Arc::clone(&entry.id));
+                self.similarity
+                    .insert(SimilarKey(Arc::clone(entry)), Arc::clone(&entry.id));
                 Arc::clone(&entry.id)
             }
             other => Arc::from(other.key()),

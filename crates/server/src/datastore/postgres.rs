@@ -21,7 +21,7 @@ use tokio_postgres::types::{ToSql, Type};
 
 use super::backend::{Backend, Column, Loader, POLL, Rows, Statement, Value};
 use super::error::DatastoreError;
-use super::schema::{Dialect, Likeness};
+use super::schema::{Dialect, SimilarityColumn};
 use crate::registry::Kind;
 use connect::Connector;
 use listen::Listener;
@@ -44,7 +44,7 @@ static DIALECT: Dialect = Dialect {
     take_revision: "UPDATE revision SET revision = revision + 1, previous = token, token = $1 \
                     WHERE id = 1 RETURNING revision, previous",
     after_load: None,
-    likeness: Some(Likeness {
+    similarity: Some(SimilarityColumn {
         make_room: "UPDATE entries SET likeness = 'moving ' || key WHERE key = ANY($1::text[])",
     }),
     upsert,

@@ -36,8 +36,8 @@ pub(super) struct Dialect {
     /// Gives back memory that a load took and nothing needs again.
     pub(super) after_load: Option<&'static str>,
     /// Entries carry a digest of what no two of them may share. Where a database does not check it, the writer alone does.
-    pub(super) likeness: Option<Likeness>,
-    /// Inserts or replaces many objects: key, row, revision, body, and the likeness where there is one.
+    pub(super) similarity: Option<SimilarityColumn>,
+    /// Inserts or replaces many objects: key, row, revision, body, and the similarity where there is one.
     pub(super) upsert: fn(Kind) -> String,
     /// Deletes objects by their keys.
     pub(super) delete: fn(Kind) -> String,
@@ -47,9 +47,9 @@ pub(super) struct Dialect {
     pub(super) commit: fn(u64) -> String,
 }
 
-/// See [`Dialect::likeness`].
+/// See [`Dialect::similarity`].
 #[derive(Debug)]
-pub(super) struct Likeness {
-    /// Takes the likeness from entries, given by their keys, before they get another, so that two may trade theirs.
+pub(super) struct SimilarityColumn {
+    /// Takes the similarity from entries, given by their keys, before they get another, so that two may trade theirs.
     pub(super) make_room: &'static str,
 }

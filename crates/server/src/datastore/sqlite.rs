@@ -39,7 +39,7 @@ static DIALECT: Dialect = Dialect {
                     WHERE id = 1 RETURNING revision, previous",
     // Reads are answered from the registry's memory.
     after_load: Some("PRAGMA shrink_memory"),
-    likeness: None,
+    similarity: None,
     upsert: |kind| {
         format!(
             "INSERT INTO {} (key, row_number, revision, body) VALUES ($1, $2, $3, $4) \

@@ -21,7 +21,7 @@ pub struct JoinToken {
     pub token: String,
     /// Unix seconds.
     pub expires_at: i64,
-    /// Another SPIFFE ID for the node that joins: its redemption makes the entry that gives it.
+    /// Another SPIFFE ID for the node that attests with it; redeeming the token creates the entry for it.
     pub alias: Option<SpiffeId>,
 }
 
@@ -49,7 +49,7 @@ pub enum TokenError {
     Store(#[from] DatastoreError),
 }
 
-/// The ID of the node that joins with a token.
+/// The ID of the node that attests with a token.
 fn token_node(trust_domain: &TrustDomain, token: &str) -> Option<SpiffeId> {
     SpiffeId::from_segments(trust_domain, &["spire", "agent", "join_token", token]).ok()
 }

@@ -1,4 +1,4 @@
-//! A node joins: it is attested, gets its SVID, and its row is written, or nothing of that.
+//! Node attestation: a node is attested, gets its SVID and its row is written, or none of the three happens.
 
 use std::sync::Arc;
 
@@ -13,13 +13,13 @@ use crate::caller::Caller;
 use crate::error::OpError;
 
 #[derive(Debug)]
-pub(crate) struct Joins {
+pub(crate) struct Attestations {
     pub(crate) attestation: Attestation,
     pub(crate) ca: Arc<Ca>,
 }
 
 /// What a node sends first.
-pub(crate) struct JoinRequest {
+pub(crate) struct AttestationRequest {
     /// Which node attestor it is to be judged by.
     pub(crate) attestor: String,
     pub(crate) payload: Secret<Vec<u8>>,
@@ -27,24 +27,24 @@ pub(crate) struct JoinRequest {
     pub(crate) csr: Vec<u8>,
 }
 
-/// A node that joined.
-pub(crate) struct Joined {
+/// An attested agent.
+pub(crate) struct AttestedAgent {
     pub(crate) svid: IssuedX509,
     pub(crate) can_reattest: bool,
 }
 
-impl Joins {
+impl Attestations {
     /// Attests the node at the other end of `transport`, which the attestor may ask what it likes within its budget.
     ///
     /// # Errors
     /// The attestor's refusal; PermissionDenied for a banned node.
-    pub(crate) async fn join(
+    pub(crate) async fn attest(
         &self,
         caller: &Caller,
-        request: JoinRequest,
+        request: AttestationRequest,
         transport: &mut dyn Transport,
-    ) -> Result<Joined, OpError> {
-        let JoinRequest {
+    ) -> Result<AttestedAgent, OpError> {
+        let AttestationRequest {
             attestor,
             payload,
             csr,
@@ -71,6 +71,6 @@ impl Joins {
             .record(attested, svid.serial.clone(), expires_at)
             .await?;
         tracing::info!(agent_id = %id, "Agent attestation request completed");
-        Ok(Joined { svid, can_reattest })
+        Ok(AttestedAgent { svid, can_reattest })
     }
 }

@@ -1,4 +1,4 @@
-//! Join tokens, by which a node joins once.
+//! Join tokens, each of which attests one node.
 
 use std::sync::Arc;
 

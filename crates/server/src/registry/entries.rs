@@ -33,7 +33,7 @@ pub(crate) struct EntryTable {
     pub(super) by_row: BTreeMap<i64, u32>,
     by_id: HashTable<u32>,
     /// By parent, SPIFFE ID and selectors together.
-    by_likeness: HashTable<u32>,
+    by_similarity: HashTable<u32>,
     by_parent: HashTable<Group>,
     by_spiffe_id: HashTable<Group>,
     /// Node aliases (entries whose parent is the server), each under one of its selectors.
@@ -51,7 +51,7 @@ impl EntryTable {
             free: Vec::new(),
             by_row: BTreeMap::new(),
             by_id: HashTable::new(),
-            by_likeness: HashTable::new(),
+            by_similarity: HashTable::new(),
             by_parent: HashTable::new(),
             by_spiffe_id: HashTable::new(),
             aliases: HashMap::new(),
@@ -82,8 +82,8 @@ impl EntryTable {
 
     /// An entry of the same parent, SPIFFE ID and selectors.
     pub(crate) fn similar(&self, entry: &Entry) -> Option<&Arc<Entry>> {
-        let hash = self.likeness(entry);
-        let slot = self.by_likeness.find(hash, |&slot| {
+        let hash = self.similarity(entry);
+        let slot = self.by_similarity.find(hash, |&slot| {
             at(&self.slots, slot).is_some_and(|s| s.entry.is_similar_to(entry))
         })?;
         at(&self.slots, *slot).map(|slot| &slot.entry)
@@ -221,23 +221,23 @@ impl EntryTable {
             slots,
             hasher,
             by_id,
-            by_likeness,
+            by_similarity,
             by_spiffe_id,
             ..
         } = self;
         by_id.reserve(additional, |&slot| {
             at(slots, slot).map_or(0, |s| hasher.hash_one(&*s.entry.id))
         });
-        by_likeness.reserve(additional, |&slot| {
-            at(slots, slot).map_or(0, |s| likeness(hasher, &s.entry))
+        by_similarity.reserve(additional, |&slot| {
+            at(slots, slot).map_or(0, |s| similarity(hasher, &s.entry))
         });
         by_spiffe_id.reserve(half, |group| {
             at(slots, group.first()).map_or(0, |s| hasher.hash_one(s.entry.spiffe_id.as_str()))
         });
     }
 
-    fn likeness(&self, entry: &Entry) -> u64 {
-        likeness(&self.hasher, entry)
+    fn similarity(&self, entry: &Entry) -> u64 {
+        similarity(&self.hasher, entry)
     }
 
     #[expect(
@@ -261,7 +261,7 @@ impl EntryTable {
             hasher,
             by_row,
             by_id,
-            by_likeness,
+            by_similarity,
             by_parent,
             by_spiffe_id,
             aliases,
@@ -278,8 +278,8 @@ impl EntryTable {
         by_id.insert_unique(hasher.hash_one(&*entry.id), slot, |&slot| {
             at(slots, slot).map_or(0, |s| hasher.hash_one(&*s.entry.id))
         });
-        by_likeness.insert_unique(likeness(hasher, entry), slot, |&slot| {
-            at(slots, slot).map_or(0, |s| likeness(hasher, &s.entry))
+        by_similarity.insert_unique(similarity(hasher, entry), slot, |&slot| {
+            at(slots, slot).map_or(0, |s| similarity(hasher, &s.entry))
         });
         let row_of = |slot: u32| at(slots, slot).map_or(i64::MIN, |s| s.row);
         by_parent
@@ -326,7 +326,7 @@ impl EntryTable {
             slots,
             hasher,
             by_row,
-            by_likeness,
+            by_similarity,
             by_parent,
             by_spiffe_id,
             aliases,
@@ -338,7 +338,9 @@ impl EntryTable {
         };
         by_row.remove(row);
         by_expiry.remove(&(entry.expires_at, slot));
-        if let Ok(found) = by_likeness.find_entry(likeness(hasher, entry), |&other| other == slot) {
+        if let Ok(found) =
+            by_similarity.find_entry(similarity(hasher, entry), |&other| other == slot)
+        {
             found.remove();
         }
         let row_of = |slot: u32| at(slots, slot).map_or(i64::MIN, |s| s.row);
@@ -372,7 +374,7 @@ impl EntryTable {
     }
 }
 
-fn likeness(hasher: &RandomState, entry: &Entry) -> u64 {
+fn similarity(hasher: &RandomState, entry: &Entry) -> u64 {
     hasher.hash_one((
         entry.parent_id.as_str(),
         entry.spiffe_id.as_str(),

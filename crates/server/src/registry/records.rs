@@ -50,7 +50,7 @@ pub struct JoinTokenRecord {
     pub digest: String,
     /// Unix seconds.
     pub expires_at: i64,
-    /// Another SPIFFE ID for the node that joins, whose entry its redemption makes.
+    /// An alias SPIFFE ID for the node; redeeming the token creates its entry.
     pub alias: Option<SpiffeId>,
 }
 

@@ -37,14 +37,14 @@ pub(super) enum Touched {
 
 /// Who may be authorized for the entries with a certain parent.
 #[derive(Debug)]
-pub(super) enum Above<'a> {
+pub(super) enum Ancestors<'a> {
     /// The agents among these IDs, and the nodes that have all selectors of one of these aliases.
-    These {
+    Some {
         ids: Vec<&'a SpiffeId>,
         aliases: Vec<&'a Entry>,
     },
     /// The way up was too long to follow to its end.
-    Everyone,
+    All,
 }
 
 impl<'a> Affected<'a> {
@@ -130,14 +130,14 @@ impl<'a> Affected<'a> {
     }
 
     /// Climbs from `parent` to the agents. Expired entries count as ways: the answer serves to take entries back as well.
-    pub(super) fn above<'b>(&'b self, parent: &'b SpiffeId) -> Above<'b> {
+    pub(super) fn ancestors<'b>(&'b self, parent: &'b SpiffeId) -> Ancestors<'b> {
         let (mut ids, mut aliases, mut pending) = (Vec::new(), Vec::new(), vec![parent]);
         while let Some(id) = pending.pop() {
             if ids.contains(&id) {
                 continue;
             }
             if ids.len() >= CLIMB_LIMIT {
-                return Above::Everyone;
+                return Ancestors::All;
             }
             ids.push(id);
             let former = self.former_by_id.get(id).into_iter().flatten().copied();
@@ -150,7 +150,7 @@ impl<'a> Affected<'a> {
                 }
             }
         }
-        Above::These { ids, aliases }
+        Ancestors::Some { ids, aliases }
     }
 }
 

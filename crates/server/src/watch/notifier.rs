@@ -17,7 +17,7 @@ use spiffe::id::SpiffeId;
 use spiffe::selector::SelectorSet;
 use spiffe::trust_domain::TrustDomain;
 
-use super::affected::{Above, Affected, Touched};
+use super::affected::{Affected, Ancestors, Touched};
 use super::subscription::{Pending, Subscription, Subscriptions};
 use crate::registry::{Change, Cursor, Kind, Object, Registry, Snapshot};
 
@@ -297,9 +297,9 @@ fn subscriptions_above(
     let mut add = |(number, subscription): (u64, &Arc<Subscription>)| {
         found.insert(number, Arc::clone(subscription));
     };
-    match affected.above(parent) {
-        Above::Everyone => subscriptions.everyone().for_each(add),
-        Above::These { ids, aliases } => {
+    match affected.ancestors(parent) {
+        Ancestors::All => subscriptions.everyone().for_each(add),
+        Ancestors::Some { ids, aliases } => {
             for id in ids {
                 subscriptions.of_agent(id).for_each(&mut add);
             }

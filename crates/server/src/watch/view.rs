@@ -13,7 +13,7 @@ use spiffe::entry::Entry;
 use spiffe::id::SpiffeId;
 use spiffe::trust_domain::TrustDomain;
 
-use super::affected::{Above, Affected, Touched};
+use super::affected::{Affected, Ancestors, Touched};
 use super::subscription::{Pending, Subscription};
 use crate::registry::{Change, Cursor, Kind, Object, Registry, Snapshot};
 
@@ -159,9 +159,9 @@ impl View {
             if affected.is_alias(entry) {
                 return holds(entry);
             }
-            match affected.above(&entry.parent_id) {
-                Above::Everyone => true,
-                Above::These { ids, aliases } => {
+            match affected.ancestors(&entry.parent_id) {
+                Ancestors::All => true,
+                Ancestors::Some { ids, aliases } => {
                     ids.contains(&&self.agent) || aliases.into_iter().any(holds)
                 }
             }

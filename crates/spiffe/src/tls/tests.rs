@@ -4,7 +4,7 @@ use crate::id::SpiffeId;
 use crate::key::{KeyPair, KeyType};
 use crate::svid::x509::BundleSource;
 use crate::trust_domain::TrustDomain;
-use crate::x509::testing::{Bundles, CLIENT_AUTH, Ca, Mold, NOW, now};
+use crate::x509::testing::{Bundles, CLIENT_AUTH, Ca, CertTemplate, NOW, now};
 use rustls::{ClientConnection, HandshakeKind, ServerConnection};
 use rustls_pki_types::ServerName;
 
@@ -23,16 +23,16 @@ fn clock() -> Arc<dyn Clock> {
     Arc::new(ManualClock::new(now()))
 }
 
-/// A resolver that shows a certificate of `mold` by `ca`.
-fn showing(ca: &Ca, mold: &Mold) -> Arc<CertResolver> {
+/// A resolver that shows a certificate of `template` by `ca`.
+fn showing(ca: &Ca, template: &CertTemplate) -> Arc<CertResolver> {
     let resolver = CertResolver::new();
-    show(&resolver, ca, mold);
+    show(&resolver, ca, template);
     Arc::new(resolver)
 }
 
-fn show(resolver: &CertResolver, ca: &Ca, mold: &Mold) {
+fn show(resolver: &CertResolver, ca: &Ca, template: &CertTemplate) {
     let key = KeyPair::generate(KeyType::EcP256).unwrap();
-    let der = mold.sign(key.public_key(), &ca.subject, &ca.key);
+    let der = template.sign(key.public_key(), &ca.subject, &ca.key);
     resolver.set([der.as_slice()], &key).unwrap();
 }
 
@@ -51,8 +51,8 @@ impl Pair {
         let ca = Ca::root("example.org");
         let bundles: Arc<dyn BundleSource> = Arc::new(Bundles::of(&[("example.org", &[&ca])]));
         Self {
-            server: showing(&ca, &Mold::leaf(SERVER)),
-            client: Some(showing(&ca, &Mold::leaf(CLIENT))),
+            server: showing(&ca, &CertTemplate::leaf(SERVER)),
+            client: Some(showing(&ca, &CertTemplate::leaf(CLIENT))),
             clients: Some(Arc::new(SpiffeClientVerifier::optional(Arc::clone(
                 &bundles,
             )))),
@@ -223,15 +223,15 @@ fn servers_take_only_whom_they_expect() {
 fn sv_05_peers_of_unknown_or_foreign_authorities_are_refused() {
     let mut pair = Pair::new();
     let stranger = Ca::root("example.org");
-    pair.server = showing(&stranger, &Mold::leaf(SERVER));
+    pair.server = showing(&stranger, &CertTemplate::leaf(SERVER));
     assert!(matches!(pair.connect(), Err(Refusal::ByClient(_))));
     let other = Ca::root("other");
-    pair.server = showing(&other, &Mold::leaf("spiffe://other/spire/server"));
+    pair.server = showing(&other, &CertTemplate::leaf("spiffe://other/spire/server"));
     pair.expected = Expected::Any;
     client_refuses(&pair, "UnknownIssuer");
 
     let mut pair = Pair::new();
-    pair.client = Some(showing(&other, &Mold::leaf("spiffe://other/w")));
+    pair.client = Some(showing(&other, &CertTemplate::leaf("spiffe://other/w")));
     server_refuses(&pair, "UnknownIssuer");
 }
 
@@ -251,26 +251,26 @@ fn xs_18_xs_20_expired_and_one_sided_certificates_are_refused() {
     let mut pair = Pair::new();
     pair.server = showing(
         &pair.ca,
-        &Mold {
+        &CertTemplate {
             not_after: NOW - 1,
-            ..Mold::leaf(SERVER)
+            ..CertTemplate::leaf(SERVER)
         },
     );
     client_refuses(&pair, "is not valid after 1699999999 (1 seconds ago)");
     pair.server = showing(
         &pair.ca,
-        &Mold {
+        &CertTemplate {
             not_before: NOW + 7200,
             not_after: NOW + 9000,
-            ..Mold::leaf(SERVER)
+            ..CertTemplate::leaf(SERVER)
         },
     );
     client_refuses(&pair, "(7200 seconds in future)");
     pair.server = showing(
         &pair.ca,
-        &Mold {
+        &CertTemplate {
             extended_key_usage: vec![CLIENT_AUTH],
-            ..Mold::leaf(SERVER)
+            ..CertTemplate::leaf(SERVER)
         },
     );
     client_refuses(&pair, "InvalidPurpose");
@@ -328,7 +328,7 @@ fn a_renewed_certificate_is_shown_to_whoever_connects_next() {
     show(
         &pair.server,
         &pair.ca,
-        &Mold::leaf("spiffe://example.org/renewed"),
+        &CertTemplate::leaf("spiffe://example.org/renewed"),
     );
     let (connection, _) = handshake(&client, &config).unwrap();
     assert_eq!(
@@ -343,7 +343,7 @@ fn a_renewed_certificate_is_shown_to_whoever_connects_next() {
 fn a_certificate_of_another_key_is_not_shown() {
     let pair = Pair::new();
     let stranger = KeyPair::generate(KeyType::EcP256).unwrap();
-    let leaf = pair.ca.issue(&Mold::leaf(SERVER));
+    let leaf = pair.ca.issue(&CertTemplate::leaf(SERVER));
     assert!(matches!(
         pair.server.set([leaf.as_slice()], &stranger),
         Err(ResolverError::Unusable(_))
@@ -364,7 +364,11 @@ fn trust_on_first_use_still_wants_the_right_name_and_its_key() {
             client_config(Arc::new(servers), None, clock(), KeyExchange::default()).unwrap();
         handshake(&Arc::new(config), &pair.server_config()).map(|_| ())
     };
-    show(&pair.server, &Ca::root("example.org"), &Mold::leaf(SERVER));
+    show(
+        &pair.server,
+        &Ca::root("example.org"),
+        &CertTemplate::leaf(SERVER),
+    );
     assert_eq!(connect(Expected::Id(id(SERVER))), Ok(()));
     connect(Expected::Id(id(CLIENT))).unwrap_err();
 }

@@ -21,7 +21,7 @@ pub(crate) fn now() -> SystemTime {
 
 /// What a test certificate will hold.
 #[derive(Clone)]
-pub(crate) struct Mold {
+pub(crate) struct CertTemplate {
     pub(crate) subject: Subject,
     pub(crate) uris: Vec<String>,
     pub(crate) dns_names: Vec<String>,
@@ -39,7 +39,7 @@ pub(crate) struct Mold {
 
 pub(crate) const AUTHORITY: &[u8] = &[0x01, 0x01, 0xff];
 
-impl Mold {
+impl CertTemplate {
     pub(crate) fn leaf(id: &str) -> Self {
         Self {
             subject: Subject::spire(),
@@ -158,36 +158,36 @@ pub(crate) struct Ca {
 
 impl Ca {
     pub(crate) fn root(trust_domain: &str) -> Self {
-        Self::self_signed(&Mold::authority(
+        Self::self_signed(&CertTemplate::authority(
             "root",
             &format!("spiffe://{trust_domain}"),
         ))
     }
 
-    pub(crate) fn self_signed(mold: &Mold) -> Self {
+    pub(crate) fn self_signed(template: &CertTemplate) -> Self {
         let key = KeyPair::generate(KeyType::EcP256).unwrap();
-        let der = mold.sign(key.public_key(), &mold.subject, &key);
+        let der = template.sign(key.public_key(), &template.subject, &key);
         Self {
             key,
-            subject: mold.subject.clone(),
+            subject: template.subject.clone(),
             der,
         }
     }
 
-    pub(crate) fn issue_ca(&self, mold: &Mold) -> Self {
+    pub(crate) fn issue_ca(&self, template: &CertTemplate) -> Self {
         let key = KeyPair::generate(KeyType::EcP256).unwrap();
-        let der = mold.sign(key.public_key(), &self.subject, &self.key);
+        let der = template.sign(key.public_key(), &self.subject, &self.key);
         Self {
             key,
-            subject: mold.subject.clone(),
+            subject: template.subject.clone(),
             der,
         }
     }
 
     /// A certificate for a key nobody needs.
-    pub(crate) fn issue(&self, mold: &Mold) -> Vec<u8> {
+    pub(crate) fn issue(&self, template: &CertTemplate) -> Vec<u8> {
         let key = KeyPair::generate(KeyType::EcP256).unwrap();
-        mold.sign(key.public_key(), &self.subject, &self.key)
+        template.sign(key.public_key(), &self.subject, &self.key)
     }
 
     pub(crate) fn certificate(&self) -> Certificate {

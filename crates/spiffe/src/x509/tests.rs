@@ -1,4 +1,4 @@
-use super::testing::{Ca, Mold, NOW, now};
+use super::testing::{Ca, CertTemplate, NOW, now};
 use super::*;
 use crate::csr::Csr;
 use crate::key::{KeyPair, KeyType, Signer};
@@ -368,8 +368,8 @@ fn remote_signers_sign_the_same_certificates() {
 #[test]
 fn xs_22_malformed_certificates_are_refused() {
     let root = Ca::root("example.org");
-    let mold = Mold::leaf("spiffe://example.org/w");
-    let good = root.issue(&mold);
+    let template = CertTemplate::leaf("spiffe://example.org/w");
+    let good = root.issue(&template);
     let refused = |der: &[u8]| Certificate::from_der(der).unwrap_err();
     assert_eq!(
         refused(&[&good[..], &[0]].concat()),
@@ -389,16 +389,16 @@ fn xs_22_malformed_certificates_are_refused() {
         CertificateError::TooLong
     );
     // Basic constraints and key usage filled with 0xff.
-    let mut broken = mold.clone();
+    let mut broken = template.clone();
     broken.basic_constraints = Some(vec![0xff; 3]);
     assert_eq!(refused(&root.issue(&broken)), CertificateError::Malformed);
-    broken = Mold {
+    broken = CertTemplate {
         key_usage: Some(vec![0xff, 0xff]),
-        ..mold.clone()
+        ..template.clone()
     };
     assert_eq!(refused(&root.issue(&broken)), CertificateError::Malformed);
     // The same extension twice.
-    broken = mold;
+    broken = template;
     broken
         .further
         .push((vec![0x55, 0x1d, 19], true, vec![0x30, 0]));

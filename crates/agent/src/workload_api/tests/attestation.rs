@@ -11,7 +11,7 @@ use super::*;
 
 /// What the attestor does from now on.
 #[derive(Debug, Clone, Copy)]
-enum Mood {
+enum Behavior {
     Says(&'static [&'static str]),
     Fails,
     Hangs,
@@ -20,20 +20,20 @@ enum Mood {
 
 /// An attestor that can be told what to do.
 #[derive(Debug, Clone)]
-struct Told(Arc<Mutex<Mood>>);
+struct ScriptedAttestor(Arc<Mutex<Behavior>>);
 
-impl Told {
-    fn new(mood: Mood) -> Self {
-        Self(Arc::new(Mutex::new(mood)))
+impl ScriptedAttestor {
+    fn new(behavior: Behavior) -> Self {
+        Self(Arc::new(Mutex::new(behavior)))
     }
 
-    fn now(&self, mood: Mood) {
-        *self.0.lock().unwrap() = mood;
+    fn now(&self, behavior: Behavior) {
+        *self.0.lock().unwrap() = behavior;
     }
 }
 
 #[async_trait]
-impl WorkloadAttestor for Told {
+impl WorkloadAttestor for ScriptedAttestor {
     fn name(&self) -> &str {
         "k8s"
     }
@@ -43,16 +43,16 @@ impl WorkloadAttestor for Told {
     }
 
     async fn attest(&self, _peer: &Peer) -> Result<Attested, Error> {
-        let mood = *self.0.lock().unwrap();
-        match mood {
-            Mood::Says(texts) => Ok(texts
+        let behavior = *self.0.lock().unwrap();
+        match behavior {
+            Behavior::Says(texts) => Ok(texts
                 .iter()
                 .map(|text| Selector::parse(text).unwrap())
                 .collect::<Vec<_>>()
                 .into()),
-            Mood::Fails => Err(Error::new("k8s", ErrorKind::Transient, "kubelet is away")),
-            Mood::Hangs => std::future::pending().await,
-            Mood::Refuses => Err(Error::new("k8s", ErrorKind::Denied, "not who connected")),
+            Behavior::Fails => Err(Error::new("k8s", ErrorKind::Transient, "kubelet is away")),
+            Behavior::Hangs => std::future::pending().await,
+            Behavior::Refuses => Err(Error::new("k8s", ErrorKind::Denied, "not who connected")),
         }
     }
 }
@@ -60,10 +60,10 @@ impl WorkloadAttestor for Told {
 const POD: &[&str] = &["k8s:ns:shop", "k8s:pod:web"];
 
 /// A workload with one entry, which an attestor besides `unix` makes it match.
-async fn fixture(attestor: &Told) -> (Fixture, Arc<Entry>) {
-    let f = start(Wish {
+async fn fixture(attestor: &ScriptedAttestor) -> (Fixture, Arc<Entry>) {
+    let f = start(FixtureOptions {
         attestor: Some(Arc::new(attestor.clone())),
-        ..Wish::default()
+        ..FixtureOptions::default()
     })
     .await;
     let made = entry("a", "/a", &["k8s:ns:shop", "k8s:pod:web"]);
@@ -82,13 +82,13 @@ async fn fetch(f: &Fixture) -> Result<Streaming<proto::workload::X509svidRespons
 
 #[tokio::test]
 async fn a_running_workload_is_served_on_while_an_attestor_fails_or_hangs() {
-    let attestor = Told::new(Mood::Says(POD));
+    let attestor = ScriptedAttestor::new(Behavior::Says(POD));
     let (f, entry) = fixture(&attestor).await;
     f.issue(&entry);
     let mut stream = fetch(&f).await.unwrap();
     next(&mut stream).await.unwrap();
-    for mood in [Mood::Fails, Mood::Hangs, Mood::Says(POD)] {
-        attestor.now(mood);
+    for behavior in [Behavior::Fails, Behavior::Hangs, Behavior::Says(POD)] {
+        attestor.now(behavior);
         f.issue(&entry);
         let update = next(&mut stream).await.unwrap();
         assert_eq!(update.svids[0].spiffe_id, entry.spiffe_id.to_string());
@@ -97,18 +97,18 @@ async fn a_running_workload_is_served_on_while_an_attestor_fails_or_hangs() {
 
 #[tokio::test]
 async fn a_running_workload_that_an_attestor_no_longer_knows_is_refused() {
-    let attestor = Told::new(Mood::Says(POD));
+    let attestor = ScriptedAttestor::new(Behavior::Says(POD));
     let (f, entry) = fixture(&attestor).await;
     f.issue(&entry);
-    for mood in [
-        Mood::Says(&["k8s:ns:other"]),
-        Mood::Says(&[]),
-        Mood::Refuses,
+    for behavior in [
+        Behavior::Says(&["k8s:ns:other"]),
+        Behavior::Says(&[]),
+        Behavior::Refuses,
     ] {
-        attestor.now(Mood::Says(POD));
+        attestor.now(Behavior::Says(POD));
         let mut stream = fetch(&f).await.unwrap();
         next(&mut stream).await.unwrap();
-        attestor.now(mood);
+        attestor.now(behavior);
         f.issue(&entry);
         let refused = next(&mut stream).await.unwrap_err();
         assert_eq!(refused.code(), Code::PermissionDenied);
@@ -118,14 +118,14 @@ async fn a_running_workload_that_an_attestor_no_longer_knows_is_refused() {
 
 #[tokio::test]
 async fn a_new_workload_is_not_refused_for_what_an_attestor_could_not_say() {
-    let attestor = Told::new(Mood::Fails);
+    let attestor = ScriptedAttestor::new(Behavior::Fails);
     let (f, entry) = fixture(&attestor).await;
     f.issue(&entry);
     // What it does say counts.
-    attestor.now(Mood::Says(&["k8s:ns:other"]));
+    attestor.now(Behavior::Says(&["k8s:ns:other"]));
     assert_eq!(fetch(&f).await.unwrap_err().code(), Code::PermissionDenied);
-    for mood in [Mood::Fails, Mood::Hangs] {
-        attestor.now(mood);
+    for behavior in [Behavior::Fails, Behavior::Hangs] {
+        attestor.now(behavior);
         let mut client = f.client().await;
         let jwt = JwtsvidRequest {
             audience: vec!["x".into()],
@@ -154,7 +154,7 @@ async fn a_new_workload_is_not_refused_for_what_an_attestor_could_not_say() {
 
 #[tokio::test]
 async fn what_is_known_of_a_new_workload_is_enough_when_it_matches() {
-    let attestor = Told::new(Mood::Fails);
+    let attestor = ScriptedAttestor::new(Behavior::Fails);
     let (f, _) = fixture(&attestor).await;
     let own = f.entry("b", "/b");
     f.issue(&own);
@@ -166,7 +166,7 @@ async fn what_is_known_of_a_new_workload_is_enough_when_it_matches() {
 
 #[tokio::test]
 async fn a_workload_that_had_to_wait_is_looked_at_again_before_its_first_svid() {
-    let attestor = Told::new(Mood::Says(POD));
+    let attestor = ScriptedAttestor::new(Behavior::Says(POD));
     let (f, entry) = fixture(&attestor).await;
     let mut client = f.client().await;
     // Nothing is issued yet: the call waits.
@@ -175,7 +175,7 @@ async fn a_workload_that_had_to_wait_is_looked_at_again_before_its_first_svid() 
     while f.context.gate.cache.take_wanted(10).is_empty() {
         tokio::task::yield_now().await;
     }
-    attestor.now(Mood::Says(&["k8s:ns:other"]));
+    attestor.now(Behavior::Says(&["k8s:ns:other"]));
     f.issue(&entry);
     let refused = tokio::time::timeout(LONG, waiting)
         .await

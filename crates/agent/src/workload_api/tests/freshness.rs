@@ -59,19 +59,19 @@ impl Fixture {
     }
 
     async fn token_for_x(&self) -> Result<String, Status> {
-        let wish = JwtsvidRequest {
+        let options = JwtsvidRequest {
             audience: vec!["x".into()],
             spiffe_id: String::new(),
         };
         let mut client = self.client().await;
-        let answer = client.fetch_jwtsvid(request(wish)).await?;
+        let answer = client.fetch_jwtsvid(request(options)).await?;
         Ok(answer.into_inner().svids[0].svid.clone())
     }
 }
 
 #[tokio::test]
 async fn after_a_change_of_the_entry_a_fetch_gets_the_new_certificate_only() {
-    let f = start(Wish::default()).await;
+    let f = start(FixtureOptions::default()).await;
     f.connected();
     let (_, before) = f.stale();
     let issue = async {
@@ -85,7 +85,7 @@ async fn after_a_change_of_the_entry_a_fetch_gets_the_new_certificate_only() {
 
 #[tokio::test]
 async fn what_is_stale_is_given_out_when_nothing_newer_comes_in_time() {
-    let f = start(Wish::default()).await;
+    let f = start(FixtureOptions::default()).await;
     f.connected();
     let (_, before) = f.stale();
     assert_eq!(f.fetch().await, before);
@@ -93,7 +93,7 @@ async fn what_is_stale_is_given_out_when_nothing_newer_comes_in_time() {
 
 #[tokio::test]
 async fn what_is_stale_is_given_out_at_once_when_the_server_refuses_or_is_away() {
-    let f = start(Wish::default()).await;
+    let f = start(FixtureOptions::default()).await;
     f.connected();
     let (_, before) = f.stale();
     let refuse = async {
@@ -109,7 +109,7 @@ async fn what_is_stale_is_given_out_at_once_when_the_server_refuses_or_is_away()
 
 #[tokio::test]
 async fn an_identity_that_the_server_refuses_does_not_hold_up_the_others() {
-    let f = start(Wish::default()).await;
+    let f = start(FixtureOptions::default()).await;
     f.connected();
     let made = f.entry("a", "/a");
     f.entry("b", "/b");
@@ -133,7 +133,7 @@ async fn an_identity_that_the_server_refuses_does_not_hold_up_the_others() {
 
 #[tokio::test]
 async fn with_a_server_that_hangs_the_cached_token_comes_and_its_renewal_goes_on() {
-    let f = start(Wish::default()).await;
+    let f = start(FixtureOptions::default()).await;
     let mut requests = f.hanging_server();
     let made = f.entry("a", "/a");
     f.aging_token(&made);
@@ -154,7 +154,7 @@ fn fresh_token() -> Arc<JwtToken> {
 
 #[tokio::test]
 async fn a_server_that_answers_renews_an_aging_token_for_its_caller() {
-    let f = start(Wish::default()).await;
+    let f = start(FixtureOptions::default()).await;
     let mut requests = f.hanging_server();
     let made = f.entry("a", "/a");
     f.aging_token(&made);
@@ -168,9 +168,9 @@ async fn a_server_that_answers_renews_an_aging_token_for_its_caller() {
 
 #[tokio::test]
 async fn a_caller_waits_as_long_as_the_operator_says_for_the_renewal_of_an_aging_token() {
-    let f = start(Wish {
+    let f = start(FixtureOptions {
         jwt_svid_cache_hit_timeout: Some(LONG),
-        ..Wish::default()
+        ..FixtureOptions::default()
     })
     .await;
     let mut requests = f.hanging_server();
@@ -188,7 +188,7 @@ async fn a_caller_waits_as_long_as_the_operator_says_for_the_renewal_of_an_aging
 
 #[tokio::test]
 async fn a_token_whose_entry_is_withdrawn_while_it_is_issued_is_not_delivered() {
-    let f = start(Wish::default()).await;
+    let f = start(FixtureOptions::default()).await;
     let mut requests = f.hanging_server();
     f.entry("a", "/a");
     let answer = async {
@@ -211,11 +211,11 @@ async fn a_token_whose_entry_is_withdrawn_while_it_is_issued_is_not_delivered() 
         }
     };
     let mut client = f.client().await;
-    let wish = JwtsvidRequest {
+    let options = JwtsvidRequest {
         audience: vec!["x".into()],
         spiffe_id: String::new(),
     };
-    let (got, ()) = tokio::join!(client.fetch_jwtsvid(request(wish)), answer);
+    let (got, ()) = tokio::join!(client.fetch_jwtsvid(request(options)), answer);
     let svids = got.unwrap().into_inner().svids;
     assert_eq!(svids.len(), 1);
     assert_eq!(svids[0].spiffe_id, "spiffe://example.org/b");
@@ -223,7 +223,7 @@ async fn a_token_whose_entry_is_withdrawn_while_it_is_issued_is_not_delivered() 
 
 #[tokio::test]
 async fn a_workload_learns_the_code_and_the_reason_of_a_server_without_jwt_svids() {
-    let f = start(Wish::default()).await;
+    let f = start(FixtureOptions::default()).await;
     let mut requests = f.hanging_server();
     f.entry("a", "/a");
     for (error, code) in [

@@ -4,7 +4,7 @@ use super::*;
 
 #[tokio::test]
 async fn wa_09_and_wa_23_malformed_jwt_requests_are_invalid_and_foreign_ids_denied() {
-    let f = start(Wish::default()).await;
+    let f = start(FixtureOptions::default()).await;
     f.entry("a", "/a");
     let mut client = f.client().await;
     let mut fetch = async |audience: &[&str], spiffe_id: &str| {
@@ -29,7 +29,7 @@ async fn wa_09_and_wa_23_malformed_jwt_requests_are_invalid_and_foreign_ids_deni
 
 #[tokio::test]
 async fn wa_22_one_token_for_each_identity_or_the_one_asked_for() {
-    let f = start(Wish::default()).await;
+    let f = start(FixtureOptions::default()).await;
     for (entry_id, path) in [("a", "/a"), ("b", "/b"), ("c", "/c")] {
         let made = f.entry(entry_id, path);
         let key = crate::cache::jwt::JwtKey::new(&id(path), &["y".into(), "x".into()]);
@@ -69,7 +69,7 @@ async fn wa_22_one_token_for_each_identity_or_the_one_asked_for() {
 
 #[tokio::test]
 async fn wa_26_validated_claims_come_back_with_aud_as_a_list() {
-    let f = start(Wish::default()).await;
+    let f = start(FixtureOptions::default()).await;
     f.entry("a", "/a");
     let token = f.token(&id("/peer"), &["me"], "k1");
     let answer = f
@@ -95,7 +95,7 @@ async fn wa_26_validated_claims_come_back_with_aud_as_a_list() {
 
 #[tokio::test]
 async fn wa_26_claims_of_foreign_tokens_are_filtered() {
-    let f = start(Wish::default()).await;
+    let f = start(FixtureOptions::default()).await;
     let foreign = TrustDomain::parse("other.test").unwrap();
     let mut federated = Entry::clone(&entry("a", "/a", &[&own_uid()]));
     federated.federates_with = vec![foreign.clone()];
@@ -149,7 +149,7 @@ async fn wa_26_claims_of_foreign_tokens_are_filtered() {
 
 #[tokio::test]
 async fn wa_25_bad_tokens_and_missing_fields_are_invalid_arguments() {
-    let f = start(Wish::default()).await;
+    let f = start(FixtureOptions::default()).await;
     f.entry("a", "/a");
     let good = f.token(&id("/peer"), &["me"], "k1");
     let mut client = f.client().await;

@@ -8,7 +8,7 @@ use crate::channel::tests::{tls_server, untrusted_tls_server};
 const LONG: Duration = Duration::from_secs(20);
 
 /// So short that no test waits for what does not come; the address that is well stands last and has all the time.
-const QUICK: Turns = Turns {
+const QUICK: AttemptDelays = AttemptDelays {
     connection: Duration::from_millis(20),
     handshake: Duration::from_millis(50),
 };

@@ -23,7 +23,7 @@ use crate::api::request_body::BODY_TIMEOUT;
 use crate::api::wire;
 use crate::caller::Caller;
 use crate::error::{Kind, OpError, failed, refused};
-use crate::ops::attestations::{JoinRequest, Joins};
+use crate::ops::attestations::{AttestationRequest, Attestations};
 
 type Step = attest_agent_response::Step;
 
@@ -31,7 +31,7 @@ type Step = attest_agent_response::Step;
 pub(super) async fn begin(
     caller: Caller,
     mut requests: Streaming<AttestAgentRequest>,
-    joins: Arc<Joins>,
+    attestations: Arc<Attestations>,
 ) -> Result<Answers, OpError> {
     let request = first(&mut requests).await?;
     let (challenges, mut answers) = mpsc::channel(1);
@@ -41,11 +41,11 @@ pub(super) async fn begin(
             challenges: challenges.clone(),
             requests,
         };
-        let joined = joins.join(&caller, request, &mut transport).await;
-        let last = joined.map(|joined| {
+        let attested = attestations.attest(&caller, request, &mut transport).await;
+        let last = attested.map(|attested| {
             Step::Result(attest_agent_response::Result {
-                svid: Some(wire::x509_svid(&joined.svid)),
-                reattestable: joined.can_reattest,
+                svid: Some(wire::x509_svid(&attested.svid)),
+                reattestable: attested.can_reattest,
             })
         });
         // A node that went away is not answered; what it was issued was recorded.
@@ -64,7 +64,9 @@ pub(super) async fn begin(
     })
 }
 
-async fn first(requests: &mut Streaming<AttestAgentRequest>) -> Result<JoinRequest, OpError> {
+async fn first(
+    requests: &mut Streaming<AttestAgentRequest>,
+) -> Result<AttestationRequest, OpError> {
     const FAILED: &str = "failed to receive request from stream";
     let received = tokio::time::timeout(BODY_TIMEOUT, requests.message())
         .await
@@ -77,11 +79,11 @@ async fn first(requests: &mut Streaming<AttestAgentRequest>) -> Result<JoinReque
         })?
         .map_err(|error| failed(Kind::InvalidArgument, FAILED, error.message()))?;
     let request = received.ok_or_else(|| failed(Kind::InvalidArgument, FAILED, "EOF"))?;
-    join_request(request)
+    attestation_request(request)
         .map_err(|missing| failed(Kind::InvalidArgument, "malformed param", missing))
 }
 
-fn join_request(request: AttestAgentRequest) -> Result<JoinRequest, &'static str> {
+fn attestation_request(request: AttestAgentRequest) -> Result<AttestationRequest, &'static str> {
     let Some(attest_agent_request::Step::Params(params)) = request.step else {
         return Err("missing params");
     };
@@ -96,7 +98,7 @@ fn join_request(request: AttestAgentRequest) -> Result<JoinRequest, &'static str
     if data.payload.is_empty() {
         return Err("missing attestation data payload");
     }
-    Ok(JoinRequest {
+    Ok(AttestationRequest {
         attestor: data.r#type,
         payload: Secret::new(data.payload),
         csr: svid.csr,

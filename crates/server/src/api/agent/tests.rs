@@ -26,7 +26,7 @@ fn new_csr() -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn joins_a_node_once_per_token() {
+async fn a_token_attests_a_node_once() {
     let server = TestServer::start().await;
     let token = server.token().await;
     let node = server.attest(&token).await.unwrap();

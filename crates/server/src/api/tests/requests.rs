@@ -13,7 +13,7 @@ fn key() -> Vec<u8> {
     csr(&KeyPair::generate(KeyType::EcP256).unwrap())
 }
 
-impl World {
+impl Fixture {
     /// A request that the method grants.
     pub(super) async fn granted(&self, row: &Row) -> Bytes {
         let (service, method) = row.names();

@@ -159,9 +159,9 @@ async fn a_change_names_the_object_before_and_after(subject: Subject) {
 }
 
 /// Numbers that are the same in every run (SplitMix64).
-struct Dice(u64);
+struct Rng(u64);
 
-impl Dice {
+impl Rng {
     fn roll(&mut self, sides: u64) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
@@ -172,33 +172,33 @@ impl Dice {
 }
 
 /// Does something, allowed or not. Small ranges make the operations meet.
-async fn act(datastore: &Datastore, dice: &mut Dice) {
+async fn act(datastore: &Datastore, rng: &mut Rng) {
     let registry = Arc::clone(datastore.registry());
     let listed = registry
         .entries(&EntryFilter::default(), &Page::default())
         .unwrap()
         .items;
-    let any = |dice: &mut Dice| {
-        let place = dice.roll(listed.len().max(1) as u64);
+    let any = |rng: &mut Rng| {
+        let place = rng.roll(listed.len().max(1) as u64);
         listed
             .get(usize::try_from(place).unwrap())
             .map_or("absent".to_owned(), |entry| entry.id.to_string())
     };
-    let node = format!("/spire/agent/{}", dice.roll(4));
-    let foreign = td(["one.org", "two.org"][usize::try_from(dice.roll(2)).unwrap()]);
-    match dice.roll(12) {
+    let node = format!("/spire/agent/{}", rng.roll(4));
+    let foreign = td(["one.org", "two.org"][usize::try_from(rng.roll(2)).unwrap()]);
+    match rng.roll(12) {
         0..=3 => {
-            let batch = (0..=dice.roll(3)).map(|_| Entry {
-                federates_with: if dice.roll(3) == 0 {
+            let batch = (0..=rng.roll(3)).map(|_| Entry {
+                federates_with: if rng.roll(3) == 0 {
                     vec![foreign.clone()]
                 } else {
                     Vec::new()
                 },
-                expires_at: if dice.roll(5) == 0 { NOW - 1 } else { 0 },
+                expires_at: if rng.roll(5) == 0 { NOW - 1 } else { 0 },
                 ..entry(
                     &node,
-                    &format!("/{}", dice.roll(8)),
-                    &[["a:1", "a:2"][usize::try_from(dice.roll(2)).unwrap()]],
+                    &format!("/{}", rng.roll(8)),
+                    &[["a:1", "a:2"][usize::try_from(rng.roll(2)).unwrap()]],
                 )
             });
             let batch = batch.collect();
@@ -206,16 +206,16 @@ async fn act(datastore: &Datastore, dice: &mut Dice) {
         }
         4 | 5 => {
             let patch = EntryPatch {
-                id: any(dice),
-                parent_id: (dice.roll(2) == 0).then(|| id(&node)),
-                selectors: (dice.roll(2) == 0).then(|| selectors(&["a:3"])),
+                id: any(rng),
+                parent_id: (rng.roll(2) == 0).then(|| id(&node)),
+                selectors: (rng.roll(2) == 0).then(|| selectors(&["a:3"])),
                 ..EntryPatch::default()
             };
             drop(datastore.update_entries(vec![patch]).await.unwrap());
         }
         6 => drop(
             datastore
-                .delete_entries(vec![any(dice), any(dice)])
+                .delete_entries(vec![any(rng), any(rng)])
                 .await
                 .unwrap(),
         ),
@@ -236,11 +236,11 @@ async fn act(datastore: &Datastore, dice: &mut Dice) {
             ];
             drop(
                 datastore
-                    .delete_bundle(&foreign, mode[usize::try_from(dice.roll(3)).unwrap()])
+                    .delete_bundle(&foreign, mode[usize::try_from(rng.roll(3)).unwrap()])
                     .await,
             );
             let token = JoinToken {
-                token: format!("t{}", dice.roll(4)),
+                token: format!("t{}", rng.roll(4)),
                 expires_at: NOW,
                 alias: None,
             };
@@ -256,10 +256,10 @@ async fn a_follower_equals_a_fresh_load(subject: Subject) {
     let (first, first_registry) = subject.open().await;
     let (second, second_registry) = subject.open().await;
     for seed in 0..SEEDS {
-        let mut dice = Dice(0x00c0_ffee ^ (seed << 32));
+        let mut rng = Rng(0x00c0_ffee ^ (seed << 32));
         for step in 1..=30 {
-            let writer = if dice.roll(3) == 0 { &second } else { &first };
-            act(writer, &mut dice).await;
+            let writer = if rng.roll(3) == 0 { &second } else { &first };
+            act(writer, &mut rng).await;
             if step % 10 == 0 {
                 let note = u8::try_from(seed).unwrap();
                 // A write of its own brings each follower to the end.

@@ -133,7 +133,7 @@ async fn a_writer_recognises_a_lost_history_before_it_writes(subject: Subject) {
 async fn a_database_of_the_first_schema_goes_on(subject: Subject) {
     subject.sql(subject.first_schema()).await;
     let body = r#"{"spiffe_id":"spiffe://example.org/web","parent_id":"spiffe://example.org/spire/agent/x","selectors":["a:1"]}"#;
-    let likeness = if subject.path().is_some() {
+    let similarity = if subject.path().is_some() {
         ["", ""]
     } else {
         [", likeness", ", 'l'"]
@@ -144,7 +144,7 @@ async fn a_database_of_the_first_schema_goes_on(subject: Subject) {
              ('trust_domain', 'example.org'), ('epoch', 'e'); \
              UPDATE revision SET revision = 7; INSERT INTO changes VALUES (7, 'entries', 'k'); \
              INSERT INTO entries (row_number, key, revision, body{}) VALUES (1, 'k', 7, '{body}'{})",
-            likeness[0], likeness[1]
+            similarity[0], similarity[1]
         ))
         .await;
     let (first, first_registry) = subject.open().await;

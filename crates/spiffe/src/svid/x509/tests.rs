@@ -1,40 +1,40 @@
 use super::*;
 use crate::x509::Subject;
-use crate::x509::testing::{Bundles, CLIENT_AUTH, Ca, Mold, NOW, SERVER_AUTH, now};
+use crate::x509::testing::{Bundles, CLIENT_AUTH, Ca, CertTemplate, NOW, SERVER_AUTH, now};
 
 const ID: &str = "spiffe://example.org/w";
 
-fn mold() -> Mold {
-    Mold::leaf(ID)
+fn template() -> CertTemplate {
+    CertTemplate::leaf(ID)
 }
 
-/// Verifies a leaf of `mold` under a fresh root of example.org.
-fn outcome(mold: &Mold) -> Result<VerifiedX509Svid, X509SvidError> {
+/// Verifies a leaf of `template` under a fresh root of example.org.
+fn outcome(template: &CertTemplate) -> Result<VerifiedX509Svid, X509SvidError> {
     let root = Ca::root("example.org");
     verify_svid(
-        &[&root.issue(mold)],
+        &[&root.issue(template)],
         &Bundles::of(&[("example.org", &[&root])]),
         now(),
     )
 }
 
 #[track_caller]
-fn refuses(mold: &Mold, reason: &X509SvidError) {
-    assert_eq!(&outcome(mold).unwrap_err(), reason);
+fn refuses(template: &CertTemplate, reason: &X509SvidError) {
+    assert_eq!(&outcome(template).unwrap_err(), reason);
 }
 
 #[test]
 fn accepts_a_plain_leaf_and_says_who_it_is() {
-    let verified = outcome(&mold()).unwrap();
+    let verified = outcome(&template()).unwrap();
     assert_eq!(verified.id.as_str(), ID);
     assert_eq!(verified.leaf.uris(), [ID]);
 }
 
 #[test]
 fn xs_01_exactly_one_uri_of_whatever_scheme() {
-    let with = |uris: &[&str]| Mold {
+    let with = |uris: &[&str]| CertTemplate {
         uris: uris.iter().map(|uri| (*uri).to_owned()).collect(),
-        ..mold()
+        ..template()
     };
     refuses(&with(&[]), &X509SvidError::UriCount(0));
     refuses(
@@ -55,7 +55,7 @@ fn xs_01_exactly_one_uri_of_whatever_scheme() {
         &X509SvidError::Id(IdError::WrongScheme),
     );
     refuses(
-        &Mold {
+        &CertTemplate {
             dns_names: vec!["a.example".into()],
             ..with(&[])
         },
@@ -66,9 +66,9 @@ fn xs_01_exactly_one_uri_of_whatever_scheme() {
 #[test]
 fn xs_02_other_names_in_any_number_are_fine() {
     let dns_names = vec!["a.example".into(), "b.example".into()];
-    outcome(&Mold {
+    outcome(&CertTemplate {
         dns_names,
-        ..mold()
+        ..template()
     })
     .unwrap();
 }
@@ -76,7 +76,7 @@ fn xs_02_other_names_in_any_number_are_fine() {
 #[test]
 fn xs_03_leaf_without_a_path_is_refused() {
     refuses(
-        &Mold::leaf("spiffe://example.org"),
+        &CertTemplate::leaf("spiffe://example.org"),
         &X509SvidError::IdWithoutPath,
     );
 }
@@ -84,10 +84,10 @@ fn xs_03_leaf_without_a_path_is_refused() {
 #[test]
 fn xs_04_empty_subject_is_accepted_with_or_without_critical_names() {
     for san_critical in [false, true] {
-        outcome(&Mold {
+        outcome(&CertTemplate {
             subject: Subject::default(),
             san_critical,
-            ..mold()
+            ..template()
         })
         .unwrap();
     }
@@ -101,7 +101,7 @@ fn xs_09_authorities_never_authenticate() {
         verify_svid(&[&root.der], &bundles, now()).unwrap_err(),
         X509SvidError::LeafIsAuthority
     );
-    let pathy = Ca::self_signed(&Mold::authority("x", ID));
+    let pathy = Ca::self_signed(&CertTemplate::authority("x", ID));
     let bundles = Bundles::of(&[("example.org", &[&pathy])]);
     assert_eq!(
         verify_svid(&[&pathy.der], &bundles, now()).unwrap_err(),
@@ -113,24 +113,24 @@ fn xs_09_authorities_never_authenticate() {
 fn xs_10_authority_leaf_is_refused_and_absent_basic_constraints_mean_no_authority() {
     let authority = Some(crate::x509::testing::AUTHORITY.to_vec());
     refuses(
-        &Mold {
+        &CertTemplate {
             basic_constraints: authority,
-            ..mold()
+            ..template()
         },
         &X509SvidError::LeafIsAuthority,
     );
-    outcome(&Mold {
+    outcome(&CertTemplate {
         basic_constraints: None,
-        ..mold()
+        ..template()
     })
     .unwrap();
 }
 
 #[test]
 fn xs_15_xs_16_leaf_key_usage() {
-    let with = |bits: &[u8]| Mold {
+    let with = |bits: &[u8]| CertTemplate {
         key_usage: Some(bits.to_vec()),
-        ..mold()
+        ..template()
     };
     refuses(&with(&[2, 0x84]), &X509SvidError::LeafSignsCertificates);
     refuses(&with(&[1, 0x82]), &X509SvidError::LeafSignsCrls);
@@ -139,9 +139,9 @@ fn xs_15_xs_16_leaf_key_usage() {
         &X509SvidError::LeafWithoutDigitalSignature,
     );
     refuses(
-        &Mold {
+        &CertTemplate {
             key_usage: None,
-            ..mold()
+            ..template()
         },
         &X509SvidError::LeafWithoutDigitalSignature,
     );
@@ -154,9 +154,9 @@ fn xs_18_one_sided_purpose_serves_that_side_only() {
     let root = Ca::root("example.org");
     let bundles = Bundles::of(&[("example.org", &[&root])]);
     let verify = |purpose, usage: Vec<&'static [u8]>| {
-        let leaf = root.issue(&Mold {
+        let leaf = root.issue(&CertTemplate {
             extended_key_usage: usage,
-            ..mold()
+            ..template()
         });
         verify_svid_for(purpose, &[&leaf], &bundles, now()).map(|_| ())
     };
@@ -177,69 +177,69 @@ fn xs_18_one_sided_purpose_serves_that_side_only() {
 fn xs_20_time_signature_issuer_and_unknown_critical_extensions() {
     let path = |fault| X509SvidError::Path(fault);
     refuses(
-        &Mold {
+        &CertTemplate {
             not_before: NOW - 100,
             not_after: NOW - 1,
-            ..mold()
+            ..template()
         },
         &path(PathError::Expired),
     );
     refuses(
-        &Mold {
+        &CertTemplate {
             not_before: NOW + 1,
-            ..mold()
+            ..template()
         },
         &path(PathError::NotYetValid),
     );
-    let mut unknown = mold();
+    let mut unknown = template();
     unknown.further.push((vec![0x2a, 3, 4], true, vec![5, 0]));
     refuses(&unknown, &path(PathError::CriticalExtension));
-    let mut known = mold();
+    let mut known = template();
     known.further.push((vec![0x2a, 3, 4], false, vec![5, 0]));
     outcome(&known).unwrap();
 
     let (root, other) = (Ca::root("example.org"), Ca::root("example.org"));
     let bundles = Bundles::of(&[("example.org", &[&root])]);
-    let foreign = verify_svid(&[&other.issue(&mold())], &bundles, now()).unwrap_err();
+    let foreign = verify_svid(&[&other.issue(&template())], &bundles, now()).unwrap_err();
     assert!(matches!(
         foreign,
         X509SvidError::Path(PathError::BadSignature | PathError::UnknownIssuer)
     ));
-    let stranger = Ca::self_signed(&Mold::authority("stranger", "spiffe://example.org"));
-    let foreign = verify_svid(&[&stranger.issue(&mold())], &bundles, now()).unwrap_err();
+    let stranger = Ca::self_signed(&CertTemplate::authority("stranger", "spiffe://example.org"));
+    let foreign = verify_svid(&[&stranger.issue(&template())], &bundles, now()).unwrap_err();
     assert_eq!(foreign, path(PathError::UnknownIssuer));
-    let mut touched = root.issue(&mold());
+    let mut touched = root.issue(&template());
     *touched.last_mut().unwrap() ^= 1;
     verify_svid(&[&touched], &bundles, now()).unwrap_err();
-    let expired = Ca::self_signed(&Mold {
+    let expired = Ca::self_signed(&CertTemplate {
         not_after: NOW - 1,
-        ..Mold::authority("r", "spiffe://example.org")
+        ..CertTemplate::authority("r", "spiffe://example.org")
     });
     let bundles = Bundles::of(&[("example.org", &[&expired])]);
-    let fault = verify_svid(&[&expired.issue(&mold())], &bundles, now()).unwrap_err();
+    let fault = verify_svid(&[&expired.issue(&template())], &bundles, now()).unwrap_err();
     assert_eq!(fault, path(PathError::Expired));
 }
 
 #[test]
 fn xs_21_each_leaf_rule_has_its_own_refusal() {
     let refusals = [
-        outcome(&Mold {
+        outcome(&CertTemplate {
             basic_constraints: Some(crate::x509::testing::AUTHORITY.to_vec()),
-            ..mold()
+            ..template()
         }),
-        outcome(&Mold {
+        outcome(&CertTemplate {
             key_usage: Some(vec![2, 0x84]),
-            ..mold()
+            ..template()
         }),
-        outcome(&Mold {
+        outcome(&CertTemplate {
             key_usage: Some(vec![1, 0x82]),
-            ..mold()
+            ..template()
         }),
-        outcome(&Mold::leaf("https://example.org/w")),
-        outcome(&Mold::leaf("spiffe://example.org")),
-        outcome(&Mold {
+        outcome(&CertTemplate::leaf("https://example.org/w")),
+        outcome(&CertTemplate::leaf("spiffe://example.org")),
+        outcome(&CertTemplate {
             uris: vec![ID.into(), ID.into()],
-            ..mold()
+            ..template()
         }),
     ];
     let texts: std::collections::BTreeSet<String> = refusals
@@ -253,18 +253,23 @@ fn xs_21_each_leaf_rule_has_its_own_refusal() {
 fn sv_05_fd_22_only_authorities_of_the_leafs_own_trust_domain_count() {
     let (a, b) = (Ca::root("a"), Ca::root("b"));
     let bundles = Bundles::of(&[("a", &[&a]), ("b", &[&b])]);
-    let leaf = b.issue(&Mold::leaf("spiffe://a/w"));
+    let leaf = b.issue(&CertTemplate::leaf("spiffe://a/w"));
     assert!(matches!(
         verify_svid(&[&leaf], &bundles, now()),
         Err(X509SvidError::Path(_))
     ));
-    verify_svid(&[&a.issue(&Mold::leaf("spiffe://a/w"))], &bundles, now()).unwrap();
+    verify_svid(
+        &[&a.issue(&CertTemplate::leaf("spiffe://a/w"))],
+        &bundles,
+        now(),
+    )
+    .unwrap();
 }
 
 #[test]
 fn wa_11_xs_27_without_bundle_or_authorities_nobody_is_believed() {
     let root = Ca::root("example.org");
-    let leaf = root.issue(&mold());
+    let leaf = root.issue(&template());
     let none = verify_svid(&[&leaf], &Bundles::default(), now()).unwrap_err();
     assert_eq!(none, X509SvidError::NoBundle("example.org".into()));
     let empty = verify_svid(&[&leaf], &Bundles::of(&[("example.org", &[])]), now()).unwrap_err();
@@ -278,7 +283,7 @@ fn wa_11_xs_27_without_bundle_or_authorities_nobody_is_believed() {
 #[test]
 fn chains_are_bounded_and_their_certificates_must_parse() {
     let root = Ca::root("example.org");
-    let leaf = root.issue(&mold());
+    let leaf = root.issue(&template());
     let bundles = Bundles::of(&[("example.org", &[&root])]);
     let long: Vec<&[u8]> = vec![&leaf; 17];
     assert_eq!(
@@ -302,25 +307,25 @@ fn chains_are_bounded_and_their_certificates_must_parse() {
 #[test]
 fn own_chains_are_checked_on_loading() {
     let root = Ca::root("example.org");
-    let middle = root.issue_ca(&Mold::authority("middle", "spiffe://example.org"));
-    let leaf = middle.issue(&mold());
+    let middle = root.issue_ca(&CertTemplate::authority("middle", "spiffe://example.org"));
+    let leaf = middle.issue(&template());
     let svid = X509Svid::parse(&[&leaf, &middle.der]).unwrap();
     assert_eq!((svid.id().as_str(), svid.chain().len()), (ID, 2));
     assert_eq!(
         X509Svid::parse_concatenated(&[&leaf[..], &middle.der].concat()).unwrap(),
         svid
     );
-    let not_ca = root.issue_ca(&Mold {
+    let not_ca = root.issue_ca(&CertTemplate {
         basic_constraints: Some(vec![]),
-        ..Mold::authority("m", "spiffe://example.org")
+        ..CertTemplate::authority("m", "spiffe://example.org")
     });
     assert_eq!(
         X509Svid::parse(&[&leaf, &not_ca.der]).unwrap_err(),
         X509SvidError::Intermediate { at: 1 }
     );
-    let no_sign = root.issue_ca(&Mold {
+    let no_sign = root.issue_ca(&CertTemplate {
         key_usage: Some(vec![7, 0x80]),
-        ..Mold::authority("m", "spiffe://example.org")
+        ..CertTemplate::authority("m", "spiffe://example.org")
     });
     assert_eq!(
         X509Svid::parse(&[&leaf, &no_sign.der]).unwrap_err(),

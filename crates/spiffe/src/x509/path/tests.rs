@@ -1,17 +1,17 @@
 use super::*;
 use crate::svid::x509::{X509SvidError, verify_svid};
-use crate::x509::testing::{Bundles, Ca, Mold, NOW, now};
+use crate::x509::testing::{Bundles, Ca, CertTemplate, NOW, now};
 
 const URI: u8 = 0x86;
 const DNS: u8 = 0x82;
 const EMAIL: u8 = 0x81;
 
-fn authority(name: &str) -> Mold {
-    Mold::authority(name, "spiffe://example.org")
+fn authority(name: &str) -> CertTemplate {
+    CertTemplate::authority(name, "spiffe://example.org")
 }
 
-fn leaf() -> Mold {
-    Mold::leaf("spiffe://example.org/w")
+fn leaf() -> CertTemplate {
+    CertTemplate::leaf("spiffe://example.org/w")
 }
 
 /// Verifies `leaf` and then `chain` under `root`.
@@ -62,40 +62,40 @@ fn xs_11_path_length_is_enforced_on_roots_and_intermediates() {
 #[test]
 fn xs_05_xs_20_intermediates_must_be_authorities_valid_and_allowed_to_sign() {
     let root = Ca::root("example.org");
-    let refused = |mold: Mold| {
-        let middle = root.issue_ca(&mold);
+    let refused = |template: CertTemplate| {
+        let middle = root.issue_ca(&template);
         verify_under(&root, &middle.issue(&leaf()), &[&middle]).unwrap_err()
     };
     assert_eq!(
-        refused(Mold {
+        refused(CertTemplate {
             basic_constraints: Some(vec![]),
             ..authority("m")
         }),
         PathError::NotAuthority
     );
     assert_eq!(
-        refused(Mold {
+        refused(CertTemplate {
             basic_constraints: None,
             ..authority("m")
         }),
         PathError::NotAuthority
     );
     assert_eq!(
-        refused(Mold {
+        refused(CertTemplate {
             key_usage: Some(vec![7, 0x80]),
             ..authority("m")
         }),
         PathError::KeyUsage
     );
     assert_eq!(
-        refused(Mold {
+        refused(CertTemplate {
             not_after: NOW - 1,
             ..authority("m")
         }),
         PathError::Expired
     );
     assert_eq!(
-        refused(Mold {
+        refused(CertTemplate {
             not_before: NOW + 1,
             ..authority("m")
         }),
@@ -104,7 +104,7 @@ fn xs_05_xs_20_intermediates_must_be_authorities_valid_and_allowed_to_sign() {
     let mut unknown = authority("m");
     unknown.further.push((vec![0x2a, 3, 4], true, vec![5, 0]));
     assert_eq!(refused(unknown), PathError::CriticalExtension);
-    let root = Ca::self_signed(&Mold {
+    let root = Ca::self_signed(&CertTemplate {
         key_usage: Some(vec![7, 0x80]),
         ..authority("root")
     });
@@ -112,7 +112,7 @@ fn xs_05_xs_20_intermediates_must_be_authorities_valid_and_allowed_to_sign() {
         verify_under(&root, &root.issue(&leaf()), &[]),
         Err(PathError::KeyUsage)
     );
-    let root = Ca::self_signed(&Mold {
+    let root = Ca::self_signed(&CertTemplate {
         basic_constraints: Some(vec![]),
         ..authority("root")
     });
@@ -162,7 +162,7 @@ fn xs_12_uri_name_constraints_are_enforced_on_roots_and_intermediates() {
 
 #[test]
 fn xs_12_dns_name_constraints_are_enforced_with_and_without_uri_ones() {
-    let named = |name: &str| Mold {
+    let named = |name: &str| CertTemplate {
         dns_names: vec![name.to_owned()],
         ..leaf()
     };
@@ -240,7 +240,7 @@ fn no_signature_counts_before_an_authority_is_known_to_stand_above_it() {
 fn a_chain_that_only_claims_an_authority_s_name_is_refused_at_its_top() {
     let (root, forger) = (Ca::root("example.org"), Ca::root("example.org"));
     let chain = long_chain(&forger);
-    let expired = chain[0].issue(&Mold {
+    let expired = chain[0].issue(&CertTemplate {
         not_after: NOW - 1,
         ..leaf()
     });
@@ -275,34 +275,34 @@ fn few_of_the_paths_that_a_peer_can_make_up_are_tried() {
 #[test]
 fn walked_chains_obey_the_same_rules() {
     let root = Ca::root("example.org");
-    let constrained = |mold: Mold| mold.with_names(&[(URI, "example.org")], &[]);
-    let refused = |mold: Mold| {
-        let middle = root.issue_ca(&constrained(mold));
+    let constrained = |template: CertTemplate| template.with_names(&[(URI, "example.org")], &[]);
+    let refused = |template: CertTemplate| {
+        let middle = root.issue_ca(&constrained(template));
         verify_under(&root, &middle.issue(&leaf()), &[&middle]).unwrap_err()
     };
     assert_eq!(
-        refused(Mold {
+        refused(CertTemplate {
             basic_constraints: None,
             ..authority("m")
         }),
         PathError::NotAuthority
     );
     assert_eq!(
-        refused(Mold {
+        refused(CertTemplate {
             key_usage: Some(vec![7, 0x80]),
             ..authority("m")
         }),
         PathError::KeyUsage
     );
     assert_eq!(
-        refused(Mold {
+        refused(CertTemplate {
             not_after: NOW - 1,
             ..authority("m")
         }),
         PathError::Expired
     );
     let middle = root.issue_ca(&constrained(authority("m")));
-    let expired = middle.issue(&Mold {
+    let expired = middle.issue(&CertTemplate {
         not_after: NOW - 1,
         ..leaf()
     });
@@ -327,7 +327,7 @@ fn walked_chains_obey_the_same_rules() {
 #[test]
 fn xs_19_extended_key_usage_of_authorities_does_not_nest() {
     let root = Ca::root("example.org");
-    let server_only = Mold {
+    let server_only = CertTemplate {
         extended_key_usage: vec![crate::x509::testing::SERVER_AUTH],
         ..authority("m")
     };

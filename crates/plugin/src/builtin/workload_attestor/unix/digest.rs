@@ -19,7 +19,7 @@ use spiffe::clock::{Clock, unix_seconds};
 
 use super::problem::Problem;
 use super::process;
-use crate::blocking::{self, Interrupted, SingleFlight, Turns, Waiters};
+use crate::blocking::{self, Interrupted, SingleFlight, Waiters, WorkLimits};
 
 /// Digests that are remembered at most.
 const CAPACITY: usize = 1024;
@@ -92,8 +92,8 @@ pub(super) struct Digests {
     known: Mutex<Known>,
     /// By file and user.
     under_way: Arc<SingleFlight<(FileId, u32), Reading>>,
-    reading: Turns,
-    opening: Turns,
+    reading: WorkLimits,
+    opening: WorkLimits,
     /// A reading that nobody waits for ends after so many bytes.
     pub(super) finished_anyway: u64,
     /// How many programs were read.
@@ -131,8 +131,8 @@ impl Digests {
             limit,
             known: Mutex::default(),
             under_way: Arc::default(),
-            reading: Turns::new(READ_AT_ONCE, READ_AT_ONCE / 2),
-            opening: Turns::new(OPENED_AT_ONCE, OPENED_AT_ONCE / 2),
+            reading: WorkLimits::new(READ_AT_ONCE, READ_AT_ONCE / 2),
+            opening: WorkLimits::new(OPENED_AT_ONCE, OPENED_AT_ONCE / 2),
             finished_anyway: FINISHED_ANYWAY,
             readings: AtomicUsize::new(0),
         }
@@ -264,7 +264,7 @@ impl Digests {
 
     /// Takes a turn to read that `user` has then no more.
     #[cfg(test)]
-    pub(super) async fn take_turn(&self, user: u32) -> blocking::Turn {
+    pub(super) async fn take_turn(&self, user: u32) -> blocking::WorkPermit {
         self.reading.take(user).await.unwrap()
     }
 

@@ -11,7 +11,7 @@ use nix::errno::Errno;
 use nix::unistd::{Gid, Group, Uid, User};
 use spiffe::clock::Clock;
 
-use crate::blocking::{self, Interrupted, SingleFlight, Turns, Waiters};
+use crate::blocking::{self, Interrupted, SingleFlight, Waiters, WorkLimits};
 use crate::workload_attestor::credentials::Credentials;
 
 /// A name that was given to another number is noticed after this time.
@@ -54,7 +54,7 @@ pub(super) struct Names {
     directory: Arc<dyn Directory>,
     known: Mutex<HashMap<Number, Known>>,
     under_way: Arc<SingleFlight<Credentials, LookedUp>>,
-    turns: Turns,
+    turns: WorkLimits,
 }
 
 impl Names {
@@ -68,7 +68,7 @@ impl Names {
             directory,
             known: Mutex::default(),
             under_way: Arc::default(),
-            turns: Turns::new(LOOKED_UP_AT_ONCE, LOOKED_UP_AT_ONCE / 2),
+            turns: WorkLimits::new(LOOKED_UP_AT_ONCE, LOOKED_UP_AT_ONCE / 2),
         }
     }
 

@@ -51,12 +51,12 @@ impl NodeAttestor for Doubling {
     }
 }
 
-struct World {
+struct Fixture {
     server: TestServer,
     sink: Arc<Recording>,
 }
 
-impl World {
+impl Fixture {
     async fn new(budget: Budget) -> Self {
         let sink = Arc::new(Recording::default());
         let audit = Arc::<Recording>::clone(&sink);
@@ -143,21 +143,21 @@ fn response(answer: &[u8]) -> attest_agent_request::Step {
 }
 
 #[tokio::test]
-async fn a_node_that_answers_the_challenge_joins() {
-    let world = World::new(Budget::default()).await;
-    let joined = world.answer(response(b"abab")).await.unwrap();
+async fn a_node_that_answers_the_challenge_is_attested() {
+    let fixture = Fixture::new(Budget::default()).await;
+    let joined = fixture.answer(response(b"abab")).await.unwrap();
     assert!(joined.reattestable);
     let id = SpiffeId::from_path(&own(), "/spire/agent/doubling/node").unwrap();
-    let agent = world.server.registry.agent(&id).unwrap();
+    let agent = fixture.server.registry.agent(&id).unwrap();
     assert_eq!(agent.attestation_type, "doubling");
     assert!(agent.can_reattest);
-    assert_eq!(world.outcome(), Outcome::Success);
+    assert_eq!(fixture.outcome(), Outcome::Success);
 }
 
 #[tokio::test]
 async fn a_wrong_answer_is_denied() {
-    let world = World::new(Budget::default()).await;
-    let refused = world.refused(response(b"ab")).await;
+    let fixture = Fixture::new(Budget::default()).await;
+    let refused = fixture.refused(response(b"ab")).await;
     assert_eq!(
         (refused.code(), refused.message()),
         (
@@ -169,63 +169,63 @@ async fn a_wrong_answer_is_denied() {
 
 #[tokio::test]
 async fn something_other_than_an_answer_is_refused() {
-    let world = World::new(Budget::default()).await;
+    let fixture = Fixture::new(Budget::default()).await;
     let again = attest_agent_request::Step::Params(attest_agent_request::Params::default());
-    let refused = world.refused(again).await;
+    let refused = fixture.refused(again).await;
     assert_eq!(refused.message(), "expected a challenge response");
 }
 
 #[tokio::test]
 async fn more_bytes_than_the_budget_are_refused() {
-    let world = World::new(Budget {
+    let fixture = Fixture::new(Budget {
         bytes: 100,
         ..Budget::default()
     })
     .await;
-    let refused = world.refused(response(&[b'a'; 101])).await;
+    let refused = fixture.refused(response(&[b'a'; 101])).await;
     assert!(refused.message().contains("bytes"), "{refused}");
 }
 
 #[tokio::test]
 async fn a_node_that_never_answers_is_refused_when_its_time_is_over() {
-    let world = World::new(Budget {
+    let fixture = Fixture::new(Budget {
         time: Duration::from_millis(20),
         ..Budget::default()
     })
     .await;
-    let (_requests, answers) = world.begin().await;
+    let (_requests, answers) = fixture.begin().await;
     let mut answers = answers.unwrap();
     answers.message().await.unwrap().unwrap();
     let refused = answers.message().await.unwrap_err();
     assert_eq!(refused.code(), Code::PermissionDenied);
     assert!(refused.message().contains("time"), "{refused}");
-    assert_eq!(world.outcome(), Outcome::from(&refused));
+    assert_eq!(fixture.outcome(), Outcome::from(&refused));
 }
 
 #[tokio::test]
 async fn a_question_that_may_not_be_asked_is_refused_before_the_node_hears_it() {
-    let world = World::new(Budget {
+    let fixture = Fixture::new(Budget {
         challenges: 0,
         ..Budget::default()
     })
     .await;
-    let (_requests, answers) = world.begin().await;
+    let (_requests, answers) = fixture.begin().await;
     let refused = answers.unwrap_err();
     assert_eq!(refused.code(), Code::PermissionDenied);
-    assert_eq!(world.outcome(), Outcome::from(&refused));
+    assert_eq!(fixture.outcome(), Outcome::from(&refused));
 }
 
 #[tokio::test]
 async fn a_node_that_leaves_in_between_leaves_one_event() {
-    let world = World::new(Budget::default()).await;
-    let (requests, answers) = world.begin().await;
+    let fixture = Fixture::new(Budget::default()).await;
+    let (requests, answers) = fixture.begin().await;
     let mut answers = answers.unwrap();
     answers.message().await.unwrap().unwrap();
     drop((requests, answers));
     let mut outcomes = Vec::new();
     while outcomes.is_empty() {
         tokio::task::yield_now().await;
-        outcomes = world.sink.take();
+        outcomes = fixture.sink.take();
     }
     assert!(
         matches!(
