@@ -29,7 +29,7 @@ use crate::registry::Authorized;
 pub(super) const HOUR: Duration = Duration::from_secs(3_600);
 
 /// What outlives a server: its disk, its database, the time.
-pub(super) struct World {
+pub(super) struct Fixture {
     pub(super) directory: tempfile::TempDir,
     pub(super) clock: ManualClock,
     pub(super) datastore: Datastore,
@@ -38,7 +38,7 @@ pub(super) struct World {
     pub(super) sole_server: bool,
 }
 
-impl World {
+impl Fixture {
     pub(super) async fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
         let clock = ManualClock::new(from_unix(1_800_000_000));
@@ -59,7 +59,7 @@ impl World {
         }
     }
 
-    /// Starts a server whose keys are on this world's disk.
+    /// Starts a server whose keys are on this fixture's disk.
     pub(super) async fn server(&self) -> Ca {
         self.try_server(self.disk(), config()).await.unwrap()
     }

@@ -13,7 +13,7 @@ use crate::audit::LogSink;
 use crate::audit::tests::Recording;
 use crate::ca::IssuanceConfig;
 use crate::ca::tests::{
-    HOUR, World, agent, config, id, key, minted, quiet, trust_domain, workload,
+    Fixture, HOUR, agent, config, id, key, minted, quiet, trust_domain, workload,
 };
 use crate::caller::DownstreamCaller;
 
@@ -31,8 +31,8 @@ async fn refused_x509(ca: &Ca, grant: &Grant) -> IssueError {
 
 #[tokio::test]
 async fn issues_what_the_entry_says_and_nothing_else() {
-    let world = World::new().await;
-    let ca = world.server().await;
+    let fixture = Fixture::new().await;
+    let ca = fixture.server().await;
     let mut entry = entry();
     entry.dns_names = vec!["a.example.org".to_owned(), "b.example.org".to_owned()];
     entry.x509_svid_ttl = 600;
@@ -42,7 +42,7 @@ async fn issues_what_the_entry_says_and_nothing_else() {
         .await
         .unwrap();
     assert_eq!(issued.chain.len(), 1);
-    assert_eq!(world.verify(&issued).unwrap().id, id("/w"));
+    assert_eq!(fixture.verify(&issued).unwrap().id, id("/w"));
     let leaf = Certificate::from_der(&issued.chain[0]).unwrap();
     assert_eq!(leaf.public_key(), &key);
     assert_eq!(leaf.dns_names(), entry.dns_names);
@@ -58,8 +58,8 @@ async fn issues_what_the_entry_says_and_nothing_else() {
 
 #[tokio::test]
 async fn gives_each_kind_of_subject_its_own_default_lifetime() {
-    let world = World::new().await;
-    let ca = world.server().await;
+    let fixture = Fixture::new().await;
+    let ca = fixture.server().await;
     let now = ca.clock.now();
     let svid = ca
         .issue_x509(&workload(&entry()), &key(), &quiet())
@@ -80,8 +80,8 @@ async fn gives_each_kind_of_subject_its_own_default_lifetime() {
 
 #[tokio::test]
 async fn never_lets_a_document_outlive_its_authority() {
-    let world = World::new().await;
-    let ca = world.server().await;
+    let fixture = Fixture::new().await;
+    let ca = fixture.server().await;
     let end = ca.clock.now() + HOUR * 24;
     let grant = minted(id("/w"), i32::MAX);
     assert_eq!(
@@ -115,8 +115,8 @@ async fn never_lets_a_document_outlive_its_authority() {
 
 #[tokio::test]
 async fn takes_a_ttl_of_nothing_or_less_as_the_default() {
-    let world = World::new().await;
-    let ca = world.server().await;
+    let fixture = Fixture::new().await;
+    let ca = fixture.server().await;
     for ttl in [0, -1, i32::MIN] {
         let issued = ca
             .issue_x509(&minted(id("/w"), ttl), &key(), &quiet())
@@ -128,8 +128,8 @@ async fn takes_a_ttl_of_nothing_or_less_as_the_default() {
 
 #[tokio::test]
 async fn denies_names_of_another_trust_domain_and_of_none() {
-    let world = World::new().await;
-    let ca = world.server().await;
+    let fixture = Fixture::new().await;
+    let ca = fixture.server().await;
     let foreign = SpiffeId::parse("spiffe://other.test/w").unwrap();
     let refused = refused_x509(&ca, &minted(foreign.clone(), 60)).await;
     assert!(matches!(refused, IssueError::ForeignId { .. }), "{refused}");
@@ -144,8 +144,8 @@ async fn denies_names_of_another_trust_domain_and_of_none() {
 
 #[tokio::test]
 async fn denies_a_workload_the_names_of_servers_and_agents() {
-    let world = World::new().await;
-    let ca = world.server().await;
+    let fixture = Fixture::new().await;
+    let ca = fixture.server().await;
     for path in ["/spire", "/spire/server", "/spire/agent/join_token/x"] {
         let refused = refused_x509(&ca, &minted(id(path), 60)).await;
         assert!(
@@ -165,8 +165,8 @@ async fn denies_a_workload_the_names_of_servers_and_agents() {
 
 #[tokio::test]
 async fn denies_an_agent_any_name_but_an_agents() {
-    let world = World::new().await;
-    let ca = world.server().await;
+    let fixture = Fixture::new().await;
+    let ca = fixture.server().await;
     for path in ["/w", "/spire/server", "/spire/agent"] {
         let refused = refused_x509(&ca, &agent(id(path))).await;
         assert!(
@@ -178,8 +178,8 @@ async fn denies_an_agent_any_name_but_an_agents() {
 
 #[tokio::test]
 async fn denies_a_grant_documents_it_does_not_extend_to() {
-    let world = World::new().await;
-    let ca = world.server().await;
+    let fixture = Fixture::new().await;
+    let ca = fixture.server().await;
     let audience = ["a".to_owned()];
     let agent = agent(id("/spire/agent/x"));
     assert!(matches!(
@@ -228,8 +228,8 @@ async fn grants_no_ca_to_an_entry_that_is_not_downstream_or_not_ours() {
 
 #[tokio::test]
 async fn denies_a_token_without_an_audience() {
-    let world = World::new().await;
-    let ca = world.server().await;
+    let fixture = Fixture::new().await;
+    let ca = fixture.server().await;
     for audience in [
         vec![],
         vec![String::new()],
@@ -254,13 +254,13 @@ async fn denies_a_token_without_an_audience() {
 
 #[tokio::test]
 async fn adds_issuer_and_token_id_only_when_asked_for() {
-    let world = World::new().await;
+    let fixture = Fixture::new().await;
     let claims = |token: &IssuedJwt| {
         let body = token.token.expose().split('.').nth(1).unwrap().to_owned();
         serde_json::from_slice::<serde_json::Value>(&URL_SAFE_NO_PAD.decode(body).unwrap()).unwrap()
     };
     let audience = ["a".to_owned()];
-    let plain = world
+    let plain = fixture
         .server()
         .await
         .issue_jwt(&workload(&entry()), &audience, &quiet())
@@ -276,8 +276,8 @@ async fn adds_issuer_and_token_id_only_when_asked_for() {
         jwt_issuer: Some("https://issuer".to_owned()),
         ..config()
     };
-    let ca = world
-        .try_server(World::memory(), with_issuer)
+    let ca = fixture
+        .try_server(Fixture::memory(), with_issuer)
         .await
         .unwrap();
     let mut entry = entry();
@@ -299,8 +299,8 @@ async fn adds_issuer_and_token_id_only_when_asked_for() {
 
 #[tokio::test]
 async fn no_document_outlives_its_entry() {
-    let world = World::new().await;
-    let ca = world.server().await;
+    let fixture = Fixture::new().await;
+    let ca = fixture.server().await;
     let now = unix_seconds(ca.clock.now());
     let mut entry = entry();
     entry.expires_at = now + 120;
@@ -326,13 +326,13 @@ async fn no_document_outlives_its_entry() {
 
 #[tokio::test]
 async fn no_ca_is_made_of_an_entry_that_changed_while_the_call_waited() {
-    let world = World::new().await;
-    let ca = world.server().await;
+    let fixture = Fixture::new().await;
+    let ca = fixture.server().await;
     let mut below = entry();
     below.downstream = true;
     below.selectors = vec![spiffe::selector::Selector::parse("a:1").unwrap()].into();
     let register = async |entry: &spiffe::entry::Entry| {
-        let created = world.datastore.create_entries(vec![entry.clone()]).await;
+        let created = fixture.datastore.create_entries(vec![entry.clone()]).await;
         created.unwrap().remove(0).unwrap().entry
     };
     let found = register(&below).await;
@@ -343,7 +343,7 @@ async fn no_ca_is_made_of_an_entry_that_changed_while_the_call_waited() {
     let grant = grant.unwrap();
     let issue = async || ca.issue_downstream_ca(&grant, &key(), None, &quiet()).await;
     issue().await.unwrap();
-    let deleted = world.datastore.delete_entries(vec![found.id.to_string()]);
+    let deleted = fixture.datastore.delete_entries(vec![found.id.to_string()]);
     deleted.await.unwrap().remove(0).unwrap();
     let refused = issue().await.unwrap_err();
     assert!(matches!(refused, IssueError::EntryWithdrawn), "{refused}");
@@ -356,8 +356,8 @@ async fn no_ca_is_made_of_an_entry_that_changed_while_the_call_waited() {
 
 #[tokio::test]
 async fn an_expired_entry_gives_nothing() {
-    let world = World::new().await;
-    let ca = world.server().await;
+    let fixture = Fixture::new().await;
+    let ca = fixture.server().await;
     let now = unix_seconds(ca.clock.now());
     for expires_at in [now, now - 1, 1] {
         let mut entry = entry();
@@ -373,8 +373,8 @@ async fn an_expired_entry_gives_nothing() {
 
 #[tokio::test]
 async fn a_template_beyond_its_grant_is_not_signed() {
-    let world = World::new().await;
-    let ca = world.server().await;
+    let fixture = Fixture::new().await;
+    let ca = fixture.server().await;
     let now = ca.clock.now();
     let issuer = ca.x509_authority(now).unwrap();
     let key = key();
@@ -409,8 +409,8 @@ async fn a_template_beyond_its_grant_is_not_signed() {
 
 #[tokio::test]
 async fn stops_a_document_that_is_not_what_was_granted() {
-    let world = World::new().await;
-    let ca = world.server().await;
+    let fixture = Fixture::new().await;
+    let ca = fixture.server().await;
     let now = ca.clock.now();
     let issuer = ca.x509_authority(now).unwrap();
     let (key, other) = (key(), key());
@@ -455,8 +455,8 @@ async fn stops_a_document_that_is_not_what_was_granted() {
 
 #[tokio::test]
 async fn stops_a_document_of_another_authority() {
-    let (world, elsewhere) = (World::new().await, World::new().await);
-    let (ca, impostor) = (world.server().await, elsewhere.server().await);
+    let (fixture, elsewhere) = (Fixture::new().await, Fixture::new().await);
+    let (ca, impostor) = (fixture.server().await, elsewhere.server().await);
     let now = ca.clock.now();
     let (issuer, wrong) = (
         ca.x509_authority(now).unwrap(),
@@ -473,8 +473,8 @@ async fn stops_a_document_of_another_authority() {
 
 #[tokio::test]
 async fn stops_a_signing_certificate_in_place_of_a_leaf() {
-    let world = World::new().await;
-    let ca = world.server().await;
+    let fixture = Fixture::new().await;
+    let ca = fixture.server().await;
     let now = ca.clock.now();
     let issuer = ca.x509_authority(now).unwrap();
     let key = key();
@@ -501,8 +501,8 @@ async fn stops_a_signing_certificate_in_place_of_a_leaf() {
 
 #[tokio::test]
 async fn never_shows_a_token_in_its_debug_form() {
-    let world = World::new().await;
-    let ca = world.server().await;
+    let fixture = Fixture::new().await;
+    let ca = fixture.server().await;
     let issued = ca
         .issue_jwt(&workload(&entry()), &["a".to_owned()], &quiet())
         .await
@@ -516,8 +516,8 @@ async fn never_shows_a_token_in_its_debug_form() {
 
 #[tokio::test]
 async fn writes_one_audit_line_for_each_outcome_and_no_secret_in_it() {
-    let world = World::new().await;
-    let ca = world.server().await;
+    let fixture = Fixture::new().await;
+    let ca = fixture.server().await;
     let record =
         crate::audit::tests::auditor(Arc::new(LogSink)).begin(crate::audit::CallContext::default);
     let grant = workload(&entry()).with_field("csr", "digest");
@@ -554,8 +554,8 @@ async fn writes_one_audit_line_for_each_outcome_and_no_secret_in_it() {
 
 #[tokio::test]
 async fn lets_no_document_out_that_the_audit_trail_did_not_take() {
-    let world = World::new().await;
-    let ca = world.server().await;
+    let fixture = Fixture::new().await;
+    let ca = fixture.server().await;
     let sink = Arc::new(Recording::default());
     let record = crate::audit::tests::auditor(Arc::<Recording>::clone(&sink))
         .begin(crate::audit::CallContext::default);
@@ -574,8 +574,8 @@ async fn lets_no_document_out_that_the_audit_trail_did_not_take() {
 
 #[tokio::test]
 async fn the_audit_trail_names_the_code_that_the_caller_receives() {
-    let world = World::new().await;
-    let ca = world.server().await;
+    let fixture = Fixture::new().await;
+    let ca = fixture.server().await;
     let sink = Arc::new(Recording::default());
     let record = crate::audit::tests::auditor(Arc::<Recording>::clone(&sink))
         .begin(crate::audit::CallContext::default);
@@ -605,8 +605,8 @@ async fn the_audit_trail_names_the_code_that_the_caller_receives() {
 #[ignore = "a measurement, for a release build: --ignored --nocapture"]
 async fn measures_what_the_gate_costs_beside_the_signature() {
     const ROUNDS: u32 = 5_000;
-    let world = World::new().await;
-    let ca = world.server().await;
+    let fixture = Fixture::new().await;
+    let ca = fixture.server().await;
     let (key, grant, audience) = (key(), workload(&entry()), ["a".to_owned()]);
     let issuer = ca.x509_authority(ca.clock.now()).unwrap();
     let local = issuer.key.local().unwrap();

@@ -16,26 +16,26 @@ fn active_of(ca: &Ca, kind: AuthorityKind) -> String {
 #[tokio::test]
 async fn a_compromised_authority_is_replaced_tainted_and_revoked() {
     for kind in KINDS {
-        let world = World::new().await;
-        let ca = world.server().await;
+        let fixture = Fixture::new().await;
+        let ca = fixture.server().await;
         let first = active_of(&ca, kind);
         let next = ca.prepare(kind).await.unwrap().authority_id;
-        assert!(published(&world.bundle()).contains(&next));
+        assert!(published(&fixture.bundle()).contains(&next));
         assert_eq!(ca.activate(kind, &next).await.unwrap().authority_id, next);
         assert_eq!(active_of(&ca, kind), next);
         assert_eq!(ca.taint(kind, &first).await.unwrap().authority_id, first);
         ca.revoke(kind, &first).await.unwrap();
-        assert!(!published(&world.bundle()).contains(&first));
+        assert!(!published(&fixture.bundle()).contains(&first));
         drop(ca);
-        assert_eq!(active_of(&world.server().await, kind), next);
+        assert_eq!(active_of(&fixture.server().await, kind), next);
     }
 }
 
 #[tokio::test]
 async fn never_taints_or_revokes_the_active_authority() {
     for kind in KINDS {
-        let world = World::new().await;
-        let ca = world.server().await;
+        let fixture = Fixture::new().await;
+        let ca = fixture.server().await;
         let active = active_of(&ca, kind);
         assert!(matches!(
             ca.taint(kind, &active).await.unwrap_err(),
@@ -46,15 +46,15 @@ async fn never_taints_or_revokes_the_active_authority() {
             refused.to_string(),
             "invalid authority ID: unable to use current authority"
         );
-        assert!(published(&world.bundle()).contains(&active));
+        assert!(published(&fixture.bundle()).contains(&active));
     }
 }
 
 #[tokio::test]
 async fn never_taints_or_revokes_a_prepared_authority() {
     for kind in KINDS {
-        let world = World::new().await;
-        let ca = world.server().await;
+        let fixture = Fixture::new().await;
+        let ca = fixture.server().await;
         let next = ca.prepare(kind).await.unwrap().authority_id;
         assert!(matches!(
             ca.taint(kind, &next).await.unwrap_err(),
@@ -70,8 +70,8 @@ async fn never_taints_or_revokes_a_prepared_authority() {
 #[tokio::test]
 async fn activates_nothing_but_the_prepared_authority() {
     for kind in KINDS {
-        let world = World::new().await;
-        let ca = world.server().await;
+        let fixture = Fixture::new().await;
+        let ca = fixture.server().await;
         let active = active_of(&ca, kind);
         assert!(matches!(
             ca.activate(kind, "").await.unwrap_err(),
@@ -98,8 +98,8 @@ async fn activates_nothing_but_the_prepared_authority() {
 #[tokio::test]
 async fn revokes_only_what_was_tainted_before() {
     for kind in KINDS {
-        let world = World::new().await;
-        let ca = world.server().await;
+        let fixture = Fixture::new().await;
+        let ca = fixture.server().await;
         let first = active_of(&ca, kind);
         let next = ca.prepare(kind).await.unwrap().authority_id;
         ca.activate(kind, &next).await.unwrap();
@@ -128,14 +128,14 @@ async fn revokes_only_what_was_tainted_before() {
             ca.taint(kind, &first).await.unwrap_err(),
             OperationError::Failed { .. }
         ));
-        assert!(published(&world.bundle()).contains(&first));
+        assert!(published(&fixture.bundle()).contains(&first));
     }
 }
 
 #[tokio::test]
 async fn a_self_signed_server_has_no_upstream_to_taint() {
-    let world = World::new().await;
-    let ca = world.server().await;
+    let fixture = Fixture::new().await;
+    let ca = fixture.server().await;
     assert!(matches!(
         ca.taint_upstream("ab").await.unwrap_err(),
         OperationError::NoUpstream
@@ -148,8 +148,8 @@ async fn a_self_signed_server_has_no_upstream_to_taint() {
 
 #[tokio::test]
 async fn preparing_again_replaces_the_prepared_authority() {
-    let world = World::new().await;
-    let ca = world.server().await;
+    let fixture = Fixture::new().await;
+    let ca = fixture.server().await;
     let first = ca.prepare(AuthorityKind::X509).await.unwrap().authority_id;
     let second = ca.prepare(AuthorityKind::X509).await.unwrap().authority_id;
     assert!(matches!(
@@ -161,24 +161,24 @@ async fn preparing_again_replaces_the_prepared_authority() {
 
 #[tokio::test]
 async fn the_servers_own_svid_leaves_a_tainted_authority_at_once() {
-    let world = World::new().await;
-    let ca = world.server().await;
+    let fixture = Fixture::new().await;
+    let ca = fixture.server().await;
     let first = active_of(&ca, AuthorityKind::X509);
     let shown = ca.server_svid().unwrap().serial.clone();
     let next = ca.prepare(AuthorityKind::X509).await.unwrap().authority_id;
     ca.activate(AuthorityKind::X509, &next).await.unwrap();
-    ca.tick_server_svid(world.clock.now()).await.unwrap();
+    ca.tick_server_svid(fixture.clock.now()).await.unwrap();
     assert_eq!(ca.server_svid().unwrap().serial, shown);
     ca.taint(AuthorityKind::X509, &first).await.unwrap();
-    ca.tick_server_svid(world.clock.now()).await.unwrap();
+    ca.tick_server_svid(fixture.clock.now()).await.unwrap();
     assert_ne!(ca.server_svid().unwrap().serial, shown);
 }
 
 #[tokio::test]
 async fn a_caller_who_goes_away_leaves_nothing_half_done() {
     for kind in KINDS {
-        let world = World::new().await;
-        let ca = world.server().await;
+        let fixture = Fixture::new().await;
+        let ca = fixture.server().await;
         let next = ca.prepare(kind).await.unwrap().authority_id;
         // Polled once, then dropped, as a cancelled call is.
         tokio::select! {
@@ -192,24 +192,24 @@ async fn a_caller_who_goes_away_leaves_nothing_half_done() {
             _ = ca.prepare(kind) => panic!("it did not wait for anything"),
             () = std::future::ready(()) => {}
         }
-        ca.tick(world.clock.now()).await.unwrap();
+        ca.tick(fixture.clock.now()).await.unwrap();
         assert_eq!(active_of(&ca, kind), next);
         drop(ca);
-        assert_eq!(active_of(&world.server().await, kind), next);
+        assert_eq!(active_of(&fixture.server().await, kind), next);
     }
 }
 
 #[tokio::test]
 async fn however_often_another_is_prepared_the_active_one_survives_a_restart() {
     for kind in KINDS {
-        let world = World::new().await;
-        let ca = world.server().await;
+        let fixture = Fixture::new().await;
+        let ca = fixture.server().await;
         let active = active_of(&ca, kind);
         for _ in 0..12 {
             ca.prepare(kind).await.unwrap();
         }
         drop(ca);
-        assert_eq!(active_of(&world.server().await, kind), active);
+        assert_eq!(active_of(&fixture.server().await, kind), active);
     }
 }
 
@@ -273,9 +273,9 @@ async fn until_waiting<F: Future + Unpin>(keys: &SlowKeys, mut first: F) -> F {
 #[tokio::test]
 async fn nobody_waits_for_a_key_that_is_being_made_but_who_needs_it() {
     for kind in KINDS {
-        let world = World::new().await;
+        let fixture = Fixture::new().await;
         let keys = SlowKeys::with_permits(2);
-        let ca = world.try_server(Arc::clone(&keys) as _, config()).await;
+        let ca = fixture.try_server(Arc::clone(&keys) as _, config()).await;
         let ca = ca.unwrap();
         let active = active_of(&ca, kind);
         let preparing = until_waiting(&keys, Box::pin(ca.prepare(kind))).await;
@@ -288,7 +288,7 @@ async fn nobody_waits_for_a_key_that_is_being_made_but_who_needs_it() {
         ca.taint(kind, "any").await.unwrap_err();
         ca.revoke(kind, "any").await.unwrap_err();
         // Nothing is due, so rotation does not wait either.
-        ca.tick(world.clock.now()).await.unwrap();
+        ca.tick(fixture.clock.now()).await.unwrap();
         keys.permits.add_permits(1);
         let prepared = preparing.await.unwrap().authority_id;
         ca.activate(kind, &prepared).await.unwrap();
@@ -299,9 +299,9 @@ async fn nobody_waits_for_a_key_that_is_being_made_but_who_needs_it() {
 #[tokio::test]
 async fn authorities_are_prepared_one_after_the_other() {
     for kind in KINDS {
-        let world = World::new().await;
+        let fixture = Fixture::new().await;
         let keys = SlowKeys::with_permits(2);
-        let ca = world.try_server(Arc::clone(&keys) as _, config()).await;
+        let ca = fixture.try_server(Arc::clone(&keys) as _, config()).await;
         let ca = ca.unwrap();
         let first = until_waiting(&keys, Box::pin(ca.prepare(kind))).await;
         let both = async { tokio::join!(first, ca.prepare(kind)) };
@@ -323,9 +323,9 @@ async fn authorities_are_prepared_one_after_the_other() {
 #[tokio::test]
 async fn who_goes_away_while_a_key_is_made_makes_room_for_the_next() {
     for kind in KINDS {
-        let world = World::new().await;
+        let fixture = Fixture::new().await;
         let keys = SlowKeys::with_permits(2);
-        let ca = world.try_server(Arc::clone(&keys) as _, config()).await;
+        let ca = fixture.try_server(Arc::clone(&keys) as _, config()).await;
         let ca = ca.unwrap();
         drop(until_waiting(&keys, Box::pin(ca.prepare(kind))).await);
         keys.permits.add_permits(1);
@@ -337,9 +337,9 @@ async fn who_goes_away_while_a_key_is_made_makes_room_for_the_next() {
 #[tokio::test]
 async fn a_key_that_cannot_be_made_leaves_what_was_prepared() {
     for kind in KINDS {
-        let world = World::new().await;
+        let fixture = Fixture::new().await;
         let keys = SlowKeys::with_permits(3);
-        let ca = world.try_server(Arc::clone(&keys) as _, config()).await;
+        let ca = fixture.try_server(Arc::clone(&keys) as _, config()).await;
         let ca = ca.unwrap();
         let prepared = ca.prepare(kind).await.unwrap().authority_id;
         keys.permits.close();

@@ -21,9 +21,9 @@ async fn token(ca: &Ca) -> Result<IssuedJwt, IssueError> {
         .await
 }
 
-fn believed(world: &World, issued: &IssuedJwt) -> Result<(), JwtSvidError> {
-    let keys = Keys(Arc::new(world.bundle().jwt_bundle()));
-    verify_jwt_svid(issued.token.expose(), "peer", &keys, world.clock.now()).map(|_| ())
+fn believed(fixture: &Fixture, issued: &IssuedJwt) -> Result<(), JwtSvidError> {
+    let keys = Keys(Arc::new(fixture.bundle().jwt_bundle()));
+    verify_jwt_svid(issued.token.expose(), "peer", &keys, fixture.clock.now()).map(|_| ())
 }
 
 async fn svid(ca: &Ca) -> IssuedX509 {
@@ -34,10 +34,10 @@ async fn svid(ca: &Ca) -> IssuedX509 {
 
 #[tokio::test]
 async fn a_first_start_makes_and_publishes_one_authority_of_each_kind() {
-    let world = World::new().await;
-    let ca = world.server().await;
+    let fixture = Fixture::new().await;
+    let ca = fixture.server().await;
     let (x509, jwt) = active(&ca);
-    assert_eq!(published(&world.bundle()), [x509, jwt.clone()]);
+    assert_eq!(published(&fixture.bundle()), [x509, jwt.clone()]);
     assert_eq!(prepared(&ca), (None, None));
     assert!(
         jwt.len() == 32 && jwt.bytes().all(|byte| byte.is_ascii_alphanumeric()),
@@ -48,22 +48,22 @@ async fn a_first_start_makes_and_publishes_one_authority_of_each_kind() {
 
 #[tokio::test]
 async fn prepares_at_half_of_life_and_activates_at_five_sixths_and_not_a_second_sooner() {
-    let world = World::new().await;
-    let ca = world.server().await;
+    let fixture = Fixture::new().await;
+    let ca = fixture.server().await;
     let first = active(&ca);
-    world.later(&ca, HOUR * 12 - Duration::from_secs(1)).await;
+    fixture.later(&ca, HOUR * 12 - Duration::from_secs(1)).await;
     assert_eq!(prepared(&ca), (None, None));
-    world.later(&ca, Duration::from_secs(1)).await;
+    fixture.later(&ca, Duration::from_secs(1)).await;
     let (Some(x509), Some(jwt)) = prepared(&ca) else {
         panic!("not prepared")
     };
     assert_eq!(active(&ca), first);
     assert!(
-        published(&world.bundle()).contains(&x509) && published(&world.bundle()).contains(&jwt)
+        published(&fixture.bundle()).contains(&x509) && published(&fixture.bundle()).contains(&jwt)
     );
-    world.later(&ca, HOUR * 8 - Duration::from_secs(1)).await;
+    fixture.later(&ca, HOUR * 8 - Duration::from_secs(1)).await;
     assert_eq!(active(&ca), first);
-    world.later(&ca, Duration::from_secs(1)).await;
+    fixture.later(&ca, Duration::from_secs(1)).await;
     assert_eq!(active(&ca), (x509, jwt));
     assert_eq!(prepared(&ca), (None, None));
     let old = ca
@@ -77,15 +77,15 @@ async fn prepares_at_half_of_life_and_activates_at_five_sixths_and_not_a_second_
 
 #[tokio::test]
 async fn never_signs_with_what_was_not_published_before_through_days_of_restarts() {
-    let world = World::new().await;
-    let mut ca = world.server().await;
+    let fixture = Fixture::new().await;
+    let mut ca = fixture.server().await;
     let mut seen = vec![active(&ca)];
     for step in 0..24 * 6 * 2 {
-        let known = published(&world.bundle());
-        world.later(&ca, HOUR / 2).await;
+        let known = published(&fixture.bundle());
+        fixture.later(&ca, HOUR / 2).await;
         if step % 7 == 0 {
             drop(ca);
-            ca = world.server().await;
+            ca = fixture.server().await;
         }
         let (x509, jwt) = active(&ca);
         assert!(known.contains(&x509) && known.contains(&jwt), "step {step}");
@@ -93,207 +93,222 @@ async fn never_signs_with_what_was_not_published_before_through_days_of_restarts
             seen.push((x509, jwt));
         }
         assert!(
-            svid(&ca).await.not_after >= world.clock.now() + Duration::from_secs(600),
+            svid(&ca).await.not_after >= fixture.clock.now() + Duration::from_secs(600),
             "step {step}"
         );
-        assert_eq!(world.verify(&svid(&ca).await).unwrap().id, id("/w"));
-        believed(&world, &token(&ca).await.unwrap()).unwrap();
-        ca.prune_bundle(world.clock.now()).await.unwrap();
+        assert_eq!(fixture.verify(&svid(&ca).await).unwrap().id, id("/w"));
+        believed(&fixture, &token(&ca).await.unwrap()).unwrap();
+        ca.prune_bundle(fixture.clock.now()).await.unwrap();
     }
     // The first signs for twenty hours; each later one was prepared eight hours before it began, and signs for twelve.
     assert_eq!(seen.len(), 12, "{seen:?}");
     assert!(
-        published(&world.bundle()).len() <= 12,
+        published(&fixture.bundle()).len() <= 12,
         "{:?}",
-        published(&world.bundle())
+        published(&fixture.bundle())
     );
-    assert_eq!(world.datastore.load_journals().len(), 1);
+    assert_eq!(fixture.datastore.load_journals().len(), 1);
 }
 
 #[tokio::test]
 async fn a_restart_resumes_the_authorities_whose_keys_are_on_disk() {
-    let world = World::new().await;
-    let ca = world.server().await;
-    world.later(&ca, HOUR * 13).await;
+    let fixture = Fixture::new().await;
+    let ca = fixture.server().await;
+    fixture.later(&ca, HOUR * 13).await;
     let (before, next) = (active(&ca), prepared(&ca));
     drop(ca);
-    let ca = world.server().await;
+    let ca = fixture.server().await;
     assert_eq!((active(&ca), prepared(&ca)), (before, next.clone()));
-    world.later(&ca, HOUR * 7).await;
+    fixture.later(&ca, HOUR * 7).await;
     assert_eq!(Some(active(&ca).0), next.0);
     drop(ca);
-    let ca = world.server().await;
+    let ca = fixture.server().await;
     assert_eq!(Some(active(&ca).1), next.1);
-    assert_eq!(published(&world.bundle()).len(), 4);
+    assert_eq!(published(&fixture.bundle()).len(), 4);
 }
 
 #[tokio::test]
 async fn a_restart_without_keys_begins_anew_and_leaves_the_former_authorities_trusted() {
-    let world = World::new().await;
-    let first = world.try_server(World::memory(), config()).await.unwrap();
+    let fixture = Fixture::new().await;
+    let first = fixture
+        .try_server(Fixture::memory(), config())
+        .await
+        .unwrap();
     let (former, issued) = (active(&first), svid(&first).await);
     drop(first);
-    let second = world.try_server(World::memory(), config()).await.unwrap();
+    let second = fixture
+        .try_server(Fixture::memory(), config())
+        .await
+        .unwrap();
     assert_ne!(active(&second), former);
-    assert_eq!(published(&world.bundle()).len(), 4);
-    world.verify(&issued).unwrap();
+    assert_eq!(published(&fixture.bundle()).len(), 4);
+    fixture.verify(&issued).unwrap();
 }
 
 #[tokio::test]
 async fn an_authority_whose_key_was_replaced_is_a_reason_not_to_start() {
-    let mut world = World::new().await;
-    let former = active(&world.server().await);
-    world
+    let mut fixture = Fixture::new().await;
+    let former = active(&fixture.server().await);
+    fixture
         .disk()
         .generate_key("x509-CA-A", KeyType::EcP256)
         .await
         .unwrap();
-    let refused = world.try_server(world.disk(), config()).await.unwrap_err();
+    let refused = fixture
+        .try_server(fixture.disk(), config())
+        .await
+        .unwrap_err();
     assert_eq!(refused.to_fault().code, Code::KeyLost, "{refused}");
     assert!(refused.to_string().contains(&former.0), "{refused}");
-    world.lost_keys = LostKeys::Replace;
-    let ca = world.server().await;
+    fixture.lost_keys = LostKeys::Replace;
+    let ca = fixture.server().await;
     let now = active(&ca);
     // The journal was found by the key that is still there.
     assert_eq!((now.0 != former.0, now.1 == former.1), (true, true));
-    world.verify(&svid(&ca).await).unwrap();
+    fixture.verify(&svid(&ca).await).unwrap();
     drop(ca);
     // Once is enough.
-    world.lost_keys = LostKeys::Refuse;
-    assert_eq!(active(&world.server().await), now);
+    fixture.lost_keys = LostKeys::Refuse;
+    assert_eq!(active(&fixture.server().await), now);
 }
 
 #[tokio::test]
 async fn a_lost_key_file_is_a_reason_not_to_start() {
-    let mut world = World::new().await;
-    let former = active(&world.server().await);
-    std::fs::remove_file(world.directory.path().join("keys.json")).unwrap();
-    let refused = world.try_server(world.disk(), config()).await.unwrap_err();
+    let mut fixture = Fixture::new().await;
+    let former = active(&fixture.server().await);
+    std::fs::remove_file(fixture.directory.path().join("keys.json")).unwrap();
+    let refused = fixture
+        .try_server(fixture.disk(), config())
+        .await
+        .unwrap_err();
     assert_eq!(refused.to_fault().code, Code::KeyLost, "{refused}");
-    assert_eq!(published(&world.bundle()), [former.0.clone(), former.1]);
-    world.lost_keys = LostKeys::Replace;
-    let ca = world.server().await;
+    assert_eq!(published(&fixture.bundle()), [former.0.clone(), former.1]);
+    fixture.lost_keys = LostKeys::Replace;
+    let ca = fixture.server().await;
     assert_ne!(active(&ca).0, former.0);
     // What the former authority signed stays valid.
-    assert!(published(&world.bundle()).contains(&former.0));
+    assert!(published(&fixture.bundle()).contains(&former.0));
 }
 
 #[tokio::test]
 async fn keys_that_were_never_kept_are_not_missed() {
-    let world = World::new().await;
+    let fixture = Fixture::new().await;
     for _ in 0..2 {
-        world.try_server(World::memory(), config()).await.unwrap();
+        fixture
+            .try_server(Fixture::memory(), config())
+            .await
+            .unwrap();
     }
     // An authority that has expired is not missed either.
-    world.clock.advance(HOUR * 25);
-    drop(world.server().await);
-    std::fs::remove_file(world.directory.path().join("keys.json")).unwrap();
-    world.clock.advance(HOUR * 25);
-    drop(world.server().await);
+    fixture.clock.advance(HOUR * 25);
+    drop(fixture.server().await);
+    std::fs::remove_file(fixture.directory.path().join("keys.json")).unwrap();
+    fixture.clock.advance(HOUR * 25);
+    drop(fixture.server().await);
 }
 
 #[tokio::test]
 async fn a_further_server_on_a_shared_database_starts_with_authorities_of_its_own() {
-    let mut world = World::new().await;
-    let first = world.server().await;
-    world.sole_server = false;
-    let keys = DiskKeyManager::open(&world.directory.path().join("second.json")).unwrap();
-    let second = world.try_server(Arc::new(keys), config()).await.unwrap();
+    let mut fixture = Fixture::new().await;
+    let first = fixture.server().await;
+    fixture.sole_server = false;
+    let keys = DiskKeyManager::open(&fixture.directory.path().join("second.json")).unwrap();
+    let second = fixture.try_server(Arc::new(keys), config()).await.unwrap();
     assert_ne!(active(&first).0, active(&second).0);
 }
 
 /// An upstream authority is free in the choice of subject key IDs.
 #[tokio::test]
 async fn the_journal_is_found_by_its_keys_whatever_the_certificates_call_them() {
-    let world = World::new().await;
-    let former = active(&world.server().await);
-    let journal = world.datastore.load_journals().remove(0);
+    let fixture = Fixture::new().await;
+    let former = active(&fixture.server().await);
+    let journal = fixture.datastore.load_journals().remove(0);
     let mut entries: serde_json::Value = serde_json::from_slice(&journal.data).unwrap();
     entries["x509"][0]["authority_id"] = "0123".into();
     let changed = serde_json::to_vec(&entries).unwrap();
-    world
+    fixture
         .datastore
         .save_journal(&journal.id, changed)
         .await
         .unwrap();
-    let ca = world.server().await;
+    let ca = fixture.server().await;
     assert_eq!(ca.context.journal.id(), journal.id);
     assert_eq!(active(&ca), ("0123".to_owned(), former.1));
 }
 
 #[tokio::test]
 async fn a_record_of_an_earlier_version_says_its_origin_by_its_upstream_id() {
-    let world = World::new().await;
-    let former = active(&world.server().await);
-    let journal = world.datastore.load_journals().remove(0);
+    let fixture = Fixture::new().await;
+    let former = active(&fixture.server().await);
+    let journal = fixture.datastore.load_journals().remove(0);
     let mut entries: serde_json::Value = serde_json::from_slice(&journal.data).unwrap();
     assert_eq!(entries["x509"][0]["origin"], "self_signed");
     entries["x509"][0].as_object_mut().unwrap().remove("origin");
     let earlier = serde_json::to_vec(&entries).unwrap();
-    world
+    fixture
         .datastore
         .save_journal(&journal.id, earlier)
         .await
         .unwrap();
-    assert_eq!(active(&world.server().await), former);
+    assert_eq!(active(&fixture.server().await), former);
 }
 
 #[tokio::test]
 async fn does_not_resume_an_authority_that_the_bundle_lost() {
-    let world = World::new().await;
-    let former = active(&world.server().await);
-    let mut bundle = Bundle::clone(&world.bundle());
+    let fixture = Fixture::new().await;
+    let former = active(&fixture.server().await);
+    let mut bundle = Bundle::clone(&fixture.bundle());
     bundle.x509_authorities.clear();
     bundle.jwt_authorities.clear();
     let own = trust_domain();
-    let deleted = world.datastore.delete_bundle(&own, DeleteMode::Restrict);
+    let deleted = fixture.datastore.delete_bundle(&own, DeleteMode::Restrict);
     deleted.await.unwrap();
-    world.datastore.create_bundle(bundle).await.unwrap();
-    let ca = world.server().await;
+    fixture.datastore.create_bundle(bundle).await.unwrap();
+    let ca = fixture.server().await;
     let now = active(&ca);
     assert_ne!((now.0 != former.0, now.1 != former.1), (false, false));
-    assert_eq!(published(&world.bundle()), [now.0, now.1]);
-    world.verify(&svid(&ca).await).unwrap();
+    assert_eq!(published(&fixture.bundle()), [now.0, now.1]);
+    fixture.verify(&svid(&ca).await).unwrap();
 }
 
 #[tokio::test]
 async fn does_not_believe_a_journal_that_was_tampered_with() {
-    let world = World::new().await;
-    let former = active(&world.server().await);
-    let journal = world.datastore.load_journals().remove(0);
+    let fixture = Fixture::new().await;
+    let former = active(&fixture.server().await);
+    let journal = fixture.datastore.load_journals().remove(0);
     // Another key under the published key id.
     let mut entries: serde_json::Value = serde_json::from_slice(&journal.data).unwrap();
     let foreign =
         base64::Engine::encode(&base64::engine::general_purpose::STANDARD, key().spki_der());
     entries["jwt"][0]["public_key"] = foreign.into();
-    world
+    fixture
         .datastore
         .save_journal(&journal.id, serde_json::to_vec(&entries).unwrap())
         .await
         .unwrap();
-    let now = active(&world.server().await);
+    let now = active(&fixture.server().await);
     assert_eq!(now.0, former.0);
     assert_ne!(now.1, former.1);
 }
 
 #[tokio::test]
 async fn leaves_an_unreadable_journal_alone_and_starts() {
-    let world = World::new().await;
-    world
+    let fixture = Fixture::new().await;
+    fixture
         .datastore
         .save_journal("somebody", b"\xff not json".to_vec())
         .await
         .unwrap();
-    drop(world.server().await);
-    assert_eq!(world.datastore.load_journals().len(), 2);
+    drop(fixture.server().await);
+    assert_eq!(fixture.datastore.load_journals().len(), 2);
 }
 
 #[tokio::test]
 async fn refuses_to_issue_with_expired_authorities_until_new_ones_are_made() {
-    let world = World::new().await;
-    let ca = world.server().await;
+    let fixture = Fixture::new().await;
+    let ca = fixture.server().await;
     let former = active(&ca);
-    world.clock.advance(HOUR * 24);
+    fixture.clock.advance(HOUR * 24);
     let grant = minted(id("/w"), 60);
     let refused = ca.issue_x509(&grant, &key(), &quiet()).await.unwrap_err();
     assert!(matches!(refused, IssueError::AuthorityExpired), "{refused}");
@@ -302,81 +317,86 @@ async fn refuses_to_issue_with_expired_authorities_until_new_ones_are_made() {
         IssueError::AuthorityExpired
     ));
     assert!(ca.fault().is_some());
-    ca.tick(world.clock.now()).await.unwrap();
+    ca.tick(fixture.clock.now()).await.unwrap();
     assert_ne!(active(&ca), former);
-    world.verify(&svid(&ca).await).unwrap();
+    fixture.verify(&svid(&ca).await).unwrap();
     assert_eq!(ca.fault(), None);
 }
 
 #[tokio::test]
 async fn a_prepared_authority_takes_over_at_once_when_the_active_one_ended_during_a_pause() {
-    let world = World::new().await;
-    let ca = world.server().await;
-    world.later(&ca, HOUR * 13).await;
+    let fixture = Fixture::new().await;
+    let ca = fixture.server().await;
+    fixture.later(&ca, HOUR * 13).await;
     let next = prepared(&ca);
     drop(ca);
-    world.clock.advance(HOUR * 12);
-    let ca = world.server().await;
+    fixture.clock.advance(HOUR * 12);
+    let ca = fixture.server().await;
     assert_eq!(Some(active(&ca).0), next.0);
 }
 
 #[tokio::test]
 async fn two_servers_on_one_database_keep_apart_and_share_the_bundle() {
-    let world = World::new().await;
-    let (one_keys, two_keys) = (World::memory(), World::memory());
-    let one = world
+    let fixture = Fixture::new().await;
+    let (one_keys, two_keys) = (Fixture::memory(), Fixture::memory());
+    let one = fixture
         .try_server(Arc::clone(&one_keys), config())
         .await
         .unwrap();
-    let two = world
+    let two = fixture
         .try_server(Arc::clone(&two_keys), config())
         .await
         .unwrap();
     let (first, second) = (active(&one), active(&two));
     assert_ne!(first, second);
-    assert_eq!(published(&world.bundle()).len(), 4);
-    assert_eq!(world.datastore.load_journals().len(), 2);
-    world.verify(&svid(&one).await).unwrap();
-    world.verify(&svid(&two).await).unwrap();
+    assert_eq!(published(&fixture.bundle()).len(), 4);
+    assert_eq!(fixture.datastore.load_journals().len(), 2);
+    fixture.verify(&svid(&one).await).unwrap();
+    fixture.verify(&svid(&two).await).unwrap();
     drop((one, two));
     // Each finds its own journal again.
     assert_eq!(
-        active(&world.try_server(two_keys, config()).await.unwrap()),
+        active(&fixture.try_server(two_keys, config()).await.unwrap()),
         second
     );
     assert_eq!(
-        active(&world.try_server(one_keys, config()).await.unwrap()),
+        active(&fixture.try_server(one_keys, config()).await.unwrap()),
         first
     );
 }
 
 #[tokio::test]
 async fn forgets_the_journals_of_servers_that_are_no_more() {
-    let mut world = World::new().await;
-    drop(world.try_server(World::memory(), config()).await.unwrap());
-    world.sole_server = false;
-    let ca = world.server().await;
+    let mut fixture = Fixture::new().await;
+    drop(
+        fixture
+            .try_server(Fixture::memory(), config())
+            .await
+            .unwrap(),
+    );
+    fixture.sole_server = false;
+    let ca = fixture.server().await;
     ca.context
         .journal
-        .prune_others(unix_seconds(world.clock.now() + HOUR * 23))
+        .prune_others(unix_seconds(fixture.clock.now() + HOUR * 23))
         .await
         .unwrap();
-    assert_eq!(world.datastore.load_journals().len(), 2);
+    assert_eq!(fixture.datastore.load_journals().len(), 2);
     ca.context
         .journal
-        .prune_others(unix_seconds(world.clock.now() + HOUR * 25))
+        .prune_others(unix_seconds(fixture.clock.now() + HOUR * 25))
         .await
         .unwrap();
-    assert_eq!(world.datastore.load_journals().len(), 1);
+    assert_eq!(fixture.datastore.load_journals().len(), 1);
     let before = active(&ca);
     drop(ca);
-    assert_eq!(active(&world.server().await), before);
+    assert_eq!(active(&fixture.server().await), before);
 }
 
 #[tokio::test]
 async fn keeps_no_more_than_ten_records_of_a_kind() {
-    let world = World::new().await;
-    let ca = world.server().await;
+    let fixture = Fixture::new().await;
+    let ca = fixture.server().await;
     for _ in 0..12 {
         ca.prepare(AuthorityKind::Jwt).await.unwrap();
     }
@@ -388,7 +408,7 @@ async fn keeps_no_more_than_ten_records_of_a_kind() {
 
 #[tokio::test]
 async fn signs_with_every_type_of_key() {
-    let world = World::new().await;
+    let fixture = Fixture::new().await;
     for (ca_key_type, jwt_key_type) in [
         (KeyType::EcP384, KeyType::Rsa2048),
         (KeyType::Rsa2048, KeyType::EcP384),
@@ -398,21 +418,21 @@ async fn signs_with_every_type_of_key() {
             jwt_key_type,
             ..config()
         };
-        let ca = world.try_server(World::memory(), config).await.unwrap();
-        world.verify(&svid(&ca).await).unwrap();
-        believed(&world, &token(&ca).await.unwrap()).unwrap();
+        let ca = fixture.try_server(Fixture::memory(), config).await.unwrap();
+        fixture.verify(&svid(&ca).await).unwrap();
+        believed(&fixture, &token(&ca).await.unwrap()).unwrap();
     }
 }
 
 #[tokio::test]
 async fn makes_no_jwt_authority_when_jwt_svids_are_disabled() {
-    let world = World::new().await;
+    let fixture = Fixture::new().await;
     let config = IssuanceConfig {
         jwt_svids: false,
         ..config()
     };
-    let ca = world.try_server(World::memory(), config).await.unwrap();
-    assert!(world.bundle().jwt_authorities.is_empty());
+    let ca = fixture.try_server(Fixture::memory(), config).await.unwrap();
+    assert!(fixture.bundle().jwt_authorities.is_empty());
     assert!(matches!(
         token(&ca).await.unwrap_err(),
         IssueError::JwtDisabled
@@ -425,8 +445,8 @@ async fn makes_no_jwt_authority_when_jwt_svids_are_disabled() {
 
 #[tokio::test]
 async fn renews_the_servers_own_svid_when_the_clock_was_set_back() {
-    let world = World::new().await;
-    let ca = world.server().await;
+    let fixture = Fixture::new().await;
+    let ca = fixture.server().await;
     let first = ca.server_svid().unwrap();
     let second = Duration::from_secs(1);
     let tick = async |now| ca.tick_server_svid(now).await.unwrap();
@@ -438,17 +458,17 @@ async fn renews_the_servers_own_svid_when_the_clock_was_set_back() {
 
 #[tokio::test]
 async fn renews_the_servers_own_svid_at_half_of_its_life() {
-    let world = World::new().await;
-    let ca = world.server().await;
+    let fixture = Fixture::new().await;
+    let ca = fixture.server().await;
     let first = ca.server_svid().unwrap();
     assert_eq!(
-        world.verify(&first).unwrap().id,
+        fixture.verify(&first).unwrap().id,
         SpiffeId::server(&trust_domain())
     );
-    world.clock.advance(HOUR / 2 - Duration::from_secs(10));
-    ca.tick_server_svid(world.clock.now()).await.unwrap();
+    fixture.clock.advance(HOUR / 2 - Duration::from_secs(10));
+    ca.tick_server_svid(fixture.clock.now()).await.unwrap();
     assert_eq!(ca.server_svid().unwrap().serial, first.serial);
-    world.clock.advance(Duration::from_secs(10));
-    ca.tick_server_svid(world.clock.now()).await.unwrap();
+    fixture.clock.advance(Duration::from_secs(10));
+    ca.tick_server_svid(fixture.clock.now()).await.unwrap();
     assert_ne!(ca.server_svid().unwrap().serial, first.serial);
 }

@@ -14,7 +14,7 @@ use crate::caller::DownstreamCaller;
 
 /// How the upstream authority behaves next.
 #[derive(Debug, Clone, Copy, PartialEq)]
-enum Mood {
+enum Behavior {
     Good,
     Away,
     /// Certifies a key of its own.
@@ -32,7 +32,7 @@ enum Mood {
 struct Upstream {
     key: KeyPair,
     root: Certificate,
-    mood: Mutex<Mood>,
+    behavior: Mutex<Behavior>,
     clock: ManualClock,
 }
 
@@ -45,13 +45,13 @@ impl Upstream {
         Arc::new(Self {
             key,
             root,
-            mood: Mutex::new(Mood::Good),
+            behavior: Mutex::new(Behavior::Good),
             clock: clock.clone(),
         })
     }
 
-    fn is(&self, mood: Mood) {
-        *self.mood.lock().unwrap() = mood;
+    fn is(&self, behavior: Behavior) {
+        *self.behavior.lock().unwrap() = behavior;
     }
 
     async fn sign(
@@ -103,17 +103,17 @@ impl UpstreamAuthority for Upstream {
         csr_der: &[u8],
         preferred_ttl: Duration,
     ) -> Result<MintedCa, Error> {
-        let mood = *self.mood.lock().unwrap();
+        let behavior = *self.behavior.lock().unwrap();
         let csr = Csr::parse_and_verify(csr_der).unwrap();
         assert_eq!(csr.uris, ["spiffe://example.org"]);
         let other = TrustDomain::parse("other.test").unwrap();
         let foreign = KeyPair::generate(KeyType::EcP256).unwrap();
         let own = trust_domain();
-        let certificate = match mood {
-            Mood::Away => return Err(Error::interrupted("test")),
-            Mood::OtherKey => self.sign(foreign.public_key(), &own, preferred_ttl).await,
-            Mood::OtherTrustDomain => self.sign(&csr.public_key, &other, preferred_ttl).await,
-            Mood::Expired => {
+        let certificate = match behavior {
+            Behavior::Away => return Err(Error::interrupted("test")),
+            Behavior::OtherKey => self.sign(foreign.public_key(), &own, preferred_ttl).await,
+            Behavior::OtherTrustDomain => self.sign(&csr.public_key, &other, preferred_ttl).await,
+            Behavior::Expired => {
                 self.clock.set(self.clock.now() - HOUR);
                 let expired = self
                     .sign(&csr.public_key, &own, Duration::from_secs(60))
@@ -123,9 +123,9 @@ impl UpstreamAuthority for Upstream {
             }
             _ => self.sign(&csr.public_key, &own, preferred_ttl).await,
         };
-        let roots = match mood {
-            Mood::NoRoots => Vec::new(),
-            Mood::OtherRoot => {
+        let roots = match behavior {
+            Behavior::NoRoots => Vec::new(),
+            Behavior::OtherRoot => {
                 let template = template(foreign.public_key(), &own, &self.clock, HOUR);
                 vec![
                     Certificate::from_der(&issue_ca(&template, None, &foreign).await.unwrap())
@@ -134,7 +134,7 @@ impl UpstreamAuthority for Upstream {
             }
             _ => vec![self.root.clone()],
         };
-        let chain = if mood == Mood::NoChain {
+        let chain = if behavior == Behavior::NoChain {
             Vec::new()
         } else {
             vec![certificate]
@@ -143,18 +143,18 @@ impl UpstreamAuthority for Upstream {
     }
 }
 
-async fn world() -> (World, Arc<Upstream>) {
-    let mut world = World::new().await;
-    let upstream = Upstream::new(&world.clock).await;
-    world.upstream = Some(Arc::clone(&upstream) as Arc<dyn UpstreamAuthority>);
-    (world, upstream)
+async fn fixture() -> (Fixture, Arc<Upstream>) {
+    let mut fixture = Fixture::new().await;
+    let upstream = Upstream::new(&fixture.clock).await;
+    fixture.upstream = Some(Arc::clone(&upstream) as Arc<dyn UpstreamAuthority>);
+    (fixture, upstream)
 }
 
 #[tokio::test]
 async fn publishes_the_upstream_root_and_shows_the_way_to_it() {
-    let (world, upstream) = world().await;
-    let ca = world.server().await;
-    let bundle = world.bundle();
+    let (fixture, upstream) = fixture().await;
+    let ca = fixture.server().await;
+    let bundle = fixture.bundle();
     assert_eq!(bundle.x509_authorities.len(), 1);
     assert_eq!(bundle.x509_authorities[0].certificate, upstream.root);
     let issued = ca
@@ -162,7 +162,7 @@ async fn publishes_the_upstream_root_and_shows_the_way_to_it() {
         .await
         .unwrap();
     assert_eq!(issued.chain.len(), 2);
-    assert_eq!(world.verify(&issued).unwrap().id, id("/w"));
+    assert_eq!(fixture.verify(&issued).unwrap().id, id("/w"));
     let state = ca.authorities(AuthorityKind::X509).unwrap();
     let root_id = journal::hex(upstream.root.subject_key_id().unwrap());
     assert_eq!(
@@ -173,8 +173,8 @@ async fn publishes_the_upstream_root_and_shows_the_way_to_it() {
 
 #[tokio::test]
 async fn a_server_below_gets_a_ca_that_signs_what_everybody_believes() {
-    let (world, _) = world().await;
-    let ca = world.server().await;
+    let (fixture, _) = fixture().await;
+    let ca = fixture.server().await;
     let mut entry = entry();
     entry.downstream = true;
     let grant = Grant::downstream_ca(DownstreamCaller::for_tests(&entry), &trust_domain()).unwrap();
@@ -192,73 +192,77 @@ async fn a_server_below_gets_a_ca_that_signs_what_everybody_believes() {
 
 #[tokio::test]
 async fn refuses_every_answer_that_would_not_hold() {
-    for mood in [
-        Mood::Away,
-        Mood::OtherKey,
-        Mood::NoRoots,
-        Mood::NoChain,
-        Mood::OtherTrustDomain,
-        Mood::OtherRoot,
-        Mood::Expired,
+    for behavior in [
+        Behavior::Away,
+        Behavior::OtherKey,
+        Behavior::NoRoots,
+        Behavior::NoChain,
+        Behavior::OtherTrustDomain,
+        Behavior::OtherRoot,
+        Behavior::Expired,
     ] {
-        let (world, upstream) = world().await;
-        upstream.is(mood);
-        let refused = world.try_server(World::memory(), config()).await;
-        assert!(refused.is_err(), "{mood:?}");
+        let (fixture, upstream) = fixture().await;
+        upstream.is(behavior);
+        let refused = fixture.try_server(Fixture::memory(), config()).await;
+        assert!(refused.is_err(), "{behavior:?}");
         assert!(
-            world.datastore.registry().bundle(&trust_domain()).is_none(),
-            "{mood:?} was published"
+            fixture
+                .datastore
+                .registry()
+                .bundle(&trust_domain())
+                .is_none(),
+            "{behavior:?} was published"
         );
     }
 }
 
 #[tokio::test]
 async fn goes_on_with_the_active_authority_while_upstream_is_away() {
-    let (world, upstream) = world().await;
-    let ca = world.server().await;
+    let (fixture, upstream) = fixture().await;
+    let ca = fixture.server().await;
     let first = active(&ca).0;
-    upstream.is(Mood::Away);
-    world.clock.advance(HOUR * 21);
+    upstream.is(Behavior::Away);
+    fixture.clock.advance(HOUR * 21);
     for _ in 0..11 {
-        assert!(ca.tick(world.clock.now()).await.is_err());
+        assert!(ca.tick(fixture.clock.now()).await.is_err());
     }
     assert_eq!(active(&ca).0, first);
     ca.issue_x509(&minted(id("/w"), 60), &key(), &quiet())
         .await
         .unwrap();
     assert!(ca.fault().unwrap().contains("11 times"));
-    upstream.is(Mood::Good);
-    ca.tick(world.clock.now()).await.unwrap();
+    upstream.is(Behavior::Good);
+    ca.tick(fixture.clock.now()).await.unwrap();
     assert_ne!(active(&ca).0, first);
     assert_eq!(ca.fault(), None);
 }
 
 #[tokio::test]
 async fn a_restart_while_upstream_is_away_resumes() {
-    let (world, upstream) = world().await;
-    let first = active(&world.server().await);
-    upstream.is(Mood::Away);
-    world.clock.advance(HOUR * 21);
-    assert_eq!(active(&world.server().await).0, first.0);
+    let (fixture, upstream) = fixture().await;
+    let first = active(&fixture.server().await);
+    upstream.is(Behavior::Away);
+    fixture.clock.advance(HOUR * 21);
+    assert_eq!(active(&fixture.server().await).0, first.0);
 }
 
 #[tokio::test]
 async fn a_change_from_self_signed_to_upstream_makes_a_new_authority() {
-    let mut world = World::new().await;
-    let first = active(&world.server().await);
-    let upstream = Upstream::new(&world.clock).await;
-    world.upstream = Some(upstream);
-    let ca = world.server().await;
+    let mut fixture = Fixture::new().await;
+    let first = active(&fixture.server().await);
+    let upstream = Upstream::new(&fixture.clock).await;
+    fixture.upstream = Some(upstream);
+    let ca = fixture.server().await;
     assert_ne!(active(&ca).0, first.0);
     assert_eq!(active(&ca).1, first.1);
     // What the former one signed is still believed.
-    assert_eq!(world.bundle().x509_authorities.len(), 2);
+    assert_eq!(fixture.bundle().x509_authorities.len(), 2);
 }
 
 #[tokio::test]
 async fn operators_taint_and_revoke_the_root_above_and_not_the_authority_itself() {
-    let (world, upstream) = world().await;
-    let ca = world.server().await;
+    let (fixture, upstream) = fixture().await;
+    let ca = fixture.server().await;
     let root_id = journal::hex(upstream.root.subject_key_id().unwrap());
     let own = active(&ca).0;
     let refused = ca.taint(AuthorityKind::X509, &own).await.unwrap_err();
@@ -273,5 +277,5 @@ async fn operators_taint_and_revoke_the_root_above_and_not_the_authority_itself(
         );
         ca.revoke_upstream(subject_key_id).await.unwrap_err();
     }
-    assert!(!world.bundle().x509_authorities[0].tainted);
+    assert!(!fixture.bundle().x509_authorities[0].tainted);
 }
