@@ -20,7 +20,7 @@ use spiffe::id::SpiffeId;
 use spiffe::trust_domain::TrustDomain;
 
 use crate::ca::{IssuanceConfig, LostKeys};
-use crate::datastore::DatastoreConfig;
+use crate::datastore::{DatastoreConfig, Environment};
 
 /// SPIRE: defaults of health_checks.
 const HEALTH_ADDRESS: &str = "localhost";
@@ -114,7 +114,8 @@ impl Config {
         refuse_telemetry(&root);
         let health = health(&root);
         let plugins = ServerPlugins::from_section(&root);
-        let datastore = ServerPlugins::data_store(&root).and_then(|data| data_store::read(&data));
+        let datastore = ServerPlugins::data_store(&root)
+            .and_then(|data| data_store::read(&data, Environment::of_process()));
         let config = server_section::read(&root, overrides);
         document.check()?;
         let complete = config.zip(plugins).zip(datastore).map(

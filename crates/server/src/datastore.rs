@@ -48,10 +48,10 @@ pub(crate) use postgres::check_connection_string;
 pub use agents::AgentWriteError;
 pub use bundles::{BundleError, BundleMask, DeleteMode};
 pub use entries::{Created, EntryPatch, EntryWriteError};
-pub use error::DatastoreError;
 pub(crate) use error::WriteFailure;
+pub use error::{DatastoreError, SettingsError};
 pub use federation::RelationshipError;
-pub use postgres::PostgresConfig;
+pub use postgres::{Environment, PostgresConfig};
 pub use tokens::{JoinToken, TokenError};
 
 /// Agents are served from memory for so long while the database is away.

@@ -3,10 +3,14 @@
 use config::Section;
 use config::fault::Code;
 
-use crate::datastore::{DatastoreConfig, DatastoreKind, PostgresConfig};
+use crate::datastore::{DatastoreConfig, DatastoreKind, Environment, PostgresConfig};
 
-/// Reads the plugin's data. What is wrong is recorded on the document. Gives notices beside the configuration.
-pub(super) fn read(data: &Section) -> Option<(DatastoreConfig, Vec<String>)> {
+/// Reads the plugin's data, and of the environment what PostgreSQL's connection string leaves open. What is wrong is
+/// recorded on the document. Gives notices beside the configuration.
+pub(super) fn read(
+    data: &Section,
+    environment: Environment,
+) -> Option<(DatastoreConfig, Vec<String>)> {
     let mut notices = Vec::new();
     data.unsupported(&[("log_sql", "statements are not logged")]);
     if data.string("ro_connection_string").is_some() {
@@ -45,11 +49,21 @@ pub(super) fn read(data: &Section) -> Option<(DatastoreConfig, Vec<String>)> {
             "DataStore \"sql\": {key} has no effect: the server holds a fixed number of connections"
         ));
     }
-    let kind = kind(data)?;
+    let kind = kind(data, environment)?;
+    if let DatastoreKind::Postgres(config) = &kind {
+        match config.check() {
+            Ok(found) => notices.extend(found),
+            Err(error) => {
+                // The excerpt shows no string of a line with connection_string.
+                data.fault_at("connection_string", error.to_string(), error.hint);
+                return None;
+            }
+        }
+    }
     Some((DatastoreConfig::new(kind), notices))
 }
 
-fn kind(data: &Section) -> Option<DatastoreKind> {
+fn kind(data: &Section, environment: Environment) -> Option<DatastoreKind> {
     let connection_string = data.required_string(
         "connection_string",
         "/var/lib/plastron/server/datastore.sqlite3",
@@ -73,6 +87,7 @@ fn kind(data: &Section) -> Option<DatastoreKind> {
         "sqlite3" => sqlite(data, &connection_string?),
         "postgres" => {
             let mut config = PostgresConfig::new(connection_string?);
+            config.environment = environment;
             config.root_ca_path = root_ca_path;
             config.client_cert_path = client_cert_path;
             config.client_key_path = client_key_path;

@@ -39,10 +39,21 @@ pub enum DatastoreError {
         key: String,
         because: String,
     },
-    #[error("wrong database settings: {because}")]
-    Settings { because: String },
+    #[error(transparent)]
+    Settings(#[from] SettingsError),
     #[error("the datastore is closed")]
     Closed,
+}
+
+/// Why the settings of a connection cannot be used. Holds no secret: a value is never quoted.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{what} ({at}): {because}")]
+pub struct SettingsError {
+    pub what: String,
+    /// Where it was written, or the file at fault.
+    pub at: String,
+    pub because: String,
+    pub hint: String,
 }
 
 /// A refusal or failure of a write, one of whose causes is the store itself.

@@ -2,7 +2,7 @@
 
 use config::fault::{Code, Fault};
 
-use super::DatastoreError;
+use super::{DatastoreError, SettingsError};
 
 impl From<&DatastoreError> for Fault {
     fn from(error: &DatastoreError) -> Self {
@@ -64,10 +64,8 @@ impl From<&DatastoreError> for Fault {
                     .at(format!("table {table}, key {key}"))
                     .because(because)
             }
-            DatastoreError::Settings { because } => {
-                Self::new(Code::DatabaseFailed, "the database settings cannot be used")
-                    .because(because)
-                    .hint("check the DataStore block of the configuration")
+            DatastoreError::Settings(SettingsError { what, at, because, hint }) => {
+                Self::new(Code::DatabaseFailed, what).at(at).because(because).hint(hint)
             }
             DatastoreError::Closed => Self::new(Code::DatabaseFailed, "the datastore is closed"),
         }

@@ -2,12 +2,20 @@
 //! is made anew when it is next needed, not more often than a growing pause allows.
 
 mod connect;
+mod conninfo;
+mod environment;
+mod hosts;
 mod listen;
 mod options;
+#[cfg(test)]
+mod options_tests;
+mod passfile;
 mod session;
 #[cfg(test)]
 mod tests;
 mod tls;
+mod tls_options;
+mod unsupported;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -20,12 +28,15 @@ use tokio_postgres::Row as SqlRow;
 use tokio_postgres::types::{ToSql, Type};
 
 use super::backend::{Backend, Column, Loader, POLL, Rows, Statement, Value};
-use super::error::DatastoreError;
+use super::error::{DatastoreError, SettingsError};
 use super::schema::{Dialect, SimilarityColumn};
 use crate::registry::Kind;
 use connect::Connector;
 use listen::Listener;
+use options::Options;
 use session::{Session, fault};
+
+pub use environment::Environment;
 
 static DIALECT: Dialect = Dialect {
     migrations: &[
@@ -82,29 +93,43 @@ const PAUSES: (Duration, Duration) = (Duration::from_millis(250), Duration::from
 /// Where the database is and how to prove who is who.
 #[derive(Clone)]
 pub struct PostgresConfig {
-    /// A URL (`postgres://…`) or libpq's `key=value` form. `sslmode` (disable, prefer, require, verify-ca,
-    /// verify-full), `sslrootcert`, `sslcert` and `sslkey` in it are understood; the fields below come first.
+    /// A URL (`postgres://…`) or `key=value` pairs, with libpq's keys as SPIRE's driver takes them. The paths below win
+    /// over `sslrootcert`, `sslcert` and `sslkey` in it.
     pub url: String,
     pub root_ca_path: Option<PathBuf>,
     pub client_cert_path: Option<PathBuf>,
     pub client_key_path: Option<PathBuf>,
+    /// Says what the connection string does not.
+    pub environment: Environment,
 }
 
 /// What would be said of a connection string, for the fuzz targets.
 #[cfg(any(test, fuzzing))]
 pub(crate) fn check_connection_string(text: &str) -> Result<(), String> {
-    let outcome = options::Options::parse(&PostgresConfig::new(text));
-    outcome.map(drop).map_err(|error| error.to_string())
+    let outcome = PostgresConfig::new(text).check();
+    outcome
+        .map(drop)
+        .map_err(|error| format!("{error} {}", error.hint))
 }
 
 impl PostgresConfig {
+    /// Without an environment.
     pub fn new(url: impl Into<String>) -> Self {
         Self {
             url: url.into(),
             root_ca_path: None,
             client_cert_path: None,
             client_key_path: None,
+            environment: Environment::default(),
         }
+    }
+
+    /// Reads the settings without connecting. Gives what an operator should know of them.
+    ///
+    /// # Errors
+    /// When a setting cannot be read or is not supported.
+    pub fn check(&self) -> Result<Vec<String>, SettingsError> {
+        Ok(Options::parse(self)?.notices())
     }
 }
 
@@ -133,7 +158,7 @@ pub(super) struct Postgres {
 
 impl Postgres {
     pub(super) async fn open(config: PostgresConfig) -> Result<Self, DatastoreError> {
-        let connector = Arc::new(Connector::new(&config)?);
+        let connector = Arc::new(Connector::new(&config).await?);
         let session = connector.connect().await?;
         let listener = Listener::start(Arc::clone(&connector));
         Ok(Self {

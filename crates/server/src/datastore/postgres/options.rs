@@ -1,239 +1,287 @@
-//! Reads a connection string. The driver knows three of libpq's `sslmode`s and none of its certificate settings, so
-//! those are taken out first.
+//! What the settings of a connection mean: the hosts to try, the session's parameters, and how far TLS goes.
+//!
+//! Takes libpq's keys as lib/pq does, SPIRE's driver. A key that neither knows is a parameter of the session, which the
+//! database refuses when it does not know it either. A key that asks for something that is not done here is refused.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
+use spiffe::secret::Secret;
 use tokio_postgres::Config;
-use tokio_postgres::config::{Host, SslMode};
+use tokio_postgres::config::{
+    LoadBalanceHosts, SslMode as DriverMode, SslNegotiation, TargetSessionAttrs,
+};
 
-use super::PostgresConfig;
-use crate::datastore::error::DatastoreError;
+use super::conninfo::{self, Setting, Settings};
+use super::environment::Environment;
+use super::hosts::{self, Target};
+use super::tls_options::{Mode, TlsOptions};
+use super::{PostgresConfig, unsupported};
+use crate::datastore::error::SettingsError;
 
-/// How far TLS goes (libpq: `sslmode`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Verify {
-    /// Encrypts, if at all, without knowing for whom.
-    Nothing,
-    /// The server's certificate is of a known authority.
-    Authority,
-    /// And it names the host.
-    Full,
-}
+/// How long one host may take to accept a connection, unless `connect_timeout` says otherwise.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// The longest `connect_timeout`.
+const LONGEST_CONNECT_TIMEOUT: Duration = Duration::from_secs(60);
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
+const TCP_USER_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// A connection's settings, understood.
 #[derive(Debug)]
 pub(super) struct Options {
+    /// In the order in which they are tried.
+    pub(super) targets: Vec<Target>,
+    /// Whether the order is another one each time.
+    pub(super) in_random_order: bool,
+    /// All but host and password.
     pub(super) config: Config,
-    pub(super) verify: Verify,
-    pub(super) root_ca: Option<PathBuf>,
-    pub(super) client_cert: Option<PathBuf>,
-    pub(super) client_key: Option<PathBuf>,
-}
-
-fn settings(because: impl std::fmt::Display) -> DatastoreError {
-    DatastoreError::Settings {
-        because: because.to_string(),
-    }
+    pub(super) password: Option<Secret<String>>,
+    /// Where the password is when it is not said.
+    pub(super) passfile: Option<PathBuf>,
+    pub(super) connect_timeout: Duration,
+    pub(super) tls: TlsOptions,
 }
 
 impl Options {
-    pub(super) fn parse(config: &PostgresConfig) -> Result<Self, DatastoreError> {
-        let mut ours = Vec::new();
-        let rest = if config.url.contains("://") {
-            from_url(&config.url, &mut ours)
+    pub(super) fn parse(config: &PostgresConfig) -> Result<Self, SettingsError> {
+        let mut settings = config.environment.settings()?;
+        settings.extend(conninfo::parse(&config.url)?);
+        Self::read(Reader { settings }, config)
+    }
+
+    fn read(mut settings: Reader, config: &PostgresConfig) -> Result<Self, SettingsError> {
+        unsupported::check(&mut settings)?;
+        let targets = hosts::read(&mut settings)?;
+        let mut tls = TlsOptions::read(&mut settings, config)?;
+        if targets.iter().all(Target::is_socket) {
+            // libpq: a socket knows no TLS, whatever is asked for.
+            tls.mode = Mode::Disable;
+            tls.is_direct = false;
+        }
+        let passfile = settings.path("passfile").or_else(|| {
+            let home = config.environment.home();
+            home.map(|home| home.join(".pgpass"))
+        });
+        let password = settings
+            .take("password")
+            .filter(|setting| !setting.text().is_empty())
+            .map(|setting| setting.value);
+        let in_random_order = settings.choice(
+            "load_balance_hosts",
+            &[("disable", false), ("random", true)],
+        )?;
+        let connect_timeout = connect_timeout(&mut settings)?;
+        let mut driver = Config::new();
+        identify(&mut driver, &mut settings, &config.environment)?;
+        let negotiation = if tls.is_direct {
+            SslNegotiation::Direct
         } else {
-            from_pairs(&config.url, &mut ours)
+            SslNegotiation::Postgres
         };
-        let named = |name: &str| {
-            ours.iter()
-                .find(|(key, _)| key == name)
-                .map(|(_, value)| value.as_str())
-        };
-        // The driver's own text may quote the string, password included.
-        let mut driver: Config = rest
-            .parse()
-            .map_err(|_quoted| settings("connection_string can't be read"))?;
-        let root_ca = config
-            .root_ca_path
-            .clone()
-            .or_else(|| named("sslrootcert").map(PathBuf::from));
-        let (mode, verify) = match named("sslmode") {
-            Some("disable") => (SslMode::Disable, Verify::Nothing),
-            Some("allow" | "prefer") => (SslMode::Prefer, Verify::Nothing),
-            // libpq: a root certificate makes `require` verify the authority.
-            Some("require") | None if root_ca.is_some() => (SslMode::Require, Verify::Authority),
-            Some("require") => (SslMode::Require, Verify::Nothing),
-            Some("verify-ca") => (SslMode::Require, Verify::Authority),
-            Some("verify-full") => (SslMode::Require, Verify::Full),
-            // No network lies before a Unix socket. Elsewhere SPIRE's driver requires TLS unless told otherwise.
-            None if driver
-                .get_hosts()
-                .iter()
-                .all(|host| matches!(host, Host::Unix(_))) =>
-            {
-                (SslMode::Disable, Verify::Nothing)
-            }
-            None => (SslMode::Require, Verify::Nothing),
-            Some(other) => {
-                return Err(settings(format!(
-                    "sslmode {other:?} is none of disable, allow, prefer, require, verify-ca, verify-full"
-                )));
-            }
-        };
-        driver.ssl_mode(mode);
+        driver
+            .ssl_mode(tls.mode.into())
+            .ssl_negotiation(negotiation)
+            .connect_timeout(connect_timeout)
+            .keepalives_idle(KEEPALIVE_IDLE)
+            .tcp_user_timeout(TCP_USER_TIMEOUT);
+        if in_random_order == Some(true) {
+            // For the addresses of one name; the hosts are shuffled where they are tried.
+            driver.load_balance_hosts(LoadBalanceHosts::Random);
+        }
+        let parameters = session_parameters(settings)?;
+        if !parameters.is_empty() {
+            driver.options(parameters);
+        }
         Ok(Self {
+            targets,
+            in_random_order: in_random_order.unwrap_or(false),
             config: driver,
-            verify,
-            root_ca,
-            client_cert: config
-                .client_cert_path
-                .clone()
-                .or_else(|| named("sslcert").map(PathBuf::from)),
-            client_key: config
-                .client_key_path
-                .clone()
-                .or_else(|| named("sslkey").map(PathBuf::from)),
+            password,
+            passfile,
+            connect_timeout,
+            tls,
         })
     }
+
+    /// What an operator should know of how the connection is protected.
+    pub(super) fn notices(&self) -> Vec<String> {
+        let beyond: Vec<_> = self
+            .targets
+            .iter()
+            .filter(|target| !target.is_on_this_machine())
+            .map(|target| target.name())
+            .collect();
+        let hosts = beyond.join(", ");
+        let problem = match self.tls.mode {
+            _ if beyond.is_empty() => return Vec::new(),
+            Mode::Disable => format!("the connection to the database at {hosts} is not encrypted"),
+            Mode::Prefer if self.tls.roots().is_none() => format!(
+                "the connection to the database at {hosts} may be unencrypted, and nobody checks who answers"
+            ),
+            Mode::Prefer => format!("the connection to the database at {hosts} may be unencrypted"),
+            Mode::Require if self.tls.roots().is_none() => format!(
+                "the connection to the database at {hosts} is encrypted, but nobody checks who answers"
+            ),
+            Mode::Require | Mode::VerifyCa | Mode::VerifyFull => return Vec::new(),
+        };
+        vec![format!(
+            "DataStore \"sql\": sslmode={}: {problem}; hint: set sslmode=verify-full, and sslrootcert to the CA of the \
+             database's certificate",
+            self.tls.mode.name()
+        )]
+    }
 }
 
-fn is_ours(key: &str) -> bool {
-    ["sslmode", "sslrootcert", "sslcert", "sslkey"].contains(&key)
+impl From<Mode> for DriverMode {
+    fn from(mode: Mode) -> Self {
+        match mode {
+            Mode::Disable => Self::Disable,
+            Mode::Prefer => Self::Prefer,
+            Mode::Require | Mode::VerifyCa | Mode::VerifyFull => Self::Require,
+        }
+    }
 }
 
-fn from_url(url: &str, ours: &mut Vec<(String, String)>) -> String {
-    let Some((base, query)) = url.split_once('?') else {
-        return url.to_owned();
+/// The settings that were not read yet.
+pub(super) struct Reader {
+    settings: Settings,
+}
+
+impl Reader {
+    pub(super) fn take(&mut self, key: &str) -> Option<Setting> {
+        self.settings.remove(key)
+    }
+
+    pub(super) fn peek(&self, key: &str) -> Option<&Setting> {
+        self.settings.get(key)
+    }
+
+    pub(super) fn keys(&self) -> impl Iterator<Item = (&str, &Setting)> {
+        self.settings
+            .iter()
+            .map(|(key, setting)| (key.as_str(), setting))
+    }
+
+    /// An empty path is as good as none.
+    pub(super) fn path(&mut self, key: &str) -> Option<PathBuf> {
+        let setting = self.take(key)?;
+        let text = setting.text();
+        (!text.is_empty()).then(|| PathBuf::from(text))
+    }
+
+    /// One of these words. Words are no secrets, and yet no value is shown: a password may stand at the wrong key.
+    pub(super) fn choice<T: Copy>(
+        &mut self,
+        key: &str,
+        words: &[(&str, T)],
+    ) -> Result<Option<T>, SettingsError> {
+        let Some(setting) = self.take(key) else {
+            return Ok(None);
+        };
+        if setting.text().is_empty() {
+            return Ok(None);
+        }
+        let found = words.iter().find(|(word, _)| *word == setting.text());
+        match found {
+            Some((_, choice)) => Ok(Some(*choice)),
+            None => {
+                let words: Vec<_> = words.iter().map(|(word, _)| *word).collect();
+                let because = format!("it must be one of {}", words.join(", "));
+                Err(wrong(key, &setting, because))
+            }
+        }
+    }
+}
+
+/// A value that a key cannot have.
+pub(super) fn wrong(key: &str, setting: &Setting, because: impl Into<String>) -> SettingsError {
+    SettingsError {
+        what: format!("{key} has a wrong value"),
+        at: setting.origin.clone(),
+        because: because.into(),
+        hint: format!("correct {key} in {}", setting.origin),
+    }
+}
+
+/// In seconds. SPIRE's driver waits without limit unless told otherwise; a server must know when its database is away.
+fn connect_timeout(settings: &mut Reader) -> Result<Duration, SettingsError> {
+    let Some(setting) = settings.take("connect_timeout") else {
+        return Ok(CONNECT_TIMEOUT);
     };
-    let mut rest = Vec::new();
-    for pair in query.split('&') {
-        match pair.split_once('=') {
-            Some((key, value)) if is_ours(key) => {
-                ours.push((key.to_owned(), percent_decoded(value)));
-            }
-            _ => rest.push(pair),
-        }
-    }
-    if rest.is_empty() {
-        base.to_owned()
-    } else {
-        format!("{base}?{}", rest.join("&"))
-    }
+    let seconds: i64 = setting
+        .text()
+        .parse()
+        .map_err(|_value| wrong("connect_timeout", &setting, "it is not a number of seconds"))?;
+    Ok(match u64::try_from(seconds) {
+        Ok(0) | Err(_) => CONNECT_TIMEOUT,
+        Ok(seconds) => Duration::from_secs(seconds).min(LONGEST_CONNECT_TIMEOUT),
+    })
 }
 
-fn percent_decoded(text: &str) -> String {
-    let mut out = Vec::new();
-    let mut bytes = text.bytes();
-    while let Some(byte) = bytes.next() {
-        let hex = |digit: Option<u8>| digit.and_then(|digit| char::from(digit).to_digit(16));
-        let mut ahead = bytes.clone();
-        match (byte, hex(ahead.next()), hex(ahead.next())) {
-            (b'%', Some(high), Some(low)) => {
-                out.push(u8::try_from(high * 16 + low).unwrap_or(byte));
-                bytes = ahead;
-            }
-            _ => out.push(byte),
-        }
+/// Who signs in where, and under which name.
+fn identify(
+    driver: &mut Config,
+    settings: &mut Reader,
+    environment: &Environment,
+) -> Result<(), SettingsError> {
+    let mut text = |key: &str| {
+        let setting = settings.take(key)?;
+        (!setting.text().is_empty()).then(|| setting.text().to_owned())
+    };
+    let user = text("user").or_else(|| environment.user().map(str::to_owned));
+    // `database` is no key of libpq's; lib/pq passes it on to where it means the same.
+    let database = (text("database"), text("dbname"));
+    let fallback = text("fallback_application_name");
+    let application_name = text("application_name")
+        .or(fallback)
+        .unwrap_or_else(|| "plastron".to_owned());
+    driver.application_name(application_name);
+    if let Some(user) = user {
+        driver.user(user);
     }
-    String::from_utf8_lossy(&out).into_owned()
+    if let (Some(database), _) | (None, Some(database)) = database {
+        driver.dbname(database);
+    }
+    // A server must be able to write: of the wishes that a session may have, only that one can be met.
+    let wish = settings.choice(
+        "target_session_attrs",
+        &[
+            ("any", TargetSessionAttrs::Any),
+            ("read-write", TargetSessionAttrs::ReadWrite),
+            ("primary", TargetSessionAttrs::ReadWrite),
+        ],
+    )?;
+    driver.target_session_attrs(wish.unwrap_or(TargetSessionAttrs::Any));
+    Ok(())
 }
 
-/// `key = 'value with \' quote' key2=value`, as libpq reads it. What is not ours is passed on as it stands.
-fn from_pairs(text: &str, ours: &mut Vec<(String, String)>) -> String {
-    let mut rest = String::new();
-    let mut chars = text.chars().peekable();
-    loop {
-        while chars.next_if(|c| c.is_whitespace()).is_some() {}
-        if chars.peek().is_none() {
-            return rest;
+/// `options`, and after them whatever nobody read: parameters such as `search_path`. The driver has no other place for
+/// them; of a parameter that is set twice the database takes the later one, as it does from SPIRE's driver.
+fn session_parameters(mut settings: Reader) -> Result<String, SettingsError> {
+    let mut options = match settings.take("options") {
+        Some(setting) => setting.text().to_owned(),
+        None => String::new(),
+    };
+    // lib/pq's name for it.
+    if let Some(setting) = settings.take("tz") {
+        settings.settings.insert("timezone".to_owned(), setting);
+    }
+    for (key, setting) in settings.keys() {
+        if options.ends_with('\\') {
+            return Err(wrong("options", setting, "it ends in a backslash"));
         }
-        let mut key = String::new();
-        while let Some(c) = chars.next_if(|c| *c != '=') {
-            key.push(c);
+        if !options.is_empty() {
+            options.push(' ');
         }
-        chars.next();
-        while chars.next_if(|c| c.is_whitespace()).is_some() {}
-        let mut value = String::new();
-        let quoted = chars.next_if_eq(&'\'').is_some();
-        while let Some(c) = chars.next_if(|c| {
-            if quoted {
-                *c != '\''
-            } else {
-                !c.is_whitespace()
+        options.push_str("-c ");
+        options.push_str(key);
+        options.push('=');
+        for c in setting.text().chars() {
+            if c == '\\' || c.is_ascii_whitespace() || c == '\u{b}' {
+                options.push('\\');
             }
-        }) {
-            value.push(c);
-            if c == '\\' {
-                value.extend(chars.next());
-            }
-        }
-        if quoted {
-            chars.next();
-        }
-        let key = key.trim();
-        if is_ours(key) {
-            ours.push((key.to_owned(), value.replace('\\', "")));
-        } else {
-            rest.push_str(&format!("{key}='{value}' "));
+            options.push(c);
         }
     }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn parse(url: &str) -> Result<Options, DatastoreError> {
-        Options::parse(&PostgresConfig::new(url))
-    }
-
-    #[test]
-    fn reads_tls_settings_from_both_forms() {
-        for text in [
-            "postgres://u:p%40@h:5/db?sslmode=verify-full&sslrootcert=/a%20b&connect_timeout=3",
-            "user=u password='p@' host=h port=5 dbname=db sslmode = verify-full sslrootcert='/a b'",
-        ] {
-            let options = parse(text).unwrap();
-            assert_eq!(options.verify, Verify::Full);
-            assert_eq!(options.root_ca, Some(PathBuf::from("/a b")));
-            assert_eq!(options.config.get_ssl_mode(), SslMode::Require);
-            assert_eq!(options.config.get_dbname(), Some("db"));
-            assert_eq!(options.config.get_password(), Some(&b"p@"[..]));
-        }
-    }
-
-    #[test]
-    fn quotes_in_values_survive() {
-        let options = parse(r"password='it\'s \\ here' host=h").unwrap();
-        assert_eq!(options.config.get_password(), Some(&br"it's \ here"[..]));
-    }
-
-    #[test]
-    fn a_root_certificate_makes_require_verify() {
-        let mut config = PostgresConfig::new("host=h sslmode=require");
-        config.root_ca_path = Some(PathBuf::from("/ca"));
-        assert_eq!(Options::parse(&config).unwrap().verify, Verify::Authority);
-    }
-
-    #[test]
-    fn tls_is_required_unless_said_otherwise_or_on_a_unix_socket() {
-        for (text, mode) in [
-            ("host=h", SslMode::Require),
-            ("postgres://h/db", SslMode::Require),
-            ("host=h sslmode=disable", SslMode::Disable),
-            ("host=/run/postgresql dbname=db", SslMode::Disable),
-            ("host=/run/postgresql,h dbname=db", SslMode::Require),
-        ] {
-            assert_eq!(parse(text).unwrap().config.get_ssl_mode(), mode, "{text}");
-        }
-    }
-
-    #[test]
-    fn refuses_an_unknown_mode_and_never_quotes_the_password() {
-        assert!(matches!(
-            parse("host=h sslmode=verify"),
-            Err(DatastoreError::Settings { .. })
-        ));
-        let error = parse("postgres://u:hunter2@h:port/db").unwrap_err();
-        assert!(!error.to_string().contains("hunter2"));
-    }
+    Ok(options)
 }

@@ -2,12 +2,15 @@
 //! (`PLASTRON_TEST_POSTGRES_URL`; for TLS `PLASTRON_TEST_POSTGRES_TLS_URL`, whose certificate names `localhost` and
 //! whose authority its `sslrootcert` is) they are ignored, and fail when they are run all the same.
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::sync::Arc;
 use std::time::Duration;
 
 use spiffe::clock::SystemClock;
 use tokio::time::timeout;
 
+use super::connect::Connector;
+use super::environment::Environment;
 use crate::datastore::contract::{Subject, content, create, entry, td};
 use crate::datastore::{Datastore, DatastoreConfig, DatastoreError, DatastoreKind, PostgresConfig};
 use crate::registry::{Condition, EntryFilter, Registry};
@@ -257,6 +260,120 @@ async fn run_sql(config: &DatastoreConfig, statements: &str) {
     client.batch_execute(statements).await.unwrap();
     drop(client);
     driver.await.unwrap().unwrap();
+}
+
+/// The settings of a session that this configuration makes.
+async fn session_settings(
+    config: &PostgresConfig,
+    names: &[&str],
+) -> Result<Vec<String>, DatastoreError> {
+    let session = Connector::new(config).await?.connect().await?;
+    let mut values = Vec::new();
+    for name in names {
+        let rows = session.few("SELECT current_setting($1)", &[name]).await?;
+        values.push(rows[0].get(0));
+    }
+    Ok(values)
+}
+
+/// The test server as pairs without a password, the password, and the host.
+fn test_server_parts() -> (String, String, String) {
+    let url = std::env::var("PLASTRON_TEST_POSTGRES_URL")
+        .expect("a test that needs PostgreSQL has its URL");
+    let config: tokio_postgres::Config = url.parse().unwrap();
+    let tokio_postgres::config::Host::Tcp(host) = &config.get_hosts()[0] else {
+        panic!("the test server is reached by TCP")
+    };
+    let pairs = format!(
+        "port={} user={} dbname={} sslmode=disable",
+        config.get_ports()[0],
+        config.get_user().unwrap(),
+        config.get_dbname().unwrap(),
+    );
+    let password = String::from_utf8(config.get_password().unwrap().to_vec()).unwrap();
+    (pairs, password, host.clone())
+}
+
+#[tokio::test]
+#[ignore = "needs PostgreSQL: PLASTRON_TEST_POSTGRES_URL"]
+async fn parameters_of_the_connection_string_are_those_of_the_session() {
+    let (pairs, password, host) = test_server_parts();
+    let names = [
+        "search_path",
+        "statement_timeout",
+        "lock_timeout",
+        "idle_in_transaction_session_timeout",
+        "application_name",
+    ];
+    let base = format!("{pairs} host={host} password={password}");
+    for (text, expected) in [
+        ("", ["\"$user\", public", "14s", "4s", "15s", "plastron"]),
+        (
+            "search_path='a, \"b c\\\\d\"' statement_timeout=5000 application_name=x",
+            ["a, \"b c\\d\"", "5s", "4s", "15s", "x"],
+        ),
+        (
+            "options='-c search_path=one -c lock_timeout=60000' search_path=two statement_timeout=0",
+            ["two", "14s", "4s", "15s", "plastron"],
+        ),
+    ] {
+        let config = PostgresConfig::new(format!("{base} {text}"));
+        assert_eq!(
+            session_settings(&config, &names).await.unwrap(),
+            expected,
+            "{text}"
+        );
+    }
+    let unknown = PostgresConfig::new(format!("{base} serch_path=a"));
+    let refused = session_settings(&unknown, &names)
+        .await
+        .unwrap_err()
+        .to_string();
+    assert!(refused.contains("\"serch_path\""), "{refused}");
+    assert!(!refused.contains(&password), "{refused}");
+}
+
+#[tokio::test]
+#[ignore = "needs PostgreSQL: PLASTRON_TEST_POSTGRES_URL"]
+async fn a_socket_and_a_password_file_lead_to_the_database() {
+    let (pairs, password, host) = test_server_parts();
+    let with_password = PostgresConfig::new(format!("{pairs} host={host} password={password}"));
+    let directory = session_settings(&with_password, &["unix_socket_directories"])
+        .await
+        .unwrap()
+        .remove(0);
+    let home = tempfile::tempdir().unwrap();
+    let passfile = home.path().join(".pgpass");
+    std::fs::write(
+        &passfile,
+        format!("localhost:*:*:*:{password}\n{host}:*:*:*:wrong\n"),
+    )
+    .unwrap();
+    let mode =
+        |mode| std::fs::set_permissions(&passfile, std::fs::Permissions::from_mode(mode)).unwrap();
+    mode(0o600);
+    let mut config =
+        PostgresConfig::new(format!("{pairs} host={directory} application_name=socket"));
+    config.environment = Environment::of([("HOME".into(), home.path().into())]);
+    // The socket of a server with `sslmode=verify-full` knows no TLS either.
+    config.url = config.url.replace("sslmode=disable", "sslmode=verify-full");
+    let settings = session_settings(&config, &["application_name"]).await;
+    assert_eq!(settings.unwrap(), ["socket"]);
+    // The first host does not answer as wished; the next one does, with another password.
+    config.url = format!("{pairs} host={host},{directory}");
+    assert_eq!(
+        session_settings(&config, &["application_name"])
+            .await
+            .unwrap(),
+        ["plastron"]
+    );
+    mode(0o644);
+    let refused = session_settings(&config, &[])
+        .await
+        .unwrap_err()
+        .to_string();
+    assert!(refused.contains("chmod 0600"), "{refused}");
+    assert!(!refused.contains(&password), "{refused}");
 }
 
 async fn open(url: &str) -> Result<(), DatastoreError> {

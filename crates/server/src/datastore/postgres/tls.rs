@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::io;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -11,7 +12,7 @@ use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::pki_types::{CertificateDer, InvalidDnsNameError, PrivateKeyDer, ServerName, UnixTime};
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
 };
@@ -19,8 +20,9 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_postgres::tls::{ChannelBinding, MakeTlsConnect, TlsConnect};
 use tokio_rustls::TlsConnector;
 
-use super::options::{Options, Verify};
-use crate::datastore::error::DatastoreError;
+use super::conninfo::CONNECTION_STRING;
+use super::tls_options::{Mode, Roots, TlsOptions, Verify};
+use crate::datastore::error::SettingsError;
 
 /// Where distributions keep the authorities they trust.
 const SYSTEM_ROOTS: [&str; 4] = [
@@ -41,71 +43,112 @@ impl std::fmt::Debug for Tls {
     }
 }
 
-fn unusable(path: &Path, because: impl std::fmt::Display) -> DatastoreError {
-    DatastoreError::Settings {
-        because: format!("{}: {because}", path.display()),
+/// A file that is named and cannot be used.
+fn unusable(path: &Path, because: impl std::fmt::Display) -> SettingsError {
+    SettingsError {
+        what: "a file for TLS with the database cannot be used".to_owned(),
+        at: path.display().to_string(),
+        because: because.to_string(),
+        hint: "it must be PEM, and readable for the server's user".to_owned(),
+    }
+}
+
+fn refused(error: &rustls::Error) -> SettingsError {
+    SettingsError {
+        what: "TLS with the database cannot be set up".to_owned(),
+        at: CONNECTION_STRING.to_owned(),
+        because: error.to_string(),
+        hint: "check sslrootcert, sslcert and sslkey".to_owned(),
     }
 }
 
 impl Tls {
-    pub(super) fn new(options: &Options) -> Result<Self, DatastoreError> {
+    /// Reads the files that the options name. Blocks.
+    pub(super) fn new(options: &TlsOptions) -> Result<Self, SettingsError> {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let wrong = |error: &dyn std::fmt::Display| DatastoreError::Settings {
-            because: error.to_string(),
-        };
-        let inner = match options.verify {
+        let is_used = options.mode != Mode::Disable;
+        let roots = options.roots().filter(|_| is_used);
+        let verify = options.verify(roots.as_ref());
+        let inner = match verify {
             Verify::Nothing => None,
             Verify::Authority | Verify::Full => {
-                let roots = Arc::new(roots(options.root_ca.as_deref())?);
+                let roots = Arc::new(read_roots(roots.as_ref().unwrap_or(&Roots::System))?);
                 let verifier =
                     WebPkiServerVerifier::builder_with_provider(roots, Arc::clone(&provider))
                         .build();
-                Some(verifier.map_err(|error| wrong(&error))?)
+                Some(
+                    verifier
+                        .map_err(|error| refused(&rustls::Error::General(error.to_string())))?,
+                )
             }
         };
         let verifier = Arc::new(Verifier {
             inner,
             provider: Arc::clone(&provider),
-            verify: options.verify,
+            verify,
         });
         let builder = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .map_err(|error| wrong(&error))?
+            .with_protocol_versions(options.versions)
+            .map_err(|error| refused(&error))?
             .dangerous()
             .with_custom_certificate_verifier(verifier);
-        let config = match (&options.client_cert, &options.client_key) {
-            (Some(cert), Some(key)) => {
-                let chain = CertificateDer::pem_file_iter(cert)
-                    .and_then(Iterator::collect::<Result<Vec<_>, _>>)
-                    .map_err(|error| unusable(cert, error))?;
-                let key =
-                    PrivateKeyDer::from_pem_file(key).map_err(|error| unusable(key, error))?;
+        let client = if is_used { options.client()? } else { None };
+        let mut config = match client {
+            Some((cert, key)) => {
+                let (chain, private_key) = read_client(&cert, &key)?;
                 builder
-                    .with_client_auth_cert(chain, key)
-                    .map_err(|error| unusable(cert, error))?
+                    .with_client_auth_cert(chain, private_key)
+                    .map_err(|error| unusable(&cert, error))?
             }
-            (None, None) => builder.with_no_client_auth(),
-            _ => {
-                return Err(wrong(
-                    &"client_cert_path and client_key_path must be set together",
-                ));
-            }
+            None => builder.with_no_client_auth(),
         };
+        config.enable_sni = options.sends_name;
+        if options.is_direct {
+            config.alpn_protocols = vec![b"postgresql".to_vec()];
+        }
         Ok(Self {
             connector: TlsConnector::from(Arc::new(config)),
         })
     }
 }
 
-fn roots(path: Option<&Path>) -> Result<RootCertStore, DatastoreError> {
-    let path = match path {
-        Some(path) => path,
-        None => SYSTEM_ROOTS
+fn read_client(
+    cert: &Path,
+    key: &Path,
+) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), SettingsError> {
+    let chain = CertificateDer::pem_file_iter(cert)
+        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+        .map_err(|error| unusable(cert, error))?;
+    let metadata = std::fs::metadata(key).map_err(|error| unusable(key, error))?;
+    // libpq: for the owner's eyes only, or for a group's when the owner is root.
+    let mode = metadata.mode() & 0o7777;
+    let allowed = if metadata.uid() == 0 { 0o640 } else { 0o600 };
+    if mode & !allowed & 0o777 != 0 {
+        return Err(SettingsError {
+            what: "the key to sign in to the database with is not private".to_owned(),
+            at: key.display().to_string(),
+            because: format!("its mode is {mode:04o}"),
+            hint: format!("run: chmod 0600 {} (0640 when root owns it)", key.display()),
+        });
+    }
+    let key = PrivateKeyDer::from_pem_file(key).map_err(|error| unusable(key, error))?;
+    Ok((chain, key))
+}
+
+fn read_roots(roots: &Roots) -> Result<RootCertStore, SettingsError> {
+    let path = match roots {
+        Roots::File(path) => path,
+        Roots::System => SYSTEM_ROOTS
             .iter()
             .map(Path::new)
             .find(|path| path.exists())
-            .ok_or_else(|| DatastoreError::Settings {
-                because: "no root_ca_path, and no authorities of the system found".to_owned(),
+            .ok_or_else(|| SettingsError {
+                what: "the database's certificate cannot be verified".to_owned(),
+                at: CONNECTION_STRING.to_owned(),
+                because: "no sslrootcert is set, and this system has no authorities of its own"
+                    .to_owned(),
+                hint: "set sslrootcert (or root_ca_path) to the CA of the database's certificate"
+                    .to_owned(),
             })?,
     };
     let mut store = RootCertStore::empty();
@@ -114,7 +157,7 @@ fn roots(path: Option<&Path>) -> Result<RootCertStore, DatastoreError> {
         .map_err(|error| unusable(path, error))?;
     store.add_parsable_certificates(certificates);
     if store.is_empty() {
-        Err(unusable(path, "holds no certificate"))
+        Err(unusable(path, "it holds no certificate"))
     } else {
         Ok(store)
     }
@@ -194,10 +237,10 @@ where
     type Error = io::Error;
 
     fn make_tls_connect(&mut self, host: &str) -> Result<Handshake, io::Error> {
-        let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
+        // The driver asks for every connection, also for those without TLS and without a name.
         Ok(Handshake {
             connector: self.connector.clone(),
-            name,
+            name: ServerName::try_from(host.to_owned()),
         })
     }
 }
@@ -205,7 +248,7 @@ where
 /// A connection about to begin TLS.
 pub(super) struct Handshake {
     connector: TlsConnector,
-    name: ServerName<'static>,
+    name: Result<ServerName<'static>, InvalidDnsNameError>,
 }
 
 impl<S> TlsConnect<S> for Handshake
@@ -218,8 +261,9 @@ where
 
     fn connect(self, stream: S) -> Self::Future {
         Box::pin(async move {
+            let name = self.name.map_err(io::Error::other)?;
             self.connector
-                .connect(self.name, stream)
+                .connect(name, stream)
                 .await
                 .map(|stream| TlsStream(Box::new(stream)))
         })
