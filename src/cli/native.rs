@@ -578,7 +578,7 @@ mod tests {
     }
 
     #[test]
-    fn a_misspelt_flag_is_told_in_the_house_form_with_what_is_close() {
+    fn a_misspelt_flag_is_reported_as_a_fault_with_the_closest_flag() {
         let tree = command_line(&commands());
         let argv = words("plastron server entry create --selectr a:b");
         let error = tree.clone().try_get_matches_from(&argv).unwrap_err();

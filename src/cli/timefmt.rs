@@ -118,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_date_is_told_as_go_tells_it() {
+    fn a_wrong_date_is_reported_as_go_reports_it() {
         for (text, end) in [
             ("x", r#"cannot parse "x" as "2006""#),
             ("2025-01-02", r#"cannot parse "" as " ""#),

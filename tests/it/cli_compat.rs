@@ -4,7 +4,7 @@
 //! What differs from run to run (IDs, times, keys) is replaced by a mark in both. With `PLASTRON_TEST_BLESS` the file
 //! is written instead: do that with SPIRE's programs only, since the files say what SPIRE does.
 
-mod normal;
+mod normalize;
 
 use std::path::PathBuf;
 
@@ -13,7 +13,7 @@ use harness::deployment::{CHANGE, own_user};
 use harness::process::Ran;
 use harness::{Deployment, Entry, id};
 
-use normal::normal;
+use normalize::normalize;
 
 /// `{agent}` in a command is the agent's SPIFFE ID, `{entry}` the ID of an existing entry, `{file}` a file's path.
 struct Session {
@@ -66,12 +66,12 @@ impl Session {
 
 /// The transcript of one command: the command, its exit code, its output, and the first line of its complaint.
 fn transcript(line: &str, ran: &Ran) -> String {
-    let mut text = format!("$ {line}\nexit {}\n{}", ran.code, normal(&ran.stdout));
+    let mut text = format!("$ {line}\nexit {}\n{}", ran.code, normalize(&ran.stdout));
     if !text.ends_with('\n') {
         text.push('\n');
     }
     if let Some(complaint) = ran.stderr.lines().find(|line| !line.trim().is_empty()) {
-        text.push_str(&format!("! {}\n", without_library(&normal(complaint))));
+        text.push_str(&format!("! {}\n", without_library(&normalize(complaint))));
     }
     text
 }

@@ -1,4 +1,4 @@
-//! The native command line: exit codes, the house form of errors, daemons without a file, what it generates.
+//! The native command line: exit codes, the format of errors, daemons without a file, what it generates.
 
 use std::os::unix::net::UnixListener;
 use std::path::Path;

@@ -1,11 +1,11 @@
 //! What Plastron promises beyond SPIRE: runs only when both roles are Plastron's.
 
+mod crash;
 mod dev;
-mod entry_slips;
+mod entry_mistakes;
 mod fault_corpus;
 mod freshness;
-mod kill;
-mod noise;
+mod malformed;
 mod offline;
 mod signals;
-mod trouble;
+mod start_failures;

@@ -66,7 +66,7 @@ pub(crate) struct ServerClient {
 
 /// A key and the entry that an SVID is wanted for.
 #[derive(Debug)]
-pub(crate) struct SvidOrder {
+pub(crate) struct SvidRequest {
     pub(crate) entry: Arc<Entry>,
     pub(crate) key: KeyPair,
     pub(crate) csr: Vec<u8>,
@@ -211,13 +211,13 @@ impl ServerClient {
     /// X509-SVIDs for up to 500 entries in one call.
     pub(crate) async fn new_x509_svids(
         &self,
-        orders: Vec<SvidOrder>,
+        requests: Vec<SvidRequest>,
     ) -> Result<Batch, ClientError> {
-        let params = orders
+        let params = requests
             .iter()
-            .map(|order| NewX509svidParams {
-                entry_id: order.entry.id.to_string(),
-                csr: order.csr.clone(),
+            .map(|request| NewX509svidParams {
+                entry_id: request.entry.id.to_string(),
+                csr: request.csr.clone(),
             })
             .collect();
         let mut client = SvidClient::new(self.channel.clone())
@@ -226,22 +226,22 @@ impl ServerClient {
         let answer = limited(client.batch_new_x509svid(BatchNewX509svidRequest { params }))
             .await?
             .into_inner();
-        if answer.results.len() != orders.len() {
+        if answer.results.len() != requests.len() {
             return Err(ClientError::malformed(format!(
                 "{} results for {} signing requests",
                 answer.results.len(),
-                orders.len()
+                requests.len()
             )));
         }
         let mut batch = Batch::default();
-        for (order, result) in orders.into_iter().zip(answer.results) {
+        for (request, result) in requests.into_iter().zip(answer.results) {
             let status = result.status.unwrap_or_default();
             let chain = result.svid.map(|svid| svid.cert_chain).unwrap_or_default();
-            match accept(&order, status.code, chain) {
+            match accept(&request, status.code, chain) {
                 Ok(svid) => batch.issued.push(svid),
                 Err(because) => {
-                    tracing::warn!(entry = %order.entry.id, spiffe_id = %order.entry.spiffe_id, %because, server = %status.message, "X509-SVID not issued");
-                    batch.refused.push(Arc::clone(&order.entry.id));
+                    tracing::warn!(entry = %request.entry.id, spiffe_id = %request.entry.spiffe_id, %because, server = %status.message, "X509-SVID not issued");
+                    batch.refused.push(Arc::clone(&request.entry.id));
                 }
             }
         }
@@ -319,25 +319,25 @@ async fn limited<T>(
     }
 }
 
-/// Takes an SVID only if it is what was ordered: for the entry's identity and for our key.
-fn accept(order: &SvidOrder, code: i32, chain: Vec<Vec<u8>>) -> Result<IssuedSvid, String> {
+/// Takes an SVID only if it is what was requested: for the entry's identity and for our key.
+fn accept(request: &SvidRequest, code: i32, chain: Vec<Vec<u8>>) -> Result<IssuedSvid, String> {
     if code != 0 {
         return Err(format!("server answered {}", tonic::Code::from_i32(code)));
     }
     let facts = chain_facts(&chain)?;
-    if facts.spiffe_id != order.entry.spiffe_id {
+    if facts.spiffe_id != request.entry.spiffe_id {
         return Err(format!("server issued {} instead", facts.spiffe_id));
     }
-    if facts.public_key != *order.key.public_key() {
+    if facts.public_key != *request.key.public_key() {
         return Err("server issued it for another key".to_owned());
     }
-    let key = order
+    let key = request
         .key
         .to_pkcs8_der()
         .map_err(|error| error.to_string())?;
     Ok(IssuedSvid {
-        entry_id: Arc::clone(&order.entry.id),
-        revision: order.entry.revision_number,
+        entry_id: Arc::clone(&request.entry.id),
+        revision: request.entry.revision_number,
         spiffe_id: facts.spiffe_id,
         chain: chain.into_iter().map(Arc::from).collect(),
         key: Arc::new(key),

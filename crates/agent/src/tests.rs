@@ -348,7 +348,7 @@ async fn a_token_that_is_refused_ends_the_agent_at_once() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_bound_is_told_before_anything_is_asked_of_the_server() {
+async fn what_cannot_be_bound_is_reported_before_the_server_is_called() {
     let directory = tempfile::tempdir().unwrap();
     let holder = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let health = format!(
@@ -407,7 +407,7 @@ async fn probes_say_when_the_agent_serves() {
 }
 
 #[tokio::test]
-async fn a_fault_that_only_an_operator_can_mend_makes_the_agent_unhealthy_while_it_lasts() {
+async fn a_fault_that_only_an_operator_can_fix_makes_the_agent_unhealthy_while_it_lasts() {
     let (ready, is_ready) = watch::channel(false);
     let (sync_status, status) = watch::channel(SyncStatus::default());
     let healthy = watch::Sender::new(true);

@@ -42,7 +42,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn spans_are_told_in_two_units() {
+    fn spans_are_printed_in_two_units() {
         for (seconds, text) in [
             (0, "0s"),
             (7, "7s"),
@@ -56,7 +56,7 @@ mod tests {
     }
 
     #[test]
-    fn times_are_told_in_utc() {
+    fn times_are_printed_in_utc() {
         let time = SystemTime::UNIX_EPOCH + Duration::from_millis(1_800_000_000_900);
         assert_eq!(rfc3339(time), "2027-01-15T08:00:00Z");
     }

@@ -1,6 +1,6 @@
 //! What an operator reads when something is wrong: a code, what, where, why, and something to type.
 //!
-//! Owns the house form of messages and the exit codes. A fault carries no secret: whoever makes one leaves values
+//! Owns the format of messages and the exit codes. A fault carries no secret: whoever makes one leaves values
 //! that may be confidential out of its text.
 
 mod code;
@@ -9,7 +9,7 @@ pub use code::{Code, Exit};
 
 use std::fmt;
 
-/// One thing that is wrong, in the house form.
+/// One thing that is wrong, as a [`Fault`].
 ///
 /// `Display` prints several lines without a trailing line feed:
 ///

@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn names_the_task_that_ended_unasked() {
+    async fn names_the_task_that_terminated_unexpectedly() {
         let mut tasks = Tasks::new();
         tasks.spawn("patient", std::future::pending());
         tasks.spawn("hasty", async {});

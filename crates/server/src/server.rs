@@ -116,7 +116,7 @@ impl Server {
     /// Binds, opens, and makes the authorities ready.
     ///
     /// # Errors
-    /// What is in the way, in the house form.
+    /// What is in the way, as a [`Fault`].
     pub async fn bind(config: Config) -> Result<Bound, Fault> {
         Self::bind_in(config, Environment::default()).await
     }
@@ -124,7 +124,7 @@ impl Server {
     /// As [`Server::bind`], with a clock, randomness and a log switch of the caller's.
     ///
     /// # Errors
-    /// What is in the way, in the house form.
+    /// What is in the way, as a [`Fault`].
     pub async fn bind_in(config: Config, environment: Environment) -> Result<Bound, Fault> {
         for notice in &config.notices {
             tracing::warn!("{notice}");

@@ -94,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn manual_clock_moves_only_when_told_and_is_shared_by_clones() {
+    fn manual_clock_moves_only_when_advanced_and_is_shared_by_clones() {
         let clock = ManualClock::new(from_unix(100));
         let other = clock.clone();
         clock.advance(Duration::from_secs(5));

@@ -198,7 +198,7 @@ fn wa_06_others_entries_and_repeated_changes_do_not_wake_a_stream() {
 }
 
 #[test]
-fn a_held_svid_is_renewed_at_half_life_and_the_stream_hears_of_it() {
+fn a_cached_svid_is_renewed_at_half_life_and_the_stream_is_notified() {
     let f = fixture();
     f.entries(&[entry("a", "/a", &["unix:uid:1"])]);
     let mut stream = f.stream(&["unix:uid:1"]);
@@ -414,7 +414,7 @@ fn sets_that_nobody_listens_to_do_not_pile_up() {
 }
 
 #[test]
-fn a_snapshot_can_be_taken_up_again() {
+fn a_snapshot_can_be_restored() {
     let f = fixture();
     f.entries(&[entry("a", "/a", &["unix:uid:1"])]);
     let stream = f.stream(&["unix:uid:1"]);

@@ -131,7 +131,7 @@ async fn a_good_token_attests_the_node_and_the_identity_is_kept() {
 }
 
 #[tokio::test]
-async fn used_unknown_and_expired_tokens_are_told_apart_and_not_repeated() {
+async fn used_unknown_and_expired_tokens_are_distinguished_and_not_repeated() {
     let server = FakeServer::start("example.org").await;
     for (token, text) in [
         ("used", "unknown or was already used"),
@@ -342,7 +342,7 @@ async fn a_server_that_never_answers_is_given_up() {
 }
 
 #[tokio::test]
-async fn a_configured_bundle_replaces_the_stored_one_of_a_server_made_anew() {
+async fn a_configured_bundle_replaces_the_stored_one_of_a_re_created_server() {
     let old = FakeServer::start("example.org").await;
     let directory = tempfile::tempdir().unwrap();
     let bundle_of = |server: &FakeServer| Some(server.state.lock().unwrap().bundle.to_pem());

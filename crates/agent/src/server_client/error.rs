@@ -255,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn a_ban_is_told_from_an_eviction_and_from_other_refusals() {
+    fn a_ban_is_distinguished_from_an_eviction_and_from_other_refusals() {
         assert!(matches!(ClientError::from(denied(4)), ClientError::Banned));
         let expired = Reason::AgentExpired as i32;
         assert!(matches!(
@@ -298,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_may_pass_by_itself_is_transient() {
+    fn only_what_may_recover_by_itself_is_transient() {
         for code in [
             Code::Unavailable,
             Code::DeadlineExceeded,

@@ -12,7 +12,7 @@ use super::{FIRST_SVID_PAUSE, Outcome, Sync};
 use crate::backoff::Backoff;
 use crate::cache::keys::KeyPool;
 use crate::dial;
-use crate::server_client::{Batch, ClientError, ServerClient, SvidOrder};
+use crate::server_client::{Batch, ClientError, ServerClient, SvidRequest};
 
 /// SPIRE: limits.SignLimitPerIP, one signing request each.
 const LARGEST_BATCH: usize = 500;
@@ -153,10 +153,10 @@ async fn issue(
         .take(wanted.len())
         .await
         .map_err(|error| unavailable(&error))?;
-    let mut orders = Vec::with_capacity(wanted.len());
+    let mut requests = Vec::with_capacity(wanted.len());
     for (entry, key) in wanted.into_iter().zip(keys) {
         let csr = dial::workload_csr(&key, &entry).map_err(|error| unavailable(&error))?;
-        orders.push(SvidOrder { entry, key, csr });
+        requests.push(SvidRequest { entry, key, csr });
     }
-    client.new_x509_svids(orders).await
+    client.new_x509_svids(requests).await
 }

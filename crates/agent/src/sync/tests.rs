@@ -264,7 +264,7 @@ async fn a_reset_forgets_what_it_does_not_name() {
 }
 
 #[tokio::test]
-async fn a_broken_stream_is_taken_up_again() {
+async fn a_broken_stream_is_resumed() {
     let f = start(|server| {
         server.fault("Watch", Status::unavailable("restarting"));
         server.change(|state| state.watch = true);

@@ -377,7 +377,7 @@ async fn we_12_a_caller_without_entries_is_denied_in_the_words_that_sdks_look_fo
 }
 
 #[tokio::test]
-async fn a_refused_call_can_be_looked_up_by_the_name_that_the_caller_was_told() {
+async fn a_refused_call_can_be_looked_up_by_the_request_id_that_the_caller_received() {
     let f = start(FixtureOptions::default()).await;
     f.context.gate.cache.apply(Delta {
         entries: vec![entry("near", "/near", &[&own_uid(), "unix:path:/other"])],

@@ -82,7 +82,7 @@ fn a_manager_that_is_gone_stops_nobody() {
 }
 
 #[test]
-fn only_a_memfd_that_nobody_can_change_is_believed() {
+fn only_a_sealed_memfd_is_trusted() {
     assert_eq!(&**taken(sealed(b"good", all_seals())).unwrap(), b"good");
     let open = SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_SEAL;
     for descriptor in [
@@ -96,7 +96,7 @@ fn only_a_memfd_that_nobody_can_change_is_believed() {
 
 #[test]
 #[ignore = "needs root, to give a file away"]
-fn a_memfd_of_another_user_is_not_believed() {
+fn a_memfd_of_another_user_is_not_trusted() {
     let descriptor = sealed(b"x", all_seals());
     nix::unistd::fchown(&descriptor, Some(1234.into()), None).unwrap();
     assert!(matches!(taken(descriptor), Err(Refused::Foreign(1234))));

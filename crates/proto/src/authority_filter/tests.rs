@@ -1,6 +1,6 @@
 //! The filter before the HTTP/2 server that it serves, with frames written by hand and by chance.
 
-mod by_chance;
+mod randomized;
 
 use std::{
     convert::Infallible,

@@ -228,7 +228,7 @@ async fn a_call_that_waited_is_denied_when_its_agent_was_banned_meanwhile() {
 }
 
 #[tokio::test]
-async fn a_call_that_waited_while_its_agent_renewed_is_told_to_come_back() {
+async fn a_call_that_waited_while_its_agent_renewed_is_asked_to_retry() {
     let fixture = fixture().await;
     let node = id("/spire/agent/join_token/x");
     let store = &fixture.authorizer.datastore;

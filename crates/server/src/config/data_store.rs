@@ -28,7 +28,7 @@ pub(super) fn read(
         );
     }
     // Read for their types: what is right today must be right on the day it counts.
-    let moot = [
+    let ignored = [
         (
             "max_open_conns",
             data.integer_between("max_open_conns", 0, i64::from(i32::MAX))
@@ -44,7 +44,7 @@ pub(super) fn read(
             data.duration("conn_max_lifetime").is_some(),
         ),
     ];
-    for (key, _) in moot.iter().filter(|(_, is_set)| *is_set) {
+    for (key, _) in ignored.iter().filter(|(_, is_set)| *is_set) {
         notices.push(format!(
             "DataStore \"sql\": {key} has no effect: the server holds a fixed number of connections"
         ));

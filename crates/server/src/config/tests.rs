@@ -237,7 +237,7 @@ fn refuses_every_telemetry_setting_but_not_an_empty_block() {
 }
 
 #[test]
-fn says_of_moot_keys_that_they_have_no_effect() {
+fn says_that_ignored_settings_have_no_effect() {
     for key in [
         "experimental { cache_reload_interval = \"5s\" }",
         "experimental { full_cache_reload_interval = \"24h\" }",
@@ -278,7 +278,7 @@ fn bounds_how_long_agents_are_served_without_the_database() {
 }
 
 #[test]
-fn checks_moot_keys_all_the_same() {
+fn checks_ignored_settings_all_the_same() {
     refused_with(
         server("experimental { cache_reload_interval = \"often\" }"),
         Code::InvalidValue,
@@ -344,7 +344,7 @@ fn refuses_values_out_of_their_range() {
 }
 
 #[test]
-fn refuses_a_trust_domain_that_is_none() {
+fn refuses_a_malformed_trust_domain() {
     for bad in ["Example.org", "exam ple", ""] {
         let text = format!("server {{ trust_domain = \"{bad}\" data_dir = \"/d\" }}{PLUGINS}");
         assert!(parse(&text, &Overrides::default()).is_err(), "{bad}");

@@ -258,7 +258,7 @@ async fn goes_on_serving_beside_garbage_and_silence() {
 }
 
 #[tokio::test]
-async fn lets_nobody_be_kept_out_of_the_admin_socket_by_silent_connections() {
+async fn silent_connections_keep_nobody_out_of_the_admin_socket() {
     let server = TestServer::start().await;
     let mut silent = Vec::new();
     for _ in 0..4_000 {

@@ -333,7 +333,7 @@ mod tests {
     }
 
     #[test]
-    fn hears_of_the_bundles_it_follows_alone() {
+    fn is_notified_of_the_bundles_it_follows_alone() {
         let subscription = Subscription::new();
         let far = TrustDomain::parse("far.example").unwrap();
         let near = TrustDomain::parse("example.org").unwrap();

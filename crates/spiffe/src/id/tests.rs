@@ -272,7 +272,7 @@ fn trust_domain_is_read_from_a_name_or_an_id() {
 }
 
 #[test]
-fn reserved_and_agent_paths_are_told_apart() {
+fn reserved_and_agent_paths_are_distinguished() {
     let id = |text: &str| SpiffeId::parse(text).unwrap();
     assert!(id("spiffe://d/spire").is_reserved() && id("spiffe://d/spire/server").is_reserved());
     assert!(!id("spiffe://d/spirex").is_reserved() && !id("spiffe://d/a/spire").is_reserved());

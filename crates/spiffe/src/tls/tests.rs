@@ -318,7 +318,7 @@ fn the_key_exchange_is_post_quantum_and_can_be_required() {
 }
 
 #[test]
-fn a_renewed_certificate_is_shown_to_whoever_connects_next() {
+fn a_renewed_certificate_is_presented_on_the_next_connection() {
     let pair = Pair::new();
     let config = pair.server_config();
     let client = {

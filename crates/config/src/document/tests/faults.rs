@@ -227,7 +227,7 @@ fn faults_come_in_the_order_of_the_file_and_once() {
 }
 
 #[test]
-fn a_hopeless_file_is_told_off_in_bounded_time() {
+fn a_hopeless_file_is_refused_in_bounded_time() {
     let mut text = String::new();
     for number in 0..20_000 {
         text.push_str(&format!("k{number} = [true]\n"));

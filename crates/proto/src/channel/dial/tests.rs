@@ -109,7 +109,7 @@ async fn a_server_that_is_well_is_reached_past_those_that_are_not() {
 }
 
 #[tokio::test]
-async fn when_nobody_is_well_the_reason_is_that_of_the_first_handshake() {
+async fn when_no_server_is_healthy_the_error_is_that_of_the_first_handshake() {
     let (_, untrusted, config) = untrusted_tls_server().await;
     let down = nobody();
     let error = reached(vec![down, untrusted, down], config.clone())

@@ -128,7 +128,7 @@ async fn a_restart_resumes_the_authorities_whose_keys_are_on_disk() {
 }
 
 #[tokio::test]
-async fn a_restart_without_keys_begins_anew_and_leaves_the_former_authorities_trusted() {
+async fn a_restart_without_keys_creates_new_authorities_and_leaves_the_former_ones_trusted() {
     let fixture = Fixture::new().await;
     let first = fixture
         .try_server(Fixture::memory(), config())
@@ -272,7 +272,7 @@ async fn does_not_resume_an_authority_that_the_bundle_lost() {
 }
 
 #[tokio::test]
-async fn does_not_believe_a_journal_that_was_tampered_with() {
+async fn does_not_trust_a_journal_that_was_tampered_with() {
     let fixture = Fixture::new().await;
     let former = active(&fixture.server().await);
     let journal = fixture.datastore.load_journals().remove(0);

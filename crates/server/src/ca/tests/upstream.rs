@@ -172,7 +172,7 @@ async fn publishes_the_upstream_root_and_shows_the_way_to_it() {
 }
 
 #[tokio::test]
-async fn a_server_below_gets_a_ca_that_signs_what_everybody_believes() {
+async fn a_downstream_server_gets_a_ca_whose_svids_verify_everywhere() {
     let (fixture, _) = fixture().await;
     let ca = fixture.server().await;
     let mut entry = entry();

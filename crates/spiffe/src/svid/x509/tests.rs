@@ -267,7 +267,7 @@ fn sv_05_fd_22_only_authorities_of_the_leafs_own_trust_domain_count() {
 }
 
 #[test]
-fn wa_11_xs_27_without_bundle_or_authorities_nobody_is_believed() {
+fn wa_11_xs_27_without_bundle_or_authorities_nothing_verifies() {
     let root = Ca::root("example.org");
     let leaf = root.issue(&template());
     let none = verify_svid(&[&leaf], &Bundles::default(), now()).unwrap_err();

@@ -1,7 +1,7 @@
 //! Replaces what differs from run to run by marks.
 
 /// `text` with the bodies of PEM blocks, UUIDs, times, long numbers and long words replaced.
-pub(super) fn normal(text: &str) -> String {
+pub(super) fn normalize(text: &str) -> String {
     let mut lines = Vec::new();
     let mut inside = false;
     for line in text.lines() {
@@ -9,7 +9,7 @@ pub(super) fn normal(text: &str) -> String {
             inside = false;
         }
         if !inside {
-            lines.push(normal_line(line));
+            lines.push(normalize_line(line));
         }
         if line.starts_with("-----BEGIN") {
             lines.push("<pem>".to_owned());
@@ -19,7 +19,7 @@ pub(super) fn normal(text: &str) -> String {
     lines.join("\n")
 }
 
-fn normal_line(line: &str) -> String {
+fn normalize_line(line: &str) -> String {
     if let Some((label, _)) = line
         .split_once(": ")
         .filter(|(label, _)| label.starts_with("Agent version"))
@@ -29,7 +29,7 @@ fn normal_line(line: &str) -> String {
     if let Some((before, after)) = line.split_once("\"agent_version\":\"")
         && let Some((_, after)) = after.split_once('"')
     {
-        return normal_line(&format!("{before}\"agent_version:<version>\"{after}"));
+        return normalize_line(&format!("{before}\"agent_version:<version>\"{after}"));
     }
     let mut out = String::new();
     let mut word = String::new();
@@ -37,12 +37,12 @@ fn normal_line(line: &str) -> String {
         if character.is_ascii_alphanumeric() || "-_+/=.:~".contains(character) {
             word.push(character);
         } else {
-            out.push_str(&normal_word(&word));
+            out.push_str(&normalize_word(&word));
             word.clear();
             out.push(character);
         }
     }
-    out.push_str(&normal_word(&word));
+    out.push_str(&normalize_word(&word));
     // A time is several words; one mark is enough.
     for tail in [
         "<date> <time> <zone> UTC",
@@ -54,7 +54,7 @@ fn normal_line(line: &str) -> String {
     out
 }
 
-fn normal_word(word: &str) -> String {
+fn normalize_word(word: &str) -> String {
     let core = word.trim_end_matches(['.', ':']);
     let tail = word.get(core.len()..).unwrap_or_default();
     if let Some((before, last)) = core.rsplit_once('/')
