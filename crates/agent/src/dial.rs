@@ -11,7 +11,10 @@ use spiffe::entry::Entry;
 use spiffe::id::SpiffeId;
 use spiffe::key::KeyPair;
 use spiffe::svid::x509::BundleSource;
-use spiffe::tls::{CertResolver, Expected, KeyExchange, SpiffeServerVerifier, client_config};
+use spiffe::tls::{
+    CertResolver, Expected, InsecureServerVerifier, KeyExchange, SpiffeServerVerifier, TlsError,
+    client_config, insecure_client_config,
+};
 use spiffe::trust_domain::TrustDomain;
 use spiffe::x509::{Certificate, Subject};
 
@@ -49,13 +52,14 @@ impl BundleSource for TrustStore {
 /// When the server's address can't be used.
 pub(crate) fn unattested(node: &Node, trust: &Trust) -> Result<ServerClient, Fault> {
     let expected = Expected::Id(SpiffeId::server(&node.config.trust_domain));
-    let verifier = match trust {
+    let tls = match trust {
         Trust::Bundle(bundle) => {
-            SpiffeServerVerifier::new(expected, Arc::new(TrustStore::new(bundle)))
+            let bundles = Arc::new(TrustStore::new(bundle));
+            verified_tls(node, SpiffeServerVerifier::new(expected, bundles), None)?
         }
-        Trust::Insecure => SpiffeServerVerifier::trust_on_first_use(expected),
+        Trust::Insecure => insecure_tls(node, expected)?,
     };
-    connect(node, verifier, None)
+    connect(node, tls)
 }
 
 /// A client for the attested node.
@@ -81,19 +85,12 @@ pub(crate) fn as_node(
             .because(error)
         })?;
     let expected = Expected::Id(SpiffeId::server(&node.config.trust_domain));
-    connect(
-        node,
-        SpiffeServerVerifier::new(expected, Arc::new(trust.clone())),
-        Some(resolver),
-    )
+    let verifier = SpiffeServerVerifier::new(expected, Arc::new(trust.clone()));
+    connect(node, verified_tls(node, verifier, Some(resolver))?)
 }
 
-fn connect(
-    node: &Node,
-    verifier: SpiffeServerVerifier,
-    resolver: Option<CertResolver>,
-) -> Result<ServerClient, Fault> {
-    let channel = proto::channel::lazy_tls(&node.config.server(), tls(node, verifier, resolver)?);
+fn connect(node: &Node, tls: rustls::ClientConfig) -> Result<ServerClient, Fault> {
+    let channel = proto::channel::lazy_tls(&node.config.server(), tls);
     channel.map(ServerClient::new).map_err(|error| {
         Fault::new(Code::InvalidValue, "the server's address cannot be used")
             .at("agent.server_address")
@@ -102,23 +99,33 @@ fn connect(
     })
 }
 
-fn tls(
+fn verified_tls(
     node: &Node,
     verifier: SpiffeServerVerifier,
     resolver: Option<CertResolver>,
 ) -> Result<rustls::ClientConfig, Fault> {
-    let key_exchange = if node.config.require_pq_kem {
+    let (clock, resolver) = (Arc::clone(&node.clock), resolver.map(Arc::new));
+    client_config(Arc::new(verifier), resolver, clock, key_exchange(node)).map_err(no_tls)
+}
+
+fn insecure_tls(node: &Node, expected: Expected) -> Result<rustls::ClientConfig, Fault> {
+    let (clock, verifier) = (
+        Arc::clone(&node.clock),
+        InsecureServerVerifier::new(expected),
+    );
+    insecure_client_config(Arc::new(verifier), clock, key_exchange(node)).map_err(no_tls)
+}
+
+fn key_exchange(node: &Node) -> KeyExchange {
+    if node.config.require_pq_kem {
         KeyExchange::RequirePostQuantum
     } else {
         KeyExchange::PreferPostQuantum
-    };
-    client_config(
-        Arc::new(verifier),
-        resolver.map(Arc::new),
-        Arc::clone(&node.clock),
-        key_exchange,
-    )
-    .map_err(|error| Fault::new(Code::Internal, "TLS cannot be set up").because(error))
+    }
+}
+
+fn no_tls(error: TlsError) -> Fault {
+    Fault::new(Code::Internal, "TLS cannot be set up").because(error)
 }
 
 /// The request for the node's own SVID. SPIRE: MakeCSRWithoutURISAN; the server gives the name.
@@ -173,8 +180,7 @@ impl Shown {
 /// Shakes hands with the server without believing it, to tell the operator who answers there.
 pub(crate) async fn probe(node: &Node) -> Option<Shown> {
     let config = &node.config;
-    let verifier = SpiffeServerVerifier::trust_on_first_use(Expected::Any);
-    let tls = Arc::new(tls(node, verifier, None).ok()?);
+    let tls = Arc::new(insecure_tls(node, Expected::Any).ok()?);
     let name = ServerName::try_from(config.server_host().to_owned()).ok()?;
     let shake = async {
         let stream = proto::channel::connect_tcp(&config.server()).await.ok()?;

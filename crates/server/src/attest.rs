@@ -216,7 +216,7 @@ impl JoinTokens for Tokens {
 /// InvalidArgument.
 pub(crate) fn requested_key(csr: &[u8]) -> Result<PublicKey, OpError> {
     match spiffe::csr::Csr::parse_and_verify(csr) {
-        Ok(verified) => Ok(verified.public_key),
+        Ok(verified) => Ok(verified.public_key().clone()),
         Err(error) => Err(failed(Kind::InvalidArgument, "failed to parse CSR", error)),
     }
 }

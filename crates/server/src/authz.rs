@@ -117,7 +117,7 @@ impl Authorizer {
         }
         Err(Denial::because(&format!(
             "{} is neither an administrator nor otherwise entitled",
-            svid.id
+            svid.id()
         )))
     }
 
@@ -129,15 +129,15 @@ impl Authorizer {
 
     fn by_entry(&self, allowed: Allowed, svid: &PeerSvid) -> Option<Authority> {
         if !(allowed.lets_in(Allowed::ADMIN) || allowed.lets_in(Allowed::DOWNSTREAM))
-            || self.clock.now() > svid.not_after
+            || self.clock.now() > svid.not_after()
         {
             return None;
         }
-        if allowed.lets_in(Allowed::ADMIN) && self.admin_ids.contains(&svid.id) {
+        if allowed.lets_in(Allowed::ADMIN) && self.admin_ids.contains(svid.id()) {
             return Some(Authority::Admin { via: "config" });
         }
         let now = unix_seconds(self.clock.now());
-        let entries = self.registry.entries_for_spiffe_id(&svid.id);
+        let entries = self.registry.entries_for_spiffe_id(svid.id());
         let mut live = entries.iter().filter(|entry| !entry.is_expired(now));
         if allowed.lets_in(Allowed::ADMIN) && live.clone().any(|entry| entry.admin) {
             return Some(Authority::Admin { via: "entries" });
@@ -195,7 +195,9 @@ impl Authorizer {
     /// Makes a renewed SVID the agent's current one. A database that is away must not lock the agent out: memory knows
     /// that this SVID was issued in a renewal, and the next call tries to write it again.
     async fn promote(&self, svid: &PeerSvid) -> Result<(), Denial> {
-        let promotion = self.datastore.promote_agent_serial(&svid.id, &svid.serial);
+        let promotion = self
+            .datastore
+            .promote_agent_serial(svid.id(), svid.serial());
         match tokio::time::timeout(PROMOTION_TIMEOUT, promotion).await {
             Ok(Ok(_)) => return Ok(()),
             // Another call under the same SVID was quicker, or a ban or an eviction.
@@ -203,7 +205,7 @@ impl Authorizer {
                 AgentWriteError::NotFound | AgentWriteError::Superseded | AgentWriteError::Banned,
             )) => {}
             Ok(Err(error)) => {
-                tracing::debug!(agent = %svid.id, %error, "the agent's renewed SVID is not yet recorded as the current one");
+                tracing::debug!(agent = %svid.id(), %error, "the agent's renewed SVID is not yet recorded as the current one");
             }
             // The write stays queued.
             Err(_elapsed) => {}
@@ -226,8 +228,8 @@ impl Authorizer {
     }
 
     fn check_agent(&self, svid: &PeerSvid) -> Result<Standing, Denial> {
-        let id = &svid.id;
-        if self.clock.now() > svid.not_after {
+        let id = svid.id();
+        if self.clock.now() > svid.not_after() {
             return Err(Denial::agent(
                 AgentRefusal::Expired,
                 format!("agent \"{id}\" SVID is expired"),
@@ -245,15 +247,16 @@ impl Authorizer {
                 format!("agent \"{id}\" is banned"),
             ));
         }
-        if !svid.serial.is_empty() && agent.serial == svid.serial {
+        if !svid.serial().is_empty() && agent.serial == svid.serial() {
             return Ok(Standing::Current);
         }
-        if !svid.serial.is_empty() && agent.new_serial == svid.serial {
+        if !svid.serial().is_empty() && agent.new_serial == svid.serial() {
             return Ok(Standing::Renewed);
         }
         let because = format!(
             "agent \"{id}\" expected to have serial number \"{}\"; has \"{}\"",
-            agent.serial, svid.serial
+            agent.serial,
+            svid.serial()
         );
         Err(Denial::agent(AgentRefusal::NotActive, because))
     }

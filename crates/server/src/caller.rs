@@ -85,7 +85,7 @@ impl Connection {
                 address.map(|address| Account::Source(Source::of(address.ip())))
             }
             (Principal::Agent(svid) | Principal::Downstream(svid) | Principal::Admin(svid), _) => {
-                Some(Account::Identity(svid.id.clone(), self.principal.class()))
+                Some(Account::Identity(svid.id().clone(), self.principal.class()))
             }
         }
     }
@@ -330,11 +330,9 @@ mod tests {
     use super::*;
 
     fn svid() -> PeerSvid {
-        PeerSvid {
-            id: spiffe::id::SpiffeId::parse("spiffe://example.org/x").unwrap(),
-            serial: "1".to_owned(),
-            not_after: std::time::SystemTime::UNIX_EPOCH,
-        }
+        let expired = std::time::SystemTime::UNIX_EPOCH;
+        let id = spiffe::id::SpiffeId::parse("spiffe://example.org/x").unwrap();
+        PeerSvid::for_tests(id, "1", expired)
     }
 
     fn has_to_wait(connection: &Connection) -> bool {
@@ -364,6 +362,9 @@ mod tests {
         let workload = Connection::for_tests(Principal::Workload(svid()), address).account();
         let agent = Connection::for_tests(Principal::Agent(svid()), address).account();
         assert!(source.is_some() && workload == source);
-        assert_eq!(agent, Some(Account::Identity(svid().id, Class::Agent)));
+        assert_eq!(
+            agent,
+            Some(Account::Identity(svid().id().clone(), Class::Agent))
+        );
     }
 }

@@ -6,16 +6,50 @@
 use std::time::SystemTime;
 
 use spiffe::id::SpiffeId;
+use spiffe::tls::PeerIdentity;
 
 use crate::source::Source;
 
-/// The leaf that the handshake verified against its trust domain's bundle.
+/// The SVID of a peer that the handshake verified against its trust domain's bundle, and whose key the peer holds.
 #[derive(Debug, Clone)]
 pub(crate) struct PeerSvid {
-    pub(crate) id: SpiffeId,
+    id: SpiffeId,
+    serial: String,
+    not_after: SystemTime,
+}
+
+impl PeerSvid {
+    pub(crate) fn id(&self) -> &SpiffeId {
+        &self.id
+    }
+
     /// Decimal, as stored with the agent.
-    pub(crate) serial: String,
-    pub(crate) not_after: SystemTime,
+    pub(crate) fn serial(&self) -> &str {
+        &self.serial
+    }
+
+    pub(crate) fn not_after(&self) -> SystemTime {
+        self.not_after
+    }
+
+    #[cfg(test)]
+    pub(crate) fn for_tests(id: SpiffeId, serial: &str, not_after: SystemTime) -> Self {
+        Self {
+            id,
+            serial: serial.to_owned(),
+            not_after,
+        }
+    }
+}
+
+impl From<&PeerIdentity> for PeerSvid {
+    fn from(peer: &PeerIdentity) -> Self {
+        Self {
+            id: peer.id().clone(),
+            serial: peer.leaf().serial(),
+            not_after: peer.leaf().not_after(),
+        }
+    }
 }
 
 /// A process that may open the admin socket.

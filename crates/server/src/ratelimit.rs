@@ -293,11 +293,9 @@ mod tests {
 
     /// A connection from one address of a peer with this ID.
     fn agent(path: &str) -> Connection {
-        let svid = PeerSvid {
-            id: spiffe::id::SpiffeId::parse(&format!("spiffe://example.org{path}")).unwrap(),
-            serial: "1".to_owned(),
-            not_after: std::time::SystemTime::UNIX_EPOCH,
-        };
+        let id = format!("spiffe://example.org{path}");
+        let id = spiffe::id::SpiffeId::parse(&id).unwrap();
+        let svid = PeerSvid::for_tests(id, "1", std::time::SystemTime::UNIX_EPOCH);
         Connection::remote_for_tests("192.0.2.7:4711".parse().unwrap(), Some(svid))
     }
 

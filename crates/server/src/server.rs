@@ -24,7 +24,7 @@ use proto::spire::api::server::trustdomain::v1::trust_domain_server::TrustDomain
 use spiffe::clock::{Clock, SystemClock};
 use spiffe::id::SpiffeId;
 use spiffe::random::{Random, SystemRandom};
-use spiffe::tls::{KeyExchange, SpiffeClientVerifier, server_config};
+use spiffe::tls::{KeyExchange, SpiffeAcceptor, SpiffeClientVerifier};
 use tonic_health::pb::health_server::HealthServer;
 
 use crate::api::{
@@ -415,7 +415,7 @@ impl Bound {
             Arc::clone(&core.registry),
             Arc::clone(&core.ca),
         ));
-        let tls = core.tls(self.require_pq_kem)?;
+        let tls = core.tls(self.require_pq_kem);
         let mut tasks = Tasks::new();
         let serving = Serving {
             api: Arc::clone(&core.api),
@@ -480,7 +480,7 @@ impl Bound {
 }
 
 impl Core {
-    fn tls(&self, require_pq_kem: bool) -> Result<rustls::ServerConfig, Fault> {
+    fn tls(&self, require_pq_kem: bool) -> SpiffeAcceptor {
         let key_exchange = if require_pq_kem {
             KeyExchange::RequirePostQuantum
         } else {
@@ -497,13 +497,12 @@ impl Core {
         foreign.retain(|trust_domain| trust_domain != own);
         let bundles = PeerBundles::new(Arc::clone(&self.registry), foreign);
         let clients = Arc::new(SpiffeClientVerifier::optional(Arc::new(bundles)));
-        server_config(
+        SpiffeAcceptor::new(
             self.ca.resolver(),
-            Some(clients),
+            clients,
             Arc::clone(&self.environment.clock),
             key_exchange,
         )
-        .map_err(|error| Fault::new(Code::Internal, "TLS cannot be set up").because(error))
     }
 
     fn spawn_background(&self, tasks: &mut Tasks, agents: Option<PruningConfig>) {

@@ -72,16 +72,16 @@ impl WatchApi for WatchService {
         let version = &request.get_ref().agent_version;
         caller.describe(|| {
             Fields::new()
-                .with("spiffe_id", &svid.id)
+                .with("spiffe_id", svid.id())
                 .with("agent_version", version.escape_debug())
         });
         // A write for each stream that an agent opens would be the agent's to multiply.
-        let reported = if self.agents.knows_version(&svid.id, version)
+        let reported = if self.agents.knows_version(svid.id(), version)
             || !self.limits.post_status.take_now(&caller.connection)
         {
             Ok(())
         } else {
-            self.agents.report_version(&svid.id, version).await
+            self.agents.report_version(svid.id(), version).await
         };
         match reported {
             Err(error) if error.kind() == Kind::InvalidArgument => return Err(error.into()),
@@ -92,10 +92,10 @@ impl WatchApi for WatchService {
         caller.still_entitled()?;
         let (events, stream) = mpsc::channel(AHEAD);
         // Before the first look, so that no change falls between.
-        let membership = self.notifier.subscribe(svid.id.clone());
+        let membership = self.notifier.subscribe(svid.id().clone());
         let view = View::new(
             Arc::clone(&self.registry),
-            svid.id.clone(),
+            svid.id().clone(),
             Arc::clone(membership.subscription()),
         );
         let watcher = Watcher {
@@ -161,7 +161,7 @@ impl Watcher {
         }
         let life = self
             .svid
-            .not_after
+            .not_after()
             .duration_since(self.clock.now())
             .unwrap_or_default();
         let mut expiry = Instant::now() + life;

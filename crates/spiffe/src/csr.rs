@@ -44,17 +44,51 @@ impl From<der::Error> for CsrError {
 #[derive(Debug, Clone, Copy)]
 pub struct Csr;
 
-/// What a signing request asks for, its signature checked.
+/// What a signing request asks for, its signature checked. Only the check makes one:
+///
+/// ```compile_fail,E0451
+/// # fn forge(public_key: plastron_spiffe::PublicKey) {
+/// let forged = plastron_spiffe::VerifiedCsr {
+///     public_key,
+///     subject_der: vec![],
+///     uris: vec![],
+///     dns_names: vec![],
+/// };
+/// # }
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VerifiedCsr {
-    pub public_key: PublicKey,
-    /// The encoded subject name.
-    pub subject_der: Vec<u8>,
-    pub uris: Vec<String>,
-    pub dns_names: Vec<String>,
+    public_key: PublicKey,
+    subject_der: Vec<u8>,
+    uris: Vec<String>,
+    dns_names: Vec<String>,
 }
 
 impl VerifiedCsr {
+    /// The key, which the asker holds.
+    #[must_use]
+    pub fn public_key(&self) -> &PublicKey {
+        &self.public_key
+    }
+
+    /// The encoded subject name.
+    #[must_use]
+    pub fn subject_der(&self) -> &[u8] {
+        &self.subject_der
+    }
+
+    /// The URI names asked for.
+    #[must_use]
+    pub fn uris(&self) -> &[String] {
+        &self.uris
+    }
+
+    /// The DNS names asked for.
+    #[must_use]
+    pub fn dns_names(&self) -> &[String] {
+        &self.dns_names
+    }
+
     /// The subject, as far as its attributes are known; empty when it cannot be read.
     #[must_use]
     pub fn subject(&self) -> Subject {

@@ -111,7 +111,7 @@ pub fn csr(data: &[u8]) {
     if let Ok(request) = Csr::parse_and_verify(data) {
         assert_eq!(
             Csr::public_key_unverified(data),
-            Ok(request.public_key.clone())
+            Ok(request.public_key().clone())
         );
         drop(request.subject());
     }

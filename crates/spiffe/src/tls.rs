@@ -2,23 +2,25 @@
 //! its own trust domain as it is at that moment. Host names play no part. Connections are never resumed, since
 //! a resumed one would skip verification.
 
+mod acceptor;
 mod resolver;
 #[cfg(test)]
 mod tests;
 mod verifier;
 
+pub use acceptor::{PeerError, PeerIdentity, PendingPeer, SpiffeAcceptor};
 pub use resolver::{CertResolver, ResolverError};
-pub use verifier::{Expected, SpiffeClientVerifier, SpiffeServerVerifier};
+pub use verifier::{Expected, InsecureServerVerifier, SpiffeClientVerifier, SpiffeServerVerifier};
 
 use crate::clock::{Clock, unix_seconds};
-use crate::svid::x509::{VerifiedX509Svid, X509SvidError};
-use crate::x509::{Certificate, CertificateError};
 use rustls::client::Resumption;
+use rustls::client::danger::ServerCertVerifier;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
+use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::time_provider::TimeProvider;
 use rustls::{ClientConfig, ServerConfig};
-use rustls_pki_types::{CertificateDer, UnixTime};
+use rustls_pki_types::UnixTime;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -66,20 +68,48 @@ pub fn server_config(
     clock: Arc<dyn Clock>,
     key_exchange: KeyExchange,
 ) -> Result<ServerConfig, TlsError> {
-    let builder = ServerConfig::builder_with_details(
-        crypto_provider(key_exchange),
-        Arc::new(ClockTime(clock)),
-    )
-    .with_protocol_versions(versions(key_exchange))?;
-    let builder = match clients {
-        Some(clients) => builder.with_client_cert_verifier(clients),
-        None => builder.with_client_cert_verifier(WebPkiClientVerifier::no_client_auth()),
+    let clients: Arc<dyn ClientCertVerifier> = match clients {
+        Some(clients) => clients,
+        None => WebPkiClientVerifier::no_client_auth(),
     };
-    let mut config = builder.with_cert_resolver(resolver);
-    config.alpn_protocols = vec![ALPN_H2.to_vec()];
-    config.send_tls13_tickets = 0;
-    config.session_storage = Arc::new(NoServerSessionStorage {});
-    Ok(config)
+    Accepting::new(resolver, clock, key_exchange).config(clients)
+}
+
+/// All that configurations of the accepting side share, whoever verifies the clients.
+#[derive(Debug)]
+struct Accepting {
+    provider: Arc<CryptoProvider>,
+    time: Arc<ClockTime>,
+    resolver: Arc<CertResolver>,
+    key_exchange: KeyExchange,
+    session_storage: Arc<NoServerSessionStorage>,
+}
+
+impl Accepting {
+    fn new(resolver: Arc<CertResolver>, clock: Arc<dyn Clock>, key_exchange: KeyExchange) -> Self {
+        Self {
+            provider: crypto_provider(key_exchange),
+            time: Arc::new(ClockTime(clock)),
+            resolver,
+            key_exchange,
+            session_storage: Arc::new(NoServerSessionStorage {}),
+        }
+    }
+
+    fn config(&self, clients: Arc<dyn ClientCertVerifier>) -> Result<ServerConfig, TlsError> {
+        let (provider, time) = (
+            Arc::clone(&self.provider),
+            Arc::<ClockTime>::clone(&self.time),
+        );
+        let mut config = ServerConfig::builder_with_details(provider, time)
+            .with_protocol_versions(versions(self.key_exchange))?
+            .with_client_cert_verifier(clients)
+            .with_cert_resolver(Arc::<CertResolver>::clone(&self.resolver));
+        config.alpn_protocols = vec![ALPN_H2.to_vec()];
+        config.send_tls13_tickets = 0;
+        config.session_storage = Arc::<NoServerSessionStorage>::clone(&self.session_storage);
+        Ok(config)
+    }
 }
 
 /// The connecting side: verifies the server, and shows the resolver's SVID when there is one.
@@ -88,6 +118,28 @@ pub fn server_config(
 /// [`TlsError`], which the arguments cannot cause.
 pub fn client_config(
     servers: Arc<SpiffeServerVerifier>,
+    resolver: Option<Arc<CertResolver>>,
+    clock: Arc<dyn Clock>,
+    key_exchange: KeyExchange,
+) -> Result<ClientConfig, TlsError> {
+    connecting(servers, resolver, clock, key_exchange)
+}
+
+/// The connecting side of a first contact that the operator has declared insecure: whoever answers may be anybody, and is
+/// shown no certificate of ours.
+///
+/// # Errors
+/// [`TlsError`], which the arguments cannot cause.
+pub fn insecure_client_config(
+    servers: Arc<InsecureServerVerifier>,
+    clock: Arc<dyn Clock>,
+    key_exchange: KeyExchange,
+) -> Result<ClientConfig, TlsError> {
+    connecting(servers, None, clock, key_exchange)
+}
+
+fn connecting(
+    servers: Arc<dyn ServerCertVerifier>,
     resolver: Option<Arc<CertResolver>>,
     clock: Arc<dyn Clock>,
     key_exchange: KeyExchange,
@@ -108,19 +160,6 @@ pub fn client_config(
     // No name is sent: SPIFFE peers have none.
     config.enable_sni = false;
     Ok(config)
-}
-
-/// The identity of a peer whose handshake has been completed with one of our verifiers. Reads it again from the
-/// certificates; does not verify them again.
-///
-/// # Errors
-/// [`X509SvidError`] when there is none, which a completed handshake excludes unless the peer showed nothing.
-pub fn peer_svid(certificates: &[CertificateDer<'_>]) -> Result<VerifiedX509Svid, X509SvidError> {
-    let leaf = certificates.first().ok_or(X509SvidError::EmptyChain)?;
-    let leaf = Certificate::from_der(leaf)
-        .map_err(|reason: CertificateError| X509SvidError::Certificate { at: 0, reason })?;
-    let id = crate::svid::x509::leaf_id(&leaf)?;
-    Ok(VerifiedX509Svid { id, leaf })
 }
 
 static ONLY_TLS13: &[&rustls::SupportedProtocolVersion] = &[&rustls::version::TLS13];

@@ -124,7 +124,7 @@ fn identity(context: &Context, svid: &proto::workload::X509svid) -> Result<Ident
             svid.spiffe_id
         ))
     })?;
-    if verified.id != id || verified.leaf.public_key() != key.public_key() {
+    if *verified.id() != id || verified.leaf().public_key() != key.public_key() {
         return Err(CliError::failed(
             "the certificate is not for this SPIFFE ID and key",
         ));

@@ -486,7 +486,10 @@ impl FakeServer {
                     svid: None,
                 };
             };
-            let key = Csr::parse_and_verify(&params.csr).unwrap().public_key;
+            let key = Csr::parse_and_verify(&params.csr)
+                .unwrap()
+                .public_key()
+                .clone();
             let leaf = state
                 .authority
                 .issue(&entry.spiffe_id, &key, state.svid_life);

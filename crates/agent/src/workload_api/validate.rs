@@ -42,7 +42,7 @@ pub(super) async fn validate(
         context.clock.now(),
     )
     .map_err(|error| Status::invalid_argument(error.to_string()))?;
-    let foreign = !verified.id.is_member_of(&context.trust_domain);
+    let foreign = !verified.id().is_member_of(&context.trust_domain);
     let allowed = |name: &str| {
         !foreign
             || ALWAYS.contains(&name)
@@ -52,8 +52,9 @@ pub(super) async fn validate(
                 .iter()
                 .any(|allowed| allowed == name)
     };
+    let spiffe_id = verified.id().to_string();
     let claims = verified
-        .claims
+        .into_claims()
         .into_iter()
         .filter(|(name, _)| allowed(name))
         .map(|(name, value)| {
@@ -67,7 +68,7 @@ pub(super) async fn validate(
             (name, to_wire(value, 0))
         });
     let response = ValidateJwtsvidResponse {
-        spiffe_id: verified.id.to_string(),
+        spiffe_id,
         claims: Some(Struct {
             fields: claims.collect(),
         }),

@@ -188,7 +188,7 @@ impl AgentApi for AgentService {
             .take(&caller.connection, 1, "post status")
             .await?;
         caller.still_entitled()?;
-        let id = &caller.agent()?.svid().id;
+        let id = &caller.agent()?.svid().id();
         let version = request.into_inner().agent_version;
         caller.describe(|| {
             Fields::new()

@@ -67,7 +67,7 @@ fn caller(connection: &Connection) -> AuditCaller {
                 .address()
                 .map(|address| address.to_string())
                 .unwrap_or_default(),
-            id: remote.svid().map(|svid| svid.id.clone()),
+            id: remote.svid().map(|svid| svid.id().clone()),
         },
     }
 }

@@ -161,7 +161,7 @@ impl EntryApi for EntryService {
     ) -> Result<Response<rpc::GetAuthorizedEntriesResponse>, Status> {
         let caller = Caller::of(&request)?;
         let mask = request.get_ref().output_mask.as_ref();
-        let authorized = self.entries.authorized(&caller.agent()?.id);
+        let authorized = self.entries.authorized(caller.agent()?.id());
         let entries = authorized
             .iter()
             .map(|entry| entry_to_wire(entry, mask))
@@ -176,7 +176,7 @@ impl EntryApi for EntryService {
         request: Request<Streaming<rpc::SyncAuthorizedEntriesRequest>>,
     ) -> Result<Response<Self::SyncAuthorizedEntriesStream>, Status> {
         let caller = Caller::of(&request)?;
-        let entries = self.entries.authorized(&caller.agent()?.id);
+        let entries = self.entries.authorized(caller.agent()?.id());
         sync::answer(
             request.into_inner(),
             entries,

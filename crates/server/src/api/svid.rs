@@ -102,7 +102,8 @@ impl SvidApi for SvidService {
         caller.still_entitled()?;
         let agent = caller.agent()?;
         let items = params.iter().enumerate();
-        let items = items.map(|(number, param)| self.batch_item(&caller, &agent.id, number, param));
+        let items =
+            items.map(|(number, param)| self.batch_item(&caller, agent.id(), number, param));
         // A key in memory signs one after the other; one that has to be asked gets several requests at a time.
         let at_once = self.ca.x509_signatures_at_once();
         let mut results = Vec::with_capacity(params.len());
@@ -139,7 +140,7 @@ impl SvidApi for SvidService {
         });
         let entry = self
             .registry
-            .authorized_entry(&caller.agent()?.id, &request.entry_id)
+            .authorized_entry(caller.agent()?.id(), &request.entry_id)
             .ok_or_else(|| refused(Kind::NotFound, NOT_AUTHORIZED))?;
         audience(&request.audience)?;
         let mut grant = Grant::entry(entry);
@@ -200,7 +201,7 @@ impl SvidApi for SvidService {
             .map(Duration::from_secs);
         let issued = self
             .ca
-            .issue_downstream_ca(&grant, &csr.public_key, ttl, &caller.record)
+            .issue_downstream_ca(&grant, csr.public_key(), ttl, &caller.record)
             .await
             .map_err(not_issued("failed to sign downstream X.509 CA"))?;
         let bundle = self
@@ -247,11 +248,11 @@ impl SvidService {
             .and_then(|csr| Ok((minted_identity(&self.trust_domain, &csr)?, csr)));
         let (id, csr) = read?;
         let grant = Grant::minted(caller.admin()?, id, request.ttl)
-            .with_names(csr.dns_names.clone(), csr.subject())
+            .with_names(csr.dns_names().to_vec(), csr.subject())
             .with_field("csr", digest(&request.csr));
         let issued = self
             .ca
-            .issue_x509(&grant, &csr.public_key, &caller.record)
+            .issue_x509(&grant, csr.public_key(), &caller.record)
             .await
             .map_err(not_issued("failed to sign X509-SVID"))?;
         Ok(wire::x509_svid(&issued))
@@ -304,7 +305,7 @@ impl SvidService {
         }
         let issued = self
             .ca
-            .issue_x509(&grant, &csr.public_key, &caller.record)
+            .issue_x509(&grant, csr.public_key(), &caller.record)
             .await
             .map_err(not_issued("failed to sign X509-SVID"))?;
         Ok(wire::x509_svid(&issued))
@@ -351,7 +352,7 @@ impl SvidService {
 
 /// The rules that SPIRE has for a minted certificate's request: one SPIFFE ID of a workload of ours, valid DNS names.
 fn minted_identity(own: &TrustDomain, csr: &VerifiedCsr) -> Result<SpiffeId, OpError> {
-    let uri = match csr.uris.as_slice() {
+    let uri = match csr.uris() {
         [] => return Err(refused(Kind::InvalidArgument, "CSR URI SAN is required")),
         [uri] => uri,
         _ => {
@@ -363,12 +364,12 @@ fn minted_identity(own: &TrustDomain, csr: &VerifiedCsr) -> Result<SpiffeId, OpE
     };
     let id = SpiffeId::parse(uri).map_err(malformed("CSR URI SAN is invalid"))?;
     wire::workload(own, &id).map_err(malformed("CSR URI SAN is invalid"))?;
-    for name in &csr.dns_names {
+    for name in csr.dns_names() {
         validate_dns_name(name)
             .map_err(|reason| format!("{name:?}: {reason}"))
             .map_err(malformed("CSR DNS name is invalid"))?;
     }
-    check_wildcard_overlap(&csr.dns_names).map_err(malformed(
+    check_wildcard_overlap(csr.dns_names()).map_err(malformed(
         "CSR DNS name contains a wildcard that covers another non-wildcard name",
     ))?;
     Ok(id)

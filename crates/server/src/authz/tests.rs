@@ -58,11 +58,7 @@ async fn world_with(max_staleness: Duration) -> Fixture {
 }
 
 fn svid(id: SpiffeId, serial: &str) -> PeerSvid {
-    PeerSvid {
-        id,
-        serial: serial.to_owned(),
-        not_after: from_unix(NOW + 3_600),
-    }
+    PeerSvid::for_tests(id, serial, from_unix(NOW + 3_600))
 }
 
 fn remote(svid: Option<PeerSvid>) -> Arc<Connection> {
@@ -435,10 +431,8 @@ async fn denies_administrators_whose_entry_or_svid_has_expired() {
         .unwrap();
     fixture.clock.advance(Duration::from_secs(61));
     fixture.refusal(LIST, remote(Some(caller))).await;
-    let far = PeerSvid {
-        not_after: SystemTime::UNIX_EPOCH,
-        ..svid(SpiffeId::parse("spiffe://far.example/admin").unwrap(), "1")
-    };
+    let admin = SpiffeId::parse("spiffe://far.example/admin").unwrap();
+    let far = PeerSvid::for_tests(admin, "1", SystemTime::UNIX_EPOCH);
     fixture.refusal(LIST, remote(Some(far))).await;
 }
 

@@ -106,7 +106,7 @@ impl Grant {
 
     /// To an agent that renews its SVID.
     pub(crate) fn renewal(agent: AgentCaller<'_>) -> Self {
-        Self::new(GrantKind::Agent, agent.id.clone())
+        Self::new(GrantKind::Agent, agent.id().clone())
     }
 
     /// To this server.

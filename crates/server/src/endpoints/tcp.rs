@@ -9,10 +9,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use config::fault::{Code, Fault};
-use rustls::ServerConfig;
-use spiffe::tls::peer_svid;
+use spiffe::tls::{PeerIdentity, SpiffeAcceptor};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
 
 use super::admission::{Admission, Capacity, Slot};
 use super::{Serving, pause_after_failed_accept, serve_connection};
@@ -84,7 +84,7 @@ impl TcpEndpoint {
     }
 
     /// Accepts until the server stops, then waits for the connections to end.
-    pub(crate) async fn run(self, tls: Arc<ServerConfig>, room: usize, serving: Serving) {
+    pub(crate) async fn run(self, tls: Arc<SpiffeAcceptor>, room: usize, serving: Serving) {
         let most = room.min(MAX_CONNECTIONS);
         let shed_first = (most / 2).clamp(1, MAX_SHED_FIRST);
         let mut connections = Admission::new(Capacity {
@@ -92,7 +92,6 @@ impl TcpEndpoint {
             shed_first,
             per_source: (shed_first / SOURCES_PART).max(1),
         });
-        let acceptor = TlsAcceptor::from(tls);
         let mut shutdown = serving.shutdown.clone();
         loop {
             let accepted = tokio::select! {
@@ -101,9 +100,8 @@ impl TcpEndpoint {
             };
             match accepted {
                 Ok((stream, address)) => {
-                    let acceptor = acceptor.clone();
-                    let serving = serving.clone();
-                    let serve = |slot| serve(stream, address, acceptor, slot, serving);
+                    let (tls, serving) = (Arc::clone(&tls), serving.clone());
+                    let serve = |slot| serve(stream, address, tls, slot, serving);
                     let from = Account::Source(Source::of(address.ip()));
                     if !connections.spawn(from, Class::Unauthenticated, serve) {
                         tracing::warn!(most, %address, "refusing a connection: too many");
@@ -120,64 +118,34 @@ impl TcpEndpoint {
 async fn serve(
     stream: TcpStream,
     address: SocketAddr,
-    acceptor: TlsAcceptor,
+    tls: Arc<SpiffeAcceptor>,
     slot: Arc<Slot>,
     serving: Serving,
 ) {
-    // Only latency is lost without it.
-    drop(stream.set_nodelay(true));
     let mut shutdown = serving.shutdown.clone();
-    // The handshake and the TLS state are on the heap: the task of each connection has room for all that it ever holds across
-    // an await, and ten thousand agents have ten thousand of them.
-    let handshake = Box::pin(tokio::time::timeout(
-        HANDSHAKE_TIMEOUT,
-        acceptor.accept(stream),
-    ));
     let accepted = tokio::select! {
         () = shutdown.requested() => return,
         () = slot.evicted() => return,
-        accepted = handshake => accepted,
+        // On the heap: the task of each connection has room for all that it ever holds across an await, and ten thousand
+        // agents have ten thousand of them.
+        accepted = Box::pin(accept(stream, address, &tls)) => accepted,
     };
-    let stream = match accepted {
-        Ok(Ok(stream)) => Box::new(stream),
-        Ok(Err(error)) => {
-            tracing::debug!(%address, %error, "TLS handshake refused");
-            return;
-        }
-        Err(_) => {
-            tracing::debug!(%address, seconds = HANDSHAKE_TIMEOUT.as_secs(), "TLS handshake took too long");
-            return;
-        }
+    let Some((stream, peer)) = accepted else {
+        return;
     };
-    let shown = stream
-        .get_ref()
-        .1
-        .peer_certificates()
-        .map(peer_svid)
-        .transpose();
-    let svid = match shown {
-        Ok(shown) => shown.map(|shown| PeerSvid {
-            id: shown.id,
-            serial: shown.leaf.serial(),
-            not_after: shown.leaf.not_after(),
-        }),
-        Err(error) => {
-            tracing::warn!(%address, %error, "closing a connection: its verified client certificate cannot be read");
-            return;
-        }
-    };
+    let svid = peer.as_ref().map(PeerSvid::from);
     let authorizer = &serving.api.authorizer;
     if let Some(svid) = &svid
-        && !authorizer.may_connect(&svid.id)
+        && !authorizer.may_connect(svid.id())
     {
-        tracing::warn!(%address, id = %svid.id, "closing a connection: the client is neither in this trust domain nor an administrator");
+        tracing::warn!(%address, id = %svid.id(), "closing a connection: the client is neither in this trust domain nor an administrator");
         return;
     }
     let principal = match svid {
         None => Principal::Unauthenticated,
         Some(svid) => {
             // An agent that attested at another server a moment ago is one here as well, and stays it for the connection.
-            if svid.id.is_agent() {
+            if svid.id().is_agent() {
                 authorizer.wait_for_others(&svid).await;
             }
             authorizer.principal(svid)
@@ -185,10 +153,45 @@ async fn serve(
     };
     let class = principal.class();
     let account = match principal.svid() {
-        Some(svid) => Account::Identity(svid.id.clone(), class),
+        Some(svid) => Account::Identity(svid.id().clone(), class),
         None => Account::Source(Source::of(address.ip())),
     };
     let budget = slot.enter(account, class);
     let connection = Connection::new(principal, Some(address), budget, slot.closing());
     serve_connection(stream, connection, slot, serving).await;
+}
+
+/// A TLS connection, and who showed an SVID on it.
+type Accepted = (Box<TlsStream<TcpStream>>, Option<PeerIdentity>);
+
+/// Completes the handshake. `None` when the peer does not.
+async fn accept(stream: TcpStream, address: SocketAddr, tls: &SpiffeAcceptor) -> Option<Accepted> {
+    // Only latency is lost without it.
+    drop(stream.set_nodelay(true));
+    let (config, peer) = match tls.begin() {
+        Ok(begun) => begun,
+        Err(error) => {
+            tracing::error!(%error, "cannot accept a connection");
+            return None;
+        }
+    };
+    let handshake = TlsAcceptor::from(config).accept(stream);
+    let stream = match tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await {
+        Ok(Ok(stream)) => Box::new(stream),
+        Ok(Err(error)) => {
+            tracing::debug!(%address, %error, "TLS handshake refused");
+            return None;
+        }
+        Err(_elapsed) => {
+            tracing::debug!(%address, seconds = HANDSHAKE_TIMEOUT.as_secs(), "TLS handshake took too long");
+            return None;
+        }
+    };
+    match peer.identity(stream.get_ref().1) {
+        Ok(peer) => Some((stream, peer)),
+        Err(error) => {
+            tracing::error!(%address, %error, "closing a connection: it does not say who its peer is");
+            None
+        }
+    }
 }

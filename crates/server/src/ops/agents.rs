@@ -79,7 +79,7 @@ impl Agents {
         csr: Option<&[u8]>,
     ) -> Result<IssuedX509, OpError> {
         let agent = caller.agent()?;
-        let id = &agent.id;
+        let id = agent.id();
         caller.describe(|| Fields::new().with("spiffe_id", id));
         if self.get(id)?.can_reattest {
             let refusal = "agent must reattest instead of renew";
@@ -99,7 +99,7 @@ impl Agents {
         // A ban or an eviction during the signature counts: what was signed then is thrown away.
         let renewed = self.datastore.renew_agent(
             id,
-            &agent.serial,
+            agent.serial(),
             &issued.serial,
             unix_seconds(issued.not_after),
         );

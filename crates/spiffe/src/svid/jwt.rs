@@ -181,16 +181,64 @@ pub async fn sign_jwt_svid(
     Ok(Secret::new(token))
 }
 
-/// A token's identity, proved, and what it says.
+/// A token's identity, proved, and what it says. Only verification makes one:
+///
+/// ```compile_fail,E0451
+/// # fn forge(id: plastron_spiffe::SpiffeId) {
+/// let forged = plastron_spiffe::VerifiedJwtSvid {
+///     id,
+///     audience: vec![],
+///     claims: Default::default(),
+///     expires_at: i64::MAX,
+///     kid: String::new(),
+/// };
+/// # }
+/// ```
 #[derive(Debug, Clone)]
 pub struct VerifiedJwtSvid {
-    pub id: SpiffeId,
-    pub audience: Vec<String>,
+    id: SpiffeId,
+    audience: Vec<String>,
+    claims: Map<String, Value>,
+    expires_at: i64,
+    kid: String,
+}
+
+impl VerifiedJwtSvid {
+    /// The identity: the token's subject.
+    #[must_use]
+    pub fn id(&self) -> &SpiffeId {
+        &self.id
+    }
+
+    /// Everybody whom the token is for.
+    #[must_use]
+    pub fn audience(&self) -> &[String] {
+        &self.audience
+    }
+
     /// Every claim of the token.
-    pub claims: Map<String, Value>,
+    #[must_use]
+    pub fn claims(&self) -> &Map<String, Value> {
+        &self.claims
+    }
+
+    /// The same, to keep.
+    #[must_use]
+    pub fn into_claims(self) -> Map<String, Value> {
+        self.claims
+    }
+
     /// Unix seconds.
-    pub expires_at: i64,
-    pub kid: String,
+    #[must_use]
+    pub fn expires_at(&self) -> i64 {
+        self.expires_at
+    }
+
+    /// The authority whose signature it is.
+    #[must_use]
+    pub fn kid(&self) -> &str {
+        &self.kid
+    }
 }
 
 /// Verifies a token: its form and algorithm, then the signature by an authority of the subject's own trust

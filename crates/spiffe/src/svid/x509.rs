@@ -172,11 +172,42 @@ impl X509Svid {
     }
 }
 
-/// A peer's identity, proved.
+/// An identity, proved by a chain to an authority of its trust domain. Only verification makes one:
+///
+/// ```compile_fail,E0451
+/// # fn forge(id: plastron_spiffe::SpiffeId, leaf: plastron_spiffe::Certificate) {
+/// let authority = leaf.clone();
+/// let forged = plastron_spiffe::VerifiedX509Svid { id, leaf, authority };
+/// # }
+/// ```
+///
+/// What it proves, it proves of the moment of verification. Over a connection, that the peer also holds the key is shown
+/// by [`PeerIdentity`](crate::tls::PeerIdentity).
 #[derive(Debug, Clone)]
 pub struct VerifiedX509Svid {
-    pub id: SpiffeId,
-    pub leaf: Certificate,
+    id: SpiffeId,
+    leaf: Certificate,
+    authority: Certificate,
+}
+
+impl VerifiedX509Svid {
+    /// The identity.
+    #[must_use]
+    pub fn id(&self) -> &SpiffeId {
+        &self.id
+    }
+
+    /// The certificate that names it.
+    #[must_use]
+    pub fn leaf(&self) -> &Certificate {
+        &self.leaf
+    }
+
+    /// The authority of the bundle at which the chain ended. When the bundle loses it, the proof no longer holds.
+    #[must_use]
+    pub fn authority(&self) -> &Certificate {
+        &self.authority
+    }
 }
 
 /// Verifies a chain, leaf first: the leaf's form, then a path to an authority of the leaf's own trust domain,
@@ -227,8 +258,13 @@ pub fn verify_svid_for(
         .enumerate()
         .map(|(at, der)| parse(at + 1, der))
         .collect::<Result<Vec<_>, _>>()?;
-    path::verify(&leaf, &intermediates, bundle.verifying(), unix_seconds(now))?;
-    Ok(VerifiedX509Svid { id, leaf })
+    let authority = path::verify(&leaf, &intermediates, bundle.verifying(), unix_seconds(now))?;
+    let authority = authority.clone();
+    Ok(VerifiedX509Svid {
+        id,
+        leaf,
+        authority,
+    })
 }
 
 /// The SPIFFE ID of a leaf that has the form of an X509-SVID (X509-SVID §5.2).

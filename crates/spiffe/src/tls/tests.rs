@@ -4,9 +4,10 @@ use crate::id::SpiffeId;
 use crate::key::{KeyPair, KeyType};
 use crate::svid::x509::BundleSource;
 use crate::trust_domain::TrustDomain;
+use crate::x509::Certificate;
 use crate::x509::testing::{Bundles, CLIENT_AUTH, Ca, CertTemplate, NOW, now};
 use rustls::{ClientConnection, HandshakeKind, ServerConnection};
-use rustls_pki_types::ServerName;
+use rustls_pki_types::{CertificateDer, ServerName};
 
 const SERVER: &str = "spiffe://example.org/spire/server";
 const CLIENT: &str = "spiffe://example.org/w";
@@ -85,6 +86,11 @@ impl Pair {
         Arc::new(config.unwrap())
     }
 
+    fn acceptor(&self) -> SpiffeAcceptor {
+        let (resolver, clients) = (Arc::clone(&self.server), self.clients.clone().unwrap());
+        SpiffeAcceptor::new(resolver, clients, clock(), KeyExchange::default())
+    }
+
     fn connect(&self) -> Result<(ClientConnection, ServerConnection), Refusal> {
         handshake(
             &self.client_config(KeyExchange::default()),
@@ -136,8 +142,10 @@ fn feed(wire: &[u8], mut read: impl FnMut(&mut &[u8]) -> usize) {
     }
 }
 
+/// The name in the certificate that the other side showed.
 fn peer_of(certificates: Option<&[CertificateDer<'_>]>) -> Option<String> {
-    certificates.map(|chain| peer_svid(chain).unwrap().id.to_string())
+    let leaf = Certificate::from_der(certificates?.first()?).unwrap();
+    leaf.uris().first().cloned()
 }
 
 #[track_caller]
@@ -276,6 +284,98 @@ fn xs_18_xs_20_expired_and_one_sided_certificates_are_refused() {
     client_refuses(&pair, "InvalidPurpose");
 }
 
+/// The peer's identity as a server learns it.
+fn accept(pair: &Pair) -> Result<Option<PeerIdentity>, Refusal> {
+    let (config, peer) = pair.acceptor().begin().unwrap();
+    let (_client, server) = handshake(&pair.client_config(KeyExchange::default()), &config)?;
+    Ok(peer.identity(&server).unwrap())
+}
+
+#[test]
+fn an_accepted_peer_is_whom_the_handshake_verified() {
+    let mut pair = Pair::new();
+    let peer = accept(&pair).unwrap().unwrap();
+    assert_eq!(peer.id().as_str(), CLIENT);
+    assert_eq!(peer.authority().der(), pair.ca.der);
+    pair.client = None;
+    assert!(accept(&pair).unwrap().is_none());
+    pair.client = Some(showing(
+        &Ca::root("example.org"),
+        &CertTemplate::leaf(CLIENT),
+    ));
+    assert!(matches!(accept(&pair), Err(Refusal::ByServer(_))));
+}
+
+#[test]
+fn nobody_is_identified_before_the_handshake_is_complete() {
+    let (config, peer) = Pair::new().acceptor().begin().unwrap();
+    let server = ServerConnection::new(config).unwrap();
+    assert_eq!(peer.identity(&server).unwrap_err(), PeerError::Unfinished);
+}
+
+#[test]
+fn nobody_is_identified_by_another_connection() {
+    let pair = Pair::new();
+    let client = pair.client_config(KeyExchange::default());
+    let acceptor = pair.acceptor();
+    let (config, first) = acceptor.begin().unwrap();
+    let (_config, never_used) = acceptor.begin().unwrap();
+    let (_, ours) = handshake(&client, &config).unwrap();
+    // A connection that somebody else's verifier has accepted shows the same certificate.
+    let (_, other) = handshake(&client, &pair.server_config()).unwrap();
+    assert_eq!(
+        never_used.identity(&other).unwrap_err(),
+        PeerError::OtherConnection
+    );
+    let without = Pair {
+        client: None,
+        ..Pair::new()
+    };
+    let (_, nobody) = without.connect().unwrap();
+    assert_eq!(
+        first.identity(&nobody).unwrap_err(),
+        PeerError::OtherConnection
+    );
+    assert_eq!(peer_of(ours.peer_certificates()).as_deref(), Some(CLIENT));
+}
+
+/// Shows the certificate of somebody else, whose key it does not have.
+#[derive(Debug)]
+struct Impostor(Arc<rustls::sign::CertifiedKey>);
+
+impl rustls::client::ResolvesClientCert for Impostor {
+    fn resolve(
+        &self,
+        _root_hints: &[&[u8]],
+        _schemes: &[rustls::SignatureScheme],
+    ) -> Option<Arc<rustls::sign::CertifiedKey>> {
+        Some(Arc::clone(&self.0))
+    }
+
+    fn has_certs(&self) -> bool {
+        true
+    }
+}
+
+#[test]
+fn a_verified_chain_without_its_key_is_no_peer() {
+    let pair = Pair::new();
+    let certificate = CertificateDer::from(pair.ca.issue(&CertTemplate::leaf(CLIENT)));
+    let stranger = KeyPair::generate(KeyType::EcP256).unwrap();
+    let pkcs8 = stranger.to_pkcs8_der().unwrap();
+    let pkcs8 = rustls_pki_types::PrivatePkcs8KeyDer::from(pkcs8.expose().as_slice());
+    let key = aws_lc_rs::sign::any_supported_type(&pkcs8.into()).unwrap();
+    let key = rustls::sign::CertifiedKey::new(vec![certificate], key);
+    let mut client = (*pair.client_config(KeyExchange::default())).clone();
+    client.client_auth_cert_resolver = Arc::new(Impostor(Arc::new(key)));
+
+    let (config, _peer) = pair.acceptor().begin().unwrap();
+    match handshake(&Arc::new(client), &config) {
+        Err(Refusal::ByServer(text)) => assert!(text.contains("BadSignature"), "{text}"),
+        other => panic!("{:?}", other.map(|_| ())),
+    }
+}
+
 #[test]
 fn connections_are_never_resumed() {
     let pair = Pair::new();
@@ -359,9 +459,8 @@ fn a_certificate_of_another_key_is_not_shown() {
 fn trust_on_first_use_still_wants_the_right_name_and_its_key() {
     let pair = Pair::new();
     let connect = |expected: Expected| {
-        let servers = SpiffeServerVerifier::trust_on_first_use(expected);
-        let config =
-            client_config(Arc::new(servers), None, clock(), KeyExchange::default()).unwrap();
+        let servers = Arc::new(InsecureServerVerifier::new(expected));
+        let config = insecure_client_config(servers, clock(), KeyExchange::default()).unwrap();
         handshake(&Arc::new(config), &pair.server_config()).map(|_| ())
     };
     show(

@@ -4,7 +4,9 @@
 use super::crypto_provider;
 use crate::clock::{from_unix, unix_seconds};
 use crate::id::SpiffeId;
-use crate::svid::x509::{BundleSource, Purpose, VerifiedX509Svid, X509SvidError, verify_svid_for};
+use crate::svid::x509::{
+    BundleSource, Purpose, VerifiedX509Svid, X509SvidError, leaf_id, verify_svid_for,
+};
 use crate::trust_domain::TrustDomain;
 use crate::x509::{Certificate, PathError};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -43,38 +45,54 @@ impl Expected {
     }
 }
 
+/// The three methods of a rustls verifier that are about signatures of the handshake and the same on both sides: the peer's
+/// proof that it holds the key of the certificate. Needs a field `algorithms`.
+macro_rules! handshake_signatures {
+    () => {
+        fn verify_tls12_signature(
+            &self,
+            message: &[u8],
+            cert: &CertificateDer<'_>,
+            dss: &DigitallySignedStruct,
+        ) -> Result<HandshakeSignatureValid, Error> {
+            verify_tls12_signature(message, cert, dss, &self.algorithms)
+        }
+
+        fn verify_tls13_signature(
+            &self,
+            message: &[u8],
+            cert: &CertificateDer<'_>,
+            dss: &DigitallySignedStruct,
+        ) -> Result<HandshakeSignatureValid, Error> {
+            verify_tls13_signature(message, cert, dss, &self.algorithms)
+        }
+
+        fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+            self.algorithms.supported_schemes()
+        }
+    };
+}
+
 /// A peer that is proved to be somebody else than we wanted.
 #[derive(Debug, thiserror::Error)]
 #[error("unexpected peer {0}")]
 struct Unexpected(SpiffeId);
 
-/// Verifies servers, on the connecting side.
+/// Verifies servers, on the connecting side: accepts those expected whose SVID verifies.
 #[derive(Debug)]
 pub struct SpiffeServerVerifier {
     expected: Expected,
-    /// `None`: trust on first use.
-    bundles: Option<Arc<dyn BundleSource>>,
+    bundles: Arc<dyn BundleSource>,
     algorithms: WebPkiSupportedAlgorithms,
 }
 
 impl SpiffeServerVerifier {
-    /// Accepts `expected` servers whose SVID verifies.
+    /// Accepts `expected` servers whose SVID verifies against the bundle of its trust domain.
     #[must_use]
     pub fn new(expected: Expected, bundles: Arc<dyn BundleSource>) -> Self {
         Self {
             expected,
-            bundles: Some(bundles),
-            algorithms: algorithms(),
-        }
-    }
-
-    /// Accepts whoever shows a certificate that names an `expected` server, without asking who issued it. Only
-    /// for a first contact the operator has declared insecure; what is learnt from it replaces this verifier.
-    #[must_use]
-    pub fn trust_on_first_use(expected: Expected) -> Self {
-        Self {
-            expected,
-            bundles: None,
+            bundles,
             algorithms: algorithms(),
         }
     }
@@ -89,44 +107,61 @@ impl ServerCertVerifier for SpiffeServerVerifier {
         _ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        let peer = match &self.bundles {
-            Some(bundles) => verify_chain(
-                Purpose::Server,
-                end_entity,
-                intermediates,
-                bundles.as_ref(),
-                now,
-            ),
-            None => super::peer_svid(std::slice::from_ref(end_entity)),
-        };
-        let peer = peer.map_err(|fault| refusal(fault, end_entity, now))?;
-        if !self.expected.accepts(&peer.id) {
-            return Err(other(Unexpected(peer.id)));
-        }
+        let bundles = self.bundles.as_ref();
+        verify_chain(Purpose::Server, end_entity, intermediates, bundles, now)
+            .map_err(|fault| refusal(fault, end_entity, now))
+            .and_then(|peer| wanted(&self.expected, peer.id()))?;
         Ok(ServerCertVerified::assertion())
     }
 
-    fn verify_tls12_signature(
+    handshake_signatures!();
+}
+
+/// Accepts servers without asking who issued their certificate: trust on first use, or a look at who answers. What it
+/// accepts is proved by nothing but the peer's own word, so it is a type of its own that gives no identity, and
+/// [`insecure_client_config`](super::insecure_client_config) shows such a server no certificate.
+///
+/// ```compile_fail,E0308
+/// use plastron_spiffe::tls::{client_config, Expected, InsecureServerVerifier, KeyExchange};
+/// # use std::sync::Arc;
+/// # fn mistake(clock: Arc<dyn plastron_spiffe::Clock>) {
+/// let anybody = Arc::new(InsecureServerVerifier::new(Expected::Any));
+/// client_config(anybody, None, clock, KeyExchange::default());
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct InsecureServerVerifier {
+    expected: Expected,
+    algorithms: WebPkiSupportedAlgorithms,
+}
+
+impl InsecureServerVerifier {
+    /// Accepts whoever shows a certificate that names an `expected` server.
+    #[must_use]
+    pub fn new(expected: Expected) -> Self {
+        Self {
+            expected,
+            algorithms: algorithms(),
+        }
+    }
+}
+
+impl ServerCertVerifier for InsecureServerVerifier {
+    fn verify_server_cert(
         &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls12_signature(message, cert, dss, &self.algorithms)
+        end_entity: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        claimed_id(end_entity)
+            .map_err(|fault| refusal(fault, end_entity, now))
+            .and_then(|claimed| wanted(&self.expected, &claimed))?;
+        Ok(ServerCertVerified::assertion())
     }
 
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, cert, dss, &self.algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.algorithms.supported_schemes()
-    }
+    handshake_signatures!();
 }
 
 /// Verifies clients, on the accepting side: of any trust domain there is a bundle of. Whether a client must
@@ -161,6 +196,19 @@ impl SpiffeClientVerifier {
             algorithms: algorithms(),
         }
     }
+
+    pub(super) fn verify(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<VerifiedX509Svid, Error> {
+        let bundles = self.bundles.as_ref();
+        let peer = verify_chain(Purpose::Client, end_entity, intermediates, bundles, now)
+            .map_err(|fault| refusal(fault, end_entity, now))?;
+        wanted(&self.expected, peer.id())?;
+        Ok(peer)
+    }
 }
 
 impl ClientCertVerifier for SpiffeClientVerifier {
@@ -178,41 +226,26 @@ impl ClientCertVerifier for SpiffeClientVerifier {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        let peer = verify_chain(
-            Purpose::Client,
-            end_entity,
-            intermediates,
-            self.bundles.as_ref(),
-            now,
-        );
-        let peer = peer.map_err(|fault| refusal(fault, end_entity, now))?;
-        if !self.expected.accepts(&peer.id) {
-            return Err(other(Unexpected(peer.id)));
-        }
+        self.verify(end_entity, intermediates, now)?;
         Ok(ClientCertVerified::assertion())
     }
 
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls12_signature(message, cert, dss, &self.algorithms)
-    }
+    handshake_signatures!();
+}
 
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, cert, dss, &self.algorithms)
+fn wanted(expected: &Expected, id: &SpiffeId) -> Result<(), Error> {
+    if expected.accepts(id) {
+        Ok(())
+    } else {
+        Err(other(Unexpected(id.clone())))
     }
+}
 
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.algorithms.supported_schemes()
-    }
+/// The name that a certificate gives itself.
+fn claimed_id(end_entity: &CertificateDer<'_>) -> Result<SpiffeId, X509SvidError> {
+    let leaf = Certificate::from_der(end_entity)
+        .map_err(|reason| X509SvidError::Certificate { at: 0, reason })?;
+    leaf_id(&leaf)
 }
 
 fn verify_chain(

@@ -98,13 +98,13 @@ impl Authority {
 }
 
 /// Verifies that a path leads from `leaf` through `intermediates` to one of `authorities` at `now` (unix
-/// seconds). Extended key usage is the caller's business.
-pub(crate) fn verify(
+/// seconds), and gives that authority. Extended key usage is the caller's business.
+pub(crate) fn verify<'a>(
     leaf: &Certificate,
     intermediates: &[Certificate],
-    authorities: &[Authority],
+    authorities: &'a [Authority],
     now: i64,
-) -> Result<(), PathError> {
+) -> Result<&'a Certificate, PathError> {
     let constrained = |certificate: &Certificate| {
         certificate
             .extensions()
@@ -134,12 +134,15 @@ pub(crate) fn verify(
     let time =
         UnixTime::since_unix_epoch(Duration::from_secs(u64::try_from(now).unwrap_or_default()));
 
-    let refused = RefCell::new(None);
+    let found = RefCell::new(Err(None));
     let check = |path: &VerifiedPath<'_>| {
         match check_found(path, leaf, intermediates, authorities, now) {
-            Ok(()) => Ok(()),
+            Ok(authority) => {
+                *found.borrow_mut() = Ok(authority);
+                Ok(())
+            }
             Err(reason) => {
-                *refused.borrow_mut() = Some(reason);
+                *found.borrow_mut() = Err(Some(reason));
                 // Goes on to other paths, if there are any.
                 Err(webpki::Error::UnknownIssuer)
             }
@@ -154,9 +157,12 @@ pub(crate) fn verify(
         None,
         Some(&check),
     );
-    match outcome {
-        Ok(_path) => Ok(()),
-        Err(fault) => Err(refused.take().unwrap_or_else(|| of_webpki(&fault))),
+    match (outcome, found.into_inner()) {
+        (Ok(_path), Ok(authority)) => Ok(authority),
+        (Err(_), Err(Some(reason))) => Err(reason),
+        (Err(fault), _) => Err(of_webpki(&fault)),
+        // Not reached: webpki accepts no path that the check above has not seen.
+        (Ok(_path), Err(_)) => Err(PathError::UnknownIssuer),
     }
 }
 
@@ -176,13 +182,13 @@ impl ExtendedKeyUsageValidator for AnyPurpose {
 }
 
 /// The further checks on a path webpki has verified.
-fn check_found(
+fn check_found<'a>(
     path: &VerifiedPath<'_>,
     leaf: &Certificate,
     intermediates: &[Certificate],
-    authorities: &[Authority],
+    authorities: &'a [Authority],
     now: i64,
-) -> Result<(), PathError> {
+) -> Result<&'a Certificate, PathError> {
     let used: Option<Vec<&Certificate>> = path
         .intermediate_certificates()
         .map(|used| {
@@ -200,7 +206,7 @@ fn check_found(
             && found.subject_public_key_info == anchor.subject_public_key_info
     }) {
         match check_path(leaf, &used, &authority.certificate, now, VerifiedBy::Webpki) {
-            Ok(()) => return Ok(()),
+            Ok(()) => return Ok(&authority.certificate),
             Err(reason) => refused = reason,
         }
     }
@@ -211,12 +217,12 @@ fn check_found(
 ///
 /// Names come first, since comparing them costs nothing: how far the chain hangs together, and which of its certificates
 /// name an authority as their issuer. From such a place the signatures are verified downwards to the leaf.
-fn walk(
+fn walk<'a>(
     leaf: &Certificate,
     intermediates: &[Certificate],
-    authorities: &[Authority],
+    authorities: &'a [Authority],
     now: i64,
-) -> Result<(), PathError> {
+) -> Result<&'a Certificate, PathError> {
     let chain: Vec<&Certificate> = std::iter::once(leaf).chain(intermediates).collect();
     let linked = chain
         .windows(2)
@@ -236,7 +242,7 @@ fn walk(
             }
             attempts = usize::checked_sub(attempts, 1).ok_or(PathError::TooManyPaths)?;
             match descend(leaf, used, &authority.certificate, now) {
-                Ok(()) => return Ok(()),
+                Ok(()) => return Ok(&authority.certificate),
                 Err(reason) => refused = reason,
             }
         }

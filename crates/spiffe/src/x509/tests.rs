@@ -331,9 +331,9 @@ fn ca_requests_ask_for_the_trust_domain() {
     let trust_domain = TrustDomain::parse("example.org").unwrap();
     let der = at_once(build_ca_csr(&Subject::spire(), &trust_domain.id(), &key)).unwrap();
     let csr = Csr::parse_and_verify(&der).unwrap();
-    assert_eq!(csr.uris, ["spiffe://example.org"]);
+    assert_eq!(csr.uris(), ["spiffe://example.org"]);
     assert_eq!(
-        (csr.subject(), &csr.public_key),
+        (csr.subject(), csr.public_key()),
         (Subject::spire(), key.public_key())
     );
 }

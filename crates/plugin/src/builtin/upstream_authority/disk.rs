@@ -168,10 +168,10 @@ impl UpstreamAuthority for DiskUpstreamAuthority {
     ) -> Result<MintedCa, Error> {
         let csr = Csr::parse_and_verify(csr_der).map_err(Problem::Csr)?;
         let id = self.trust_domain.id();
-        if csr.uris.len() != 1 {
+        if csr.uris().len() != 1 {
             return Err(Problem::CsrContent("CSR must have exactly one URI SAN".to_owned()).into());
         }
-        if csr.uris.first().map(String::as_str) != Some(id.as_str()) {
+        if csr.uris().first().map(String::as_str) != Some(id.as_str()) {
             return Err(
                 Problem::CsrContent(format!("CSR must use the trust domain ID {id}")).into(),
             );
@@ -190,7 +190,7 @@ impl UpstreamAuthority for DiskUpstreamAuthority {
             serial: random_serial(&*self.random),
             subject: csr.subject(),
             id,
-            public_key: csr.public_key,
+            public_key: csr.public_key().clone(),
             not_before: now.checked_sub(BACKDATE).unwrap_or(now),
             not_after: not_after.min(upstream.certificate.not_after()),
             path_len: None,

@@ -68,9 +68,9 @@ async fn issues_what_the_entry_says_whatever_the_csr_says() {
     let chain: Vec<&[u8]> = svid.cert_chain.iter().map(Vec::as_slice).collect();
     let trust = OneBundle(Arc::new(bundle(&server).await.x509_bundle()));
     let verified = verify_svid(&chain, &trust, server.now()).unwrap();
-    assert_eq!(verified.id.as_str(), "spiffe://example.org/web");
-    assert_eq!(verified.leaf.dns_names(), ["web.example.org"]);
-    assert_eq!(verified.leaf.public_key(), key.public_key());
+    assert_eq!(verified.id().as_str(), "spiffe://example.org/web");
+    assert_eq!(verified.leaf().dns_names(), ["web.example.org"]);
+    assert_eq!(verified.leaf().public_key(), key.public_key());
     assert_eq!(svid.expires_at, NOW + 600);
 }
 
@@ -179,7 +179,7 @@ async fn refuses_jwts_for_others_and_for_nobody() {
     let keys = OneKeys(Arc::new(bundle(&server).await.jwt_bundle()));
     let verified =
         spiffe::svid::jwt::verify_jwt_svid(&svid.token, "b", &keys, server.now()).unwrap();
-    assert_eq!(verified.id.as_str(), "spiffe://example.org/mine");
+    assert_eq!(verified.id().as_str(), "spiffe://example.org/mine");
 }
 
 #[derive(Debug)]

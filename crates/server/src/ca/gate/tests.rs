@@ -42,7 +42,7 @@ async fn issues_what_the_entry_says_and_nothing_else() {
         .await
         .unwrap();
     assert_eq!(issued.chain.len(), 1);
-    assert_eq!(fixture.verify(&issued).unwrap().id, id("/w"));
+    assert_eq!(fixture.verify(&issued).unwrap().id(), &id("/w"));
     let leaf = Certificate::from_der(&issued.chain[0]).unwrap();
     assert_eq!(leaf.public_key(), &key);
     assert_eq!(leaf.dns_names(), entry.dns_names);

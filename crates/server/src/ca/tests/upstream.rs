@@ -105,23 +105,23 @@ impl UpstreamAuthority for Upstream {
     ) -> Result<MintedCa, Error> {
         let behavior = *self.behavior.lock().unwrap();
         let csr = Csr::parse_and_verify(csr_der).unwrap();
-        assert_eq!(csr.uris, ["spiffe://example.org"]);
+        assert_eq!(csr.uris(), ["spiffe://example.org"]);
         let other = TrustDomain::parse("other.test").unwrap();
         let foreign = KeyPair::generate(KeyType::EcP256).unwrap();
         let own = trust_domain();
         let certificate = match behavior {
             Behavior::Away => return Err(Error::interrupted("test")),
             Behavior::OtherKey => self.sign(foreign.public_key(), &own, preferred_ttl).await,
-            Behavior::OtherTrustDomain => self.sign(&csr.public_key, &other, preferred_ttl).await,
+            Behavior::OtherTrustDomain => self.sign(csr.public_key(), &other, preferred_ttl).await,
             Behavior::Expired => {
                 self.clock.set(self.clock.now() - HOUR);
                 let expired = self
-                    .sign(&csr.public_key, &own, Duration::from_secs(60))
+                    .sign(csr.public_key(), &own, Duration::from_secs(60))
                     .await;
                 self.clock.set(self.clock.now() + HOUR);
                 expired
             }
-            _ => self.sign(&csr.public_key, &own, preferred_ttl).await,
+            _ => self.sign(csr.public_key(), &own, preferred_ttl).await,
         };
         let roots = match behavior {
             Behavior::NoRoots => Vec::new(),
@@ -162,7 +162,7 @@ async fn publishes_the_upstream_root_and_shows_the_way_to_it() {
         .await
         .unwrap();
     assert_eq!(issued.chain.len(), 2);
-    assert_eq!(fixture.verify(&issued).unwrap().id, id("/w"));
+    assert_eq!(fixture.verify(&issued).unwrap().id(), &id("/w"));
     let state = ca.authorities(AuthorityKind::X509).unwrap();
     let root_id = journal::hex(upstream.root.subject_key_id().unwrap());
     assert_eq!(
