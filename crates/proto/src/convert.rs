@@ -7,10 +7,9 @@ mod entry;
 #[cfg(test)]
 mod tests;
 
-use spiffe::{
-    IdError, Selector, SelectorError, SelectorSet, SpiffeId, TrustDomain,
-    entry::{DnsNameError, naming},
-};
+use spiffe::entry::InvalidDnsName;
+use spiffe::id::MembershipError;
+use spiffe::{IdError, Selector, SelectorError, SelectorSet, SpiffeId, TrustDomain};
 
 pub use bundle::{
     bundle_from_caller, bundle_from_wire, bundle_to_wire, jwt_authorities_from_wire,
@@ -33,26 +32,9 @@ pub enum ConvertError {
     /// Malformed trust domain or path.
     #[error(transparent)]
     Id(#[from] IdError),
-    /// The ID is of another trust domain.
-    #[error("{id:?} is not a member of trust domain {trust_domain:?}")]
-    NotMember {
-        /// As received.
-        id: String,
-        /// Ours.
-        trust_domain: String,
-    },
-    /// The ID is the trust domain's own, in the wrong namespace, or both.
-    #[error("{id:?} is not {expected} trust domain {trust_domain:?}; {because}")]
-    WrongPath {
-        /// As received.
-        id: String,
-        /// `a member of`, `a workload in` or `an agent in`.
-        expected: &'static str,
-        /// Ours.
-        trust_domain: String,
-        /// What is wrong with the path.
-        because: &'static str,
-    },
+    /// The ID is not a member, workload or agent of our trust domain.
+    #[error(transparent)]
+    Membership(#[from] MembershipError),
     /// Which part of the message is wrong, and how.
     #[error("{what}: {source}")]
     In {
@@ -67,9 +49,8 @@ pub enum ConvertError {
     /// SPIRE: `pkg/server/api/entry.go`.
     #[error("selector list is empty")]
     NoSelectors,
-    /// SPIRE: `pkg/common/x509util/dns.go`.
-    #[error("{reason}{}", naming(name))]
-    DnsName { name: String, reason: DnsNameError },
+    #[error(transparent)]
+    DnsName(#[from] InvalidDnsName),
     /// Longer than 1024 bytes.
     #[error("hint is too long, max length is 1024 characters")]
     HintTooLong,
@@ -114,29 +95,6 @@ pub fn spiffe_id_from_wire(id: Option<&types::Spiffeid>) -> Result<SpiffeId, Con
     )?)
 }
 
-fn own_id_from_wire(
-    trust_domain: &TrustDomain,
-    id: Option<&types::Spiffeid>,
-) -> Result<SpiffeId, ConvertError> {
-    let id = spiffe_id_from_wire(id)?;
-    if !id.is_member_of(trust_domain) {
-        return Err(ConvertError::NotMember {
-            id: id.to_string(),
-            trust_domain: trust_domain.to_string(),
-        });
-    }
-    Ok(id)
-}
-
-fn wrong_path(id: &SpiffeId, expected: &'static str, because: &'static str) -> ConvertError {
-    ConvertError::WrongPath {
-        id: id.to_string(),
-        expected,
-        trust_domain: id.trust_domain_name().to_owned(),
-        because,
-    }
-}
-
 /// An ID of our trust domain that has a path.
 ///
 /// # Errors
@@ -145,10 +103,8 @@ pub fn member_id_from_wire(
     trust_domain: &TrustDomain,
     id: Option<&types::Spiffeid>,
 ) -> Result<SpiffeId, ConvertError> {
-    let id = own_id_from_wire(trust_domain, id)?;
-    if !id.has_path() {
-        return Err(wrong_path(&id, "a member of", "path is empty"));
-    }
+    let id = spiffe_id_from_wire(id)?;
+    id.check_member(trust_domain)?;
     Ok(id)
 }
 
@@ -160,18 +116,8 @@ pub fn workload_id_from_wire(
     trust_domain: &TrustDomain,
     id: Option<&types::Spiffeid>,
 ) -> Result<SpiffeId, ConvertError> {
-    const WORKLOAD: &str = "a workload in";
-    let id = own_id_from_wire(trust_domain, id)?;
-    if !id.has_path() {
-        return Err(wrong_path(&id, WORKLOAD, "path is empty"));
-    }
-    if id.is_reserved() {
-        return Err(wrong_path(
-            &id,
-            WORKLOAD,
-            "path is in the reserved namespace",
-        ));
-    }
+    let id = spiffe_id_from_wire(id)?;
+    id.check_workload(trust_domain)?;
     Ok(id)
 }
 
@@ -183,14 +129,8 @@ pub fn agent_id_from_wire(
     trust_domain: &TrustDomain,
     id: Option<&types::Spiffeid>,
 ) -> Result<SpiffeId, ConvertError> {
-    const AGENT: &str = "an agent in";
-    let id = own_id_from_wire(trust_domain, id)?;
-    if !id.has_path() {
-        return Err(wrong_path(&id, AGENT, "path is empty"));
-    }
-    if !id.is_agent() {
-        return Err(wrong_path(&id, AGENT, "path is not in the agent namespace"));
-    }
+    let id = spiffe_id_from_wire(id)?;
+    id.check_agent(trust_domain)?;
     Ok(id)
 }
 

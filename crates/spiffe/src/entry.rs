@@ -1,7 +1,7 @@
 //! Registration entries: which workload, seen through which agent, may have which identity. The one shape
 //! used from the wire's edge to the store's edge.
 
-use crate::id::{MAX_ID_LEN, SpiffeId};
+use crate::id::{MAX_ID_LEN, MembershipError, SpiffeId};
 use crate::selector::SelectorSet;
 use crate::trust_domain::TrustDomain;
 use serde::{Deserialize, Serialize};
@@ -82,28 +82,29 @@ pub enum EntryError {
     JwtSvidTtl,
     #[error("invalid registration entry: hint is too long, max length is 1024 characters")]
     HintTooLong,
-    #[error("invalid spiffe ID: {0:?} is not a member of trust domain {1:?}")]
-    ForeignId(String, String),
-    #[error("invalid spiffe ID: {0:?} is not a workload in trust domain {1:?}; path is empty")]
-    IdWithoutPath(String, String),
-    #[error(
-        "invalid spiffe ID: {0:?} is not a workload in trust domain {1:?}; path is in the reserved namespace"
-    )]
-    ReservedId(String, String),
-    #[error("invalid parent ID: {0:?} is not a member of trust domain {1:?}")]
-    ForeignParent(String, String),
-    #[error("invalid parent ID: {0:?} is not a member of trust domain {1:?}; path is empty")]
-    ParentWithoutPath(String, String),
+    #[error("invalid spiffe ID: {0}")]
+    SpiffeId(MembershipError),
+    #[error("invalid parent ID: {0}")]
+    ParentId(MembershipError),
     #[error("invalid spiffe ID: is longer than 2048 bytes")]
     IdTooLong,
-    #[error("invalid DNS name: {reason}{}", naming(name))]
-    DnsName { name: String, reason: DnsNameError },
+    #[error("invalid DNS name: {0}")]
+    DnsName(#[from] InvalidDnsName),
     #[error("invalid registration entry: the DNS name {0:?} is given twice")]
     DuplicateDnsName(String),
 }
 
+/// A DNS name that no certificate may have.
+///
 /// SPIRE's text ends with the reason. The name follows it where there is one to tell apart from others.
-pub fn naming(name: &str) -> String {
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{reason}{}", in_parentheses(name))]
+pub struct InvalidDnsName {
+    pub name: String,
+    pub reason: DnsNameError,
+}
+
+fn in_parentheses(name: &str) -> String {
     if name.trim().is_empty() {
         String::new()
     } else {
@@ -166,10 +167,7 @@ impl Entry {
         validate_ids(&self.spiffe_id, &self.parent_id, td)?;
         let mut seen = HashSet::new();
         for name in &self.dns_names {
-            validate_dns_name(name).map_err(|reason| EntryError::DnsName {
-                name: name.clone(),
-                reason,
-            })?;
+            validate_dns_name(name)?;
             // SPIRE: a unique index of its database refuses it.
             if !seen.insert(name) {
                 return Err(EntryError::DuplicateDnsName(name.clone()));
@@ -223,27 +221,8 @@ impl Entry {
 }
 
 fn validate_ids(id: &SpiffeId, parent: &SpiffeId, td: &TrustDomain) -> Result<(), EntryError> {
-    let parent_and_td = || (parent.to_string(), td.to_string());
-    if !parent.is_member_of(td) {
-        let (parent, td) = parent_and_td();
-        return Err(EntryError::ForeignParent(parent, td));
-    }
-    if !parent.has_path() {
-        let (parent, td) = parent_and_td();
-        return Err(EntryError::ParentWithoutPath(parent, td));
-    }
-    let refuse: Option<fn(String, String) -> EntryError> = if !id.is_member_of(td) {
-        Some(EntryError::ForeignId)
-    } else if !id.has_path() {
-        Some(EntryError::IdWithoutPath)
-    } else if id.is_reserved() {
-        Some(EntryError::ReservedId)
-    } else {
-        None
-    };
-    if let Some(refuse) = refuse {
-        return Err(refuse(id.to_string(), td.to_string()));
-    }
+    parent.check_member(td).map_err(EntryError::ParentId)?;
+    id.check_workload(td).map_err(EntryError::SpiffeId)?;
     if id.as_str().len() > MAX_ID_LEN || parent.as_str().len() > MAX_ID_LEN {
         return Err(EntryError::IdTooLong);
     }
@@ -274,8 +253,15 @@ pub fn validate_entry_id(id: &str) -> Result<(), EntryError> {
 /// that people have registered. Control characters, which it lets pass too, are refused here.
 ///
 /// # Errors
-/// [`DnsNameError`].
-pub fn validate_dns_name(name: &str) -> Result<(), DnsNameError> {
+/// [`InvalidDnsName`].
+pub fn validate_dns_name(name: &str) -> Result<(), InvalidDnsName> {
+    check_dns_name(name).map_err(|reason| InvalidDnsName {
+        name: name.to_owned(),
+        reason,
+    })
+}
+
+fn check_dns_name(name: &str) -> Result<(), DnsNameError> {
     if !name.is_ascii() {
         return Err(DnsNameError::NotAscii);
     }

@@ -8,8 +8,11 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
+mod membership;
 #[cfg(test)]
 mod tests;
+
+pub use membership::MembershipError;
 
 /// The scheme and the two slashes every SPIFFE ID starts with.
 pub const SCHEME: &str = "spiffe://";

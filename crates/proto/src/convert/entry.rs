@@ -247,10 +247,9 @@ fn selected<T>(
 
 fn checked_dns_names(names: &[String]) -> Result<Vec<String>, ConvertError> {
     for name in names {
-        validate_dns_name(name).map_err(|reason| {
-            let name = name.clone();
-            ConvertError::within("invalid DNS name")(ConvertError::DnsName { name, reason })
-        })?;
+        validate_dns_name(name)
+            .map_err(ConvertError::from)
+            .map_err(ConvertError::within("invalid DNS name"))?;
     }
     Ok(names.to_vec())
 }
