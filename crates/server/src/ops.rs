@@ -6,9 +6,15 @@
 
 pub(crate) mod agents;
 pub(crate) mod attestations;
+pub(crate) mod authorities;
 mod batch;
 pub(crate) mod bundles;
 pub(crate) mod entries;
+pub(crate) mod federation;
+pub(crate) mod log_level;
+mod page;
+pub(crate) mod server_info;
+pub(crate) mod svids;
 pub(crate) mod tokens;
 
 use crate::ca::IssueError;

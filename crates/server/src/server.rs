@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use config::fault::{Code, Fault};
@@ -46,8 +46,13 @@ use crate::endpoints::{GRACEFUL_STOP, Serving, admin, tcp};
 use crate::health::Health;
 use crate::ops::agents::Agents;
 use crate::ops::attestations::Attestations;
+use crate::ops::authorities::Authorities;
 use crate::ops::bundles::Bundles;
 use crate::ops::entries::Entries;
+use crate::ops::federation::Federation;
+use crate::ops::log_level::LogLevel;
+use crate::ops::server_info::ServerInfo;
+use crate::ops::svids::Svids;
 use crate::ops::tokens::Tokens as JoinTokenOps;
 use crate::prune::Pruning;
 use crate::ratelimit::RateLimits;
@@ -351,12 +356,7 @@ impl ServiceParts {
                 limits: Arc::clone(&limits),
             }),
             debug: DebugServer::new(DebugService {
-                trust_domain: trust_domain(),
-                registry: registry(),
-                clock: clock(),
-                started: environment.clock.now(),
-                ca: Arc::clone(&ca),
-                last: Mutex::new(None),
+                info: ServerInfo::new(registry(), Arc::clone(&ca), clock()),
             }),
             entry: EntryServer::new(EntryService {
                 entries: Entries {
@@ -372,18 +372,28 @@ impl ServiceParts {
                 registry: registry(),
             }),
             local_authority: LocalAuthorityServer::new(LocalAuthorityService {
-                ca: Arc::clone(&ca),
+                authorities: Authorities {
+                    ca: Arc::clone(&ca),
+                },
             }),
-            logger: LoggerServer::new(LoggerService::new(LogLevels::new(environment.log.clone()))),
+            logger: LoggerServer::new(LoggerService {
+                log_level: LogLevel {
+                    levels: LogLevels::new(environment.log.clone()),
+                },
+            }),
             svid: SvidServer::new(SvidService {
-                trust_domain: trust_domain(),
-                registry: registry(),
-                ca: Arc::clone(&ca),
+                svids: Svids {
+                    trust_domain: trust_domain(),
+                    registry: registry(),
+                    ca: Arc::clone(&ca),
+                },
                 limits: Arc::clone(&limits),
             }),
             trust_domain: TrustDomainServer::new(TrustDomainService {
-                registry: registry(),
-                datastore: datastore(),
+                federation: Federation {
+                    registry: registry(),
+                    datastore: datastore(),
+                },
             }),
             watch: WatchServer::new(watch),
             agent: AgentServer::new(AgentService {

@@ -128,20 +128,13 @@ impl BundleApi for BundleService {
         request: Request<rpc::ListFederatedBundlesRequest>,
     ) -> Result<Response<rpc::ListFederatedBundlesResponse>, Status> {
         let request = request.into_inner();
-        let foreign = self.bundles.federated();
-        let (listed, next_page_token) = wire::page_by_trust_domain(
-            &foreign,
-            |bundle| &bundle.trust_domain,
-            request.page_size,
-            &request.page_token,
-        )?;
-        let bundles = listed
-            .iter()
-            .map(|bundle| bundle_to_wire(bundle, request.output_mask.as_ref()))
-            .collect();
+        let page = wire::page(request.page_size, &request.page_token);
+        let listed = self.bundles.list_federated(&page)?;
+        let mask = request.output_mask.as_ref();
+        let bundles = listed.items.iter();
         Ok(Response::new(rpc::ListFederatedBundlesResponse {
-            bundles,
-            next_page_token,
+            bundles: bundles.map(|bundle| bundle_to_wire(bundle, mask)).collect(),
+            next_page_token: listed.next_token,
         }))
     }
 

@@ -1,20 +1,17 @@
-//! The LocalAuthority service: an operator's look at the authorities and the forced rotation, taint and revocation.
-//! The rules are those of `ca`; this file gives their refusals SPIRE's codes.
-
-use std::sync::Arc;
+//! The LocalAuthority service: an operator's look at the authorities and their forced rotation, taint and revocation.
 
 use proto::spire::api::server::localauthority::v1 as rpc;
 use proto::spire::api::server::localauthority::v1::local_authority_server::LocalAuthority;
 use tonic::{Request, Response, Status};
 
-use crate::audit::Fields;
-use crate::ca::{AuthorityKind, AuthorityState, AuthorityStates, Ca, OperationError};
+use crate::ca::{AuthorityKind, AuthorityState};
 use crate::caller::Caller;
 use crate::error::{Kind, OpError, refused};
+use crate::ops::authorities::Authorities;
 
 #[derive(Debug)]
 pub(crate) struct LocalAuthorityService {
-    pub(crate) ca: Arc<Ca>,
+    pub(crate) authorities: Authorities,
 }
 
 fn wit_not_yet<T>() -> Result<Response<T>, Status> {
@@ -25,24 +22,6 @@ fn wit_not_yet<T>() -> Result<Response<T>, Status> {
     .into())
 }
 
-fn refusal(error: &OperationError) -> OpError {
-    let code = match error {
-        OperationError::JwtDisabled => Kind::Unimplemented,
-        OperationError::Initializing => Kind::Unavailable,
-        OperationError::NotPrepared(_) | OperationError::Failed { .. } => Kind::Internal,
-        OperationError::TaintsBelowUpstream
-        | OperationError::RevokesBelowUpstream
-        | OperationError::NoUpstream => Kind::FailedPrecondition,
-        OperationError::NoAuthorityId
-        | OperationError::UnexpectedAuthorityId
-        | OperationError::TaintsCurrent
-        | OperationError::TaintsNotOld(_)
-        | OperationError::InvalidAuthorityId(_)
-        | OperationError::InvalidSubjectKeyId { .. } => Kind::InvalidArgument,
-    };
-    refused(code, error.to_string())
-}
-
 fn to_wire(state: &AuthorityState) -> rpc::AuthorityState {
     rpc::AuthorityState {
         authority_id: state.authority_id.clone(),
@@ -51,43 +30,11 @@ fn to_wire(state: &AuthorityState) -> rpc::AuthorityState {
     }
 }
 
-/// An authority of which only the name is told.
-fn named(authority_id: String) -> rpc::AuthorityState {
-    rpc::AuthorityState {
-        authority_id,
-        ..rpc::AuthorityState::default()
-    }
-}
-
-/// Ends an operation: SPIRE's status for a refusal, and the audit line.
-fn concluded<T>(
-    caller: &Caller,
-    outcome: Result<T, OperationError>,
-    field: &'static str,
-    value: &str,
-) -> Result<T, OpError> {
-    caller.describe(|| Fields::new().with(field, value));
-    outcome.map_err(|error| refusal(&error))
-}
-
-const ID: &str = "local_authority_id";
-const KEY_ID: &str = "subject_key_id";
-
+/// The verbs as every kind of authority has them. Each gives the state as it goes on the wire.
 impl LocalAuthorityService {
-    fn states(
-        &self,
-        caller: &Caller,
-        kind: AuthorityKind,
-    ) -> Result<Arc<AuthorityStates>, OpError> {
-        concluded(caller, self.ca.authorities(kind), ID, "")
-    }
-
-    async fn prepare(
-        &self,
-        caller: &Caller,
-        kind: AuthorityKind,
-    ) -> Result<rpc::AuthorityState, OpError> {
-        concluded(caller, self.ca.prepare(kind).await, ID, "").map(|state| to_wire(&state))
+    async fn prepare(&self, kind: AuthorityKind) -> Result<Option<rpc::AuthorityState>, OpError> {
+        let prepared = self.authorities.prepare(kind).await?;
+        Ok(Some(to_wire(&prepared)))
     }
 
     async fn activate(
@@ -95,8 +42,9 @@ impl LocalAuthorityService {
         caller: &Caller,
         kind: AuthorityKind,
         id: &str,
-    ) -> Result<rpc::AuthorityState, OpError> {
-        concluded(caller, self.ca.activate(kind, id).await, ID, id).map(|state| to_wire(&state))
+    ) -> Result<Option<rpc::AuthorityState>, OpError> {
+        let activated = self.authorities.activate(caller, kind, id).await?;
+        Ok(Some(to_wire(&activated)))
     }
 
     async fn taint(
@@ -104,18 +52,23 @@ impl LocalAuthorityService {
         caller: &Caller,
         kind: AuthorityKind,
         id: &str,
-    ) -> Result<rpc::AuthorityState, OpError> {
-        concluded(caller, self.ca.taint(kind, id).await, ID, id).map(|state| to_wire(&state))
+    ) -> Result<Option<rpc::AuthorityState>, OpError> {
+        let tainted = self.authorities.taint(caller, kind, id).await?;
+        Ok(Some(to_wire(&tainted)))
     }
 
+    /// SPIRE: of what was revoked only the name is given.
     async fn revoke(
         &self,
         caller: &Caller,
         kind: AuthorityKind,
         id: &str,
-    ) -> Result<rpc::AuthorityState, OpError> {
-        concluded(caller, self.ca.revoke(kind, id).await, ID, id)?;
-        Ok(named(id.to_owned()))
+    ) -> Result<Option<rpc::AuthorityState>, OpError> {
+        self.authorities.revoke(caller, kind, id).await?;
+        Ok(Some(rpc::AuthorityState {
+            authority_id: id.to_owned(),
+            ..rpc::AuthorityState::default()
+        }))
     }
 }
 
@@ -123,9 +76,9 @@ impl LocalAuthorityService {
 impl LocalAuthority for LocalAuthorityService {
     async fn get_jwt_authority_state(
         &self,
-        request: Request<rpc::GetJwtAuthorityStateRequest>,
+        _: Request<rpc::GetJwtAuthorityStateRequest>,
     ) -> Result<Response<rpc::GetJwtAuthorityStateResponse>, Status> {
-        let states = self.states(&Caller::of(&request)?, AuthorityKind::Jwt)?;
+        let states = self.authorities.states(AuthorityKind::Jwt)?;
         Ok(Response::new(rpc::GetJwtAuthorityStateResponse {
             active: states.active.as_ref().map(to_wire),
             prepared: states.prepared.as_ref().map(to_wire),
@@ -135,13 +88,11 @@ impl LocalAuthority for LocalAuthorityService {
 
     async fn prepare_jwt_authority(
         &self,
-        request: Request<rpc::PrepareJwtAuthorityRequest>,
+        _: Request<rpc::PrepareJwtAuthorityRequest>,
     ) -> Result<Response<rpc::PrepareJwtAuthorityResponse>, Status> {
-        let prepared = self
-            .prepare(&Caller::of(&request)?, AuthorityKind::Jwt)
-            .await?;
+        let prepared_authority = self.prepare(AuthorityKind::Jwt).await?;
         Ok(Response::new(rpc::PrepareJwtAuthorityResponse {
-            prepared_authority: Some(prepared),
+            prepared_authority,
         }))
     }
 
@@ -149,15 +100,11 @@ impl LocalAuthority for LocalAuthorityService {
         &self,
         request: Request<rpc::ActivateJwtAuthorityRequest>,
     ) -> Result<Response<rpc::ActivateJwtAuthorityResponse>, Status> {
-        let activated = self
-            .activate(
-                &Caller::of(&request)?,
-                AuthorityKind::Jwt,
-                &request.get_ref().authority_id,
-            )
-            .await?;
+        let caller = Caller::of(&request)?;
+        let id = &request.get_ref().authority_id;
+        let activated_authority = self.activate(&caller, AuthorityKind::Jwt, id).await?;
         Ok(Response::new(rpc::ActivateJwtAuthorityResponse {
-            activated_authority: Some(activated),
+            activated_authority,
         }))
     }
 
@@ -165,15 +112,11 @@ impl LocalAuthority for LocalAuthorityService {
         &self,
         request: Request<rpc::TaintJwtAuthorityRequest>,
     ) -> Result<Response<rpc::TaintJwtAuthorityResponse>, Status> {
-        let tainted = self
-            .taint(
-                &Caller::of(&request)?,
-                AuthorityKind::Jwt,
-                &request.get_ref().authority_id,
-            )
-            .await?;
+        let caller = Caller::of(&request)?;
+        let id = &request.get_ref().authority_id;
+        let tainted_authority = self.taint(&caller, AuthorityKind::Jwt, id).await?;
         Ok(Response::new(rpc::TaintJwtAuthorityResponse {
-            tainted_authority: Some(tainted),
+            tainted_authority,
         }))
     }
 
@@ -181,23 +124,19 @@ impl LocalAuthority for LocalAuthorityService {
         &self,
         request: Request<rpc::RevokeJwtAuthorityRequest>,
     ) -> Result<Response<rpc::RevokeJwtAuthorityResponse>, Status> {
-        let revoked = self
-            .revoke(
-                &Caller::of(&request)?,
-                AuthorityKind::Jwt,
-                &request.get_ref().authority_id,
-            )
-            .await?;
+        let caller = Caller::of(&request)?;
+        let id = &request.get_ref().authority_id;
+        let revoked_authority = self.revoke(&caller, AuthorityKind::Jwt, id).await?;
         Ok(Response::new(rpc::RevokeJwtAuthorityResponse {
-            revoked_authority: Some(revoked),
+            revoked_authority,
         }))
     }
 
     async fn get_x509_authority_state(
         &self,
-        request: Request<rpc::GetX509AuthorityStateRequest>,
+        _: Request<rpc::GetX509AuthorityStateRequest>,
     ) -> Result<Response<rpc::GetX509AuthorityStateResponse>, Status> {
-        let states = self.states(&Caller::of(&request)?, AuthorityKind::X509)?;
+        let states = self.authorities.states(AuthorityKind::X509)?;
         Ok(Response::new(rpc::GetX509AuthorityStateResponse {
             active: states.active.as_ref().map(to_wire),
             prepared: states.prepared.as_ref().map(to_wire),
@@ -207,13 +146,11 @@ impl LocalAuthority for LocalAuthorityService {
 
     async fn prepare_x509_authority(
         &self,
-        request: Request<rpc::PrepareX509AuthorityRequest>,
+        _: Request<rpc::PrepareX509AuthorityRequest>,
     ) -> Result<Response<rpc::PrepareX509AuthorityResponse>, Status> {
-        let prepared = self
-            .prepare(&Caller::of(&request)?, AuthorityKind::X509)
-            .await?;
+        let prepared_authority = self.prepare(AuthorityKind::X509).await?;
         Ok(Response::new(rpc::PrepareX509AuthorityResponse {
-            prepared_authority: Some(prepared),
+            prepared_authority,
         }))
     }
 
@@ -221,15 +158,11 @@ impl LocalAuthority for LocalAuthorityService {
         &self,
         request: Request<rpc::ActivateX509AuthorityRequest>,
     ) -> Result<Response<rpc::ActivateX509AuthorityResponse>, Status> {
-        let activated = self
-            .activate(
-                &Caller::of(&request)?,
-                AuthorityKind::X509,
-                &request.get_ref().authority_id,
-            )
-            .await?;
+        let caller = Caller::of(&request)?;
+        let id = &request.get_ref().authority_id;
+        let activated_authority = self.activate(&caller, AuthorityKind::X509, id).await?;
         Ok(Response::new(rpc::ActivateX509AuthorityResponse {
-            activated_authority: Some(activated),
+            activated_authority,
         }))
     }
 
@@ -237,15 +170,11 @@ impl LocalAuthority for LocalAuthorityService {
         &self,
         request: Request<rpc::TaintX509AuthorityRequest>,
     ) -> Result<Response<rpc::TaintX509AuthorityResponse>, Status> {
-        let tainted = self
-            .taint(
-                &Caller::of(&request)?,
-                AuthorityKind::X509,
-                &request.get_ref().authority_id,
-            )
-            .await?;
+        let caller = Caller::of(&request)?;
+        let id = &request.get_ref().authority_id;
+        let tainted_authority = self.taint(&caller, AuthorityKind::X509, id).await?;
         Ok(Response::new(rpc::TaintX509AuthorityResponse {
-            tainted_authority: Some(tainted),
+            tainted_authority,
         }))
     }
 
@@ -256,7 +185,7 @@ impl LocalAuthority for LocalAuthorityService {
         let caller = Caller::of(&request)?;
         let id = request.into_inner().subject_key_id;
         let upstream_authority_subject_key_id =
-            concluded(&caller, self.ca.taint_upstream(&id).await, KEY_ID, &id)?;
+            self.authorities.taint_upstream(&caller, &id).await?;
         Ok(Response::new(rpc::TaintX509UpstreamAuthorityResponse {
             upstream_authority_subject_key_id,
         }))
@@ -266,15 +195,11 @@ impl LocalAuthority for LocalAuthorityService {
         &self,
         request: Request<rpc::RevokeX509AuthorityRequest>,
     ) -> Result<Response<rpc::RevokeX509AuthorityResponse>, Status> {
-        let revoked = self
-            .revoke(
-                &Caller::of(&request)?,
-                AuthorityKind::X509,
-                &request.get_ref().authority_id,
-            )
-            .await?;
+        let caller = Caller::of(&request)?;
+        let id = &request.get_ref().authority_id;
+        let revoked_authority = self.revoke(&caller, AuthorityKind::X509, id).await?;
         Ok(Response::new(rpc::RevokeX509AuthorityResponse {
-            revoked_authority: Some(revoked),
+            revoked_authority,
         }))
     }
 
@@ -285,7 +210,7 @@ impl LocalAuthority for LocalAuthorityService {
         let caller = Caller::of(&request)?;
         let id = request.into_inner().subject_key_id;
         let upstream_authority_subject_key_id =
-            concluded(&caller, self.ca.revoke_upstream(&id).await, KEY_ID, &id)?;
+            self.authorities.revoke_upstream(&caller, &id).await?;
         Ok(Response::new(rpc::RevokeX509UpstreamAuthorityResponse {
             upstream_authority_subject_key_id,
         }))

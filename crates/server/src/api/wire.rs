@@ -1,12 +1,12 @@
 //! What several services read from requests and write into answers, beyond the conversions of single values.
 
-use proto::convert::{ConvertError, spiffe_id_from_wire, spiffe_id_to_wire};
+use std::sync::Arc;
+
+use proto::convert::{spiffe_id_from_wire, spiffe_id_to_wire};
 use proto::spire::api::types;
 use proto::spire::api::types::selector_match::MatchBehavior;
 use spiffe::clock::unix_seconds;
-use spiffe::id::SpiffeId;
 use spiffe::selector::SelectorSet;
-use spiffe::trust_domain::TrustDomain;
 
 use crate::ca::IssuedX509;
 use crate::error::{Kind, OpError, failed, malformed};
@@ -25,6 +25,22 @@ pub(super) fn set_match(wire: i32) -> Result<SetMatch, String> {
     }
 }
 
+/// A filter of the service's own, made of messages that have its fields under several names. A field that one of them gains
+/// is an error here until the filter has it.
+macro_rules! filter_from {
+    ($($message:path),+ => $filter:ident $fields:tt) => {
+        $(
+            impl From<$message> for $filter {
+                fn from(message: $message) -> Self {
+                    let $message $fields = message;
+                    Self $fields
+                }
+            }
+        )+
+    };
+}
+pub(super) use filter_from;
+
 /// A page as asked for. SPIRE: size 0 (or less) is everything at once, and then the token does not count.
 pub(super) fn page(size: i32, token: &str) -> Page {
     match usize::try_from(size) {
@@ -41,16 +57,15 @@ pub(super) fn count(count: usize) -> i32 {
     i32::try_from(count).unwrap_or(i32::MAX)
 }
 
-/// SPIRE: an ID that a workload may have.
-pub(super) fn workload(own: &TrustDomain, id: &SpiffeId) -> Result<(), ConvertError> {
-    let wire = spiffe_id_to_wire(id);
-    proto::convert::workload_id_from_wire(own, Some(&wire)).map(|_| ())
+/// A chain as it is handed over.
+pub(super) fn certificates(chain: &[Arc<[u8]>]) -> Vec<Vec<u8>> {
+    chain.iter().map(|der| der.to_vec()).collect()
 }
 
 /// An issued X509-SVID as it is handed over.
 pub(super) fn x509_svid(issued: &IssuedX509) -> types::X509svid {
     types::X509svid {
-        cert_chain: issued.chain.iter().map(|der| der.to_vec()).collect(),
+        cert_chain: certificates(&issued.chain),
         id: Some(spiffe_id_to_wire(&issued.id)),
         expires_at: unix_seconds(issued.not_after),
         hint: String::new(),
@@ -86,41 +101,4 @@ pub(super) fn selector_filter(
         selectors,
         set_match(asked.r#match).map_err(malformed(what))?,
     ))
-}
-
-/// What stands before the name in the token of a list that is sorted by trust domain, so that no other text is taken for
-/// a token.
-const AFTER: &str = "after:";
-
-/// A page of a list that is sorted by trust domain, and the token of the next one, empty at the end. A size of 0 asks for
-/// everything (SPIRE: the same).
-pub(super) fn page_by_trust_domain<'l, T>(
-    all: &'l [T],
-    trust_domain: fn(&T) -> &TrustDomain,
-    size: i32,
-    token: &str,
-) -> Result<(&'l [T], String), OpError> {
-    let Some(size) = usize::try_from(size).ok().filter(|size| *size > 0) else {
-        return Ok((all, String::new()));
-    };
-    let start = if token.is_empty() {
-        0
-    } else {
-        let name = token.strip_prefix(AFTER).ok_or_else(|| {
-            failed(
-                Kind::InvalidArgument,
-                "could not parse token",
-                "it is not one that this server gave",
-            )
-        })?;
-        let after = TrustDomain::parse(name).map_err(malformed("could not parse token"))?;
-        all.partition_point(|item| *trust_domain(item) <= after)
-    };
-    let rest = all.get(start..).unwrap_or_default();
-    let page = rest.get(..size).unwrap_or(rest);
-    let next = page
-        .last()
-        .filter(|_| page.len() < rest.len())
-        .map(|last| format!("{AFTER}{}", trust_domain(last)));
-    Ok((page, next.unwrap_or_default()))
 }

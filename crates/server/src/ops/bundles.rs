@@ -7,10 +7,11 @@ use spiffe::bundle::{Bundle, JwtAuthority};
 use spiffe::trust_domain::TrustDomain;
 
 use super::Batch;
+use super::page::by_trust_domain;
 use crate::caller::Caller;
 use crate::datastore::{BundleError, BundleMask, Datastore, DeleteMode};
 use crate::error::{Kind, OpError, failed, malformed, refused, write_failed};
-use crate::registry::Registry;
+use crate::registry::{Listing, Page, Registry};
 
 /// JWT keys of this trust domain, its downstream servers' included. Readers of the bundle refuse one with thousands.
 pub(crate) const MAX_JWT_AUTHORITIES: usize = 1_024;
@@ -63,11 +64,14 @@ impl Bundles {
             .ok_or_else(not_found)
     }
 
-    /// The bundles of other trust domains, sorted by them.
-    pub(crate) fn federated(&self) -> Vec<Arc<Bundle>> {
+    /// A page of the bundles of other trust domains, sorted by them.
+    ///
+    /// # Errors
+    /// InvalidArgument when the page token is not one of this server's.
+    pub(crate) fn list_federated(&self, page: &Page) -> Result<Listing<Arc<Bundle>>, OpError> {
         let mut bundles = self.registry.bundles();
         bundles.retain(|bundle| bundle.trust_domain != self.trust_domain);
-        bundles
+        by_trust_domain(bundles, |bundle| &bundle.trust_domain, page)
     }
 
     /// # Errors
@@ -205,7 +209,7 @@ pub(crate) fn publishable(own: &Bundle, key: &JwtAuthority) -> Result<(), OpErro
     Ok(())
 }
 
-fn not_found() -> OpError {
+pub(super) fn not_found() -> OpError {
     refused(Kind::NotFound, "bundle not found").with_code(Code::BundleNotFound)
 }
 

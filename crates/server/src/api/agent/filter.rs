@@ -18,43 +18,13 @@ pub(super) struct Wire {
     by_expires_before: String,
 }
 
-impl From<count_agents_request::Filter> for Wire {
-    fn from(filter: count_agents_request::Filter) -> Self {
-        let count_agents_request::Filter {
-            by_attestation_type,
-            by_selector_match,
-            by_banned,
-            by_can_reattest,
-            by_expires_before,
-        } = filter;
-        Self {
-            by_attestation_type,
-            by_selector_match,
-            by_banned,
-            by_can_reattest,
-            by_expires_before,
-        }
-    }
-}
-
-impl From<list_agents_request::Filter> for Wire {
-    fn from(filter: list_agents_request::Filter) -> Self {
-        let list_agents_request::Filter {
-            by_attestation_type,
-            by_selector_match,
-            by_banned,
-            by_can_reattest,
-            by_expires_before,
-        } = filter;
-        Self {
-            by_attestation_type,
-            by_selector_match,
-            by_banned,
-            by_can_reattest,
-            by_expires_before,
-        }
-    }
-}
+wire::filter_from!(count_agents_request::Filter, list_agents_request::Filter => Wire {
+    by_attestation_type,
+    by_selector_match,
+    by_banned,
+    by_can_reattest,
+    by_expires_before,
+});
 
 impl Wire {
     pub(super) fn read(&self) -> Result<AgentFilter, OpError> {

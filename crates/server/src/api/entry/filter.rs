@@ -21,47 +21,14 @@ pub(super) struct Wire {
     by_downstream: Option<bool>,
 }
 
-impl From<count_entries_request::Filter> for Wire {
-    fn from(filter: count_entries_request::Filter) -> Self {
-        let count_entries_request::Filter {
-            by_spiffe_id,
-            by_parent_id,
-            by_selectors,
-            by_federates_with,
-            by_hint,
-            by_downstream,
-        } = filter;
-        Self {
-            by_spiffe_id,
-            by_parent_id,
-            by_selectors,
-            by_federates_with,
-            by_hint,
-            by_downstream,
-        }
-    }
-}
-
-impl From<list_entries_request::Filter> for Wire {
-    fn from(filter: list_entries_request::Filter) -> Self {
-        let list_entries_request::Filter {
-            by_spiffe_id,
-            by_parent_id,
-            by_selectors,
-            by_federates_with,
-            by_hint,
-            by_downstream,
-        } = filter;
-        Self {
-            by_spiffe_id,
-            by_parent_id,
-            by_selectors,
-            by_federates_with,
-            by_hint,
-            by_downstream,
-        }
-    }
-}
+wire::filter_from!(count_entries_request::Filter, list_entries_request::Filter => Wire {
+    by_spiffe_id,
+    by_parent_id,
+    by_selectors,
+    by_federates_with,
+    by_hint,
+    by_downstream,
+});
 
 impl Wire {
     /// Checks the filter in SPIRE's order, with its words.
