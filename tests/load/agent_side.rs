@@ -144,6 +144,13 @@ async fn tokens(agent: &Agent, subject: Subject, plan: &Plan, report: &mut Repor
 /// A thousand connections of this process, each with a stream, at once.
 async fn streams(agent: &mut Agent, subject: Subject, report: &mut Report) -> Result<()> {
     let socket = agent.socket();
+    report.add(
+        subject,
+        "agent_memory_before_streams",
+        "MB",
+        Better::Less,
+        megabytes(agent.process()?.resident()?),
+    );
     let from = Instant::now();
     let mut opening = JoinSet::new();
     for _ in 0..STREAMS {

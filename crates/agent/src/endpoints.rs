@@ -212,7 +212,10 @@ async fn converse(
     let answer = hyper::service::service_fn(move |request: Request<Incoming>| {
         let (router, workload, slot) =
             (router.clone(), Arc::clone(&workload), Arc::clone(&own_slot));
-        async move { Ok::<_, Infallible>(answer(&router, workload, &slot, request).await) }
+        // Apart from the stream that goes on after it: only a call that is being answered needs its room.
+        Box::pin(
+            async move { Ok::<_, Infallible>(answer(&router, workload, &slot, request).await) },
+        )
     });
     let mut http = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
     http.timer(TokioTimer::new())

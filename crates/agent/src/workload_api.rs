@@ -1,11 +1,16 @@
 //! The SPIFFE Workload API: five calls that are answered, two that are not offered yet.
 //!
-//! Each request shows the security header and passes the gate; then comes what that caller may have. Answers are encoded once per set of selectors and shared, so the service works on encoded messages.
+//! Each request shows the security header and passes the gate; then comes what that caller may have. Answers are encoded
+//! once per set of selectors and shared, so the service works on encoded messages.
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
+use futures_util::future::{Ready, ready};
+use futures_util::stream::{Once, once};
 use http::{HeaderMap, Request, Response};
+use proto::message_body::answer;
 use proto::workload::{
     JwtBundlesRequest, JwtsvidRequest, ValidateJwtsvidRequest, X509BundlesRequest, X509svidRequest,
 };
@@ -14,16 +19,13 @@ use spiffe::trust_domain::TrustDomain;
 use tokio::sync::{mpsc, watch};
 use tonic::Status;
 use tonic::body::Body;
-use tonic::server::Grpc;
-use tower::service_fn;
 
-mod codec;
 mod jwt;
 mod messages;
 mod streams;
 mod validate;
 
-use codec::PreEncoded;
+use messages::Encoded;
 
 use crate::attestor::Workload;
 use crate::endpoints::router::{Answer, Service};
@@ -96,53 +98,36 @@ impl WorkloadApi {
         workload: Arc<Workload>,
         request: Request<Body>,
     ) -> Response<Body> {
-        let context = &self.0;
+        let context = Arc::clone(&self.0);
         match method {
             "FetchX509SVID" => {
-                let call = service_fn(|_: tonic::Request<X509svidRequest>| {
-                    streams::x509_svids(Arc::clone(context), Arc::clone(&workload))
-                });
-                grpc().server_streaming(call, request).await
+                let call =
+                    |_: tonic::Request<X509svidRequest>| streams::x509_svids(context, workload);
+                answer(request, MAX_REQUEST, call).await
             }
             "FetchX509Bundles" => {
-                let call = service_fn(|_: tonic::Request<X509BundlesRequest>| {
-                    streams::bundles(
-                        Arc::clone(context),
-                        Arc::clone(&workload),
-                        streams::Kind::X509,
-                    )
-                });
-                grpc().server_streaming(call, request).await
+                let call = |_: tonic::Request<X509BundlesRequest>| {
+                    streams::bundles(context, workload, streams::Kind::X509)
+                };
+                answer(request, MAX_REQUEST, call).await
             }
             "FetchJWTBundles" => {
-                let call = service_fn(|_: tonic::Request<JwtBundlesRequest>| {
-                    streams::bundles(
-                        Arc::clone(context),
-                        Arc::clone(&workload),
-                        streams::Kind::Jwt,
-                    )
-                });
-                grpc().server_streaming(call, request).await
+                let call = |_: tonic::Request<JwtBundlesRequest>| {
+                    streams::bundles(context, workload, streams::Kind::Jwt)
+                };
+                answer(request, MAX_REQUEST, call).await
             }
             "FetchJWTSVID" => {
-                let call = service_fn(|request: tonic::Request<JwtsvidRequest>| {
-                    jwt::fetch(
-                        Arc::clone(context),
-                        Arc::clone(&workload),
-                        request.into_inner(),
-                    )
-                });
-                grpc().unary(call, request).await
+                let call = |request: tonic::Request<JwtsvidRequest>| {
+                    single(jwt::fetch(context, workload, request.into_inner()))
+                };
+                answer(request, MAX_REQUEST, call).await
             }
             "ValidateJWTSVID" => {
-                let call = service_fn(|request: tonic::Request<ValidateJwtsvidRequest>| {
-                    validate::validate(
-                        Arc::clone(context),
-                        Arc::clone(&workload),
-                        request.into_inner(),
-                    )
-                });
-                grpc().unary(call, request).await
+                let call = |request: tonic::Request<ValidateJwtsvidRequest>| {
+                    single(validate::validate(context, workload, request.into_inner()))
+                };
+                answer(request, MAX_REQUEST, call).await
             }
             "FetchWITSVID" => {
                 Status::unimplemented("fetching WIT-SVIDs is not implemented").into_http()
@@ -158,8 +143,11 @@ impl WorkloadApi {
     }
 }
 
-fn grpc<M: prost::Message + Default + Send + 'static>() -> Grpc<PreEncoded<M>> {
-    Grpc::new(PreEncoded::default()).apply_max_message_size_config(Some(MAX_REQUEST), None)
+/// An answer of one message.
+async fn single(
+    message: impl Future<Output = Result<Encoded, Status>>,
+) -> Result<Once<Ready<Result<Bytes, Status>>>, Status> {
+    Ok(once(ready(Ok(message.await?.frame()))))
 }
 
 /// Exactly one value, exactly `true`: that keeps requests out which a confused browser or proxy was talked into.

@@ -1,6 +1,7 @@
 //! Generated gRPC types of SPIFFE, SPIRE and Envoy SDS, and the conversions between them and the SPIFFE types.
 //!
-//! Owns the wire: message shapes, the channel to a server, the repair of odd clients' requests. Must not decide
+//! Owns the wire: message shapes, the channel to a server, the repair of odd clients' requests, answers without
+//! copies. Must not decide
 //! anything about identities; what a converted value means is for the layers above.
 
 pub mod authority_filter;
@@ -9,6 +10,7 @@ pub mod convert;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
 mod generated;
+pub mod message_body;
 
 pub use generated::{broker, envoy, go_plugin, plastron, spire, workload};
 

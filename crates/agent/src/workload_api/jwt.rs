@@ -8,7 +8,7 @@ use spiffe::entry::Entry;
 use spiffe::id::SpiffeId;
 use spiffe::secret::Secret;
 use tokio::sync::oneshot;
-use tonic::{Response, Status};
+use tonic::Status;
 
 use super::Context;
 use super::messages::Encoded;
@@ -22,7 +22,7 @@ pub(super) async fn fetch(
     context: Arc<Context>,
     workload: Arc<Workload>,
     request: JwtsvidRequest,
-) -> Result<Response<Encoded>, Status> {
+) -> Result<Encoded, Status> {
     if request.audience.is_empty() || request.audience.iter().any(String::is_empty) {
         return Err(Status::invalid_argument("audience must be specified"));
     }
@@ -77,7 +77,7 @@ pub(super) async fn fetch(
     for svid in &mut response.svids {
         drop(Secret::new(std::mem::take(&mut svid.svid)));
     }
-    Ok(Response::new(encoded))
+    Ok(encoded)
 }
 
 async fn token(

@@ -2,29 +2,45 @@
 
 use std::sync::{Arc, OnceLock};
 
+use bytes::Bytes;
+use proto::message_body;
 use proto::workload::{JwtBundlesResponse, X509BundlesResponse, X509svid, X509svidResponse};
 use spiffe::secret::Secret;
 
 use crate::cache::bundles::SharedBundle;
 use crate::cache::update::{Identity, WorkloadUpdate};
 
-/// An encoded message. It may hold private keys: it is not printed, and wiped when the last holder drops it.
+/// A message as it is sent. It may hold private keys: it is not printed, and wiped when the last holder drops it, which
+/// may be a connection that is sending it.
 #[derive(Debug, Clone)]
 pub(crate) struct Encoded(Arc<Secret<Vec<u8>>>);
 
 impl Encoded {
     pub(crate) fn of(message: &impl prost::Message) -> Self {
-        Self(Arc::new(Secret::new(message.encode_to_vec())))
+        Self(Arc::new(Secret::new(message_body::frame(message))))
     }
 
-    pub(crate) fn bytes(&self) -> &[u8] {
+    /// The message for the wire. Not a copy.
+    pub(crate) fn frame(&self) -> Bytes {
+        Bytes::from_owner(self.clone())
+    }
+
+    /// The message alone.
+    #[cfg(test)]
+    pub(crate) fn message(&self) -> &[u8] {
+        &self.0.expose()[message_body::PREFIX..]
+    }
+}
+
+impl AsRef<[u8]> for Encoded {
+    fn as_ref(&self) -> &[u8] {
         self.0.expose()
     }
 }
 
 impl PartialEq for Encoded {
     fn eq(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.0, &other.0) || self.bytes() == other.bytes()
+        Arc::ptr_eq(&self.0, &other.0) || self.as_ref() == other.as_ref()
     }
 }
 
@@ -173,7 +189,7 @@ mod tests {
     fn wa_31_a_message_holds_all_svids_in_the_order_of_entry_ids() {
         let update = update();
         let encoded = x509_svids(&update).unwrap();
-        let message = X509svidResponse::decode(encoded.bytes()).unwrap();
+        let message = X509svidResponse::decode(encoded.message()).unwrap();
         let ids: Vec<_> = message
             .svids
             .iter()
@@ -194,7 +210,7 @@ mod tests {
     #[test]
     fn a_message_is_encoded_once_for_all_streams_of_an_update() {
         let update = update();
-        let bytes = |update| x509_svids(update).unwrap().bytes().as_ptr();
+        let bytes = |update| x509_svids(update).unwrap().frame().as_ptr();
         assert_eq!(bytes(&update), bytes(&update));
     }
 
@@ -216,8 +232,8 @@ mod tests {
     #[test]
     fn wa_18_and_wa_24_bundles_are_keyed_by_trust_domain_id_and_hold_the_own_one() {
         let update = update();
-        let x509 = X509BundlesResponse::decode(x509_bundles(&update).unwrap().bytes()).unwrap();
-        let jwt = JwtBundlesResponse::decode(jwt_bundles(&update).unwrap().bytes()).unwrap();
+        let x509 = X509BundlesResponse::decode(x509_bundles(&update).unwrap().message()).unwrap();
+        let jwt = JwtBundlesResponse::decode(jwt_bundles(&update).unwrap().message()).unwrap();
         let mut names: Vec<_> = x509.bundles.keys().collect();
         names.sort();
         assert_eq!(names, ["spiffe://example.org", "spiffe://other.test"]);

@@ -5,10 +5,11 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::Stream;
 use futures_util::stream::unfold;
 use tokio::time::Instant;
-use tonic::{Response, Status};
+use tonic::Status;
 
 use super::Context;
 use super::messages::{self, Encoded};
@@ -29,8 +30,8 @@ const ISSUE_TIMEOUT: Duration = Duration::from_secs(20);
 /// A caller of whom not all is known is attested again after this time.
 const INCOMPLETE_RETRY: Duration = Duration::from_secs(5);
 
-/// A stream of encoded messages.
-type Messages = Pin<Box<dyn Stream<Item = Result<Encoded, Status>> + Send>>;
+/// A stream of messages as they are sent.
+type Messages = Pin<Box<dyn Stream<Item = Result<Bytes, Status>> + Send>>;
 
 /// Which bundles a stream is of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,7 +63,7 @@ struct Sending {
 pub(super) async fn x509_svids(
     context: Arc<Context>,
     workload: Arc<Workload>,
-) -> Result<Response<Messages>, Status> {
+) -> Result<Messages, Status> {
     open(context, workload, What::Svids, Method::FetchX509Svid).await
 }
 
@@ -71,7 +72,7 @@ pub(super) async fn bundles(
     context: Arc<Context>,
     workload: Arc<Workload>,
     kind: Kind,
-) -> Result<Response<Messages>, Status> {
+) -> Result<Messages, Status> {
     let method = match kind {
         Kind::X509 => Method::FetchX509Bundles,
         Kind::Jwt => Method::FetchJwtBundles,
@@ -84,7 +85,7 @@ async fn open(
     workload: Arc<Workload>,
     what: What,
     method: Method,
-) -> Result<Response<Messages>, Status> {
+) -> Result<Messages, Status> {
     let caller = context.gate.admit(workload, Some(method)).await?;
     let subscription = subscribe(&context, &caller, what);
     let mut sending = Sending {
@@ -101,16 +102,16 @@ async fn open(
     let first = sending.next().await?;
     let messages = unfold((Some(first), sending), |(first, mut sending)| async move {
         if let Some(first) = first {
-            return Some((Ok(first), (None, sending)));
+            return Some((Ok(first.frame()), (None, sending)));
         }
         if sending.over {
             return None;
         }
         let next = sending.next().await;
         sending.over = next.is_err();
-        Some((next, (None, sending)))
+        Some((next.map(|next| next.frame()), (None, sending)))
     });
-    Ok(Response::new(Box::pin(messages)))
+    Ok(Box::pin(messages))
 }
 
 fn subscribe(context: &Context, caller: &Caller, what: What) -> Subscription {

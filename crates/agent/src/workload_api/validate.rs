@@ -9,7 +9,7 @@ use spiffe::bundle::JwtBundle;
 use spiffe::secret::Secret;
 use spiffe::svid::jwt::{JwtBundleSource, verify_jwt_svid};
 use spiffe::trust_domain::TrustDomain;
-use tonic::{Response, Status};
+use tonic::Status;
 
 use super::Context;
 use super::messages::Encoded;
@@ -25,7 +25,7 @@ pub(super) async fn validate(
     context: Arc<Context>,
     workload: Arc<Workload>,
     request: ValidateJwtsvidRequest,
-) -> Result<Response<Encoded>, Status> {
+) -> Result<Encoded, Status> {
     if request.audience.is_empty() {
         return Err(Status::invalid_argument("audience must be specified"));
     }
@@ -73,7 +73,7 @@ pub(super) async fn validate(
             fields: claims.collect(),
         }),
     };
-    Ok(Response::new(Encoded::of(&response)))
+    Ok(Encoded::of(&response))
 }
 
 /// The bundles of the caller's own trust domain and of those that its entries federate with.
