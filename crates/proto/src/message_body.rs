@@ -39,12 +39,14 @@ pub fn frame(message: &impl prost::Message) -> Vec<u8> {
 
 /// Answers a call with the framed messages of a stream, one or many. Requests are decoded by tonic, which also refuses
 /// those that are malformed, compressed or longer than `most`.
-pub async fn answer<M, F, S>(
-    request: http::Request<Body>,
+pub async fn answer<B, M, F, S>(
+    request: http::Request<B>,
     most: usize,
     call: impl FnOnce(Request<M>) -> F,
 ) -> http::Response<Body>
 where
+    B: HttpBody + Send + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>> + Send,
     M: prost::Message + Default + Send + 'static,
     F: Future<Output = Result<S, Status>>,
     S: Stream<Item = Result<Bytes, Status>> + Send + 'static,

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use futures_util::FutureExt as _;
 use http::{Request, Response};
 use hyper::body::Incoming;
-use proto::plastron::server::v1::watch_server::WatchServer;
+use proto::message_body;
 use proto::spire::api::server::agent::v1::agent_server::AgentServer;
 use proto::spire::api::server::bundle::v1::bundle_server::BundleServer;
 use proto::spire::api::server::debug::v1::debug_server::DebugServer;
@@ -27,6 +27,7 @@ use crate::audit::{Auditor, CallRecord, Unfinished};
 use crate::authz::{Authorizer, Lifetime, Row, is_local_service, row};
 use crate::caller::Connection;
 use crate::error::{Kind, refused};
+use crate::watch::WatchService;
 use boundary::AttestationCall;
 pub(crate) use refused_attestations::RefusedAttestations;
 use request_body::RequestBody;
@@ -59,7 +60,7 @@ pub(crate) struct Api {
     pub(crate) logger: LoggerServer<logger::LoggerService>,
     pub(crate) svid: SvidServer<svid::SvidService>,
     pub(crate) trust_domain: TrustDomainServer<trustdomain::TrustDomainService>,
-    pub(crate) watch: WatchServer<crate::watch::WatchService>,
+    pub(crate) watch: Arc<WatchService>,
 }
 
 impl std::fmt::Debug for Api {
@@ -147,7 +148,11 @@ impl Api {
                 let mut agent = self.agent.clone().max_decoding_message_size(largest);
                 agent.call(request).await
             }
-            "plastron.server.v1.Watch" => self.watch.clone().call(request).await,
+            "plastron.server.v1.Watch" => {
+                let watch = Arc::clone(&self.watch);
+                let call = |request| async move { watch.frames(request).await };
+                Ok(message_body::answer(request, largest, call).await)
+            }
             "spire.api.server.trustdomain.v1.TrustDomain" => {
                 self.trust_domain.clone().call(request).await
             }

@@ -102,7 +102,8 @@ where
         let (slot, connection) = &served;
         let answering = answer(Arc::clone(&api), Arc::clone(connection), request);
         let in_flight = slot.begin_call();
-        async move {
+        // Apart from the stream that goes on after it: only a call that is being answered needs its room.
+        Box::pin(async move {
             let (response, permit) = answering.await;
             // A call counts for as long as its response is being sent.
             Ok::<_, Infallible>(response.map(|body| {
@@ -112,7 +113,7 @@ where
                     _permit: permit,
                 })
             }))
-        }
+        })
     });
     let mut serving = pin!(
         http2::Builder::new(TokioExecutor::new())

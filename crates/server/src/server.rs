@@ -12,7 +12,6 @@ use config::fault::{Code, Fault};
 use plugin::catalog::{RunningServerPlugins, ServerPlugins};
 use plugin::lifecycle::HostServices;
 use plugin::node_attestor::server::NodeAttestor;
-use proto::plastron::server::v1::watch_server::WatchServer;
 use proto::spire::api::server::agent::v1::agent_server::AgentServer;
 use proto::spire::api::server::bundle::v1::bundle_server::BundleServer;
 use proto::spire::api::server::debug::v1::debug_server::DebugServer;
@@ -395,7 +394,7 @@ impl ServiceParts {
                     datastore: datastore(),
                 },
             }),
-            watch: WatchServer::new(watch),
+            watch: Arc::new(watch),
             agent: AgentServer::new(AgentService {
                 trust_domain: trust_domain(),
                 agents,

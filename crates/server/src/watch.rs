@@ -7,7 +7,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::StreamExt as _;
+use proto::message_body;
 use proto::plastron::server::v1::watch_server::Watch as WatchApi;
 use proto::plastron::server::v1::{WatchEvent, WatchRequest};
 use spiffe::clock::Clock;
@@ -123,6 +125,17 @@ impl WatchApi for WatchService {
             checked,
             caller.connection.closing(),
         ))))
+    }
+}
+
+impl WatchService {
+    /// The events of a watch as they are sent: ten thousand agents that are idle hold no copy of their lists.
+    pub(crate) async fn frames(
+        &self,
+        request: Request<WatchRequest>,
+    ) -> Result<impl Stream<Item = Result<Bytes, Status>> + Send + use<>, Status> {
+        let events = WatchApi::watch(self, request).await?.into_inner();
+        Ok(events.map(|event| event.map(|event| Bytes::from(message_body::frame(&event)))))
     }
 }
 
