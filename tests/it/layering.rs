@@ -81,12 +81,12 @@ const CHANGES_THE_SERVER: [&str; 2] = ["Datastore", "Ca"];
 /// certificate's draft.
 const ONE_IDEA: [(&str, &str); 2] = [("id", "trust_domain"), ("csr", "x509")];
 
-fn root() -> PathBuf {
+pub(crate) fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
 /// The sources below `dir` without tests and generated code, each with its path relative to `dir`.
-fn sources(dir: &Path) -> Result<Vec<(String, String)>> {
+pub(crate) fn sources(dir: &Path) -> Result<Vec<(String, String)>> {
     let mut found = Vec::new();
     let mut pending = vec![dir.to_owned()];
     while let Some(next) = pending.pop() {

@@ -5,6 +5,7 @@
 //! `cargo test`.
 
 mod cli_compat;
+mod fault_codes;
 mod jwt;
 mod layering;
 mod native_cli;

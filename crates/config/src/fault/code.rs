@@ -1,7 +1,8 @@
 //! The codes, their exit codes and the text behind `plastron help PLA-nnnn`.
 //!
 //! Ranges: 10xx connection and command line, 11xx node attestation, 12xx configuration, 13xx start of a daemon,
-//! 20xx registration, 21xx workloads. A number once given is never given to something else.
+//! 20xx registration, 21xx workloads. A number once given is never given to something else:
+//! 1331 and 2106 are retired.
 
 use std::fmt;
 
@@ -246,8 +247,6 @@ codes! {
     UpstreamInvalid = 1330, Usage, "the upstream authority's certificate or key cannot be used",
         "The files of the upstream authority do not fit: the key is not the certificate's, the certificate is no CA or expired, or \
          the chain does not end in bundle_file_path.";
-    UpstreamUnreachable = 1331, Unreachable, "the upstream authority does not answer",
-        "The upstream authority could not be asked for a certificate. The server keeps its present authorities until they expire.";
     KeyLost = 1332, Conflict, "the key manager lacks the key of an active authority",
         "The database names an active authority of this server whose key the key manager does not hold: the key file was lost, or \
          the database was restored without it. Restore the key file from a backup. If there is none, start the server once with \
@@ -304,8 +303,6 @@ codes! {
         "The token is not a JWT-SVID, is expired, is for another audience, or is not signed by a key of its trust domain's bundle.";
     NoAudience = 2105, Usage, "an audience is needed",
         "A JWT-SVID is issued for one or more audiences: name the service that will receive it.";
-    InvalidX509Svid = 2106, Denied, "the X509-SVID is not valid",
-        "The certificate is not an X509-SVID, is expired, or does not chain to its trust domain's bundle.";
     WorkloadUnreadable = 2107, Denied, "the process cannot be examined",
         "The agent may not read what it needs of the caller's /proc entry, for instance the program's file. An agent that serves \
          other users' processes runs as root or with CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH.";
