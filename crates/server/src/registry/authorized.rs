@@ -1,5 +1,8 @@
-//! Which entries an agent may have: the descendants of its own ID and of each alias that its selectors earn
+//! Which entries an agent may have: the descendants of its own ID and of each alias whose selectors the node has
 //! (SPIRE: "authorized entries"). An expired entry authorizes nothing, itself or through its children.
+//!
+//! The whole list is built downwards from the agent. The question about one entry, which every signature asks, is answered
+//! upwards from that entry: its ancestors are few, while an agent may have thousands of descendants.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -46,6 +49,8 @@ impl EntryTable {
     }
 
     fn descend<'a>(&'a self, node: Node<'_>, mut visit: impl FnMut(&'a Arc<Entry>)) {
+        // A group is the children of one parent: its address stands for the parent's ID and costs no hashing of text. Each is
+        // visited once, so that cycles of parents end and an entry below two aliases is listed once.
         let mut seen: HashSet<*const Group> = HashSet::new();
         let mut stack: Vec<&Group> = self.children(node.id).into_iter().collect();
         stack.extend(self.alias_ids(node).filter_map(|id| self.children(id)));
@@ -63,7 +68,7 @@ impl EntryTable {
         }
     }
 
-    /// Walks up from `parent` to the agent or one of its aliases. `None` when the walk grew too long to finish.
+    /// Walks up from `parent` to the agent or one of its aliases. `None` when the walk exceeds [`CLIMB_LIMIT`].
     fn climb(&self, node: Node<'_>, parent: &SpiffeId) -> Option<bool> {
         let mut seen: Vec<&SpiffeId> = Vec::new();
         let mut stack = vec![parent];

@@ -1,4 +1,4 @@
-//! The latest changes, in commit order, for those who follow. Bounded: who is further behind starts over.
+//! The latest changes, in commit order, for followers. Bounded: a follower that is further behind starts over.
 
 use std::collections::{HashSet, VecDeque};
 
@@ -30,7 +30,7 @@ impl ChangeLog {
         if self.changes.len() >= self.capacity
             && let Some(dropped) = self.changes.pop_front()
         {
-            // Who stood before that change misses it from now on.
+            // A follower before that change cannot be told of it any more.
             self.forget(|oldest| oldest.revision() < dropped.revision);
         }
         self.changes.push_back(change);
@@ -75,6 +75,7 @@ impl ChangeLog {
             .passed
             .binary_search_by_key(&cursor.revision(), |passed| passed.revision())
             .ok()?;
+        // The number is known, the token is not: a cursor of a history that the database has lost.
         if self.passed.get(place) != Some(&cursor) {
             return None;
         }

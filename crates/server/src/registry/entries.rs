@@ -1,5 +1,8 @@
 //! The registration entries in memory: one arena, and indexes of 4-byte slot numbers over it.
-//! Built for a million entries, so an index stores no key of its own: it asks the entry.
+//!
+//! Built for a million entries, so a hash index stores no key of its own: it stores slot numbers, hashes what the caller looks
+//! for, and compares with the entry in the slot. Therefore a slot has to leave every index before its entry is taken out or
+//! replaced: afterwards the index could no longer tell where it was.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::{BuildHasher, RandomState};
@@ -145,7 +148,8 @@ impl EntryTable {
             .map(|slot| &slot.entry)
     }
 
-    /// Inserts or replaces, in the given row. A replaced entry is returned.
+    /// Inserts or replaces, in the given row. A replaced entry is returned. An update is a removal and an insertion: any of the
+    /// indexed fields may have changed.
     pub(crate) fn put(&mut self, row: i64, entry: Arc<Entry>) -> Option<Arc<Entry>> {
         let old = self.remove(&entry.id);
         let slot = self.occupy(Slot { row, entry });
@@ -167,7 +171,11 @@ impl EntryTable {
         self.slots.get_mut(slot as usize)?.take()
     }
 
-    /// Scans at most `budget` entries after row `after`, in order. Returns where to go on, or `None` at the end.
+    /// Scans at most `budget` entries after row `after`, in order. Returns where to continue, or `None` at the end.
+    ///
+    /// The budget bounds how long the registry's lock is held, not the size of the page: a filter that matches nothing must not
+    /// keep a million entries' worth of other calls waiting. A filter by SPIFFE ID or parent reads its group, which is in row
+    /// order like the whole table, so that page tokens mean the same in both.
     pub(crate) fn scan(
         &self,
         filter: &EntryFilter,
@@ -320,7 +328,7 @@ impl EntryTable {
         }
     }
 
-    /// Takes the slot out of every index but `by_id`.
+    /// Takes the slot out of every index but `by_id`, in which the caller has found it.
     fn unindex(&mut self, slot: u32) {
         let Self {
             slots,
@@ -361,6 +369,7 @@ impl EntryTable {
             found.remove();
         }
         if entry.parent_id == self.server_id {
+            // Which selector was the rarest at its insertion is not known any more.
             for selector in entry.selectors.iter() {
                 let Some(list) = aliases.get_mut(selector) else {
                     continue;

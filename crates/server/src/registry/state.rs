@@ -93,7 +93,7 @@ impl State {
         }
     }
 
-    /// Inserts or replaces one object, without a word in the change log. Returns the former one.
+    /// Inserts or replaces one object without an entry in the change log, as a load does. Returns the previous one.
     pub(crate) fn put(&mut self, row: i64, object: Object) -> Option<Object> {
         match object {
             Object::Entry(entry) => self.entries.put(row, entry).map(Object::Entry),
@@ -145,13 +145,14 @@ impl State {
         }
     }
 
-    /// Ends a load: this state is the snapshot at `cursor`.
+    /// Completes a load: this state is the snapshot at `cursor`.
     pub(crate) fn starts_at(&mut self, cursor: Cursor) {
         self.cursor = cursor;
         self.changes = ChangeLog::starting_at(cursor);
     }
 
-    /// Moves to the last of the revisions `passed` by the writes that lead there.
+    /// Moves to the last of the revisions `passed` by the writes that lead there. A follower may apply several revisions at
+    /// once; each is noted, so that an agent whose cursor is any of them can continue.
     pub(crate) fn apply(&mut self, passed: &[Cursor], writes: Vec<Write>) {
         for write in writes {
             let new = write.object.clone();
@@ -160,6 +161,7 @@ impl State {
                 Some(object) => self.put(write.row, object),
                 None => self.remove(write.kind, &write.key),
             };
+            // A write that stores what is there already (a repeated call, or a lost answer) wakes nobody.
             if old != new {
                 self.changes.push(Change {
                     revision: write.revision,

@@ -1,8 +1,8 @@
 //! Which entries a change touches, and which agents are above an entry.
 //!
-//! A change of one entry may give or take others: those whose parent it is, and what is below them. Ways that the same
-//! batch of changes has cut count too, so that what was reached through them is found and taken back. The answers may name
-//! too much, never too little: what an agent is sent is decided by the registry for each entry again.
+//! A change of one entry may authorize or withdraw others: its children by parent ID, and their descendants. Edges that the
+//! same batch of changes has removed are followed too, so that what was reached through them is found and withdrawn. The
+//! answers may name too much, never too little: the registry decides again for each entry what an agent is sent.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -21,9 +21,9 @@ const CLIMB_LIMIT: usize = 256;
 pub(super) struct Affected<'a> {
     snapshot: &'a Snapshot<'a>,
     server: SpiffeId,
-    /// The former versions of changed entries, by the SPIFFE ID they gave: ways up that may be gone.
+    /// The previous versions of changed entries by SPIFFE ID: edges upwards that may be gone.
     former_by_id: HashMap<&'a SpiffeId, Vec<&'a Entry>>,
-    /// The same, by their parent: ways down that may be gone.
+    /// The same by parent ID: edges downwards that may be gone.
     former_by_parent: HashMap<&'a SpiffeId, Vec<&'a Entry>>,
 }
 
@@ -43,7 +43,7 @@ pub(super) enum Ancestors<'a> {
         ids: Vec<&'a SpiffeId>,
         aliases: Vec<&'a Entry>,
     },
-    /// The way up was too long to follow to its end.
+    /// The search upwards was cut off at [`CLIMB_LIMIT`].
     All,
 }
 
@@ -77,7 +77,7 @@ impl<'a> Affected<'a> {
         entry.parent_id == self.server
     }
 
-    /// The changed entry itself, and everything below it when the change may have opened or cut a way.
+    /// The changed entry itself, and its descendants when the change may have added or removed an edge.
     pub(super) fn touched(
         &self,
         key: &Arc<str>,
@@ -102,7 +102,9 @@ impl<'a> Affected<'a> {
         self.with_below(&entry.id, vec![&entry.spiffe_id])
     }
 
-    /// The entry and its descendants, level by level.
+    /// The entry and its descendants, depth first. The order does not matter, since each of them is looked up again before it
+    /// is sent. `seen` ends cycles of parents, which the API allows, and the server's own ID ends the search: what has it as its
+    /// parent are the node aliases, which no entry reaches.
     fn with_below(&self, key: &Arc<str>, from: Vec<&SpiffeId>) -> Touched {
         let mut named = vec![Arc::clone(key)];
         let mut seen: HashSet<SpiffeId> = HashSet::new();
@@ -129,7 +131,10 @@ impl<'a> Affected<'a> {
         Touched::Entries(named.into())
     }
 
-    /// Climbs from `parent` to the agents. Expired entries count as ways: the answer serves to take entries back as well.
+    /// Climbs from `parent` to the agents. Expired entries are followed: the answer also serves to withdraw entries.
+    ///
+    /// A parent ID names an agent, or is the SPIFFE ID of other entries. So every ID on the way up is returned as a candidate,
+    /// and the caller compares it with the agents that have subscriptions.
     pub(super) fn ancestors<'b>(&'b self, parent: &'b SpiffeId) -> Ancestors<'b> {
         let (mut ids, mut aliases, mut pending) = (Vec::new(), Vec::new(), vec![parent]);
         while let Some(id) = pending.pop() {
@@ -154,7 +159,7 @@ impl<'a> Affected<'a> {
     }
 }
 
-/// Whether an update left alone whom the entry reaches and what is reached through it.
+/// Whether an update leaves unchanged which agents the entry reaches and what is reached through it.
 fn leads_the_same_way(old: &Entry, new: &Entry) -> bool {
     old.parent_id == new.parent_id
         && old.spiffe_id == new.spiffe_id

@@ -159,6 +159,7 @@ impl Notifier {
         }
         let cursor = snapshot.cursor();
         let next_expiry = snapshot.next_expiry(snapshot.now());
+        // Watchers take the registry's lock when they wake: it is free by then.
         drop(state);
         drop(snapshot);
         for subscription in woken.0.into_values() {
@@ -187,7 +188,8 @@ impl Woken {
     }
 }
 
-/// An agent whose selectors have changed starts over: it may reach other aliases, and may have lost some.
+/// An agent whose selectors have changed starts over: it may reach other aliases, and may have lost some. Any other change of
+/// its record (a ban, a renewal) wakes the watcher as well, which then checks whether the stream may go on.
 fn pass_on_agent_change(change: &Change, subscriptions: &mut Subscriptions, woken: &mut Woken) {
     if change.kind != Kind::Agent {
         return;
@@ -209,7 +211,7 @@ fn pass_on_agent_change(change: &Change, subscriptions: &mut Subscriptions, woke
     }
 }
 
-/// The log does not reach back far enough, or is that of another history.
+/// Every agent starts over: the log does not reach back far enough, or belongs to another history.
 fn reset_everyone(snapshot: &Snapshot<'_>, subscriptions: &mut Subscriptions, woken: &mut Woken) {
     for agent in subscriptions.agents() {
         let selectors = snapshot.agent(&agent).map(|agent| agent.selectors.clone());
@@ -258,7 +260,8 @@ impl Batch<'_> {
         }
     }
 
-    /// Passes on what one version of an entry touches to the agents above that version.
+    /// Passes on what one version of an entry touches to the agents above that version. A moved entry is passed on twice: to the
+    /// agents that lose it, and to those that get it.
     fn pass_on_entry(&mut self, entry: &Entry, touched: &Touched) {
         if self.affected.is_alias(entry) {
             // No agent is sent the alias itself, only what is below it.

@@ -65,7 +65,8 @@ impl Subscription {
         }
     }
 
-    /// Waits until something is pending, and takes it.
+    /// Waits until something is pending, and takes it. The wake-up is registered before the state is read, so that none is
+    /// lost in between.
     pub(super) async fn pending(&self) -> Pending {
         loop {
             let woken = self.wake.notified();

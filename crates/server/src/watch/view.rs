@@ -1,5 +1,9 @@
-//! What one agent is sent. Nothing is kept for each entry: a change is looked up in the registry when it is sent, under one
-//! lock, so that no entry is both present and removed in one event.
+//! What one agent is sent.
+//!
+//! A stream begins with the whole list, or, when the agent's cursor lies in the kept history, with what it has missed. After
+//! that it carries the changes that the notifier left in the subscription. No state is kept for each entry: a changed entry is
+//! looked up in the registry when it is sent, and one lock is held for all look-ups of an event, so that no entry is both
+//! present and removed in it. So an event may repeat what the agent holds; it never omits what the agent lacks.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -73,6 +77,8 @@ impl View {
         if pending.reset {
             return Some(self.all(&snapshot));
         }
+        // Part of a batch may be taken before the notifier seals it, and goes out under the previous cursor. An agent that comes
+        // back with that cursor gets the part again; a cursor ahead of what was sent would lose the rest.
         if pending.cursor.revision() > self.cursor.revision() {
             self.cursor = pending.cursor;
         }
@@ -87,7 +93,7 @@ impl View {
         (!outgoing.is_empty()).then_some(outgoing)
     }
 
-    /// The whole list: it takes the place of everything that the agent holds.
+    /// The whole list, which replaces everything that the agent holds.
     fn all(&mut self, snapshot: &Snapshot<'_>) -> Outgoing {
         self.cursor = snapshot.cursor();
         self.federated = BTreeMap::new();
@@ -145,7 +151,10 @@ impl View {
     }
 
     /// The entries of the agent that these changes touch; `None` when they are too many to name, or when the agent's own
-    /// record has changed.
+    /// record has changed, since then it may reach other aliases.
+    ///
+    /// Both versions of a changed entry are asked whether they concern the agent: the old one finds what it has to give back.
+    /// An answer of "concerns" that is wrong costs one look-up.
     fn missed(&self, snapshot: &Snapshot<'_>, changes: &[Change]) -> Option<BTreeSet<Arc<str>>> {
         let server = SpiffeId::server(snapshot.trust_domain());
         let affected = Affected::new(snapshot, server, changes);
@@ -207,6 +216,8 @@ impl View {
         present: &[Arc<Entry>],
         outgoing: &mut Outgoing,
     ) {
+        // An agent without federation pays for the changed entries alone. Otherwise all of its entries are asked: the removed ones
+        // are gone from the registry and can no longer say which bundles they needed.
         let mut wanted = named_by(present);
         if !self.federated.is_empty() {
             // One of them may have been the last that needed a bundle.
@@ -332,6 +343,7 @@ impl Iterator for Outgoing {
             ..WatchEvent::default()
         };
         let mut event = std::mem::replace(&mut self.head, following);
+        // The entry that makes the page too large opens the next one. A page always has one entry, however large that is.
         let mut bytes = 0;
         while let Some(entry) = self.held_over.take().or_else(|| {
             let next = self.entries.next();

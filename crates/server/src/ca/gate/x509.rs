@@ -1,4 +1,4 @@
-//! X.509 documents: SVIDs, and CA certificates for servers below.
+//! X.509 documents: SVIDs, and CA certificates for downstream servers.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -60,6 +60,7 @@ impl Document for X509Document {
         let ttl = grant.x509_ttl.unwrap_or(default_ttl);
         let (not_before, not_after) = lifetime(now, ttl, issuer.certificate.not_after(), grant)?;
         let mut subject = grant.subject.clone().unwrap_or_else(Subject::spire);
+        // SPIRE: the first DNS name is the common name too.
         if let Some(first) = grant.dns_names.first() {
             subject.common_name = Some(first.clone());
         }
@@ -96,6 +97,8 @@ impl Document for X509Document {
         Ok(issue_leaf(&template, &issuer.as_issuer()).await?)
     }
 
+    /// The certificate is parsed from its own bytes, as a peer would: neither the encoder nor a signer elsewhere is trusted to
+    /// have done what the template says.
     fn compare(
         signed: Vec<u8>,
         template: &LeafTemplate,
@@ -129,7 +132,7 @@ impl Document for X509Document {
     }
 }
 
-/// A CA certificate for a key of a server below.
+/// A CA certificate for the key of a downstream server.
 pub(super) struct DownstreamCaDocument {
     pub(super) key: PublicKey,
     pub(super) preferred_ttl: Option<Duration>,
@@ -288,7 +291,8 @@ fn check_issuer(
     )
 }
 
-/// A serial number without leading zeros, as it is encoded up to a sign byte.
+/// A serial number without leading zeros. DER drops them, and adds one where the first bit is set, so the encoded number ends
+/// with these bytes.
 fn significant(serial: &[u8]) -> &[u8] {
     let zeros = serial.iter().take_while(|byte| **byte == 0).count();
     serial.get(zeros..).unwrap_or_default()
