@@ -5,15 +5,13 @@ mod api_fetch_x509;
 mod run;
 mod workload;
 
-use super::spec::Command;
+use super::command::Command;
 
-pub(super) fn commands() -> Vec<Command> {
-    vec![
-        api_fetch_jwt::fetch_command(),
-        api_fetch_x509::command(),
-        api_fetch_jwt::validate_command(),
-        api_fetch_x509::watch_command(),
-        run::command(),
-        run::validate_command(),
-    ]
-}
+pub(super) const COMMANDS: &[Command] = &[
+    api_fetch_jwt::FETCH_COMMAND,
+    api_fetch_x509::COMMAND,
+    api_fetch_jwt::VALIDATE_COMMAND,
+    api_fetch_x509::WATCH_COMMAND,
+    run::COMMAND,
+    run::VALIDATE_COMMAND,
+];

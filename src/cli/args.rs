@@ -1,120 +1,196 @@
-//! The values of a command's flags, whichever face read them. Keys are SPIRE's flag names.
+//! The values of a command's flags, whichever command line they were read from.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::time::Duration;
 
 use super::error::CliError;
-use super::spec::Flag;
+use super::flag::{Flag, FlagSpec, FlagValue};
+
+/// The value of one flag. The command line that read the text has checked it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Value {
+    Text(String),
+    Switch(bool),
+    /// Whole seconds: a point in time or a lifetime.
+    Seconds(i64),
+    Duration(Duration),
+    List(Vec<String>),
+    /// The arguments of another program: they need not be text.
+    Command(Vec<OsString>),
+}
 
 /// Flag values by SPIRE's flag name. A flag that was not given is absent, unless it has a default.
 #[derive(Debug, Default, Clone)]
 pub(crate) struct Args {
-    values: BTreeMap<&'static str, Vec<String>>,
-    given: std::collections::BTreeSet<&'static str>,
-    /// The flags that the command has, so that a slip in a name does not read as a flag that was not given.
-    known: std::collections::BTreeSet<&'static str>,
+    values: BTreeMap<&'static str, Value>,
+    given: BTreeSet<&'static str>,
+    /// The flags that the command has.
+    known: BTreeSet<&'static str>,
     /// What followed the flags.
     pub(crate) rest: Vec<String>,
-    /// The command that another command runs: its arguments are its own, and need not be text.
-    pub(crate) command: Vec<OsString>,
 }
 
 impl Args {
     /// No values yet, for a command that has these flags.
-    pub(crate) fn of<'f>(flags: impl IntoIterator<Item = &'f Flag>) -> Self {
+    pub(crate) fn of<'f>(flags: impl IntoIterator<Item = &'f FlagSpec>) -> Self {
         Self {
             known: flags.into_iter().map(|flag| flag.spire).collect(),
             ..Self::default()
         }
     }
 
-    /// Whether the command has the flag at all.
-    pub(crate) fn has(&self, name: &str) -> bool {
-        self.known.contains(name)
+    pub(crate) fn set_default(&mut self, flag: &FlagSpec, value: Value) {
+        self.values.insert(flag.spire, value);
     }
 
-    /// The values of a flag, which the command must have. (One without any flags is a test's.)
-    fn values(&self, name: &str) -> Option<&Vec<String>> {
-        debug_assert!(
-            self.known.is_empty() || self.has(name),
-            "the command has no flag {name:?}"
-        );
-        self.values.get(name)
-    }
-
-    pub(crate) fn set_default(&mut self, name: &'static str, value: &str) {
-        self.values.insert(name, vec![value.to_owned()]);
-    }
-
-    pub(crate) fn set(&mut self, name: &'static str, value: String) {
-        self.given.insert(name);
-        self.values.insert(name, vec![value]);
-    }
-
-    pub(crate) fn push(&mut self, name: &'static str, value: String) {
-        if self.given.insert(name) {
-            self.values.remove(name);
+    /// Sets the value that the user gave; one of a list joins those given before it.
+    pub(crate) fn set(&mut self, flag: &FlagSpec, value: Value) {
+        let is_first = self.given.insert(flag.spire);
+        match (value, self.values.get_mut(flag.spire)) {
+            (Value::List(more), Some(Value::List(items))) if !is_first => items.extend(more),
+            (value, _) => {
+                self.values.insert(flag.spire, value);
+            }
         }
-        self.values.entry(name).or_default().push(value);
+    }
+
+    /// Whether the command has the flag at all.
+    pub(crate) fn has<T: FlagValue>(&self, flag: Flag<T>) -> bool {
+        self.known.contains(flag.spec.spire)
     }
 
     /// Whether the user gave the flag, as opposed to its default.
-    pub(crate) fn given(&self, name: &str) -> bool {
-        debug_assert!(
-            self.known.is_empty() || self.has(name),
-            "the command has no flag {name:?}"
-        );
-        self.given.contains(name)
+    pub(crate) fn given<T: FlagValue>(&self, flag: Flag<T>) -> bool {
+        self.must_have(&flag.spec);
+        self.given.contains(flag.spec.spire)
     }
 
-    /// The text of a flag; empty when absent, as Go's flags have it.
-    pub(crate) fn text(&self, name: &str) -> &str {
-        self.values(name)
-            .and_then(|values| values.last())
-            .map_or("", String::as_str)
+    /// The value of a flag; when it is absent what Go's flags have: empty, false, zero.
+    pub(crate) fn get<T: FlagValue>(&self, flag: Flag<T>) -> T::Read<'_> {
+        self.must_have(&flag.spec);
+        T::read(self.values.get(flag.spec.spire))
     }
 
     /// The text of a flag, `None` when absent or empty.
-    pub(crate) fn optional(&self, name: &str) -> Option<&str> {
-        Some(self.text(name)).filter(|text| !text.is_empty())
-    }
-
-    pub(crate) fn switch(&self, name: &str) -> bool {
-        self.text(name) == "true"
-    }
-
-    /// A whole number; 0 when absent. The face has already checked the text.
-    pub(crate) fn integer(&self, name: &str) -> i64 {
-        self.text(name).parse().unwrap_or(0)
+    pub(crate) fn optional(&self, flag: Flag<String>) -> Option<&str> {
+        Some(self.get(flag)).filter(|text| !text.is_empty())
     }
 
     /// Whole seconds as the `i32` that the API takes.
-    pub(crate) fn seconds(&self, name: &str) -> Result<i32, CliError> {
-        i32::try_from(self.integer(name)).map_err(|_overflow| {
-            CliError::usage(format!("{name} is too long: at most {} seconds", i32::MAX))
+    pub(crate) fn seconds(&self, flag: Flag<i64>) -> Result<i32, CliError> {
+        let FlagSpec { spire, native, .. } = flag.spec;
+        i32::try_from(self.get(flag)).map_err(|_overflow| {
+            let limit = format!("is too long: at most {} seconds", i32::MAX);
+            CliError::usage_of(format!("{spire} {limit}"), format!("--{native} {limit}"))
         })
     }
 
-    /// A duration; zero when absent. The face has stored nanoseconds-exact Go text; see `duration::parse_native`.
-    pub(crate) fn duration(&self, name: &str) -> Duration {
-        super::duration::parse_native(self.text(name)).unwrap_or_default()
+    /// A command may read only the flags in its row. (Values without any row are a test's.)
+    fn must_have(&self, flag: &FlagSpec) {
+        debug_assert!(
+            self.known.is_empty() || self.known.contains(flag.spire),
+            "the command has no flag {:?}",
+            flag.spire
+        );
     }
+}
 
-    pub(crate) fn list(&self, name: &str) -> Vec<String> {
-        self.values(name).cloned().unwrap_or_default()
+/// Values of a test, as if the user had given them.
+#[cfg(test)]
+impl Args {
+    pub(crate) fn with(mut self, flag: Flag<String>, text: &str) -> Self {
+        self.set(&flag.spec, Value::Text(text.to_owned()));
+        self
+    }
+}
+
+impl FlagValue for String {
+    type Read<'a> = &'a str;
+
+    fn read(value: Option<&Value>) -> &str {
+        match value {
+            Some(Value::Text(text)) => text,
+            _ => "",
+        }
+    }
+}
+
+impl FlagValue for bool {
+    type Read<'a> = Self;
+
+    fn read(value: Option<&Value>) -> Self {
+        matches!(value, Some(Value::Switch(true)))
+    }
+}
+
+impl FlagValue for i64 {
+    type Read<'a> = Self;
+
+    fn read(value: Option<&Value>) -> Self {
+        match value {
+            Some(Value::Seconds(seconds)) => *seconds,
+            _ => 0,
+        }
+    }
+}
+
+impl FlagValue for Duration {
+    type Read<'a> = Self;
+
+    fn read(value: Option<&Value>) -> Self {
+        match value {
+            Some(Value::Duration(duration)) => *duration,
+            _ => Self::ZERO,
+        }
+    }
+}
+
+impl FlagValue for Vec<String> {
+    type Read<'a> = &'a [String];
+
+    fn read(value: Option<&Value>) -> &[String] {
+        match value {
+            Some(Value::List(items)) => items,
+            _ => &[],
+        }
+    }
+}
+
+impl FlagValue for Vec<OsString> {
+    type Read<'a> = &'a [OsString];
+
+    fn read(value: Option<&Value>) -> &[OsString] {
+        match value {
+            Some(Value::Command(words)) => words,
+            _ => &[],
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::Args;
-    use crate::cli::spec::{Kind, flag};
+    use super::{Args, Value};
+    use crate::cli::flag::Flag;
+
+    const DRY_RUN: Flag<bool> = Flag::switch("dryRun", "dry-run", "");
+    const NAME: Flag<Vec<String>> = Flag::list("name", "name", "");
 
     #[test]
-    #[should_panic(expected = "the command has no flag \"dryrun\"")]
-    fn a_slip_in_the_name_of_a_flag_does_not_read_as_false() {
-        let flags = [flag("dryRun", "dry-run", Kind::Switch, "")];
-        Args::of(&flags).switch("dryrun");
+    #[should_panic(expected = "the command has no flag \"dryRun\"")]
+    fn a_command_reads_no_flag_that_its_row_lacks() {
+        Args::of(&[NAME.spec]).get(DRY_RUN);
+    }
+
+    #[test]
+    fn what_the_user_gives_replaces_the_default_and_joins_what_was_given_before() {
+        let list = |items: &[&str]| Value::List(items.iter().map(|&item| item.into()).collect());
+        let mut args = Args::of(&[NAME.spec]);
+        args.set_default(&NAME.spec, list(&["default"]));
+        assert!(!args.given(NAME));
+        args.set(&NAME.spec, list(&["a"]));
+        args.set(&NAME.spec, list(&["b", "c"]));
+        assert!(args.given(NAME));
+        assert_eq!(args.get(NAME), ["a", "b", "c"]);
     }
 }

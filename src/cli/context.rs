@@ -1,4 +1,4 @@
-//! What a running command knows: which face called it, the format asked for, the socket, and the door to the outside
+//! What a running command knows: which command line called it, the format asked for, the socket, and the door to the outside
 //! (environment, standard input, clock).
 
 use std::io::Read;
@@ -10,18 +10,18 @@ use spiffe::clock::{Clock, SystemClock};
 use tonic::Status;
 use tonic::transport::Channel;
 
+use super::command::{Command, Endpoint, Program};
 use super::error::CliError;
 use super::socket::Socket;
-use super::spec::{Command, Endpoint, Program};
 
 /// Input read from files and from standard input ends here.
 const MAX_INPUT: u64 = 16 * 1024 * 1024;
 
-/// The face that called.
+/// The command line that was read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Face {
+pub(crate) enum Frontend {
     /// SPIRE's names, flags, texts and exit codes.
-    Shim,
+    Spire,
     Native,
 }
 
@@ -36,20 +36,26 @@ pub(crate) enum Format {
 
 #[derive(Clone)]
 pub(crate) struct Context {
-    pub(crate) face: Face,
+    pub(crate) frontend: Frontend,
     pub(crate) program: Program,
-    pub(crate) endpoint: Endpoint,
+    /// The endpoint that is called; `None` for a command that calls none.
+    pub(crate) endpoint: Option<Endpoint>,
     pub(crate) format: Format,
     pub(crate) socket: Socket,
     pub(crate) clock: Arc<dyn Clock>,
 }
 
 impl Context {
-    pub(crate) fn new(face: Face, command: &Command, format: Format, socket: Socket) -> Self {
+    pub(crate) fn new(
+        frontend: Frontend,
+        command: &Command,
+        format: Format,
+        socket: Socket,
+    ) -> Self {
         Self {
-            face,
+            frontend,
             program: command.program,
-            endpoint: command.endpoint,
+            endpoint: command.endpoint(),
             format,
             socket,
             clock: Arc::new(SystemClock),
@@ -64,7 +70,7 @@ impl Context {
     /// Connects to the command's socket. On a shim the call itself finds out that nobody answers, so that its words
     /// stand before the reason, as with SPIRE.
     pub(crate) async fn channel(&self) -> Result<Channel, CliError> {
-        if self.face == Face::Shim {
+        if self.frontend == Frontend::Spire {
             return Ok(proto::channel::lazy_uds(&self.socket.path));
         }
         proto::channel::connect_uds(&self.socket.path)
@@ -78,8 +84,10 @@ impl Context {
             ChannelError::Address { .. } => (error.to_string(), None),
         };
         let (code, who, start) = match self.endpoint {
-            Endpoint::ServerAdmin => (Code::ServerUnreachable, "server", "plastron server run"),
-            Endpoint::Workload | Endpoint::AgentAdmin | Endpoint::None => {
+            Some(Endpoint::ServerAdmin) => {
+                (Code::ServerUnreachable, "server", "plastron server run")
+            }
+            Some(Endpoint::Workload | Endpoint::AgentAdmin) | None => {
                 (Code::AgentUnreachable, "agent", "plastron agent run")
             }
         };
@@ -94,7 +102,7 @@ impl Context {
             ))
         } else {
             let hint = match self.program {
-                _ if self.endpoint == Endpoint::AgentAdmin => {
+                _ if self.endpoint == Some(Endpoint::AgentAdmin) => {
                     "an agent that runs has this socket when its admin_socket_path is set; name it with --socket-path".to_owned()
                 }
                 Program::Plastron => {
@@ -103,7 +111,7 @@ impl Context {
                 _ => format!("start it with `{start}`, or name its socket with --socket-path"),
             };
             let what = match self.endpoint {
-                Endpoint::AgentAdmin => "no agent answers at its admin socket".to_owned(),
+                Some(Endpoint::AgentAdmin) => "no agent answers at its admin socket".to_owned(),
                 _ => format!("no {who} answers on this host"),
             };
             Fault::new(code, what).hint(hint)
@@ -117,10 +125,10 @@ impl Context {
     /// A refused connection in SPIRE's words, the socket's path in them; other errors as they are.
     pub(crate) fn explained(&self, error: CliError) -> CliError {
         match error {
-            CliError::Status { context, status } if self.face == Face::Shim => {
+            CliError::Status { context, status } if self.frontend == Frontend::Spire => {
                 let status = match dial_error(&status) {
                     Some(reason) => {
-                        let slashes = if self.endpoint == Endpoint::Workload {
+                        let slashes = if self.endpoint == Some(Endpoint::Workload) {
                             ""
                         } else {
                             "//"

@@ -8,61 +8,53 @@ use config::fault::{Code, Fault, Faults};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::args::Args;
-use super::context::{Context, Face};
+use super::command::Program;
+use super::context::{Context, Frontend};
 use super::error::CliError;
-use super::error_report::API_VERSION;
+use super::flag::{Flag, FlagSpec};
+use super::native::error_report::API_VERSION;
 use super::output::{self, Output};
-use super::spec::{Flag, Kind, Program, flag};
 use crate::logging::{Log, LogConfig, LogFormat, parse_level};
 
-pub(super) const CONFIG: Flag = flag(
+pub(super) const CONFIG: Flag<String> = Flag::text(
     "config",
     "config",
-    Kind::Text,
     "The configuration file; without it, the user's and then /etc/plastron's, if there is one",
-);
-pub(super) const EXPAND_ENV: Flag = flag(
+)
+.value("FILE");
+pub(super) const EXPAND_ENV: Flag<bool> = Flag::switch(
     "expandEnv",
     "expand-env",
-    Kind::Switch,
     "Replace $VAR and ${VAR} in the configuration file",
 );
-pub(super) const DATA_DIR: Flag = flag(
-    "dataDir",
-    "data-dir",
-    Kind::Text,
-    "Directory for persistent state",
-);
-pub(super) const LOG_FILE: Flag = flag(
+pub(super) const DATA_DIR: Flag<String> =
+    Flag::text("dataDir", "data-dir", "Directory for persistent state").value("DIRECTORY");
+pub(super) const LOG_FILE: Flag<String> = Flag::text(
     "logFile",
     "log-file",
-    Kind::Text,
     "File to log to; standard error when absent",
-);
-pub(super) const LOG_FORMAT: Flag = flag("logFormat", "log-format", Kind::Text, "text or json");
-pub(super) const LOG_LEVEL: Flag = flag(
-    "logLevel",
-    "log-level",
-    Kind::Text,
-    "trace, debug, info, warn or error",
-);
-pub(super) const LOG_SOURCE: Flag = flag(
+)
+.value("FILE");
+pub(super) const LOG_FORMAT: Flag<String> =
+    Flag::text("logFormat", "log-format", "text or json").value("FORMAT");
+pub(super) const LOG_LEVEL: Flag<String> =
+    Flag::text("logLevel", "log-level", "trace, debug, info, warn or error").value("LEVEL");
+pub(super) const LOG_SOURCE: Flag<bool> = Flag::switch(
     "logSourceLocation",
     "log-source-location",
-    Kind::Switch,
     "Log the source file and line of each event",
 );
-pub(super) const TRUST_DOMAIN: Flag = flag(
+pub(super) const TRUST_DOMAIN: Flag<String> = Flag::text(
     "trustDomain",
     "trust-domain",
-    Kind::Text,
     "The trust domain, such as example.org",
-);
+)
+.value("TRUST-DOMAIN");
 
 /// The configuration file to read, and whether it is there. On a shim SPIRE's default lies in the working directory.
 /// Natively nothing is read from there, since a daemon of root may be started in anybody's directory.
 fn file(context: &Context, args: &Args) -> PathBuf {
-    if let Some(named) = args.optional("config") {
+    if let Some(named) = args.optional(CONFIG) {
         return PathBuf::from(named);
     }
     let env = |name: &str| std::env::var_os(name).map(PathBuf::from);
@@ -89,7 +81,7 @@ fn own_config(xdg: Option<PathBuf>, home: Option<PathBuf>) -> Option<PathBuf> {
 
 /// Whether the flags alone are to say everything: natively, when no file is named and there is none at the usual places.
 pub(super) fn is_without_file(context: &Context, args: &Args) -> bool {
-    context.face == Face::Native && !args.given("config") && !file(context, args).exists()
+    context.frontend == Frontend::Native && !args.given(CONFIG) && !file(context, args).exists()
 }
 
 /// Where the configuration comes from, for the log.
@@ -115,9 +107,9 @@ pub(super) fn configuration<C>(
     if !is_without_file(context, args) {
         return document(&file(context, args), args)
             .and_then(|document| read(&document))
-            .map_err(|faults| match context.face {
-                Face::Native => faults,
-                Face::Shim => with_spire_flags(faults),
+            .map_err(|faults| match context.frontend {
+                Frontend::Native => faults,
+                Frontend::Spire => with_spire_flags(faults),
             });
     }
     match from_flags(args) {
@@ -181,7 +173,7 @@ fn document(file: &Path, args: &Args) -> Result<Document, Faults> {
     let environment = |name: &str| std::env::var(name).ok();
     Document::load(
         file,
-        if args.switch("expandEnv") {
+        if args.get(EXPAND_ENV) {
             Some(&environment)
         } else {
             None
@@ -207,8 +199,8 @@ fn no_file(program: Program, file: &Path) -> Fault {
 
 /// SPIRE's line for a missing file, in place of the fault on the shim.
 fn missing_on_shim(context: &Context, args: &Args) -> Option<String> {
-    let file = Path::new(args.text("config"));
-    if context.face == Face::Native || file.exists() {
+    let file = Path::new(args.get(CONFIG));
+    if context.frontend == Frontend::Native || file.exists() {
         return None;
     }
     let absolute = std::path::absolute(file).unwrap_or_else(|_no_directory| file.to_owned());
@@ -229,26 +221,26 @@ pub(super) fn need_file(context: &Context, args: &Args) -> Result<(), CliError> 
     }
 }
 
-pub(super) fn path(args: &Args, flag: &str) -> Option<PathBuf> {
+pub(super) fn path(args: &Args, flag: Flag<String>) -> Option<PathBuf> {
     args.optional(flag).map(PathBuf::from)
 }
 
-pub(super) fn text(args: &Args, flag: &str) -> Option<String> {
+pub(super) fn text(args: &Args, flag: Flag<String>) -> Option<String> {
     args.optional(flag).map(str::to_owned)
 }
 
-pub(super) fn switch(args: &Args, flag: &str) -> Option<bool> {
-    args.given(flag).then(|| args.switch(flag))
+pub(super) fn switch(args: &Args, flag: Flag<bool>) -> Option<bool> {
+    args.given(flag).then(|| args.get(flag))
 }
 
 /// A port flag: a number that can be a port.
-pub(super) fn port(args: &Args, flag: &str) -> Result<Option<u16>, CliError> {
+pub(super) fn port(args: &Args, flag: Flag<String>) -> Result<Option<u16>, CliError> {
     match args.optional(flag) {
         None => Ok(None),
         Some(text) => text.parse().map(Some).map_err(|_not_a_port| {
-            CliError::usage(format!(
-                "{flag} {text:?} is not a port: a number from 0 to 65535"
-            ))
+            let FlagSpec { spire, native, .. } = flag.spec;
+            let why = format!("{text:?} is not a port: a number from 0 to 65535");
+            CliError::usage_of(format!("{spire} {why}"), format!("--{native} {why}"))
         }),
     }
 }
@@ -266,14 +258,14 @@ pub(super) fn verdict(
 ) -> Result<Output, CliError> {
     let name = context.program.word();
     match outcome {
-        Ok(()) if context.face == Face::Native => Ok(Output {
+        Ok(()) if context.frontend == Frontend::Native => Ok(Output {
             replies: vec![serde_json::json!({"apiVersion": API_VERSION, "valid": true})],
             ..Output::text(format!("the configuration of the {name} is valid"))
         }),
         Ok(()) => Ok(Output::text(format!(
             "SPIRE {name} configuration file is valid."
         ))),
-        Err(faults) if context.face == Face::Shim => {
+        Err(faults) if context.frontend == Frontend::Spire => {
             let why = missing_on_shim(context, args).unwrap_or_else(|| faults.to_string());
             output::say(&format!(
                 "SPIRE {name} configuration file is invalid: {why}"
@@ -403,12 +395,12 @@ pub(super) fn ended(
             "{message}"
         );
     };
-    match context.face {
-        Face::Shim => {
+    match context.frontend {
+        Frontend::Spire => {
             logged(&format!("{name} crashed"));
             Err(CliError::Silent)
         }
-        Face::Native => {
+        Frontend::Native => {
             if log.is_file() {
                 logged(&format!("{name} stopped with an error"));
             }

@@ -7,34 +7,25 @@ use proto::spire::api::server::debug::v1 as server_api;
 use proto::spire::api::types::Spiffeid;
 
 use super::args::Args;
+use super::command::{Command, Endpoint, Kind, Program};
 use super::context::Context;
 use super::error::CliError;
 use super::output::Output;
-use super::spec::{Command, Endpoint, Program, Surface};
 use super::{duration, ids, timefmt};
 
-pub(crate) fn server_command() -> Command {
-    Command {
-        program: Program::Server,
-        path: &["debug", "getinfo"],
-        about: "Show what the running server holds",
-        flags: &[],
-        endpoint: Endpoint::ServerAdmin,
-        formats: true,
-        surface: Surface::Both,
-        run: |context, args| Box::pin(server(context, args)),
-    }
-}
+pub(crate) const SERVER_COMMAND: Command = Command::of_server(
+    &["debug", "getinfo"],
+    "Show what the running server holds",
+    |context, args| Box::pin(server(context, args)),
+);
 
-pub(crate) fn agent_command() -> Command {
-    Command {
-        program: Program::Agent,
-        about: "Show what the running agent holds",
-        endpoint: Endpoint::AgentAdmin,
-        run: |context, args| Box::pin(agent(context, args)),
-        ..server_command()
-    }
-}
+pub(crate) const AGENT_COMMAND: Command = Command::new(
+    Program::Agent,
+    Kind::Call(Endpoint::AgentAdmin),
+    &["debug", "getinfo"],
+    "Show what the running agent holds",
+    |context, args| Box::pin(agent(context, args)),
+);
 
 async fn server(context: Context, _args: Args) -> Result<Output, CliError> {
     let reply = server_api::debug_client::DebugClient::new(context.channel().await?)

@@ -1,4 +1,4 @@
-//! Why a command failed. The shims print `Display`, which is SPIRE's line; natively `error_report.rs` says it in the error form.
+//! Why a command failed. The shims print `Display`, which is SPIRE's line; natively `native/error_report.rs` writes it in the error form.
 
 use std::fmt;
 
@@ -11,7 +11,7 @@ use super::context::error_text;
 #[derive(Debug)]
 pub(crate) enum CliError {
     /// Wrong use of the command; nothing was sent.
-    Usage(String),
+    Usage { spire: String, native: String },
     /// A value that cannot be, of a kind that has a code of its own; `text` is SPIRE's line.
     Wrong {
         code: Code,
@@ -43,7 +43,7 @@ pub(crate) enum CliError {
     /// Anything else, in the words that SPIRE's CLI uses.
     Failed(String),
     /// Checked and found wanting, such as an unhealthy daemon or a token that is not valid.
-    Check(String),
+    Check { code: Code, text: String },
 }
 
 /// The failed items of a batch.
@@ -65,7 +65,19 @@ pub(crate) struct FailedItem {
 
 impl CliError {
     pub(crate) fn usage(text: impl Into<String>) -> Self {
-        Self::Usage(text.into())
+        let text = text.into();
+        Self::Usage {
+            spire: text.clone(),
+            native: text,
+        }
+    }
+
+    /// The same where the text names flags, which have other names natively.
+    pub(crate) fn usage_of(spire: impl Into<String>, native: impl Into<String>) -> Self {
+        Self::Usage {
+            spire: spire.into(),
+            native: native.into(),
+        }
     }
 
     pub(crate) fn wrong(code: Code, value: impl Into<String>, text: impl Into<String>) -> Self {
@@ -135,10 +147,10 @@ impl From<Fault> for CliError {
 impl fmt::Display for CliError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Usage(text)
+            Self::Usage { spire: text, .. }
             | Self::Wrong { text, .. }
             | Self::Failed(text)
-            | Self::Check(text) => f.write_str(text),
+            | Self::Check { text, .. } => f.write_str(text),
             Self::Batch(batch) => f.write_str(&batch.text),
             Self::File {
                 action,

@@ -1,46 +1,40 @@
 //! `healthcheck` of both daemons, over gRPC health on their sockets.
 
+use config::fault::Code;
 use serde_json::json;
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
 use super::args::Args;
-use super::context::{Context, Face};
+use super::command::{Command, Prints, Program};
+use super::context::{Context, Frontend};
 use super::error::CliError;
+use super::flag::{Flag, FlagSpec};
 use super::output::{self, Output};
-use super::spec::{Command, Endpoint, Flag, Kind, Program, Surface, flag};
 
-const FLAGS: &[Flag] = &[
-    flag("shallow", "shallow", Kind::Switch, "A less strict check"),
-    flag("verbose", "verbose", Kind::Switch, "Print each step"),
-];
+const SHALLOW: Flag<bool> = Flag::switch("shallow", "shallow", "A less strict check");
+const VERBOSE: Flag<bool> = Flag::switch("verbose", "verbose", "Print each step");
 
-pub(crate) fn server_command() -> Command {
-    Command {
-        program: Program::Server,
-        path: &["healthcheck"],
-        about: "Check server health",
-        flags: FLAGS,
-        endpoint: Endpoint::ServerAdmin,
-        formats: false,
-        surface: Surface::Both,
-        run: |context, args| Box::pin(run(context, args)),
-    }
-}
+const FLAGS: &[FlagSpec] = &[SHALLOW.spec, VERBOSE.spec];
 
-pub(crate) fn agent_command() -> Command {
-    Command {
-        program: Program::Agent,
-        about: "Check agent health",
-        endpoint: Endpoint::Workload,
-        ..server_command()
-    }
-}
+pub(crate) const SERVER_COMMAND: Command =
+    Command::of_server(&["healthcheck"], "Check server health", |context, args| {
+        Box::pin(run(context, args))
+    })
+    .flags(FLAGS)
+    .prints(Prints::DataNatively);
+
+pub(crate) const AGENT_COMMAND: Command =
+    Command::of_workload(&["healthcheck"], "Check agent health", |context, args| {
+        Box::pin(run(context, args))
+    })
+    .flags(FLAGS)
+    .prints(Prints::DataNatively);
 
 async fn run(context: Context, args: Args) -> Result<Output, CliError> {
     let who = context.program.word();
-    let verbose = args.switch("verbose");
+    let verbose = args.get(VERBOSE);
     if verbose && !context.prints_data() {
         output::write_out(&format!("Checking {who} health...\n"))?;
     }
@@ -62,7 +56,7 @@ async fn run(context: Context, args: Args) -> Result<Output, CliError> {
         )),
         Err(error) => {
             let error = context.explained(error);
-            if context.face == Face::Native {
+            if context.frontend == Frontend::Native {
                 return Err(error);
             }
             if verbose {
@@ -74,10 +68,14 @@ async fn run(context: Context, args: Args) -> Result<Output, CliError> {
 }
 
 fn unhealthy(context: &Context, why: &str) -> CliError {
-    CliError::Check(match context.program {
+    let text = match context.program {
         Program::Server => format!("server is unhealthy: {why}"),
         Program::Agent | Program::Plastron => format!("Agent is unhealthy: {why}"),
-    })
+    };
+    CliError::Check {
+        code: Code::CheckFailed,
+        text,
+    }
 }
 
 async fn check(context: &Context) -> Result<ServingStatus, CliError> {

@@ -8,7 +8,7 @@ use proto::spire::api::types::{BundleMask, Spiffeid};
 use spiffe::{SpiffeId, TrustDomain};
 use tonic::transport::Channel;
 
-use super::context::{Context, Face};
+use super::context::{Context, Frontend};
 use super::error::CliError;
 
 /// The wire form of a parsed ID.
@@ -39,7 +39,7 @@ pub(crate) async fn expand(
     channel: &Channel,
     text: &str,
 ) -> Result<Spiffeid, CliError> {
-    if context.face == Face::Shim || text.contains("://") {
+    if context.frontend == Frontend::Spire || text.contains("://") {
         return parse(text);
     }
     let domain = trust_domain(channel).await?;

@@ -10,7 +10,7 @@ use std::fmt;
 use config::closest;
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 
-use super::context::Face;
+use super::context::Frontend;
 
 /// A JSON value that keeps repeated members.
 #[derive(Debug, Clone, PartialEq)]
@@ -98,7 +98,7 @@ impl<'de> Visitor<'de> for Reader {
 
 /// An object of the document.
 pub(crate) struct Object<'j> {
-    face: Face,
+    frontend: Frontend,
     /// `entries[0].selectors[1]`; empty for the whole document.
     path: String,
     members: &'j [(String, Json)],
@@ -107,11 +107,15 @@ pub(crate) struct Object<'j> {
 }
 
 impl<'j> Object<'j> {
-    pub(crate) fn new(json: &'j Json, path: impl Into<String>, face: Face) -> Result<Self, String> {
+    pub(crate) fn new(
+        json: &'j Json,
+        path: impl Into<String>,
+        frontend: Frontend,
+    ) -> Result<Self, String> {
         let path = path.into();
         match json {
             Json::Object(members) => Ok(Self {
-                face,
+                frontend,
                 path,
                 members,
                 known: RefCell::default(),
@@ -131,13 +135,13 @@ impl<'j> Object<'j> {
     /// The member's value; nothing when it is absent or null.
     fn value(&self, name: &'static str) -> Result<Option<&'j Json>, String> {
         self.known.borrow_mut().push(name);
-        let mut found = self.members.iter().filter(|(key, _)| match self.face {
-            Face::Native => key == name,
-            Face::Shim => key.eq_ignore_ascii_case(name),
+        let mut found = self.members.iter().filter(|(key, _)| match self.frontend {
+            Frontend::Native => key == name,
+            Frontend::Spire => key.eq_ignore_ascii_case(name),
         });
-        let value = match self.face {
-            Face::Shim => found.rfind(|(_, value)| *value != Json::Null),
-            Face::Native => {
+        let value = match self.frontend {
+            Frontend::Spire => found.rfind(|(_, value)| *value != Json::Null),
+            Frontend::Native => {
                 let first = found.next();
                 if found.next().is_some() {
                     return Err(format!("{} is given twice", self.name(name)));
@@ -214,7 +218,7 @@ impl<'j> Object<'j> {
     /// An object below this one.
     pub(crate) fn object(&self, name: &'static str) -> Result<Option<Self>, String> {
         self.value(name)?
-            .map(|value| Self::new(value, self.name(name), self.face))
+            .map(|value| Self::new(value, self.name(name), self.frontend))
             .transpose()
     }
 
@@ -224,9 +228,9 @@ impl<'j> Object<'j> {
         let known = self.known.borrow();
         let mut warnings = Vec::new();
         for (name, _) in self.members {
-            let is_known = |known: &&str| match self.face {
-                Face::Native => *known == name,
-                Face::Shim => known.eq_ignore_ascii_case(name),
+            let is_known = |known: &&str| match self.frontend {
+                Frontend::Native => *known == name,
+                Frontend::Spire => known.eq_ignore_ascii_case(name),
             };
             if known.iter().any(is_known) {
                 continue;
@@ -240,9 +244,9 @@ impl<'j> Object<'j> {
                 (_, None) => String::new(),
             };
             let text = format!("{} is unknown{hint}", self.name(name));
-            match self.face {
-                Face::Native => return Err(text),
-                Face::Shim => warnings.push(text),
+            match self.frontend {
+                Frontend::Native => return Err(text),
+                Frontend::Spire => warnings.push(text),
             }
         }
         Ok(warnings)
@@ -251,18 +255,18 @@ impl<'j> Object<'j> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Face, Json, Object};
+    use super::{Frontend, Json, Object};
 
-    fn read<T>(json: &str, face: Face, with: impl FnOnce(&Object<'_>) -> T) -> T {
+    fn read<T>(json: &str, frontend: Frontend, with: impl FnOnce(&Object<'_>) -> T) -> T {
         let json: Json = serde_json::from_str(json).unwrap();
-        with(&Object::new(&json, "", face).unwrap())
+        with(&Object::new(&json, "", frontend).unwrap())
     }
 
     #[test]
     fn null_is_absent() {
-        for face in [Face::Native, Face::Shim] {
+        for frontend in [Frontend::Native, Frontend::Spire] {
             let json = r#"{"a": null, "b": null, "c": null, "d": null}"#;
-            read(json, face, |object| {
+            read(json, frontend, |object| {
                 assert_eq!(object.text("a").unwrap(), "");
                 assert_eq!(object.integer::<i64>("b").unwrap(), 0);
                 assert!(!object.boolean("c").unwrap());
@@ -273,23 +277,27 @@ mod tests {
 
     #[test]
     fn the_shims_read_any_case_and_the_last_of_several() {
-        read(r#"{"Name": "a", "NAME": "b"}"#, Face::Shim, |object| {
+        read(r#"{"Name": "a", "NAME": "b"}"#, Frontend::Spire, |object| {
             assert_eq!(object.text("name").unwrap(), "b");
         });
     }
 
     #[test]
     fn natively_a_repeated_member_is_an_error() {
-        read(r#"{"name": "a", "name": "a"}"#, Face::Native, |object| {
-            assert_eq!(object.text("name").unwrap_err(), "name is given twice");
-        });
+        read(
+            r#"{"name": "a", "name": "a"}"#,
+            Frontend::Native,
+            |object| {
+                assert_eq!(object.text("name").unwrap_err(), "name is given twice");
+            },
+        );
     }
 
     #[test]
     fn a_value_of_another_kind_is_an_error_that_names_the_member() {
         let json = r#"{"a": 1, "b": "1", "c": 1.5, "d": {}, "e": [1], "f": 3000000000}"#;
-        for face in [Face::Native, Face::Shim] {
-            read(json, face, |object| {
+        for frontend in [Frontend::Native, Frontend::Spire] {
+            read(json, frontend, |object| {
                 for fault in [
                     object.text("a").map(drop),
                     object.boolean("b").map(drop),

@@ -6,69 +6,64 @@ use proto::spire::api::types::{LogLevel, Logger};
 use tonic::Status;
 
 use super::args::Args;
+use super::command::{Command, Endpoint, Kind, Program};
 use super::context::Context;
 use super::error::CliError;
+use super::flag::Flag;
 use super::output::{Output, Table};
-use super::spec::{Command, Endpoint, Flag, Kind, Program, Running, Surface, flag};
 
-const LEVEL: &[Flag] = &[flag(
+const LEVEL: Flag<String> = Flag::text(
     "level",
     "level",
-    Kind::Text,
     "The level: panic, fatal, error, warn, info, debug or trace",
-)];
+)
+.value("LEVEL");
 
-pub(crate) fn commands() -> Vec<Command> {
-    [Program::Server, Program::Agent]
-        .into_iter()
-        .flat_map(|program| {
-            [
-                describe(
-                    program,
-                    &["logger", "get"],
-                    "Show the log level",
-                    &[],
-                    |context, _args| Box::pin(change(context, Change::None)),
-                ),
-                describe(
-                    program,
-                    &["logger", "set"],
-                    "Set the log level until the next start",
-                    LEVEL,
-                    |context, args| Box::pin(set(context, args)),
-                ),
-                describe(
-                    program,
-                    &["logger", "reset"],
-                    "Restore the startup log level",
-                    &[],
-                    |context, _args| Box::pin(change(context, Change::Reset)),
-                ),
-            ]
-        })
-        .collect()
+/// The same three commands for each daemon, on its own admin socket.
+pub(crate) const SERVER_COMMANDS: [Command; 3] = [
+    get(Program::Server, Endpoint::ServerAdmin),
+    set_level(Program::Server, Endpoint::ServerAdmin),
+    reset(Program::Server, Endpoint::ServerAdmin),
+];
+
+pub(crate) const AGENT_COMMANDS: [Command; 3] = [
+    get(Program::Agent, Endpoint::AgentAdmin),
+    set_level(Program::Agent, Endpoint::AgentAdmin),
+    reset(Program::Agent, Endpoint::AgentAdmin),
+];
+
+const fn get(program: Program, endpoint: Endpoint) -> Command {
+    let about = "Show the log level";
+    Command::new(
+        program,
+        Kind::Call(endpoint),
+        &["logger", "get"],
+        about,
+        |context, _args| Box::pin(change(context, Change::None)),
+    )
 }
 
-const fn describe(
-    program: Program,
-    path: &'static [&'static str],
-    about: &'static str,
-    flags: &'static [Flag],
-    run: fn(Context, Args) -> Running,
-) -> Command {
-    Command {
+const fn set_level(program: Program, endpoint: Endpoint) -> Command {
+    let about = "Set the log level until the next start";
+    Command::new(
         program,
-        path,
+        Kind::Call(endpoint),
+        &["logger", "set"],
         about,
-        flags,
-        endpoint: match program {
-            Program::Server => Endpoint::ServerAdmin,
-            Program::Agent | Program::Plastron => Endpoint::AgentAdmin,
-        },
-        formats: true,
-        surface: Surface::Both,
-        run,
-    }
+        |context, args| Box::pin(set(context, args)),
+    )
+    .flags(&[LEVEL.spec])
+}
+
+const fn reset(program: Program, endpoint: Endpoint) -> Command {
+    let about = "Restore the startup log level";
+    Command::new(
+        program,
+        Kind::Call(endpoint),
+        &["logger", "reset"],
+        about,
+        |context, _args| Box::pin(change(context, Change::Reset)),
+    )
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -79,9 +74,12 @@ enum Change {
 }
 
 async fn set(context: Context, args: Args) -> Result<Output, CliError> {
-    let text = args.text("level");
+    let text = args.get(LEVEL);
     if text.is_empty() {
-        return Err(CliError::usage("a value (-level) must be set"));
+        return Err(CliError::usage_of(
+            "a value (-level) must be set",
+            "a value (--level) must be set",
+        ));
     }
     match level(&text.to_lowercase()) {
         Some(level) => change(context, Change::Set(level)).await,

@@ -8,7 +8,7 @@ use prost::Message;
 use prost_reflect::{DescriptorPool, DynamicMessage, SerializeOptions};
 use serde_json::Value;
 
-use super::context::{Face, Format};
+use super::context::{Format, Frontend};
 use super::error::{Batch, CliError};
 
 /// A table: headings and rows of the same width.
@@ -137,7 +137,7 @@ fn printable_json(text: &str) -> Cow<'_, str> {
 }
 
 /// Prints the output and returns the error that its failed items amount to.
-pub(crate) fn print(output: Output, face: Face, format: Format) -> Result<(), CliError> {
+pub(crate) fn print(output: Output, frontend: Frontend, format: Format) -> Result<(), CliError> {
     let mut data = match format {
         Format::Json => printable_json(&json_text(&output.replies)).into_owned(),
         Format::Yaml => printable_json(&yaml_text(&output.replies)).into_owned(),
@@ -156,13 +156,13 @@ pub(crate) fn print(output: Output, face: Face, format: Format) -> Result<(), Cl
         data.push('\n');
     }
     write_out(&data)?;
-    if face == Face::Native {
+    if frontend == Frontend::Native {
         for note in &output.notes {
             say(note);
         }
     }
     match output.partial_failure {
-        Some(_) if face == Face::Shim && format == Format::Json => Ok(()),
+        Some(_) if frontend == Frontend::Spire && format == Format::Json => Ok(()),
         Some(failure) => Err(CliError::Batch(Box::new(failure))),
         None => Ok(()),
     }

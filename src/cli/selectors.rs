@@ -7,20 +7,34 @@ use proto::spire::api::types::{
 
 use super::args::Args;
 use super::error::CliError;
-use super::spec::{Flag, Kind, flag};
+use super::flag::Flag;
 
-pub(crate) const SELECTOR: Flag = flag(
+pub(crate) const SELECTOR: Flag<Vec<String>> = Flag::list(
     "selector",
     "selector",
-    Kind::List,
     "A selector, type:value; may be given several times",
-);
-pub(crate) const MATCH_SELECTORS: Flag = flag(
+)
+.value("TYPE:VALUE");
+pub(crate) const MATCH_SELECTORS: Flag<String> = Flag::text(
     "matchSelectorsOn",
     "match-selectors-on",
-    Kind::Text,
     "How selectors are matched: exact, any, superset or subset",
 )
+.value("MODE")
+.or("superset");
+
+pub(crate) const FEDERATES_WITH: Flag<Vec<String>> = Flag::list(
+    "federatesWith",
+    "federates-with",
+    "Trust domain whose bundle the workload gets too; may be given several times",
+)
+.value("TRUST-DOMAIN");
+pub(crate) const MATCH_FEDERATES_WITH: Flag<String> = Flag::text(
+    "matchFederatesWithOn",
+    "match-federates-with-on",
+    "How the federated trust domains are matched: exact, any, superset or subset",
+)
+.value("MODE")
 .or("superset");
 
 /// `type:value`; the value may hold colons.
@@ -50,11 +64,11 @@ pub(crate) fn filter(
     parsing: fn(&str) -> String,
 ) -> Result<Option<SelectorMatch>, CliError> {
     use selector_match::MatchBehavior as M;
-    let texts = args.list("selector");
+    let texts = args.get(SELECTOR);
     if texts.is_empty() {
         return Ok(None);
     }
-    let behavior = match args.text("matchSelectorsOn") {
+    let behavior = match args.get(MATCH_SELECTORS) {
         "exact" => M::MatchExact,
         "any" => M::MatchAny,
         "superset" => M::MatchSuperset,
@@ -76,11 +90,11 @@ pub(crate) fn federates_with_filter(
     unknown: fn(&str) -> String,
 ) -> Result<Option<FederatesWithMatch>, CliError> {
     use federates_with_match::MatchBehavior as M;
-    let trust_domains = args.list("federatesWith");
+    let trust_domains = args.get(FEDERATES_WITH).to_vec();
     if trust_domains.is_empty() {
         return Ok(None);
     }
-    let behavior = match args.text("matchFederatesWithOn") {
+    let behavior = match args.get(MATCH_FEDERATES_WITH) {
         "exact" => M::MatchExact,
         "any" => M::MatchAny,
         "superset" => M::MatchSuperset,

@@ -7,7 +7,7 @@ mod batch;
 mod bundle;
 mod bundle_set;
 mod bundle_show;
-mod entry;
+pub(super) mod entry;
 mod entry_check;
 pub(super) mod entry_create;
 mod entry_data;
@@ -21,32 +21,38 @@ mod run;
 mod token_generate;
 mod x509_mint;
 
-use super::spec::Command;
+use super::command::Command;
 
-pub(super) fn commands() -> Vec<Command> {
-    let mut commands = vec![
-        agent_ban::ban_command(),
-        agent_list::count_command(),
-        agent_ban::evict_command(),
-        agent_list::list_command(),
-        agent_purge::command(),
-        agent_list::show_command(),
-        bundle_show::count_command(),
-        bundle_set::delete_command(),
-        bundle_show::list_command(),
-        bundle_set::set_command(),
-        bundle_show::show_command(),
-        entry_show::count_command(),
-        entry_create::command(),
-        entry_delete::command(),
-        entry_show::command(),
-        entry_update::command(),
-        jwt_mint::command(),
-        run::command(),
-        run::validate_command(),
-        token_generate::command(),
-        x509_mint::command(),
-    ];
-    commands.extend(localauthority::commands());
-    commands
-}
+pub(super) const COMMANDS: &[Command] = &[
+    agent_ban::BAN_COMMAND,
+    agent_list::COUNT_COMMAND,
+    agent_ban::EVICT_COMMAND,
+    agent_list::LIST_COMMAND,
+    agent_purge::COMMAND,
+    agent_list::SHOW_COMMAND,
+    bundle_show::COUNT_COMMAND,
+    bundle_set::DELETE_COMMAND,
+    bundle_show::LIST_COMMAND,
+    bundle_set::SET_COMMAND,
+    bundle_show::SHOW_COMMAND,
+    entry_show::COUNT_COMMAND,
+    entry_create::COMMAND,
+    entry_delete::COMMAND,
+    entry_show::COMMAND,
+    entry_update::COMMAND,
+    jwt_mint::COMMAND,
+    run::COMMAND,
+    run::VALIDATE_COMMAND,
+    token_generate::COMMAND,
+    x509_mint::COMMAND,
+    localauthority::X509_SHOW,
+    localauthority::X509_PREPARE,
+    localauthority::X509_ACTIVATE,
+    localauthority::X509_TAINT,
+    localauthority::X509_REVOKE,
+    localauthority::JWT_SHOW,
+    localauthority::JWT_PREPARE,
+    localauthority::JWT_ACTIVATE,
+    localauthority::JWT_TAINT,
+    localauthority::JWT_REVOKE,
+];

@@ -8,9 +8,9 @@ use daemon::runtime_dir::SocketName;
 use spiffe::socket_addr::{Endpoint, parse_endpoint};
 
 use super::args::Args;
-use super::context::Face;
+use super::command::{self, INSTANCE, SOCKET_PATH};
+use super::context::Frontend;
 use super::error::CliError;
-use super::spec;
 use super::tool::sockets::DevDirectory;
 
 /// SPIRE's default sockets, which the shims use.
@@ -38,60 +38,62 @@ pub(crate) struct Socket {
 
 /// The socket for `endpoint`.
 pub(crate) fn resolve(
-    endpoint: spec::Endpoint,
+    endpoint: Option<command::Endpoint>,
     args: &Args,
-    face: Face,
+    frontend: Frontend,
     env: Env<'_>,
 ) -> Result<Socket, CliError> {
+    let Some(endpoint) = endpoint else {
+        return Ok(Socket::default());
+    };
     let (name, spire, template, variable) = match endpoint {
-        spec::Endpoint::ServerAdmin => (
+        command::Endpoint::ServerAdmin => (
             SocketName::ServerAdmin,
             SERVER_ADMIN,
             "SPIRE_SERVER_PRIVATE_SOCKET_TEMPLATE",
             "SPIRE_SERVER_PRIVATE_SOCKET",
         ),
-        spec::Endpoint::Workload => (
+        command::Endpoint::Workload => (
             SocketName::Workload,
             WORKLOAD,
             "SPIRE_AGENT_PUBLIC_SOCKET_TEMPLATE",
             "SPIRE_AGENT_PUBLIC_SOCKET",
         ),
-        spec::Endpoint::AgentAdmin => {
-            return match args.optional("socketPath") {
-                Some(path) if args.given("socketPath") => address(path, FLAG, face),
+        command::Endpoint::AgentAdmin => {
+            return match args.optional(SOCKET_PATH) {
+                Some(path) if args.given(SOCKET_PATH) => address(path, FLAG, frontend),
                 path => Ok(default_socket(
                     SocketName::AgentAdmin,
                     path.unwrap_or(AGENT_ADMIN),
-                    face,
+                    frontend,
                 )),
             };
         }
-        spec::Endpoint::None => return Ok(Socket::default()),
     };
-    let flag = args.text("socketPath");
+    let flag = args.get(SOCKET_PATH);
     // (SPIRE: the flag with its default's value counts as not given.)
-    if args.given("socketPath") && (face == Face::Native || flag != spire) {
-        return address(flag, FLAG, face);
+    if args.given(SOCKET_PATH) && (frontend == Frontend::Native || flag != spire) {
+        return address(flag, FLAG, frontend);
     }
-    if let Some(instance) = args.optional("instance") {
-        return from_template(template, instance, face, env);
+    if let Some(instance) = args.optional(INSTANCE) {
+        return from_template(template, instance, frontend, env);
     }
     if let Some(path) = env(variable).filter(|path| !path.is_empty()) {
-        return address(&path, variable, face);
+        return address(&path, variable, frontend);
     }
-    if endpoint == spec::Endpoint::Workload
-        && face == Face::Native
+    if endpoint == command::Endpoint::Workload
+        && frontend == Frontend::Native
         && let Some(path) = env(STANDARD).filter(|path| !path.is_empty())
     {
-        return address(&path, STANDARD, face);
+        return address(&path, STANDARD, frontend);
     }
-    Ok(default_socket(name, spire, face))
+    Ok(default_socket(name, spire, frontend))
 }
 
-fn default_socket(name: SocketName, spire: &str, face: Face) -> Socket {
-    let path = match face {
-        Face::Native => name.to_connect().display().to_string(),
-        Face::Shim => spire.to_owned(),
+fn default_socket(name: SocketName, spire: &str, frontend: Frontend) -> Socket {
+    let path = match frontend {
+        Frontend::Native => name.to_connect().display().to_string(),
+        Frontend::Spire => spire.to_owned(),
     };
     Socket {
         path,
@@ -100,10 +102,14 @@ fn default_socket(name: SocketName, spire: &str, face: Face) -> Socket {
 }
 
 /// A socket that somebody named. (SPIRE takes any text for a path.)
-pub(crate) fn address(text: &str, from: &'static str, face: Face) -> Result<Socket, CliError> {
-    let path = match face {
-        Face::Shim => strip_scheme(text).to_owned(),
-        Face::Native => native_path(text).map_err(|why| {
+pub(crate) fn address(
+    text: &str,
+    from: &'static str,
+    frontend: Frontend,
+) -> Result<Socket, CliError> {
+    let path = match frontend {
+        Frontend::Spire => strip_scheme(text).to_owned(),
+        Frontend::Native => native_path(text).map_err(|why| {
             CliError::from(
                 Fault::new(
                     Code::BadSocketAddress,
@@ -138,15 +144,15 @@ fn native_path(text: &str) -> Result<String, String> {
 }
 
 /// Natively, when nobody named a socket and nobody answers on the default one: that of the user's `plastron dev`.
-pub(crate) fn or_development(kind: spec::Endpoint, socket: Socket) -> Socket {
+pub(crate) fn or_development(endpoint: Option<command::Endpoint>, socket: Socket) -> Socket {
     if socket.from != DEFAULT || UnixStream::connect(&socket.path).is_ok() {
         return socket;
     }
     let instance = DevDirectory::new(None);
-    let path = match kind {
-        spec::Endpoint::ServerAdmin => instance.server_socket(),
-        spec::Endpoint::Workload => instance.workload_socket(),
-        spec::Endpoint::AgentAdmin | spec::Endpoint::None => return socket,
+    let path = match endpoint {
+        Some(command::Endpoint::ServerAdmin) => instance.server_socket(),
+        Some(command::Endpoint::Workload) => instance.workload_socket(),
+        Some(command::Endpoint::AgentAdmin) | None => return socket,
     };
     if instance.is_live() {
         Socket {
@@ -161,7 +167,7 @@ pub(crate) fn or_development(kind: spec::Endpoint, socket: Socket) -> Socket {
 fn from_template(
     template: &'static str,
     instance: &str,
-    face: Face,
+    frontend: Frontend,
     env: Env<'_>,
 ) -> Result<Socket, CliError> {
     let Some(text) = env(template).filter(|text| !text.is_empty()) else {
@@ -172,7 +178,7 @@ fn from_template(
     if !text.contains("%i") {
         return Err(CliError::usage(format!("failed to find %i in {template}")));
     }
-    address(&text.replace("%i", instance), template, face)
+    address(&text.replace("%i", instance), template, frontend)
 }
 
 /// `unix:///a`, `unix:/a` and `/a` all name `/a`.
@@ -187,27 +193,38 @@ fn strip_scheme(address: &str) -> &str {
 mod tests {
     use super::resolve;
     use crate::cli::args::Args;
-    use crate::cli::context::Face;
-    use crate::cli::spec::Endpoint;
+    use crate::cli::args::Value;
+    use crate::cli::command::{Endpoint, INSTANCE, SOCKET_PATH};
+    use crate::cli::context::Frontend;
+    use crate::cli::flag::Flag;
 
-    fn args(flags: &[(&'static str, &str)]) -> Args {
+    fn with_default(path: &str) -> Args {
         let mut args = Args::default();
-        args.set_default("socketPath", super::SERVER_ADMIN);
-        for (name, value) in flags {
-            args.set(name, (*value).to_owned());
-        }
+        args.set_default(&SOCKET_PATH.spec, Value::Text(path.to_owned()));
         args
     }
 
-    fn server(flags: &[(&'static str, &str)], env: &[(&str, &str)]) -> Result<String, String> {
+    fn args(flags: &[(Flag<String>, &str)]) -> Args {
+        let args = with_default(super::SERVER_ADMIN);
+        flags
+            .iter()
+            .fold(args, |args, (flag, text)| args.with(*flag, text))
+    }
+
+    fn server(flags: &[(Flag<String>, &str)], env: &[(&str, &str)]) -> Result<String, String> {
         let lookup = |name: &str| {
             env.iter()
                 .find(|(key, _)| *key == name)
                 .map(|(_, value)| (*value).to_owned())
         };
-        resolve(Endpoint::ServerAdmin, &args(flags), Face::Shim, &lookup)
-            .map(|socket| socket.path)
-            .map_err(|error| error.to_string())
+        resolve(
+            Some(Endpoint::ServerAdmin),
+            &args(flags),
+            Frontend::Spire,
+            &lookup,
+        )
+        .map(|socket| socket.path)
+        .map_err(|error| error.to_string())
     }
 
     #[test]
@@ -217,10 +234,10 @@ mod tests {
             ("SPIRE_SERVER_PRIVATE_SOCKET_TEMPLATE", "/t/%i"),
         ];
         assert_eq!(
-            server(&[("socketPath", "/flag"), ("instance", "a")], &env).unwrap(),
+            server(&[(SOCKET_PATH, "/flag"), (INSTANCE, "a")], &env).unwrap(),
             "/flag"
         );
-        assert_eq!(server(&[("instance", "a")], &env).unwrap(), "/t/a");
+        assert_eq!(server(&[(INSTANCE, "a")], &env).unwrap(), "/t/a");
         assert_eq!(server(&[], &env).unwrap(), "/env");
         assert_eq!(server(&[], &[]).unwrap(), super::SERVER_ADMIN);
     }
@@ -228,34 +245,32 @@ mod tests {
     #[test]
     fn an_instance_without_a_usable_template_is_refused() {
         assert!(
-            server(&[("instance", "a")], &[])
+            server(&[(INSTANCE, "a")], &[])
                 .unwrap_err()
                 .contains("SPIRE_SERVER_PRIVATE_SOCKET_TEMPLATE")
         );
         let env = [("SPIRE_SERVER_PRIVATE_SOCKET_TEMPLATE", "/t")];
-        assert!(
-            server(&[("instance", "a")], &env)
-                .unwrap_err()
-                .contains("%i")
-        );
+        assert!(server(&[(INSTANCE, "a")], &env).unwrap_err().contains("%i"));
     }
 
-    fn workload(face: Face, variable: &str) -> Result<super::Socket, String> {
+    fn workload(frontend: Frontend, variable: &str) -> Result<super::Socket, String> {
         let lookup = |name: &str| (name == "SPIFFE_ENDPOINT_SOCKET").then(|| variable.to_owned());
-        let mut args = Args::default();
-        args.set_default("socketPath", super::WORKLOAD);
-        resolve(Endpoint::Workload, &args, face, &lookup).map_err(|error| error.to_string())
+        let args = with_default(super::WORKLOAD);
+        resolve(Some(Endpoint::Workload), &args, frontend, &lookup)
+            .map_err(|error| error.to_string())
     }
 
     #[test]
     fn the_spiffe_variable_names_the_workload_socket_natively() {
-        let socket = workload(Face::Native, "unix:///run/w.sock").unwrap();
+        let socket = workload(Frontend::Native, "unix:///run/w.sock").unwrap();
         assert_eq!(
             (socket.path.as_str(), socket.from),
             ("/run/w.sock", "SPIFFE_ENDPOINT_SOCKET")
         );
         assert_eq!(
-            workload(Face::Shim, "unix:///run/w.sock").unwrap().path,
+            workload(Frontend::Spire, "unix:///run/w.sock")
+                .unwrap()
+                .path,
             super::WORKLOAD
         );
     }
@@ -263,7 +278,10 @@ mod tests {
     #[test]
     fn each_form_of_one_path_is_that_path() {
         for address in ["/run/w.sock", "unix:/run/w.sock", "unix:///run/w.sock"] {
-            assert_eq!(workload(Face::Native, address).unwrap().path, "/run/w.sock");
+            assert_eq!(
+                workload(Frontend::Native, address).unwrap().path,
+                "/run/w.sock"
+            );
         }
     }
 
@@ -277,7 +295,7 @@ mod tests {
             "unix://host/w.sock",
             "unix:///w.sock?x",
         ] {
-            let fault = workload(Face::Native, address).unwrap_err();
+            let fault = workload(Frontend::Native, address).unwrap_err();
             assert!(fault.contains("PLA-1009"), "{address}: {fault}");
         }
     }

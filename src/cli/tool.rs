@@ -4,19 +4,17 @@ mod completions;
 mod dev;
 mod executable;
 mod help;
-mod run;
+pub(crate) mod run;
 pub(crate) mod sockets;
 mod version;
 
-use super::spec::Command;
+use super::command::Command;
 
-pub(super) fn commands() -> Vec<Command> {
-    vec![
-        dev::command(),
-        run::command(),
-        help::command(),
-        completions::command(),
-        completions::man_command(),
-        version::command(),
-    ]
-}
+pub(super) const COMMANDS: &[Command] = &[
+    dev::COMMAND,
+    run::COMMAND,
+    help::COMMAND,
+    completions::COMMAND,
+    completions::MAN_COMMAND,
+    version::COMMAND,
+];

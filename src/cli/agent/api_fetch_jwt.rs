@@ -5,67 +5,58 @@ use proto::workload::{JwtBundlesRequest, JwtsvidRequest, ValidateJwtsvidRequest}
 
 use super::workload::{TIMEOUT, client, in_time, request};
 use crate::cli::args::Args;
+use crate::cli::command::Command;
 use crate::cli::context::Context;
 use crate::cli::error::CliError;
+use crate::cli::flag::{Flag, FlagSpec};
 use crate::cli::output::{Output, proto_json};
-use crate::cli::spec::{Command, Endpoint, Flag, Kind, Program, Surface, flag};
 
-const FETCH: &[Flag] = &[
-    flag(
-        "audience",
-        "audience",
-        Kind::CommaList,
-        "Who the JWT-SVID is for; several are separated by commas",
-    ),
-    flag(
-        "spiffeID",
-        "spiffe-id",
-        Kind::Text,
-        "Only this one of the process's identities",
-    ),
-    TIMEOUT,
-    flag("format", "", Kind::Text, "Deprecated; use -output"),
-];
+const AUDIENCE: Flag<Vec<String>> = Flag::comma_list(
+    "audience",
+    "audience",
+    "Who the JWT-SVID is for; several are separated by commas",
+)
+.value("AUDIENCE");
+const SPIFFE_ID: Flag<String> = Flag::text(
+    "spiffeID",
+    "spiffe-id",
+    "Only this one of the process's identities",
+)
+.value("SPIFFE-ID");
+const FORMAT: Flag<String> = Flag::text("format", "", "Deprecated; use -output");
+const TOKEN_AUDIENCE: Flag<String> = Flag::text(
+    "audience",
+    "audience",
+    "The audience that has to be among the token's",
+)
+.value("AUDIENCE");
+const SVID: Flag<String> = Flag::text("svid", "svid", "The JWT-SVID").value("TOKEN");
 
-const VALIDATE: &[Flag] = &[
-    flag(
-        "audience",
-        "audience",
-        Kind::Text,
-        "The audience that has to be among the token's",
-    ),
-    flag("svid", "svid", Kind::Text, "The JWT-SVID"),
-    TIMEOUT,
-];
+const FETCH: &[FlagSpec] = &[AUDIENCE.spec, SPIFFE_ID.spec, TIMEOUT.spec, FORMAT.spec];
 
-pub(crate) fn fetch_command() -> Command {
-    Command {
-        program: Program::Agent,
-        path: &["api", "fetch", "jwt"],
-        about: "Fetch a JWT-SVID from the Workload API",
-        flags: FETCH,
-        endpoint: Endpoint::Workload,
-        formats: true,
-        surface: Surface::Both,
-        run: |context, args| Box::pin(fetch(context, args)),
-    }
-}
+const VALIDATE: &[FlagSpec] = &[TOKEN_AUDIENCE.spec, SVID.spec, TIMEOUT.spec];
 
-pub(crate) fn validate_command() -> Command {
-    Command {
-        path: &["api", "validate", "jwt"],
-        about: "Validate a JWT-SVID through the Workload API",
-        flags: VALIDATE,
-        run: |context, args| Box::pin(validate(context, args)),
-        ..fetch_command()
-    }
-}
+pub(crate) const FETCH_COMMAND: Command = Command::of_workload(
+    &["api", "fetch", "jwt"],
+    "Fetch a JWT-SVID from the Workload API",
+    |context, args| Box::pin(fetch(context, args)),
+)
+.flags(FETCH)
+.examples("  plastron agent api fetch jwt --audience db");
+
+pub(crate) const VALIDATE_COMMAND: Command = Command::of_workload(
+    &["api", "validate", "jwt"],
+    "Validate a JWT-SVID through the Workload API",
+    |context, args| Box::pin(validate(context, args)),
+)
+.flags(VALIDATE);
 
 async fn fetch(context: Context, args: Args) -> Result<Output, CliError> {
     let audience: Vec<String> = args
-        .list("audience")
-        .into_iter()
+        .get(AUDIENCE)
+        .iter()
         .filter(|name| !name.is_empty())
+        .cloned()
         .collect();
     if audience.is_empty() {
         return Err(CliError::wrong(
@@ -95,14 +86,11 @@ async fn fetch(context: Context, args: Args) -> Result<Output, CliError> {
     })?;
     let ask = JwtsvidRequest {
         audience,
-        spiffe_id: args.text("spiffeID").to_owned(),
+        spiffe_id: args.get(SPIFFE_ID).to_owned(),
     };
-    let reply = in_time(
-        &args,
-        client.fetch_jwtsvid(request(ask, args.duration("timeout"))),
-    )
-    .await?
-    .into_inner();
+    let reply = in_time(&args, client.fetch_jwtsvid(request(ask, args.get(TIMEOUT))))
+        .await?
+        .into_inner();
     let mut text = String::new();
     for svid in &reply.svids {
         text.push_str(&format!("token({}):\n\t{}\n", svid.spiffe_id, svid.svid));
@@ -124,7 +112,7 @@ async fn fetch(context: Context, args: Args) -> Result<Output, CliError> {
 }
 
 async fn validate(context: Context, args: Args) -> Result<Output, CliError> {
-    let (audience, svid) = (args.text("audience"), args.text("svid"));
+    let (audience, svid) = (args.get(TOKEN_AUDIENCE), args.get(SVID));
     if audience.is_empty() {
         return Err(CliError::wrong(
             Code::NoAudience,
@@ -142,12 +130,15 @@ async fn validate(context: Context, args: Args) -> Result<Output, CliError> {
     let mut client = client(&context).await?;
     let reply = in_time(
         &args,
-        client.validate_jwtsvid(request(ask, args.duration("timeout"))),
+        client.validate_jwtsvid(request(ask, args.get(TIMEOUT))),
     )
     .await
     .map_err(|error| match error {
         CliError::Status { status, .. } if status.code() == tonic::Code::InvalidArgument => {
-            CliError::Check(format!("SVID is not valid: {}", status.message()))
+            CliError::Check {
+                code: Code::InvalidJwtSvid,
+                text: format!("SVID is not valid: {}", status.message()),
+            }
         }
         CliError::Status { status, .. } => CliError::Status {
             context: "unable to validate JWT SVID".to_owned(),

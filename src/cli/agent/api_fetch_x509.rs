@@ -7,46 +7,44 @@ use proto::workload::{X509svidRequest, X509svidResponse};
 
 use super::workload::{TIMEOUT, Update, client, in_time, read, request, text};
 use crate::cli::args::Args;
-use crate::cli::context::{Context, Face};
+use crate::cli::command::{Command, Endpoint, Kind, Prints, Program};
+use crate::cli::context::{Context, Frontend};
 use crate::cli::error::CliError;
+use crate::cli::flag::{Flag, FlagSpec};
+use crate::cli::native::error_report;
 use crate::cli::output::{self, Output};
-use crate::cli::spec::{Command, Endpoint, Flag, Kind, Program, Surface, flag};
-use crate::cli::{error_report, pem};
+use crate::cli::pem;
 
-const FLAGS: &[Flag] = &[
-    TIMEOUT,
-    flag("silent", "silent", Kind::Switch, "Print nothing"),
-    flag(
-        "write",
-        "write",
-        Kind::Text,
-        "Directory for svid.N.pem, svid.N.key and bundle.N.pem",
-    ),
-];
+const SILENT: Flag<bool> = Flag::switch("silent", "silent", "Print nothing");
+const WRITE: Flag<String> = Flag::text(
+    "write",
+    "write",
+    "Directory for svid.N.pem, svid.N.key and bundle.N.pem",
+)
+.value("DIRECTORY");
 
-pub(crate) fn command() -> Command {
-    Command {
-        program: Program::Agent,
-        path: &["api", "fetch", "x509"],
-        about: "Fetch X509-SVIDs from the Workload API",
-        flags: FLAGS,
-        endpoint: Endpoint::Workload,
-        formats: true,
-        surface: Surface::Both,
-        run: |context, args| Box::pin(run(context, args)),
-    }
-}
+const FLAGS: &[FlagSpec] = &[TIMEOUT.spec, SILENT.spec, WRITE.spec];
 
-pub(crate) fn watch_command() -> Command {
-    Command {
-        path: &["api", "watch"],
-        about: "Print each X.509 update of the Workload API until interrupted",
-        flags: &[],
-        formats: false,
-        run: |context, args| Box::pin(watch(context, args)),
-        ..command()
-    }
-}
+pub(crate) const COMMAND: Command = Command::of_workload(
+    &["api", "fetch", "x509"],
+    "Fetch X509-SVIDs from the Workload API",
+    |context, args| Box::pin(run(context, args)),
+)
+.flags(FLAGS)
+.examples(
+    "\
+  plastron agent api fetch x509
+  plastron agent api fetch x509 --silent --write /run/app",
+);
+
+pub(crate) const WATCH_COMMAND: Command = Command::new(
+    Program::Agent,
+    Kind::Watch(Endpoint::Workload),
+    &["api", "watch"],
+    "Print each X.509 update of the Workload API until interrupted",
+    |context, args| Box::pin(watch(context, args)),
+)
+.prints(Prints::DataNatively);
 
 async fn run(context: Context, args: Args) -> Result<Output, CliError> {
     let start = context.clock.now();
@@ -56,10 +54,10 @@ async fn run(context: Context, args: Args) -> Result<Output, CliError> {
         return Output::default().reply("X509SVIDResponse", &response);
     }
     let update = read(&context, &response)?;
-    if !args.switch("silent") {
+    if !args.get(SILENT) {
         output::write_out(&text(&update, after))?;
     }
-    if let Some(directory) = args.optional("write") {
+    if let Some(directory) = args.optional(WRITE) {
         write(&update, Path::new(directory))?;
     }
     Ok(Output::default())
@@ -136,8 +134,8 @@ async fn watch(context: Context, _args: Args) -> Result<Output, CliError> {
                 return Err(error);
             }
             let error = context.explained(error);
-            if context.face == Face::Native {
-                let (text, _) = error_report::report(&error, &watch_command(), context.format);
+            if context.frontend == Frontend::Native {
+                let (text, _) = error_report::report(&error, &WATCH_COMMAND, context.format);
                 output::say(&text.unwrap_or_default());
             } else {
                 output::say(&error.to_string());
@@ -166,7 +164,7 @@ async fn follow(context: &Context, pause: &mut Duration) -> Result<(), CliError>
         let update = read(context, &response)?;
         if context.prints_data() {
             let reply = Output::default().reply("X509SVIDResponse", &response)?;
-            output::print(reply, context.face, context.format)?;
+            output::print(reply, context.frontend, context.format)?;
         } else {
             output::write_out(&text(&update, since(context, last)))?;
         }

@@ -7,157 +7,163 @@ use ::daemon::runtime_dir::SocketName;
 use agent::{Agent, Config, Overrides};
 
 use crate::cli::args::Args;
-use crate::cli::context::{Context, Face};
+use crate::cli::command::{Command, Kind, Prints, Program};
+use crate::cli::context::{Context, Frontend};
 use crate::cli::daemon::{
     self, DATA_DIR, EXPAND_ENV, LOG_FILE, LOG_FORMAT, LOG_LEVEL, LOG_SOURCE, LogSettings,
     TRUST_DOMAIN,
 };
 use crate::cli::error::CliError;
+use crate::cli::flag::{Flag, FlagSpec};
 use crate::cli::output::Output;
-use crate::cli::spec::{Command, Endpoint, Flag, Kind, Program, Surface, flag};
 
 /// The port of a server that was started without a file.
-const SERVER_PORT: u16 = 8081;
+const USUAL_PORT: u16 = 8081;
 
-const FLAGS: &[Flag] = &[
-    daemon::CONFIG.or_on_shim("conf/agent/agent.conf"),
-    EXPAND_ENV,
-    flag(
-        "joinToken",
-        "join-token",
-        Kind::Text,
-        "Join token with which the node attests",
-    ),
-    flag(
-        "joinTokenFile",
-        "join-token-file",
-        Kind::Text,
-        "File with the join token",
-    ),
-    flag(
-        "serverAddress",
-        "server-address",
-        Kind::Text,
-        "The server's address",
-    ),
-    flag("serverPort", "server-port", Kind::Text, "The server's port"),
-    TRUST_DOMAIN,
-    flag(
-        "trustBundle",
-        "trust-bundle",
-        Kind::Text,
-        "Trust bundle file used to verify the server",
-    ),
-    flag(
-        "trustBundleUrl",
-        "trust-bundle-url",
-        Kind::Text,
-        "Where to fetch that bundle",
-    ),
-    flag(
-        "trustBundleFormat",
-        "trust-bundle-format",
-        Kind::Text,
-        "pem or spiffe",
-    ),
-    flag(
-        "insecureBootstrap",
-        "insecure-bootstrap",
-        Kind::Switch,
-        "Trust whichever server answers first; for testing only",
-    ),
-    flag(
-        "allowUnauthenticatedVerifiers",
-        "allow-unauthenticated-verifiers",
-        Kind::Switch,
-        "Give the bundle to callers without an identity too",
-    ),
-    flag(
-        "rebootstrapMode",
-        "rebootstrap-mode",
-        Kind::Text,
-        "What to do when the server shows another trust bundle: never, auto or always",
-    ),
-    flag(
-        "rebootstrapDelay",
-        "rebootstrap-delay",
-        Kind::Text,
-        "How long the mismatch must last before the agent bootstraps again",
-    ),
-    flag(
-        "disableWorkloadAPI",
-        "disable-workload-api",
-        Kind::Switch,
-        "Do not serve the SPIFFE Workload API",
-    ),
-    flag(
-        "disableSDSAPI",
-        "disable-sds-api",
-        Kind::Switch,
-        "Do not serve Envoy's SDS API",
-    ),
-    DATA_DIR,
-    flag(
-        "socketPath",
-        "socket-path",
-        Kind::Text,
-        "The Workload API socket",
-    ),
-    LOG_FILE,
-    LOG_FORMAT,
-    LOG_LEVEL,
-    LOG_SOURCE,
+const JOIN_TOKEN: Flag<String> = Flag::text(
+    "joinToken",
+    "join-token",
+    "Join token with which the node attests",
+)
+.value("TOKEN");
+const JOIN_TOKEN_FILE: Flag<String> = Flag::text(
+    "joinTokenFile",
+    "join-token-file",
+    "File with the join token",
+)
+.value("FILE");
+const SERVER_ADDRESS: Flag<String> =
+    Flag::text("serverAddress", "server-address", "The server's address").value("ADDRESS");
+const SERVER_PORT: Flag<String> =
+    Flag::text("serverPort", "server-port", "The server's port").value("PORT");
+const TRUST_BUNDLE: Flag<String> = Flag::text(
+    "trustBundle",
+    "trust-bundle",
+    "Trust bundle file used to verify the server",
+)
+.value("FILE");
+const TRUST_BUNDLE_URL: Flag<String> = Flag::text(
+    "trustBundleUrl",
+    "trust-bundle-url",
+    "Where to fetch that bundle",
+)
+.value("URL");
+const TRUST_BUNDLE_FORMAT: Flag<String> =
+    Flag::text("trustBundleFormat", "trust-bundle-format", "pem or spiffe").value("FORMAT");
+const INSECURE_BOOTSTRAP: Flag<bool> = Flag::switch(
+    "insecureBootstrap",
+    "insecure-bootstrap",
+    "Trust whichever server answers first; for testing only",
+);
+const ALLOW_UNAUTHENTICATED_VERIFIERS: Flag<bool> = Flag::switch(
+    "allowUnauthenticatedVerifiers",
+    "allow-unauthenticated-verifiers",
+    "Give the bundle to callers without an identity too",
+);
+const REBOOTSTRAP_MODE: Flag<String> = Flag::text(
+    "rebootstrapMode",
+    "rebootstrap-mode",
+    "What to do when the server shows another trust bundle: never, auto or always",
+)
+.value("MODE");
+const REBOOTSTRAP_DELAY: Flag<String> = Flag::text(
+    "rebootstrapDelay",
+    "rebootstrap-delay",
+    "How long the mismatch must last before the agent bootstraps again",
+)
+.value("DURATION");
+const DISABLE_WORKLOAD_API: Flag<bool> = Flag::switch(
+    "disableWorkloadAPI",
+    "disable-workload-api",
+    "Do not serve the SPIFFE Workload API",
+);
+const DISABLE_SDSAPI: Flag<bool> = Flag::switch(
+    "disableSDSAPI",
+    "disable-sds-api",
+    "Do not serve Envoy's SDS API",
+);
+const SOCKET_PATH: Flag<String> =
+    Flag::text("socketPath", "socket-path", "The Workload API socket").value("SOCKET");
+
+const FLAGS: &[FlagSpec] = &[
+    daemon::CONFIG.or_on_spire("conf/agent/agent.conf").spec,
+    EXPAND_ENV.spec,
+    JOIN_TOKEN.spec,
+    JOIN_TOKEN_FILE.spec,
+    SERVER_ADDRESS.spec,
+    SERVER_PORT.spec,
+    TRUST_DOMAIN.spec,
+    TRUST_BUNDLE.spec,
+    TRUST_BUNDLE_URL.spec,
+    TRUST_BUNDLE_FORMAT.spec,
+    INSECURE_BOOTSTRAP.spec,
+    ALLOW_UNAUTHENTICATED_VERIFIERS.spec,
+    REBOOTSTRAP_MODE.spec,
+    REBOOTSTRAP_DELAY.spec,
+    DISABLE_WORKLOAD_API.spec,
+    DISABLE_SDSAPI.spec,
+    DATA_DIR.spec,
+    SOCKET_PATH.spec,
+    LOG_FILE.spec,
+    LOG_FORMAT.spec,
+    LOG_LEVEL.spec,
+    LOG_SOURCE.spec,
 ];
 
-pub(crate) fn command() -> Command {
-    Command {
-        program: Program::Agent,
-        path: &["run"],
-        about: "Run the agent",
-        flags: FLAGS,
-        endpoint: Endpoint::None,
-        formats: false,
-        surface: Surface::Both,
-        run: |context, args| Box::pin(run(context, args)),
-    }
-}
+pub(crate) const COMMAND: Command = Command::new(
+    Program::Agent,
+    Kind::Daemon,
+    &["run"],
+    "Run the agent",
+    |context, args| Box::pin(run(context, args)),
+)
+.flags(FLAGS)
+.examples("\
+Without a configuration file, --trust-domain, --data-dir and --server-address are enough, together with a trust bundle to verify the server (--trust-bundle) and, for the first start, a join token. Keys are stored in the data directory, workloads are identified by user, group and program (unix), the server's port is 8081.
 
-pub(crate) fn validate_command() -> Command {
-    Command {
-        path: &["validate"],
-        about: "Check the agent's configuration file",
-        run: |context, args| Box::pin(std::future::ready(validate(&context, &args))),
-        ..command()
-    }
-}
+  plastron server bundle show > bundle.pem
+  plastron agent run --trust-domain example.org --data-dir /var/lib/plastron/agent \\
+    --server-address 10.0.0.5 --trust-bundle bundle.pem --join-token TOKEN");
+
+pub(crate) const VALIDATE_COMMAND: Command = Command::new(
+    Program::Agent,
+    Kind::Local,
+    &["validate"],
+    "Check the agent's configuration file",
+    |context, args| Box::pin(std::future::ready(validate(&context, &args))),
+)
+.flags(FLAGS)
+.prints(Prints::DataNatively)
+.examples("\
+All problems are reported at once, with their place in the file. The exit code is 0 when there is none.");
 
 fn overrides(context: &Context, args: &Args) -> Result<Overrides, CliError> {
-    let native = context.face == Face::Native;
-    let usual = daemon::is_without_file(context, args).then_some(SERVER_PORT);
-    let server_port = daemon::port(args, "serverPort")?.or(usual);
+    let native = context.frontend == Frontend::Native;
+    let usual = daemon::is_without_file(context, args).then_some(USUAL_PORT);
+    let server_port = daemon::port(args, SERVER_PORT)?.or(usual);
     Ok(Overrides {
-        data_dir: daemon::path(args, "dataDir"),
-        join_token: daemon::text(args, "joinToken"),
-        join_token_file: daemon::path(args, "joinTokenFile"),
-        log_file: daemon::path(args, "logFile"),
-        log_format: daemon::text(args, "logFormat"),
-        log_level: daemon::text(args, "logLevel"),
-        log_source_location: daemon::switch(args, "logSourceLocation"),
-        server_address: daemon::text(args, "serverAddress"),
+        data_dir: daemon::path(args, DATA_DIR),
+        join_token: daemon::text(args, JOIN_TOKEN),
+        join_token_file: daemon::path(args, JOIN_TOKEN_FILE),
+        log_file: daemon::path(args, LOG_FILE),
+        log_format: daemon::text(args, LOG_FORMAT),
+        log_level: daemon::text(args, LOG_LEVEL),
+        log_source_location: daemon::switch(args, LOG_SOURCE),
+        server_address: daemon::text(args, SERVER_ADDRESS),
         server_port,
-        socket_path: daemon::path(args, "socketPath"),
+        socket_path: daemon::path(args, SOCKET_PATH),
         default_socket_path: native.then(|| SocketName::Workload.to_bind()),
         default_admin_socket_path: native.then(|| SocketName::AgentAdmin.to_bind()),
-        trust_bundle_path: daemon::path(args, "trustBundle"),
-        trust_bundle_url: daemon::text(args, "trustBundleUrl"),
-        trust_bundle_format: daemon::text(args, "trustBundleFormat"),
-        trust_domain: daemon::text(args, "trustDomain"),
-        insecure_bootstrap: daemon::switch(args, "insecureBootstrap"),
-        allow_unauthenticated_verifiers: daemon::switch(args, "allowUnauthenticatedVerifiers"),
-        rebootstrap_mode: daemon::text(args, "rebootstrapMode"),
-        rebootstrap_delay: daemon::text(args, "rebootstrapDelay"),
-        disable_workload_api: daemon::switch(args, "disableWorkloadAPI"),
-        disable_sds_api: daemon::switch(args, "disableSDSAPI"),
+        trust_bundle_path: daemon::path(args, TRUST_BUNDLE),
+        trust_bundle_url: daemon::text(args, TRUST_BUNDLE_URL),
+        trust_bundle_format: daemon::text(args, TRUST_BUNDLE_FORMAT),
+        trust_domain: daemon::text(args, TRUST_DOMAIN),
+        insecure_bootstrap: daemon::switch(args, INSECURE_BOOTSTRAP),
+        allow_unauthenticated_verifiers: daemon::switch(args, ALLOW_UNAUTHENTICATED_VERIFIERS),
+        rebootstrap_mode: daemon::text(args, REBOOTSTRAP_MODE),
+        rebootstrap_delay: daemon::text(args, REBOOTSTRAP_DELAY),
+        disable_workload_api: daemon::switch(args, DISABLE_WORKLOAD_API),
+        disable_sds_api: daemon::switch(args, DISABLE_SDSAPI),
     })
 }
 
@@ -171,9 +177,9 @@ fn validate(context: &Context, args: &Args) -> Result<Output, CliError> {
 
 /// The configuration of an agent that has no file: its keys lie in the data directory.
 fn from_flags(args: &Args) -> Option<String> {
-    args.optional("trustDomain")?;
-    args.optional("serverAddress")?;
-    let data = Path::new(args.optional("dataDir")?);
+    args.optional(TRUST_DOMAIN)?;
+    args.optional(SERVER_ADDRESS)?;
+    let data = Path::new(args.optional(DATA_DIR)?);
     Some(format!(
         r#"agent {{}}
 plugins {{

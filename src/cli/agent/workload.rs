@@ -11,16 +11,11 @@ use tonic::transport::Channel;
 use crate::cli::args::Args;
 use crate::cli::context::Context;
 use crate::cli::error::CliError;
-use crate::cli::spec::{Flag, Kind, flag};
+use crate::cli::flag::Flag;
 use crate::cli::{duration, timefmt};
 
-pub(super) const TIMEOUT: Flag = flag(
-    "timeout",
-    "timeout",
-    Kind::Timeout,
-    "How long to wait for an answer",
-)
-.or("5s");
+pub(super) const TIMEOUT: Flag<Duration> =
+    Flag::timeout("timeout", "timeout", "How long to wait for an answer").or("5s");
 
 pub(super) type Client = SpiffeWorkloadApiClient<Channel>;
 
@@ -47,7 +42,7 @@ pub(super) async fn in_time<T>(
     args: &Args,
     answer: impl Future<Output = Result<T, tonic::Status>>,
 ) -> Result<T, CliError> {
-    let limit = args.duration("timeout");
+    let limit = args.get(TIMEOUT);
     let late = || tonic::Status::deadline_exceeded("context deadline exceeded");
     let result = if limit.is_zero() {
         answer.await

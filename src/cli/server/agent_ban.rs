@@ -5,32 +5,26 @@ use proto::spire::api::server::agent::v1::{BanAgentRequest, DeleteAgentRequest};
 
 use super::node;
 use crate::cli::args::Args;
+use crate::cli::command::{Command, Object};
 use crate::cli::context::Context;
 use crate::cli::error::CliError;
 use crate::cli::output::Output;
-use crate::cli::spec::{Command, Endpoint, Program, Surface};
 
-pub(crate) fn ban_command() -> Command {
-    Command {
-        program: Program::Server,
-        path: &["agent", "ban"],
-        about: "Ban a node: it loses its identity and cannot attest again",
-        flags: &[node::NODE_ID],
-        endpoint: Endpoint::ServerAdmin,
-        formats: true,
-        surface: Surface::Both,
-        run: |context, args| Box::pin(ban(context, args)),
-    }
-}
+pub(crate) const BAN_COMMAND: Command = Command::of_server(
+    &["agent", "ban"],
+    "Ban a node: it loses its identity and cannot attest again",
+    |context, args| Box::pin(ban(context, args)),
+)
+.flags(&[node::NODE_ID.spec])
+.object(Object::Agent);
 
-pub(crate) fn evict_command() -> Command {
-    Command {
-        path: &["agent", "evict"],
-        about: "Evict a node: it loses its identity and has to attest again",
-        run: |context, args| Box::pin(evict(context, args)),
-        ..ban_command()
-    }
-}
+pub(crate) const EVICT_COMMAND: Command = Command::of_server(
+    &["agent", "evict"],
+    "Evict a node: it loses its identity and has to attest again",
+    |context, args| Box::pin(evict(context, args)),
+)
+.flags(&[node::NODE_ID.spec])
+.object(Object::Agent);
 
 async fn ban(context: Context, args: Args) -> Result<Output, CliError> {
     let id = node::id(&args)?;

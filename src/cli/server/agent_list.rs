@@ -11,40 +11,38 @@ use tonic::transport::Channel;
 
 use super::node;
 use crate::cli::args::Args;
+use crate::cli::command::{Command, Object};
 use crate::cli::context::Context;
 use crate::cli::error::CliError;
 use crate::cli::output::Output;
-use crate::cli::spec::Command;
 
 /// Nodes a page (SPIRE: 1,000).
 const PAGE: i32 = 1000;
 
-pub(crate) fn list_command() -> Command {
-    Command::of_server(
-        &["agent", "list"],
-        "List the attested nodes",
-        node::FILTERS,
-        |context, args| Box::pin(list(context, args)),
-    )
-}
+pub(crate) const LIST_COMMAND: Command = Command::of_server(
+    &["agent", "list"],
+    "List the attested nodes",
+    |context, args| Box::pin(list(context, args)),
+)
+.flags(node::FILTERS)
+.object(Object::Agent);
 
-pub(crate) fn count_command() -> Command {
-    Command::of_server(
-        &["agent", "count"],
-        "Count the attested nodes",
-        node::FILTERS,
-        |context, args| Box::pin(count(context, args)),
-    )
-}
+pub(crate) const COUNT_COMMAND: Command = Command::of_server(
+    &["agent", "count"],
+    "Count the attested nodes",
+    |context, args| Box::pin(count(context, args)),
+)
+.flags(node::FILTERS)
+.object(Object::Agent);
 
-pub(crate) fn show_command() -> Command {
-    Command::of_server(
-        &["agent", "show"],
-        "Show one attested node",
-        &[node::NODE_ID],
-        |context, args| Box::pin(show(context, args)),
-    )
-}
+pub(crate) const SHOW_COMMAND: Command = Command::of_server(
+    &["agent", "show"],
+    "Show one attested node",
+    |context, args| Box::pin(show(context, args)),
+)
+.flags(&[node::NODE_ID.spec])
+.object(Object::Agent)
+.aliases(&["get"]);
 
 /// All nodes that the filter lets through, page by page.
 pub(super) async fn pages(
@@ -72,7 +70,7 @@ pub(super) async fn pages(
 }
 
 async fn list(context: Context, args: Args) -> Result<Output, CliError> {
-    let filter = node::filter(&args, context.face)?;
+    let filter = node::filter(&args, context.frontend)?;
     let filter = list_agents_request::Filter {
         by_attestation_type: filter.by_attestation_type,
         by_selector_match: filter.by_selector_match,
@@ -108,7 +106,7 @@ async fn list(context: Context, args: Args) -> Result<Output, CliError> {
 }
 
 async fn count(context: Context, args: Args) -> Result<Output, CliError> {
-    let filter = node::filter(&args, context.face)?;
+    let filter = node::filter(&args, context.frontend)?;
     let request = CountAgentsRequest {
         filter: Some(count_agents_request::Filter {
             by_attestation_type: filter.by_attestation_type,

@@ -12,41 +12,35 @@ use tonic::Status;
 
 use super::agent_list::pages;
 use crate::cli::args::Args;
+use crate::cli::command::{Command, Object};
 use crate::cli::context::Context;
 use crate::cli::error::{Batch, CliError, FailedItem};
+use crate::cli::flag::{Flag, FlagSpec};
 use crate::cli::ids;
 use crate::cli::output::{Output, Table};
-use crate::cli::spec::{Command, Endpoint, Flag, Kind, Program, Surface, flag};
 
-const FLAGS: &[Flag] = &[
-    flag(
-        "expiredFor",
-        "expired-for",
-        Kind::Duration,
-        "Only nodes whose SVID expired at least this long ago",
-    )
-    .or("30d")
-    .or_on_shim("720h0m0s"),
-    flag(
-        "dryRun",
-        "dry-run",
-        Kind::Switch,
-        "List the nodes that would be deleted without deleting them",
-    ),
-];
+const EXPIRED_FOR: Flag<Duration> = Flag::duration(
+    "expiredFor",
+    "expired-for",
+    "Only nodes whose SVID expired at least this long ago",
+)
+.or("30d");
+const DRY_RUN: Flag<bool> = Flag::switch(
+    "dryRun",
+    "dry-run",
+    "List the nodes that would be deleted without deleting them",
+);
 
-pub(crate) fn command() -> Command {
-    Command {
-        program: Program::Server,
-        path: &["agent", "purge"],
-        about: "Delete nodes that can re-attest and whose SVID expired long ago",
-        flags: FLAGS,
-        endpoint: Endpoint::ServerAdmin,
-        formats: true,
-        surface: Surface::Both,
-        run: |context, args| Box::pin(run(context, args)),
-    }
-}
+const FLAGS: &[FlagSpec] = &[EXPIRED_FOR.or_on_spire("720h0m0s").spec, DRY_RUN.spec];
+
+pub(crate) const COMMAND: Command = Command::of_server(
+    &["agent", "purge"],
+    "Delete nodes that can re-attest and whose SVID expired long ago",
+    |context, args| Box::pin(run(context, args)),
+)
+.flags(FLAGS)
+.object(Object::Agent)
+.examples("  plastron server agent purge --expired-for 24h --dry-run");
 
 /// One expired node and what became of it.
 struct Expired {
@@ -56,7 +50,7 @@ struct Expired {
 }
 
 async fn run(context: Context, args: Args) -> Result<Output, CliError> {
-    let dry_run = args.switch("dryRun");
+    let dry_run = args.get(DRY_RUN);
     let channel = context.channel().await?;
     let filter = list_agents_request::Filter {
         by_can_reattest: Some(true),
@@ -69,7 +63,7 @@ async fn run(context: Context, args: Args) -> Result<Output, CliError> {
     let agents = pages(channel.clone(), filter, Some(mask))
         .await
         .map_err(|status| CliError::status("failed to list agents", status))?;
-    let expired_for: Duration = args.duration("expiredFor");
+    let expired_for: Duration = args.get(EXPIRED_FOR);
     let limit = unix_seconds(context.clock.now())
         .saturating_sub(i64::try_from(expired_for.as_secs()).unwrap_or(i64::MAX));
     let mut client = AgentClient::new(channel);

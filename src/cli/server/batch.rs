@@ -2,7 +2,7 @@
 
 use proto::spire::api::types::{Entry, Status};
 
-use crate::cli::context::{Context, Face};
+use crate::cli::context::{Context, Frontend};
 use crate::cli::error::{Batch, FailedItem};
 use crate::cli::{ids, output};
 
@@ -48,7 +48,7 @@ pub(super) fn failure(context: &Context, text: &str, failed: Vec<Refused<'_>>) -
     if failed.is_empty() {
         return None;
     }
-    if context.face == Face::Shim && !context.prints_data() {
+    if context.frontend == Frontend::Spire && !context.prints_data() {
         for item in &failed {
             output::say(&item.paragraph);
         }

@@ -4,16 +4,14 @@ use proto::spire::api::types::Bundle as WireBundle;
 use spiffe::bundle::Bundle;
 
 use crate::cli::error::CliError;
-use crate::cli::spec::{Flag, Kind, flag};
+use crate::cli::flag::Flag;
 
-pub(super) const FORMAT: Flag = flag(
-    "format",
-    "format",
-    Kind::Text,
-    "Bundle format: pem or spiffe",
-)
-.or("pem");
-pub(super) const ID: Flag = flag("id", "id", Kind::Text, "The trust domain");
+pub(super) const FORMAT: Flag<String> =
+    Flag::text("format", "format", "Bundle format: pem or spiffe")
+        .value("FORMAT")
+        .or("pem");
+pub(super) const ID: Flag<String> =
+    Flag::text("id", "id", "The trust domain").value("TRUST-DOMAIN");
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum BundleFormat {

@@ -14,60 +14,57 @@ use spiffe::bundle::Bundle;
 use super::batch::succeeded;
 use super::bundle::{BundleFormat, FORMAT, ID, format};
 use crate::cli::args::Args;
-use crate::cli::context::{Context, Face};
+use crate::cli::command::{Command, Object};
+use crate::cli::context::{Context, Frontend};
 use crate::cli::error::{Batch, CliError, FailedItem};
+use crate::cli::flag::{Flag, FlagSpec};
 use crate::cli::output::Output;
-use crate::cli::spec::{Command, Endpoint, Flag, Kind, Program, Surface, flag};
 
-const DELETE: &[Flag] = &[
-    ID.positional(),
-    flag("mode", "mode", Kind::Text, "What happens to entries that federate with it: restrict (refuse), dissociate, or delete them").or("restrict"),
-];
+const MODE: Flag<String> = Flag::text(
+    "mode",
+    "mode",
+    "What happens to entries that federate with it: restrict (refuse), dissociate, or delete them",
+)
+.value("MODE")
+.or("restrict");
+const PATH: Flag<String> = Flag::text(
+    "path",
+    "path",
+    "File with the bundle; standard input when absent",
+)
+.value("FILE");
 
-const SET: &[Flag] = &[
-    ID.positional(),
-    flag(
-        "path",
-        "path",
-        Kind::Text,
-        "File with the bundle; standard input when absent",
-    ),
-    FORMAT,
-];
+const DELETE: &[FlagSpec] = &[ID.positional().spec, MODE.spec];
 
-pub(crate) fn set_command() -> Command {
-    Command {
-        program: Program::Server,
-        path: &["bundle", "set"],
-        about: "Create or replace the bundle of another trust domain",
-        flags: SET,
-        endpoint: Endpoint::ServerAdmin,
-        formats: true,
-        surface: Surface::Both,
-        run: |context, args| Box::pin(set(context, args)),
-    }
-}
+const SET: &[FlagSpec] = &[ID.positional().spec, PATH.spec, FORMAT.spec];
 
-pub(crate) fn delete_command() -> Command {
-    Command {
-        path: &["bundle", "delete"],
-        about: "Delete the bundle of another trust domain",
-        flags: DELETE,
-        run: |context, args| Box::pin(delete(context, args)),
-        ..set_command()
-    }
-}
+pub(crate) const SET_COMMAND: Command = Command::of_server(
+    &["bundle", "set"],
+    "Create or replace the bundle of another trust domain",
+    |context, args| Box::pin(set(context, args)),
+)
+.flags(SET)
+.object(Object::Bundle)
+.examples("  plastron server bundle set --id other.example --format spiffe --path other.json");
+
+pub(crate) const DELETE_COMMAND: Command = Command::of_server(
+    &["bundle", "delete"],
+    "Delete the bundle of another trust domain",
+    |context, args| Box::pin(delete(context, args)),
+)
+.flags(DELETE)
+.object(Object::Bundle);
 
 async fn set(context: Context, args: Args) -> Result<Output, CliError> {
-    let Some(id) = args.optional("id") else {
+    let Some(id) = args.optional(ID) else {
         return Err(CliError::usage("id flag is required"));
     };
-    let format = format(args.text("format"))?;
+    let format = format(args.get(FORMAT))?;
     let data = context
-        .read_input(args.optional("path").unwrap_or("-"))
+        .read_input(args.optional(PATH).unwrap_or("-"))
         .map_err(|error| error.within("unable to load bundle data"))?;
-    if context.face == Face::Native && data.trim_ascii().is_empty() {
-        let given = args.optional("path").unwrap_or("standard input");
+    if context.frontend == Frontend::Native && data.trim_ascii().is_empty() {
+        let given = args.optional(PATH).unwrap_or("standard input");
         return Err(Fault::new(Code::InvalidBundle, "no bundle was given")
             .at(given)
             .because("it is empty")
@@ -96,13 +93,13 @@ async fn set(context: Context, args: Args) -> Result<Output, CliError> {
             })?
         }
     };
-    if context.face == Face::Native
+    if context.frontend == Frontend::Native
         && bundle.x509_authorities.is_empty()
         && bundle.jwt_authorities.is_empty()
     {
         return Err(
             Fault::new(Code::InvalidBundle, "the bundle has no authority")
-                .at(args.optional("path").unwrap_or("standard input"))
+                .at(args.optional(PATH).unwrap_or("standard input"))
                 .because("with it nothing of the trust domain could be verified")
                 .hint(format!(
                     "to remove the bundle: plastron server bundle delete --id {id}"
@@ -193,10 +190,10 @@ fn failed(text: &str, id: &str, status: Option<&Status>) -> Option<Batch> {
 }
 
 async fn delete(context: Context, args: Args) -> Result<Output, CliError> {
-    let Some(id) = args.optional("id") else {
+    let Some(id) = args.optional(ID) else {
         return Err(CliError::usage("id is required"));
     };
-    let mode = match args.text("mode") {
+    let mode = match args.get(MODE) {
         "" | "restrict" => Mode::Restrict,
         "dissociate" => Mode::Dissociate,
         "delete" => Mode::Delete,

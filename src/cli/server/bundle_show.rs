@@ -7,37 +7,34 @@ use proto::spire::api::server::bundle::v1::{
 
 use super::bundle::{FORMAT, ID, format, text};
 use crate::cli::args::Args;
+use crate::cli::command::{Command, Object};
 use crate::cli::context::{Context, Format};
 use crate::cli::error::CliError;
 use crate::cli::output::Output;
-use crate::cli::spec::Command;
 
-pub(crate) fn show_command() -> Command {
-    Command::of_server(
-        &["bundle", "show"],
-        "Print the trust domain's own bundle",
-        &[FORMAT],
-        |context, args| Box::pin(show(context, args)),
-    )
-}
+pub(crate) const SHOW_COMMAND: Command = Command::of_server(
+    &["bundle", "show"],
+    "Print the trust domain's own bundle",
+    |context, args| Box::pin(show(context, args)),
+)
+.flags(&[FORMAT.spec])
+.object(Object::Bundle)
+.aliases(&["get"]);
 
-pub(crate) fn list_command() -> Command {
-    Command::of_server(
-        &["bundle", "list"],
-        "Print the federated bundles",
-        &[ID, FORMAT],
-        |context, args| Box::pin(list(context, args)),
-    )
-}
+pub(crate) const LIST_COMMAND: Command = Command::of_server(
+    &["bundle", "list"],
+    "Print the federated bundles",
+    |context, args| Box::pin(list(context, args)),
+)
+.flags(&[ID.spec, FORMAT.spec])
+.object(Object::Bundle);
 
-pub(crate) fn count_command() -> Command {
-    Command::of_server(
-        &["bundle", "count"],
-        "Count the bundles, including this trust domain's own",
-        &[],
-        |context, args| Box::pin(count(context, args)),
-    )
-}
+pub(crate) const COUNT_COMMAND: Command = Command::of_server(
+    &["bundle", "count"],
+    "Count the bundles, including this trust domain's own",
+    |context, args| Box::pin(count(context, args)),
+)
+.object(Object::Bundle);
 
 async fn show(context: Context, args: Args) -> Result<Output, CliError> {
     let reply = BundleClient::new(context.channel().await?)
@@ -48,7 +45,7 @@ async fn show(context: Context, args: Args) -> Result<Output, CliError> {
     let text = if context.format == Format::Json {
         String::new()
     } else {
-        text(&reply, format(args.text("format"))?, false)?
+        text(&reply, format(args.get(FORMAT))?, false)?
     };
     Output::text(text).reply("spire.api.types.Bundle", &reply)
 }
@@ -56,7 +53,7 @@ async fn show(context: Context, args: Args) -> Result<Output, CliError> {
 async fn list(context: Context, args: Args) -> Result<Output, CliError> {
     let mut client = BundleClient::new(context.channel().await?);
     let pretty = context.format != Format::Json;
-    if let Some(id) = args.optional("id") {
+    if let Some(id) = args.optional(ID) {
         let request = GetFederatedBundleRequest {
             trust_domain: id.to_owned(),
             output_mask: None,
@@ -67,7 +64,7 @@ async fn list(context: Context, args: Args) -> Result<Output, CliError> {
             .map_err(|status| CliError::status("", status))?
             .into_inner();
         let text = if pretty {
-            text(&reply, format(args.text("format"))?, false)?
+            text(&reply, format(args.get(FORMAT))?, false)?
         } else {
             String::new()
         };
@@ -82,7 +79,7 @@ async fn list(context: Context, args: Args) -> Result<Output, CliError> {
     if pretty {
         // (SPIRE: a format that does not exist is found when there is something to print.)
         for bundle in &reply.bundles {
-            parts.push(text(bundle, format(args.text("format"))?, true)?);
+            parts.push(text(bundle, format(args.get(FORMAT))?, true)?);
         }
     }
     let output = Output::text(parts.join("\n")).reply(

@@ -5,107 +5,83 @@ use proto::spire::api::types::{Entry, entry::AdditionalAttributes};
 
 use crate::cli::args::Args;
 use crate::cli::error::CliError;
+use crate::cli::flag::Flag;
 use crate::cli::output::Table;
-use crate::cli::spec::{Flag, Kind, flag};
-use crate::cli::{ids, selectors, timefmt};
+use crate::cli::selectors::{self, FEDERATES_WITH, SELECTOR};
+use crate::cli::{ids, timefmt};
 
-pub(super) const ENTRY_ID: Flag = flag("entryID", "entry-id", Kind::Text, "The entry's own ID");
-pub(super) const PARENT_ID: Flag = flag(
+pub(crate) const ENTRY_ID: Flag<String> =
+    Flag::text("entryID", "entry-id", "The entry's own ID").value("ENTRY-ID");
+pub(crate) const PARENT_ID: Flag<String> = Flag::text(
     "parentID",
     "parent-id",
-    Kind::Text,
     "SPIFFE ID of the entry's parent: a node, or an alias of nodes",
-);
-pub(super) const SPIFFE_ID: Flag = flag(
-    "spiffeID",
-    "spiffe-id",
-    Kind::Text,
-    "SPIFFE ID that the entry grants",
-);
-pub(super) const X509_TTL: Flag = flag(
+)
+.value("SPIFFE-ID");
+pub(crate) const SPIFFE_ID: Flag<String> =
+    Flag::text("spiffeID", "spiffe-id", "SPIFFE ID that the entry grants").value("SPIFFE-ID");
+pub(crate) const X509_TTL: Flag<i64> = Flag::lifetime(
     "x509SVIDTTL",
     "x509-svid-ttl",
-    Kind::Seconds,
     "Lifetime of X509-SVIDs; 0 is the server's default",
-);
-pub(super) const JWT_TTL: Flag = flag(
+)
+// (SPIRE had one lifetime for both before 1.5.)
+.formerly("ttl");
+pub(crate) const JWT_TTL: Flag<i64> = Flag::lifetime(
     "jwtSVIDTTL",
     "jwt-svid-ttl",
-    Kind::Seconds,
     "Lifetime of JWT-SVIDs; 0 is the server's default",
-);
-pub(super) const DATA: Flag = flag(
+)
+.formerly("ttl");
+pub(crate) const DATA: Flag<String> = Flag::text(
     "data",
     "data",
-    Kind::Text,
     "JSON file with the entries, in place of the other flags; - is standard input",
-);
-pub(super) const FEDERATES_WITH: Flag = flag(
-    "federatesWith",
-    "federates-with",
-    Kind::List,
-    "Trust domain whose bundle the workload gets too; may be given several times",
-);
-pub(super) const ADMIN: Flag = flag(
-    "admin",
-    "admin",
-    Kind::Switch,
-    "The workload may administer the server",
-);
-pub(super) const STORE_SVID: Flag = flag(
+)
+.value("FILE");
+pub(crate) const ADMIN: Flag<bool> =
+    Flag::switch("admin", "admin", "The workload may administer the server");
+pub(crate) const STORE_SVID: Flag<bool> = Flag::switch(
     "storeSVID",
     "store-svid",
-    Kind::Switch,
     "The SVID goes to an SVID store, not to a workload",
 );
-pub(super) const DOWNSTREAM: Flag = flag(
+pub(crate) const DOWNSTREAM: Flag<bool> = Flag::switch(
     "downstream",
     "downstream",
-    Kind::Switch,
     "The workload is a downstream server",
 );
-pub(super) const EXPIRY: Flag = flag(
+pub(crate) const EXPIRY: Flag<i64> = Flag::time(
     "entryExpiry",
     "expires-at",
-    Kind::Moment,
     "Expiry of the entry; 0 is never",
 );
-pub(super) const DNS: Flag = flag(
+pub(crate) const DNS: Flag<Vec<String>> = Flag::list(
     "dns",
     "dns",
-    Kind::List,
     "DNS name in the X509-SVID; may be given several times, the first is the CN too",
-);
-pub(super) const HINT: Flag = flag(
+)
+.value("NAME");
+pub(crate) const HINT: Flag<String> = Flag::text(
     "hint",
     "hint",
-    Kind::Text,
     "Hint for the workload that tells its identities apart",
 );
-pub(super) const NO_PREFETCH: Flag = flag(
+pub(crate) const NO_PREFETCH: Flag<bool> = Flag::switch(
     "disableX509SVIDPrefetch",
     "disable-x509-svid-prefetch",
-    Kind::Switch,
     "Issue the X509-SVID only when a workload asks",
 );
-pub(super) const JTI: Flag = flag(
+pub(crate) const JTI: Flag<bool> = Flag::switch(
     "jwtSVIDIncludeJTI",
     "jwt-svid-include-jti",
-    Kind::Switch,
     "Put a unique jti claim in each JWT-SVID; such SVIDs are not cached",
 );
-pub(super) const MATCH_FEDERATES_WITH: Flag = flag(
-    "matchFederatesWithOn",
-    "match-federates-with-on",
-    Kind::Text,
-    "How the federated trust domains are matched: exact, any, superset or subset",
-)
-.or("superset");
 
 /// Refuses lifetimes below zero, before the other values are looked at.
 pub(super) fn check_ttls(args: &Args) -> Result<(), CliError> {
-    for (name, kind) in [("x509SVIDTTL", "x509"), ("jwtSVIDTTL", "JWT")] {
-        if args.integer(name) < 0 {
+    for (flag, kind) in [(X509_TTL, "x509"), (JWT_TTL, "JWT")] {
+        if args.get(flag) < 0 {
             return Err(CliError::wrong(
                 Code::InvalidTtl,
                 "",
@@ -118,23 +94,22 @@ pub(super) fn check_ttls(args: &Args) -> Result<(), CliError> {
 
 /// The fields that the flags give directly; the IDs are the caller's to fill in.
 pub(super) fn from_args(args: &Args) -> Result<Entry, CliError> {
-    let attributes = (args.switch("disableX509SVIDPrefetch") || args.switch("jwtSVIDIncludeJTI"))
-        .then(|| AdditionalAttributes {
-            disable_x509_svid_prefetch: args.switch("disableX509SVIDPrefetch"),
-            jwt_svid_include_jti: args.switch("jwtSVIDIncludeJTI"),
-        });
+    let attributes = (args.get(NO_PREFETCH) || args.get(JTI)).then(|| AdditionalAttributes {
+        disable_x509_svid_prefetch: args.get(NO_PREFETCH),
+        jwt_svid_include_jti: args.get(JTI),
+    });
     Ok(Entry {
-        id: args.text("entryID").to_owned(),
-        selectors: selectors::parse_all(&args.list("selector"))?,
-        x509_svid_ttl: args.seconds("x509SVIDTTL")?,
-        jwt_svid_ttl: args.seconds("jwtSVIDTTL")?,
-        federates_with: args.list("federatesWith"),
-        admin: args.switch("admin"),
-        downstream: args.switch("downstream"),
-        expires_at: args.integer("entryExpiry"),
-        dns_names: args.list("dns"),
-        store_svid: args.switch("storeSVID"),
-        hint: args.text("hint").to_owned(),
+        id: args.get(ENTRY_ID).to_owned(),
+        selectors: selectors::parse_all(args.get(SELECTOR))?,
+        x509_svid_ttl: args.seconds(X509_TTL)?,
+        jwt_svid_ttl: args.seconds(JWT_TTL)?,
+        federates_with: args.get(FEDERATES_WITH).to_vec(),
+        admin: args.get(ADMIN),
+        downstream: args.get(DOWNSTREAM),
+        expires_at: args.get(EXPIRY),
+        dns_names: args.get(DNS).to_vec(),
+        store_svid: args.get(STORE_SVID),
+        hint: args.get(HINT).to_owned(),
         additional_attributes: attributes,
         ..Entry::default()
     })

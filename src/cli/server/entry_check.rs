@@ -16,15 +16,14 @@ use tonic::transport::Channel;
 
 use super::agent_list;
 use crate::cli::args::Args;
-use crate::cli::context::{Context, Face};
+use crate::cli::context::{Context, Frontend};
 use crate::cli::error::CliError;
-use crate::cli::spec::{Flag, Kind, flag};
+use crate::cli::flag::Flag;
 use crate::cli::{ids, output, timefmt};
 
-pub(super) const ALLOW_UNKNOWN: Flag = flag(
+pub(super) const ALLOW_UNKNOWN: Flag<bool> = Flag::switch(
     "allowUnknown",
     "allow-unknown",
-    Kind::Switch,
     "Take selectors and parent IDs that nothing is known of, such as those of an external plugin",
 )
 .natively();
@@ -115,7 +114,7 @@ pub(super) async fn refuse(
     args: &Args,
     entries: &[Entry],
 ) -> Result<(), CliError> {
-    if context.face == Face::Shim || args.switch("allowUnknown") {
+    if context.frontend == Frontend::Spire || args.get(ALLOW_UNKNOWN) {
         return Ok(());
     }
     let mut faults = selector_faults(entries);
@@ -131,7 +130,7 @@ pub(super) async fn refuse(
 /// On the shim the same is said on standard error once the server took the entries. What cannot be found out is not
 /// warned of.
 pub(super) async fn warn(context: &Context, channel: &Channel, entries: &[Entry]) {
-    if context.face == Face::Native {
+    if context.frontend == Frontend::Native {
         return;
     }
     let mut faults = selector_faults(entries);
@@ -149,7 +148,7 @@ pub(super) async fn lifetime_note(
     entries: &[Entry],
 ) -> Option<String> {
     let longest = entries.iter().map(|entry| entry.x509_svid_ttl).max()?;
-    if context.face == Face::Shim || longest == 0 {
+    if context.frontend == Frontend::Spire || longest == 0 {
         return None;
     }
     let state = LocalAuthorityClient::new(channel.clone())

@@ -8,59 +8,65 @@ use proto::spire::api::types::{AgentMask, Entry, Spiffeid};
 use tonic::transport::Channel;
 
 use super::entry::{
-    ADMIN, DATA, DNS, DOWNSTREAM, ENTRY_ID, EXPIRY, FEDERATES_WITH, HINT, JTI, JWT_TTL,
-    NO_PREFETCH, PARENT_ID, SPIFFE_ID, STORE_SVID, X509_TTL, check_ttls, from_args, table, text,
+    ADMIN, DATA, DNS, DOWNSTREAM, ENTRY_ID, EXPIRY, HINT, JTI, JWT_TTL, NO_PREFETCH, PARENT_ID,
+    SPIFFE_ID, STORE_SVID, X509_TTL, check_ttls, from_args, table, text,
 };
 use super::{batch, entry_check, entry_data};
 use crate::cli::args::Args;
-use crate::cli::context::{Context, Face};
+use crate::cli::command::{Command, Object};
+use crate::cli::context::{Context, Frontend};
 use crate::cli::error::CliError;
+use crate::cli::flag::{Flag, FlagSpec};
 use crate::cli::ids;
 use crate::cli::output::Output;
-use crate::cli::selectors::SELECTOR;
-use crate::cli::spec::{Command, Endpoint, Flag, Kind, Program, Surface, flag};
+use crate::cli::selectors::{FEDERATES_WITH, SELECTOR};
 
-const FLAGS: &[Flag] = &[
-    SPIFFE_ID,
-    PARENT_ID,
-    SELECTOR,
-    flag(
-        "node",
-        "node",
-        Kind::Switch,
-        "The entry names a set of nodes (an alias), not workloads",
-    ),
-    X509_TTL,
-    JWT_TTL,
-    DNS,
-    FEDERATES_WITH,
-    HINT,
-    ENTRY_ID,
-    EXPIRY,
-    ADMIN,
-    DOWNSTREAM,
-    STORE_SVID,
-    NO_PREFETCH,
-    JTI,
-    DATA,
-    entry_check::ALLOW_UNKNOWN,
+const NODE: Flag<bool> = Flag::switch(
+    "node",
+    "node",
+    "The entry names a set of nodes (an alias), not workloads",
+);
+
+const FLAGS: &[FlagSpec] = &[
+    SPIFFE_ID.spec,
+    PARENT_ID.spec,
+    SELECTOR.spec,
+    NODE.spec,
+    X509_TTL.spec,
+    JWT_TTL.spec,
+    DNS.spec,
+    FEDERATES_WITH.spec,
+    HINT.spec,
+    ENTRY_ID.spec,
+    EXPIRY.spec,
+    ADMIN.spec,
+    DOWNSTREAM.spec,
+    STORE_SVID.spec,
+    NO_PREFETCH.spec,
+    JTI.spec,
+    DATA.spec,
+    entry_check::ALLOW_UNKNOWN.spec,
 ];
 
-pub(crate) fn command() -> Command {
-    Command {
-        program: Program::Server,
-        path: &["entry", "create"],
-        about: "Create registration entries",
-        flags: FLAGS,
-        endpoint: Endpoint::ServerAdmin,
-        formats: true,
-        surface: Surface::Both,
-        run: |context, args| Box::pin(run(context, args)),
-    }
-}
+pub(crate) const COMMAND: Command = Command::of_server(
+    &["entry", "create"],
+    "Create registration entries",
+    |context, args| Box::pin(run(context, args)),
+)
+.flags(FLAGS)
+.object(Object::Entry)
+.examples(
+    "\
+A SPIFFE ID can be short: web is spiffe://TRUST-DOMAIN/web. Without --parent-id the parent is the
+attested node, if there is exactly one.
+
+  plastron server entry create --spiffe-id web --selector unix:uid:1000
+  plastron server entry create --spiffe-id shop/api --selector unix:user:api --x509-svid-ttl 30m
+  plastron server entry create --data entries.json",
+);
 
 async fn run(context: Context, args: Args) -> Result<Output, CliError> {
-    let data = args.optional("data");
+    let data = args.optional(DATA);
     if data.is_none() {
         check(&context, &args)?;
     }
@@ -68,14 +74,14 @@ async fn run(context: Context, args: Args) -> Result<Output, CliError> {
         .map(|path| {
             context
                 .read_input(path)
-                .and_then(|json| entry_data::parse(&json, context.face))
+                .and_then(|json| entry_data::parse(&json, context.frontend))
         })
         .transpose()?;
-    if parsed.is_none() && context.face == Face::Shim {
+    if parsed.is_none() && context.frontend == Frontend::Spire {
         // SPIRE refuses a bad ID first of all, and before it connects.
-        ids::parse(args.text("spiffeID"))?;
-        if !args.switch("node") {
-            ids::parse(args.text("parentID"))?;
+        ids::parse(args.get(SPIFFE_ID))?;
+        if !args.get(NODE) {
+            ids::parse(args.get(PARENT_ID))?;
         }
     }
     let own = if parsed.is_none() {
@@ -125,14 +131,14 @@ fn created(reply: &BatchCreateEntryResponse) -> Vec<Entry> {
 
 /// Checks the flags as SPIRE does, before anything is sent.
 fn check(context: &Context, args: &Args) -> Result<(), CliError> {
-    let node = args.switch("node");
-    let fault = if args.list("selector").is_empty() {
+    let node = args.get(NODE);
+    let fault = if args.get(SELECTOR).is_empty() {
         "at least one selector is required"
-    } else if node && !args.list("federatesWith").is_empty() {
+    } else if node && !args.get(FEDERATES_WITH).is_empty() {
         "node entries can not federate"
-    } else if args.text("parentID").is_empty() && !node && context.face == Face::Shim {
+    } else if args.get(PARENT_ID).is_empty() && !node && context.frontend == Frontend::Spire {
         "a parent ID is required if the node flag is not set"
-    } else if args.text("spiffeID").is_empty() {
+    } else if args.get(SPIFFE_ID).is_empty() {
         "a SPIFFE ID is required"
     } else {
         return check_ttls(args);
@@ -146,13 +152,13 @@ async fn with_ids(
     channel: &Channel,
     args: &Args,
 ) -> Result<Entry, CliError> {
-    let id = ids::expand(context, channel, args.text("spiffeID")).await?;
-    let parent = if args.switch("node") {
+    let id = ids::expand(context, channel, args.get(SPIFFE_ID)).await?;
+    let parent = if args.get(NODE) {
         Spiffeid {
             trust_domain: id.trust_domain.clone(),
             path: "/spire/server".to_owned(),
         }
-    } else if let Some(parent) = args.optional("parentID") {
+    } else if let Some(parent) = args.optional(PARENT_ID) {
         ids::expand(context, channel, parent).await?
     } else {
         only_node(channel).await?

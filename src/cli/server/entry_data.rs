@@ -3,29 +3,29 @@
 
 use proto::spire::api::types::{Entry, Selector, entry::AdditionalAttributes};
 
-use crate::cli::context::Face;
+use crate::cli::context::Frontend;
 use crate::cli::error::CliError;
 use crate::cli::ids;
 use crate::cli::json_input::{Json, Object};
 use crate::cli::output;
 
 /// Reads the entries of a file. On the shims what is ignored, as SPIRE ignores it, is warned of.
-pub(super) fn parse(json: &[u8], face: Face) -> Result<Vec<Entry>, CliError> {
+pub(super) fn parse(json: &[u8], frontend: Frontend) -> Result<Vec<Entry>, CliError> {
     let document: Json = serde_json::from_slice(json)
-        .map_err(|error| CliError::usage(unreadable(json, &error, face)))?;
+        .map_err(|error| CliError::usage(unreadable(json, &error, frontend)))?;
     if matches!(document, Json::List(_)) {
         return Err(CliError::usage(
             "the entry file is not valid: it is a list, not an object with the member \"entries\"",
         ));
     }
     let mut warnings = Vec::new();
-    let entries = document_entries(&document, face, &mut warnings)?;
+    let entries = document_entries(&document, frontend, &mut warnings)?;
     if entries.is_empty() {
         let text = "the file has no entries, so nothing is done";
-        match face {
-            Face::Native => return Err(CliError::usage(text)),
+        match frontend {
+            Frontend::Native => return Err(CliError::usage(text)),
             // (SPIRE: exit code 0 and no word.)
-            Face::Shim => warnings.push(text.to_owned()),
+            Frontend::Spire => warnings.push(text.to_owned()),
         }
     }
     for warning in warnings {
@@ -40,28 +40,28 @@ fn invalid(fault: impl std::fmt::Display) -> CliError {
 
 fn document_entries(
     document: &Json,
-    face: Face,
+    frontend: Frontend,
     warnings: &mut Vec<String>,
 ) -> Result<Vec<Entry>, CliError> {
-    let file = Object::new(document, "", face).map_err(invalid)?;
+    let file = Object::new(document, "", frontend).map_err(invalid)?;
     let items = file.list("entries").map_err(invalid)?;
     let entries = items
         .into_iter()
-        .map(|(path, item)| entry(item, &path, face, warnings))
+        .map(|(path, item)| entry(item, &path, frontend, warnings))
         .collect::<Result<_, _>>()?;
     warnings.extend(file.finish().map_err(invalid)?);
     Ok(entries)
 }
 
 /// What is wrong with the JSON; on the shim in Go's words for the two common faults.
-fn unreadable(json: &[u8], error: &serde_json::Error, face: Face) -> String {
-    if face == Face::Shim && error.is_eof() {
+fn unreadable(json: &[u8], error: &serde_json::Error, frontend: Frontend) -> String {
+    if frontend == Frontend::Spire && error.is_eof() {
         return "unexpected end of JSON input".to_owned();
     }
     let first = json.trim_ascii_start().first().copied();
     match first {
         None => "nothing was given: the entry file is empty".to_owned(),
-        Some(byte) if face == Face::Shim && !b"{[\"-0123456789tfn".contains(&byte) => {
+        Some(byte) if frontend == Frontend::Spire && !b"{[\"-0123456789tfn".contains(&byte) => {
             format!(
                 "invalid character {:?} looking for beginning of value",
                 char::from(byte)
@@ -74,11 +74,11 @@ fn unreadable(json: &[u8], error: &serde_json::Error, face: Face) -> String {
 fn entry(
     item: &Json,
     path: &str,
-    face: Face,
+    frontend: Frontend,
     warnings: &mut Vec<String>,
 ) -> Result<Entry, CliError> {
     let mut ids = (String::new(), String::new());
-    let entry = fields(item, path, face, &mut ids, warnings).map_err(invalid)?;
+    let entry = fields(item, path, frontend, &mut ids, warnings).map_err(invalid)?;
     let (spiffe_id, parent_id) = ids;
     Ok(Entry {
         spiffe_id: Some(ids::parse(&spiffe_id)?),
@@ -91,15 +91,15 @@ fn entry(
 fn fields(
     item: &Json,
     path: &str,
-    face: Face,
+    frontend: Frontend,
     ids: &mut (String, String),
     warnings: &mut Vec<String>,
 ) -> Result<Entry, String> {
-    let object = Object::new(item, path, face)?;
+    let object = Object::new(item, path, frontend)?;
     *ids = (object.text("spiffe_id")?, object.text("parent_id")?);
     let mut selectors = Vec::new();
     for (path, item) in object.list("selectors")? {
-        let selector = Object::new(item, path, face)?;
+        let selector = Object::new(item, path, frontend)?;
         selectors.push(Selector {
             r#type: selector.text("type")?,
             value: selector.text("value")?,
@@ -142,13 +142,13 @@ fn fields(
 #[cfg(test)]
 mod tests {
     use super::parse;
-    use crate::cli::context::Face;
+    use crate::cli::context::Frontend;
 
     #[test]
     fn reads_the_fields_of_an_entry() {
         let json = br#"{"entries":[{"selectors":[{"type":"unix","value":"uid:1"}],"spiffe_id":"spiffe://a/w",
             "parent_id":"spiffe://a/p","x509_svid_ttl":60,"entryExpiry":5,"additional_attributes":{"jwt_svid_include_jti":true}}]}"#;
-        let entries = parse(json, Face::Native).unwrap();
+        let entries = parse(json, Frontend::Native).unwrap();
         assert_eq!(entries[0].x509_svid_ttl, 60);
         assert_eq!(entries[0].expires_at, 5);
         assert!(
@@ -171,7 +171,7 @@ mod tests {
             r#"{"entries":[{"spiffeID":"x"}]}"#,
             r#"{"entries":[{"spiffe_id":"nope","parent_id":"spiffe://a/p"}]}"#,
         ] {
-            parse(json.as_bytes(), Face::Native).unwrap_err();
+            parse(json.as_bytes(), Frontend::Native).unwrap_err();
         }
     }
 
@@ -198,10 +198,10 @@ mod tests {
         .concat();
         let plain = format!(r#"{{"entries":[{{{PLAIN}}}]}}"#);
         let with_nulls = format!(r#"{{"entries":[{{{PLAIN}{nulls}}}]}}"#);
-        for face in [Face::Native, Face::Shim] {
+        for frontend in [Frontend::Native, Frontend::Spire] {
             assert_eq!(
-                parse(with_nulls.as_bytes(), face).unwrap(),
-                parse(plain.as_bytes(), face).unwrap()
+                parse(with_nulls.as_bytes(), frontend).unwrap(),
+                parse(plain.as_bytes(), frontend).unwrap()
             );
         }
     }
@@ -210,7 +210,7 @@ mod tests {
     fn the_shims_read_any_case_and_the_last_of_several_as_go_does() {
         let json = r#"{"Entries":[{"SELECTORS":[{"Type":"unix","VALUE":"uid:1"}],"SPIFFE_ID":"spiffe://a/w",
             "Parent_ID":"spiffe://a/p","hint":"first","Hint":"last","ttl":200}]}"#;
-        let entries = parse(json.as_bytes(), Face::Shim).unwrap();
+        let entries = parse(json.as_bytes(), Frontend::Spire).unwrap();
         assert_eq!(entries[0].hint, "last");
         assert_eq!(entries[0].selectors.len(), 1);
         assert_eq!(entries[0].x509_svid_ttl, 0);
@@ -240,7 +240,7 @@ mod tests {
                 "entries[0].selectors[0].values is unknown; did you mean \"value\"?",
             ),
         ] {
-            let fault = parse(json.as_bytes(), Face::Native)
+            let fault = parse(json.as_bytes(), Frontend::Native)
                 .unwrap_err()
                 .to_string();
             assert!(fault.contains(named), "{fault}");
@@ -253,7 +253,7 @@ mod tests {
             ("", "unexpected end of JSON input"),
             ("x", "invalid character 'x' looking for beginning of value"),
         ] {
-            let error = parse(json.as_bytes(), Face::Shim).unwrap_err();
+            let error = parse(json.as_bytes(), Frontend::Spire).unwrap_err();
             assert_eq!(error.to_string(), fault);
         }
     }

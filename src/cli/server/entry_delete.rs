@@ -6,37 +6,32 @@ use proto::spire::api::server::entry::v1::{BatchDeleteEntryRequest, BatchDeleteE
 use super::batch;
 use super::entry::ENTRY_ID;
 use crate::cli::args::Args;
-use crate::cli::context::{Context, Face};
+use crate::cli::command::{self, Command};
+use crate::cli::context::{Context, Frontend};
 use crate::cli::error::CliError;
+use crate::cli::flag::{Flag, FlagSpec};
 use crate::cli::json_input::{Json, Object};
 use crate::cli::output::{self, Output};
-use crate::cli::spec::{Command, Endpoint, Flag, Kind, Program, Surface, flag};
 
-const FLAGS: &[Flag] = &[
-    ENTRY_ID.positional(),
-    flag(
-        "file",
-        "file",
-        Kind::Text,
-        "JSON file {\"ids\": [...]} of the entries to delete; - is standard input",
-    ),
-];
+const FILE: Flag<String> = Flag::text(
+    "file",
+    "file",
+    "JSON file {\"ids\": [...]} of the entries to delete; - is standard input",
+)
+.value("FILE");
 
-pub(crate) fn command() -> Command {
-    Command {
-        program: Program::Server,
-        path: &["entry", "delete"],
-        about: "Delete registration entries",
-        flags: FLAGS,
-        endpoint: Endpoint::ServerAdmin,
-        formats: true,
-        surface: Surface::Both,
-        run: |context, args| Box::pin(run(context, args)),
-    }
-}
+const FLAGS: &[FlagSpec] = &[ENTRY_ID.positional().spec, FILE.spec];
+
+pub(crate) const COMMAND: Command = Command::of_server(
+    &["entry", "delete"],
+    "Delete registration entries",
+    |context, args| Box::pin(run(context, args)),
+)
+.flags(FLAGS)
+.object(command::Object::Entry);
 
 /// The IDs of `{"ids": [...]}`.
-fn parse(json: &[u8], face: Face) -> Result<Vec<String>, CliError> {
+fn parse(json: &[u8], frontend: Frontend) -> Result<Vec<String>, CliError> {
     let invalid =
         |fault: String| CliError::usage(format!("the file of entry IDs is not valid: {fault}"));
     if json.trim_ascii().is_empty() {
@@ -44,20 +39,20 @@ fn parse(json: &[u8], face: Face) -> Result<Vec<String>, CliError> {
     }
     let document: Json =
         serde_json::from_slice(json).map_err(|error| invalid(error.to_string()))?;
-    let file = Object::new(&document, "", face).map_err(invalid)?;
+    let file = Object::new(&document, "", frontend).map_err(invalid)?;
     let ids = file.texts("ids").map_err(invalid)?;
     for warning in file.finish().map_err(invalid)? {
         output::say(&format!("Warning: {warning}"));
     }
-    if ids.is_empty() && face == Face::Native {
+    if ids.is_empty() && frontend == Frontend::Native {
         return Err(invalid("it has no IDs, so nothing is done".to_owned()));
     }
     Ok(ids)
 }
 
 async fn run(context: Context, args: Args) -> Result<Output, CliError> {
-    let ids = match (args.optional("file"), args.optional("entryID")) {
-        (Some(path), _) => parse(&context.read_input(path)?, context.face)?,
+    let ids = match (args.optional(FILE), args.optional(ENTRY_ID)) {
+        (Some(path), _) => parse(&context.read_input(path)?, context.frontend)?,
         (None, Some(id)) => vec![id.to_owned()],
         (None, None) => return Err(CliError::usage("an entry ID is required")),
     };
@@ -76,7 +71,7 @@ fn outcome(context: &Context, reply: &BatchDeleteEntryResponse) -> Result<Output
         .iter()
         .map(|result| format!("Deleted entry with ID: {}\n", result.id))
         .collect();
-    if !split.done.is_empty() && context.face == Face::Shim {
+    if !split.done.is_empty() && context.frontend == Frontend::Spire {
         text.push_str("\n\n");
     }
     let refused = split
@@ -97,13 +92,13 @@ fn outcome(context: &Context, reply: &BatchDeleteEntryResponse) -> Result<Output
         Output::default().reply("spire.api.server.entry.v1.BatchDeleteEntryResponse", reply)?;
     output.partial_failure =
         batch::failure(context, "failed to delete one or more entries", refused);
-    if failed > 0 && context.face == Face::Shim {
+    if failed > 0 && context.frontend == Frontend::Spire {
         text.push_str("\n\n");
     }
     let deleted = format!("Deleted {done} entries successfully");
     text.push_str(&match (done, failed) {
         (_, 0) => deleted,
-        _ if context.face == Face::Native => String::new(),
+        _ if context.frontend == Frontend::Native => String::new(),
         (0, _) => format!("Failed to delete {failed} entries"),
         _ => format!("{deleted}, but failed to delete {failed} entries"),
     });
@@ -114,7 +109,7 @@ fn outcome(context: &Context, reply: &BatchDeleteEntryResponse) -> Result<Output
 
 #[cfg(test)]
 mod tests {
-    use super::{Face, parse};
+    use super::{Frontend, parse};
 
     #[test]
     fn a_file_without_ids_is_refused_natively() {
@@ -127,7 +122,7 @@ mod tests {
             r#"{"IDs":["a"]}"#,
             "[]",
         ] {
-            parse(json.as_bytes(), Face::Native).unwrap_err();
+            parse(json.as_bytes(), Frontend::Native).unwrap_err();
         }
     }
 
@@ -137,7 +132,7 @@ mod tests {
             (r#"{"IDs":["a","b"],"other":1}"#, &["a", "b"][..]),
             (r#"{"ids":["a"]}"#, &["a"]),
         ] {
-            assert_eq!(parse(json.as_bytes(), Face::Shim).unwrap(), ids);
+            assert_eq!(parse(json.as_bytes(), Frontend::Spire).unwrap(), ids);
         }
     }
 }

@@ -8,78 +8,75 @@ use proto::spire::api::server::entry::v1::{
 use proto::spire::api::types::Entry;
 use tonic::transport::Channel;
 
-use super::entry::{
-    DOWNSTREAM, ENTRY_ID, FEDERATES_WITH, HINT, MATCH_FEDERATES_WITH, PARENT_ID, SPIFFE_ID, table,
-    text,
-};
+use super::entry::{DOWNSTREAM, ENTRY_ID, HINT, PARENT_ID, SPIFFE_ID, table, text};
 use crate::cli::args::Args;
+use crate::cli::command::{Command, Object};
 use crate::cli::context::Context;
 use crate::cli::error::CliError;
+use crate::cli::flag::FlagSpec;
 use crate::cli::ids;
 use crate::cli::output::Output;
-use crate::cli::selectors::{self, MATCH_SELECTORS, SELECTOR};
-use crate::cli::spec::{Command, Endpoint, Flag, Program, Surface};
+use crate::cli::selectors::{
+    self, FEDERATES_WITH, MATCH_FEDERATES_WITH, MATCH_SELECTORS, SELECTOR,
+};
 
 /// Entries a page (SPIRE: 500, well below the 4 MiB of a message).
 const PAGE: i32 = 500;
 
-const SHOW: &[Flag] = &[
-    ENTRY_ID.positional(),
-    PARENT_ID,
-    SPIFFE_ID,
-    SELECTOR,
-    MATCH_SELECTORS,
-    FEDERATES_WITH,
-    MATCH_FEDERATES_WITH,
-    DOWNSTREAM,
-    HINT,
+const SHOW: &[FlagSpec] = &[
+    ENTRY_ID.positional().spec,
+    PARENT_ID.spec,
+    SPIFFE_ID.spec,
+    SELECTOR.spec,
+    MATCH_SELECTORS.spec,
+    FEDERATES_WITH.spec,
+    MATCH_FEDERATES_WITH.spec,
+    DOWNSTREAM.spec,
+    HINT.spec,
 ];
-const COUNT: &[Flag] = &[
-    PARENT_ID,
-    SPIFFE_ID,
-    SELECTOR,
-    MATCH_SELECTORS,
-    FEDERATES_WITH,
-    MATCH_FEDERATES_WITH,
-    DOWNSTREAM,
-    HINT,
+const COUNT: &[FlagSpec] = &[
+    PARENT_ID.spec,
+    SPIFFE_ID.spec,
+    SELECTOR.spec,
+    MATCH_SELECTORS.spec,
+    FEDERATES_WITH.spec,
+    MATCH_FEDERATES_WITH.spec,
+    DOWNSTREAM.spec,
+    HINT.spec,
 ];
 
-pub(crate) fn command() -> Command {
-    Command {
-        program: Program::Server,
-        path: &["entry", "show"],
-        about: "Show registration entries",
-        flags: SHOW,
-        endpoint: Endpoint::ServerAdmin,
-        formats: true,
-        surface: Surface::Both,
-        run: |context, args| Box::pin(show(context, args)),
-    }
-}
+pub(crate) const COMMAND: Command = Command::of_server(
+    &["entry", "show"],
+    "Show registration entries",
+    |context, args| Box::pin(show(context, args)),
+)
+.flags(SHOW)
+.object(Object::Entry)
+.aliases(&["list", "get"])
+.examples(
+    "\
+  plastron server entry show --spiffe-id web
+  plastron server entry show --selector unix:uid:1000 -o json",
+);
 
-pub(crate) fn count_command() -> Command {
-    Command {
-        program: Program::Server,
-        path: &["entry", "count"],
-        about: "Count registration entries",
-        flags: COUNT,
-        endpoint: Endpoint::ServerAdmin,
-        formats: true,
-        surface: Surface::Both,
-        run: |context, args| Box::pin(count(context, args)),
-    }
-}
+pub(crate) const COUNT_COMMAND: Command = Command::of_server(
+    &["entry", "count"],
+    "Count registration entries",
+    |context, args| Box::pin(count(context, args)),
+)
+.flags(COUNT)
+.object(Object::Entry);
 
 async fn show(context: Context, args: Args) -> Result<Output, CliError> {
-    let one = args.optional("entryID");
+    let one = args.optional(ENTRY_ID);
     if one.is_some()
-        && (args.optional("parentID").is_some()
-            || args.optional("spiffeID").is_some()
-            || !args.list("selector").is_empty())
+        && (args.optional(PARENT_ID).is_some()
+            || args.optional(SPIFFE_ID).is_some()
+            || !args.get(SELECTOR).is_empty())
     {
-        return Err(CliError::usage(
+        return Err(CliError::usage_of(
             "the -entryID flag can't be combined with others",
+            "the --entry-id flag can't be combined with others",
         ));
     }
     let channel = context.channel().await?;
@@ -156,13 +153,13 @@ async fn filter(
 ) -> Result<list_entries_request::Filter, CliError> {
     let unknown = |mode: &str| format!("match behavior {mode:?} unknown");
     Ok(list_entries_request::Filter {
-        by_parent_id: match args.optional("parentID") {
+        by_parent_id: match args.optional(PARENT_ID) {
             Some(id) => Some(ids::expand(context, channel, id).await.map_err(|error| {
                 CliError::usage(format!("error parsing parent ID {id:?}: {error}"))
             })?),
             None => None,
         },
-        by_spiffe_id: match args.optional("spiffeID") {
+        by_spiffe_id: match args.optional(SPIFFE_ID) {
             Some(id) => Some(ids::expand(context, channel, id).await.map_err(|error| {
                 CliError::usage(format!("error parsing SPIFFE ID {id:?}: {error}"))
             })?),
@@ -172,8 +169,8 @@ async fn filter(
             "error parsing selectors".to_owned()
         })?,
         by_federates_with: selectors::federates_with_filter(args, unknown)?,
-        by_hint: args.optional("hint").map(str::to_owned),
-        by_downstream: Some(args.switch("downstream")),
+        by_hint: args.optional(HINT).map(str::to_owned),
+        by_downstream: Some(args.get(DOWNSTREAM)),
     })
 }
 

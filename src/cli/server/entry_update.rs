@@ -8,54 +8,57 @@ use proto::spire::api::types::Entry;
 use tonic::transport::Channel;
 
 use super::entry::{
-    ADMIN, DATA, DNS, DOWNSTREAM, ENTRY_ID, EXPIRY, FEDERATES_WITH, HINT, JTI, JWT_TTL,
-    NO_PREFETCH, PARENT_ID, SPIFFE_ID, STORE_SVID, X509_TTL, check_ttls, from_args, table, text,
+    ADMIN, DATA, DNS, DOWNSTREAM, ENTRY_ID, EXPIRY, HINT, JTI, JWT_TTL, NO_PREFETCH, PARENT_ID,
+    SPIFFE_ID, STORE_SVID, X509_TTL, check_ttls, from_args, table, text,
 };
 use super::{batch, entry_check, entry_data};
 use crate::cli::args::Args;
+use crate::cli::command::{Command, Object};
 use crate::cli::context::Context;
 use crate::cli::error::CliError;
+use crate::cli::flag::FlagSpec;
 use crate::cli::ids;
 use crate::cli::output::Output;
-use crate::cli::selectors::SELECTOR;
-use crate::cli::spec::{Command, Endpoint, Flag, Program, Surface};
+use crate::cli::selectors::{FEDERATES_WITH, SELECTOR};
 
-const FLAGS: &[Flag] = &[
-    ENTRY_ID,
-    SPIFFE_ID,
-    PARENT_ID,
-    SELECTOR,
-    X509_TTL,
-    JWT_TTL,
-    DNS,
-    FEDERATES_WITH,
-    HINT,
-    EXPIRY,
-    ADMIN,
-    DOWNSTREAM,
-    STORE_SVID,
-    NO_PREFETCH,
-    JTI,
-    DATA,
-    entry_check::ALLOW_UNKNOWN,
+const FLAGS: &[FlagSpec] = &[
+    ENTRY_ID.spec,
+    SPIFFE_ID.spec,
+    PARENT_ID.spec,
+    SELECTOR.spec,
+    X509_TTL.spec,
+    JWT_TTL.spec,
+    DNS.spec,
+    FEDERATES_WITH.spec,
+    HINT.spec,
+    EXPIRY.spec,
+    ADMIN.spec,
+    DOWNSTREAM.spec,
+    STORE_SVID.spec,
+    NO_PREFETCH.spec,
+    JTI.spec,
+    DATA.spec,
+    entry_check::ALLOW_UNKNOWN.spec,
 ];
 
-pub(crate) fn command() -> Command {
-    Command {
-        program: Program::Server,
-        path: &["entry", "update"],
-        about: "Replace a registration entry",
-        flags: FLAGS,
-        endpoint: Endpoint::ServerAdmin,
-        formats: true,
-        surface: Surface::Both,
-        run: |context, args| Box::pin(run(context, args)),
-    }
-}
+pub(crate) const COMMAND: Command = Command::of_server(
+    &["entry", "update"],
+    "Replace a registration entry",
+    |context, args| Box::pin(run(context, args)),
+)
+.flags(FLAGS)
+.object(Object::Entry)
+.examples(
+    "\
+The entry is replaced by what the flags say: what is not given returns to its default.",
+);
 
 async fn run(context: Context, args: Args) -> Result<Output, CliError> {
-    let parsed = match args.optional("data") {
-        Some(path) => Some(entry_data::parse(&context.read_input(path)?, context.face)?),
+    let parsed = match args.optional(DATA) {
+        Some(path) => Some(entry_data::parse(
+            &context.read_input(path)?,
+            context.frontend,
+        )?),
         None => {
             check(&args)?;
             None
@@ -103,13 +106,13 @@ async fn run(context: Context, args: Args) -> Result<Output, CliError> {
 }
 
 fn check(args: &Args) -> Result<(), CliError> {
-    let fault = if args.text("entryID").is_empty() {
+    let fault = if args.get(ENTRY_ID).is_empty() {
         "entry ID is required"
-    } else if args.list("selector").is_empty() {
+    } else if args.get(SELECTOR).is_empty() {
         "at least one selector is required"
-    } else if args.text("parentID").is_empty() {
+    } else if args.get(PARENT_ID).is_empty() {
         "a parent ID is required"
-    } else if args.text("spiffeID").is_empty() {
+    } else if args.get(SPIFFE_ID).is_empty() {
         "a SPIFFE ID is required"
     } else {
         return check_ttls(args);
@@ -124,12 +127,9 @@ async fn complete(
     channel: &Channel,
     args: &Args,
 ) -> Result<Entry, CliError> {
-    entry.spiffe_id = Some(ids::expand(context, channel, args.text("spiffeID")).await?);
-    entry.parent_id = Some(ids::expand(context, channel, args.text("parentID")).await?);
-    let (prefetch, jti) = (
-        args.given("disableX509SVIDPrefetch"),
-        args.given("jwtSVIDIncludeJTI"),
-    );
+    entry.spiffe_id = Some(ids::expand(context, channel, args.get(SPIFFE_ID)).await?);
+    entry.parent_id = Some(ids::expand(context, channel, args.get(PARENT_ID)).await?);
+    let (prefetch, jti) = (args.given(NO_PREFETCH), args.given(JTI));
     if prefetch || jti {
         let existing = EntryClient::new(channel.clone())
             .get_entry(GetEntryRequest {
@@ -146,10 +146,10 @@ async fn complete(
             .into_inner();
         let mut attributes = existing.additional_attributes.unwrap_or_default();
         if prefetch {
-            attributes.disable_x509_svid_prefetch = args.switch("disableX509SVIDPrefetch");
+            attributes.disable_x509_svid_prefetch = args.get(NO_PREFETCH);
         }
         if jti {
-            attributes.jwt_svid_include_jti = args.switch("jwtSVIDIncludeJTI");
+            attributes.jwt_svid_include_jti = args.get(JTI);
         }
         entry.additional_attributes = Some(attributes);
     }

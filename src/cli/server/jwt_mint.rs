@@ -1,6 +1,7 @@
 //! `jwt mint`: a JWT-SVID for any ID of the trust domain.
 
 use std::path::Path;
+use std::time::Duration;
 
 use config::fault::Code;
 use proto::spire::api::server::svid::v1::MintJwtsvidRequest;
@@ -9,57 +10,50 @@ use serde_json::json;
 
 use super::x509_mint::{is_capped, ttl_seconds};
 use crate::cli::args::Args;
+use crate::cli::command::Command;
 use crate::cli::context::Context;
 use crate::cli::error::CliError;
+use crate::cli::flag::{Flag, FlagSpec};
 use crate::cli::output::{self, Output};
-use crate::cli::spec::{Command, Endpoint, Flag, Kind, Program, Surface, flag};
 use crate::cli::{ids, pem, timefmt};
 
-const FLAGS: &[Flag] = &[
-    flag(
-        "spiffeID",
-        "spiffe-id",
-        Kind::Text,
-        "SPIFFE ID of the JWT-SVID",
-    ),
-    flag(
-        "audience",
-        "audience",
-        Kind::List,
-        "Audience of the JWT-SVID (repeatable; prefer one)",
-    ),
-    flag(
-        "ttl",
-        "ttl",
-        Kind::Duration,
-        "Its lifetime; the server's default when absent",
-    ),
-    flag(
-        "write",
-        "write",
-        Kind::Text,
-        "File for the token, in place of standard output",
-    ),
-];
+const SPIFFE_ID: Flag<String> =
+    Flag::text("spiffeID", "spiffe-id", "SPIFFE ID of the JWT-SVID").value("SPIFFE-ID");
+const AUDIENCE: Flag<Vec<String>> = Flag::list(
+    "audience",
+    "audience",
+    "Audience of the JWT-SVID (repeatable; prefer one)",
+)
+.value("AUDIENCE");
+const TTL: Flag<Duration> = Flag::duration(
+    "ttl",
+    "ttl",
+    "Its lifetime; the server's default when absent",
+);
+const WRITE: Flag<String> = Flag::text(
+    "write",
+    "write",
+    "File for the token, in place of standard output",
+)
+.value("DIRECTORY");
 
-pub(crate) fn command() -> Command {
-    Command {
-        program: Program::Server,
-        path: &["jwt", "mint"],
-        about: "Mint a JWT-SVID",
-        flags: FLAGS,
-        endpoint: Endpoint::ServerAdmin,
-        formats: true,
-        surface: Surface::Both,
-        run: |context, args| Box::pin(run(context, args)),
-    }
-}
+const FLAGS: &[FlagSpec] = &[SPIFFE_ID.spec, AUDIENCE.spec, TTL.spec, WRITE.spec];
+
+pub(crate) const COMMAND: Command =
+    Command::of_server(&["jwt", "mint"], "Mint a JWT-SVID", |context, args| {
+        Box::pin(run(context, args))
+    })
+    .flags(FLAGS)
+    .examples("  plastron server jwt mint --spiffe-id web --audience db --ttl 5m");
 
 async fn run(context: Context, args: Args) -> Result<Output, CliError> {
-    if args.optional("spiffeID").is_none() {
-        return Err(CliError::usage("spiffeID must be specified"));
+    if args.optional(SPIFFE_ID).is_none() {
+        return Err(CliError::usage_of(
+            "spiffeID must be specified",
+            "--spiffe-id must be specified",
+        ));
     }
-    let audience = args.list("audience");
+    let audience = args.get(AUDIENCE);
     if audience.is_empty() {
         return Err(CliError::wrong(
             Code::NoAudience,
@@ -69,11 +63,11 @@ async fn run(context: Context, args: Args) -> Result<Output, CliError> {
     }
     let ttl = ttl_seconds(&args)?;
     let channel = context.channel().await?;
-    let id = ids::expand(&context, &channel, args.text("spiffeID")).await?;
+    let id = ids::expand(&context, &channel, args.get(SPIFFE_ID)).await?;
     let reply = SvidClient::new(channel)
         .mint_jwtsvid(MintJwtsvidRequest {
             id: Some(id),
-            audience,
+            audience: audience.to_vec(),
             ttl,
         })
         .await
@@ -90,7 +84,7 @@ async fn run(context: Context, args: Args) -> Result<Output, CliError> {
             timefmt::rfc3339(svid.expires_at)
         ));
     }
-    match args.optional("write") {
+    match args.optional(WRITE) {
         Some(path) => {
             pem::write_file(Path::new(path), &svid.token, true)
                 .map_err(|error| error.within("unable to write token"))?;

@@ -10,89 +10,75 @@ use proto::spire::api::server::localauthority::v1::{
 use tonic::transport::Channel;
 
 use crate::cli::args::Args;
+use crate::cli::command::Command;
 use crate::cli::context::Context;
 use crate::cli::error::CliError;
+use crate::cli::flag::Flag;
 use crate::cli::output::{Output, Table, proto_json};
-use crate::cli::spec::{Command, Flag, Kind, flag};
 use crate::cli::timefmt;
 
-const AUTHORITY_ID: &[Flag] = &[flag(
-    "authorityID",
-    "authority-id",
-    Kind::Text,
-    "The authority's ID",
-)
-.positional()];
+const AUTHORITY_ID: Flag<String> = Flag::text("authorityID", "authority-id", "The authority's ID")
+    .value("AUTHORITY-ID")
+    .positional();
 
-pub(crate) fn commands() -> Vec<Command> {
-    const PREPARE: &str = "Make a new authority and put it into the bundle, not signing yet";
-    const ACTIVATE: &str = "Sign with the prepared authority from now on";
-    const TAINT: &str =
-        "Mark the old authority as not to be trusted: what it signed is issued again";
-    const REVOKE: &str = "Take the old, tainted authority out of the bundle";
-    vec![
-        Command::of_server(
-            &["localauthority", "x509", "show"],
-            "Show the X.509 authorities",
-            &[],
-            |c, _a| Box::pin(show(c, Type::X509)),
-        ),
-        Command::of_server(
-            &["localauthority", "x509", "prepare"],
-            PREPARE,
-            &[],
-            |c, a| Box::pin(change(c, a, Type::X509, Step::Prepare)),
-        ),
-        Command::of_server(
-            &["localauthority", "x509", "activate"],
-            ACTIVATE,
-            AUTHORITY_ID,
-            |c, a| Box::pin(change(c, a, Type::X509, Step::Activate)),
-        ),
-        Command::of_server(
-            &["localauthority", "x509", "taint"],
-            TAINT,
-            AUTHORITY_ID,
-            |c, a| Box::pin(change(c, a, Type::X509, Step::Taint)),
-        ),
-        Command::of_server(
-            &["localauthority", "x509", "revoke"],
-            REVOKE,
-            AUTHORITY_ID,
-            |c, a| Box::pin(change(c, a, Type::X509, Step::Revoke)),
-        ),
-        Command::of_server(
-            &["localauthority", "jwt", "show"],
-            "Show the JWT authorities",
-            &[],
-            |c, _a| Box::pin(show(c, Type::Jwt)),
-        ),
-        Command::of_server(
-            &["localauthority", "jwt", "prepare"],
-            PREPARE,
-            &[],
-            |c, a| Box::pin(change(c, a, Type::Jwt, Step::Prepare)),
-        ),
-        Command::of_server(
-            &["localauthority", "jwt", "activate"],
-            ACTIVATE,
-            AUTHORITY_ID,
-            |c, a| Box::pin(change(c, a, Type::Jwt, Step::Activate)),
-        ),
-        Command::of_server(
-            &["localauthority", "jwt", "taint"],
-            TAINT,
-            AUTHORITY_ID,
-            |c, a| Box::pin(change(c, a, Type::Jwt, Step::Taint)),
-        ),
-        Command::of_server(
-            &["localauthority", "jwt", "revoke"],
-            REVOKE,
-            AUTHORITY_ID,
-            |c, a| Box::pin(change(c, a, Type::Jwt, Step::Revoke)),
-        ),
-    ]
-}
+const PREPARE: &str = "Make a new authority and put it into the bundle, not signing yet";
+const ACTIVATE: &str = "Sign with the prepared authority from now on";
+const TAINT: &str = "Mark the old authority as not to be trusted: what it signed is issued again";
+const REVOKE: &str = "Take the old, tainted authority out of the bundle";
+const ROTATION: &str = "\
+To rotate by hand: prepare; wait until every agent has the new bundle; activate; then, once nothing
+uses what the old authority signed, taint and revoke it.";
+
+pub(super) const X509_SHOW: Command = Command::of_server(
+    &["localauthority", "x509", "show"],
+    "Show the X.509 authorities",
+    |c, _a| Box::pin(show(c, Type::X509)),
+);
+pub(super) const X509_PREPARE: Command =
+    Command::of_server(&["localauthority", "x509", "prepare"], PREPARE, |c, a| {
+        Box::pin(change(c, a, Type::X509, Step::Prepare))
+    });
+pub(super) const X509_ACTIVATE: Command =
+    Command::of_server(&["localauthority", "x509", "activate"], ACTIVATE, |c, a| {
+        Box::pin(change(c, a, Type::X509, Step::Activate))
+    })
+    .flags(&[AUTHORITY_ID.spec])
+    .examples(ROTATION);
+pub(super) const X509_TAINT: Command =
+    Command::of_server(&["localauthority", "x509", "taint"], TAINT, |c, a| {
+        Box::pin(change(c, a, Type::X509, Step::Taint))
+    })
+    .flags(&[AUTHORITY_ID.spec]);
+pub(super) const X509_REVOKE: Command =
+    Command::of_server(&["localauthority", "x509", "revoke"], REVOKE, |c, a| {
+        Box::pin(change(c, a, Type::X509, Step::Revoke))
+    })
+    .flags(&[AUTHORITY_ID.spec]);
+pub(super) const JWT_SHOW: Command = Command::of_server(
+    &["localauthority", "jwt", "show"],
+    "Show the JWT authorities",
+    |c, _a| Box::pin(show(c, Type::Jwt)),
+);
+pub(super) const JWT_PREPARE: Command =
+    Command::of_server(&["localauthority", "jwt", "prepare"], PREPARE, |c, a| {
+        Box::pin(change(c, a, Type::Jwt, Step::Prepare))
+    });
+pub(super) const JWT_ACTIVATE: Command =
+    Command::of_server(&["localauthority", "jwt", "activate"], ACTIVATE, |c, a| {
+        Box::pin(change(c, a, Type::Jwt, Step::Activate))
+    })
+    .flags(&[AUTHORITY_ID.spec])
+    .examples(ROTATION);
+pub(super) const JWT_TAINT: Command =
+    Command::of_server(&["localauthority", "jwt", "taint"], TAINT, |c, a| {
+        Box::pin(change(c, a, Type::Jwt, Step::Taint))
+    })
+    .flags(&[AUTHORITY_ID.spec]);
+pub(super) const JWT_REVOKE: Command =
+    Command::of_server(&["localauthority", "jwt", "revoke"], REVOKE, |c, a| {
+        Box::pin(change(c, a, Type::Jwt, Step::Revoke))
+    })
+    .flags(&[AUTHORITY_ID.spec]);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Type {
@@ -179,7 +165,7 @@ async fn show(context: Context, kind: Type) -> Result<Output, CliError> {
 }
 
 async fn change(context: Context, args: Args, kind: Type, step: Step) -> Result<Output, CliError> {
-    let id = args.text("authorityID").to_owned();
+    let id = args.get(AUTHORITY_ID).to_owned();
     if step != Step::Prepare && id.is_empty() {
         return Err(CliError::usage("an authority ID is required"));
     }

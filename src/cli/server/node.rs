@@ -3,49 +3,50 @@
 use proto::spire::api::types::{Agent, SelectorMatch, Spiffeid};
 
 use crate::cli::args::Args;
-use crate::cli::context::Face;
+use crate::cli::context::Frontend;
 use crate::cli::error::CliError;
+use crate::cli::flag::{Flag, FlagSpec};
 use crate::cli::output::Table;
 use crate::cli::selectors::{self, MATCH_SELECTORS, SELECTOR};
-use crate::cli::spec::{Flag, Kind, flag};
 use crate::cli::{ids, timefmt};
 
-pub(super) const FILTERS: &[Flag] = &[
-    SELECTOR,
-    MATCH_SELECTORS,
-    flag(
-        "attestationType",
-        "attestation-type",
-        Kind::Text,
-        "Only nodes attested with this attestor, such as join_token",
-    ),
-    flag(
-        "canReattest",
-        "can-reattest",
-        Kind::Text,
-        "true: only nodes that can re-attest; false: only those that cannot",
-    ),
-    flag(
-        "banned",
-        "banned",
-        Kind::Text,
-        "true: only banned nodes; false: only those not banned",
-    ),
-    flag(
-        "expiresBefore",
-        "expires-before",
-        Kind::Text,
-        "Only nodes whose SVID expires before this time, such as 2026-11-25T12:00:00Z",
-    ),
+const ATTESTATION_TYPE: Flag<String> = Flag::text(
+    "attestationType",
+    "attestation-type",
+    "Only nodes attested with this attestor, such as join_token",
+);
+const CAN_REATTEST: Flag<String> = Flag::text(
+    "canReattest",
+    "can-reattest",
+    "true: only nodes that can re-attest; false: only those that cannot",
+)
+.value("true|false");
+const BANNED: Flag<String> = Flag::text(
+    "banned",
+    "banned",
+    "true: only banned nodes; false: only those not banned",
+)
+.value("true|false");
+const EXPIRES_BEFORE: Flag<String> = Flag::text(
+    "expiresBefore",
+    "expires-before",
+    "Only nodes whose SVID expires before this time, such as 2026-11-25T12:00:00Z",
+)
+.value("TIME");
+
+pub(super) const FILTERS: &[FlagSpec] = &[
+    SELECTOR.spec,
+    MATCH_SELECTORS.spec,
+    ATTESTATION_TYPE.spec,
+    CAN_REATTEST.spec,
+    BANNED.spec,
+    EXPIRES_BEFORE.spec,
 ];
 
-pub(super) const NODE_ID: Flag = flag(
-    "spiffeID",
-    "spiffe-id",
-    Kind::Text,
-    "SPIFFE ID of the node's agent",
-)
-.positional();
+pub(super) const NODE_ID: Flag<String> =
+    Flag::text("spiffeID", "spiffe-id", "SPIFFE ID of the node's agent")
+        .value("SPIFFE-ID")
+        .positional();
 
 /// The filter of `agent list` and `agent count`; both requests have messages of the same fields.
 pub(super) struct Filter {
@@ -56,15 +57,15 @@ pub(super) struct Filter {
     pub(super) by_expires_before: String,
 }
 
-pub(super) fn filter(args: &Args, face: Face) -> Result<Filter, CliError> {
-    let given = args.text("expiresBefore");
-    let converted = match face {
-        Face::Native => timefmt::expires_before_of_rfc3339(given),
-        Face::Shim => None,
+pub(super) fn filter(args: &Args, frontend: Frontend) -> Result<Filter, CliError> {
+    let given = args.get(EXPIRES_BEFORE);
+    let converted = match frontend {
+        Frontend::Native => timefmt::expires_before_of_rfc3339(given),
+        Frontend::Spire => None,
     };
     let before = converted.as_deref().unwrap_or(given);
     if !before.is_empty() && !timefmt::is_expires_before(before) {
-        if face == Face::Native {
+        if frontend == Frontend::Native {
             return Err(CliError::usage(format!(
                 "--expires-before {before:?} is not a time; write it as 2026-11-25T12:00:00Z"
             )));
@@ -75,14 +76,14 @@ pub(super) fn filter(args: &Args, face: Face) -> Result<Filter, CliError> {
         )));
     }
     Ok(Filter {
-        by_attestation_type: args.text("attestationType").to_owned(),
+        by_attestation_type: args.get(ATTESTATION_TYPE).to_owned(),
         by_selector_match: selectors::filter(
             args,
             |_mode| "unsupported match behavior".to_owned(),
             |text| format!("error parsing selector {text:?}"),
         )?,
-        by_banned: three_way(args.text("banned")),
-        by_can_reattest: three_way(args.text("canReattest")),
+        by_banned: three_way(args.get(BANNED)),
+        by_can_reattest: three_way(args.get(CAN_REATTEST)),
         by_expires_before: before.to_owned(),
     })
 }
@@ -94,7 +95,7 @@ fn three_way(text: &str) -> Option<bool> {
 
 /// The ID of the node that `-spiffeID` names.
 pub(super) fn id(args: &Args) -> Result<Spiffeid, CliError> {
-    match args.optional("spiffeID") {
+    match args.optional(NODE_ID) {
         Some(id) => ids::parse(id),
         None => Err(CliError::usage("a SPIFFE ID is required")),
     }

@@ -9,90 +9,90 @@ use server::config::Overrides;
 use server::{Config, Environment, Server};
 
 use crate::cli::args::Args;
-use crate::cli::context::{Context, Face};
+use crate::cli::command::{Command, Kind, Prints, Program};
+use crate::cli::context::{Context, Frontend};
 use crate::cli::daemon::{
     self, DATA_DIR, EXPAND_ENV, LOG_FILE, LOG_FORMAT, LOG_LEVEL, LOG_SOURCE, LogSettings,
     TRUST_DOMAIN,
 };
 use crate::cli::error::CliError;
+use crate::cli::flag::{Flag, FlagSpec};
 use crate::cli::output::Output;
-use crate::cli::spec::{Command, Endpoint, Flag, Kind, Program, Surface, flag};
 
-const FLAGS: &[Flag] = &[
-    daemon::CONFIG.or_on_shim("conf/server/server.conf"),
-    EXPAND_ENV,
-    flag(
-        "bindAddress",
-        "bind-address",
-        Kind::Text,
-        "Address that agents connect to",
-    ),
-    flag(
-        "serverPort",
-        "server-port",
-        Kind::Text,
-        "Port that agents connect to",
-    ),
-    TRUST_DOMAIN,
-    DATA_DIR,
-    flag(
-        "socketPath",
-        "socket-path",
-        Kind::Text,
-        "The administration socket",
-    ),
-    LOG_FILE,
-    LOG_FORMAT,
-    LOG_LEVEL,
-    LOG_SOURCE,
-    flag(
-        "newAuthorities",
-        "new-authorities",
-        Kind::Switch,
-        "Replace active authorities whose keys are lost (see plastron help PLA-1332)",
-    )
-    .natively(),
+const BIND_ADDRESS: Flag<String> = Flag::text(
+    "bindAddress",
+    "bind-address",
+    "Address that agents connect to",
+)
+.value("ADDRESS");
+const SERVER_PORT: Flag<String> =
+    Flag::text("serverPort", "server-port", "Port that agents connect to").value("PORT");
+const SOCKET_PATH: Flag<String> =
+    Flag::text("socketPath", "socket-path", "The administration socket").value("SOCKET");
+const NEW_AUTHORITIES: Flag<bool> = Flag::switch(
+    "newAuthorities",
+    "new-authorities",
+    "Replace active authorities whose keys are lost (see plastron help PLA-1332)",
+)
+.natively();
+
+const FLAGS: &[FlagSpec] = &[
+    daemon::CONFIG.or_on_spire("conf/server/server.conf").spec,
+    EXPAND_ENV.spec,
+    BIND_ADDRESS.spec,
+    SERVER_PORT.spec,
+    TRUST_DOMAIN.spec,
+    DATA_DIR.spec,
+    SOCKET_PATH.spec,
+    LOG_FILE.spec,
+    LOG_FORMAT.spec,
+    LOG_LEVEL.spec,
+    LOG_SOURCE.spec,
+    NEW_AUTHORITIES.spec,
 ];
 
-pub(crate) fn command() -> Command {
-    Command {
-        program: Program::Server,
-        path: &["run"],
-        about: "Run the server",
-        flags: FLAGS,
-        endpoint: Endpoint::None,
-        formats: false,
-        surface: Surface::Both,
-        run: |context, args| Box::pin(run(context, args)),
-    }
-}
+pub(crate) const COMMAND: Command = Command::new(
+    Program::Server,
+    Kind::Daemon,
+    &["run"],
+    "Run the server",
+    |context, args| Box::pin(run(context, args)),
+)
+.flags(FLAGS)
+.examples("\
+Without a configuration file, --trust-domain and --data-dir are enough: the database (SQLite) and the keys are stored in the data directory, nodes attest with join tokens, and agents connect to port 8081.
 
-pub(crate) fn validate_command() -> Command {
-    Command {
-        path: &["validate"],
-        about: "Check the server's configuration file",
-        run: |context, args| Box::pin(std::future::ready(validate(&context, &args))),
-        ..command()
-    }
-}
+  plastron server run --trust-domain example.org --data-dir /var/lib/plastron/server");
+
+pub(crate) const VALIDATE_COMMAND: Command = Command::new(
+    Program::Server,
+    Kind::Local,
+    &["validate"],
+    "Check the server's configuration file",
+    |context, args| Box::pin(std::future::ready(validate(&context, &args))),
+)
+.flags(FLAGS)
+.prints(Prints::DataNatively)
+.examples("\
+All problems are reported at once, with their place in the file. The exit code is 0 when there is none.");
 
 fn overrides(context: &Context, args: &Args) -> Result<Overrides, CliError> {
     Ok(Overrides {
-        bind_address: daemon::text(args, "bindAddress"),
-        server_port: daemon::port(args, "serverPort")?,
-        data_dir: daemon::path(args, "dataDir"),
-        log_file: daemon::path(args, "logFile"),
-        log_format: daemon::text(args, "logFormat"),
-        log_level: daemon::text(args, "logLevel"),
-        log_source_location: daemon::switch(args, "logSourceLocation"),
-        trust_domain: daemon::text(args, "trustDomain"),
-        socket_path: daemon::path(args, "socketPath"),
-        lost_keys: if args.switch("newAuthorities") {
+        bind_address: daemon::text(args, BIND_ADDRESS),
+        server_port: daemon::port(args, SERVER_PORT)?,
+        data_dir: daemon::path(args, DATA_DIR),
+        log_file: daemon::path(args, LOG_FILE),
+        log_format: daemon::text(args, LOG_FORMAT),
+        log_level: daemon::text(args, LOG_LEVEL),
+        log_source_location: daemon::switch(args, LOG_SOURCE),
+        trust_domain: daemon::text(args, TRUST_DOMAIN),
+        socket_path: daemon::path(args, SOCKET_PATH),
+        lost_keys: if args.get(NEW_AUTHORITIES) {
             LostKeys::Replace
         } else {
             LostKeys::Refuse
         },
-        default_socket_path: (context.face == Face::Native)
+        default_socket_path: (context.frontend == Frontend::Native)
             .then(|| SocketName::ServerAdmin.to_bind()),
     })
 }
@@ -107,8 +107,8 @@ fn validate(context: &Context, args: &Args) -> Result<Output, CliError> {
 
 /// The configuration of a server that has no file: everything it keeps lies in the data directory.
 fn from_flags(args: &Args) -> Option<String> {
-    args.optional("trustDomain")?;
-    let data = Path::new(args.optional("dataDir")?);
+    args.optional(TRUST_DOMAIN)?;
+    let data = Path::new(args.optional(DATA_DIR)?);
     Some(format!(
         r#"server {{}}
 plugins {{

@@ -4,53 +4,46 @@ use proto::spire::api::server::agent::v1::CreateJoinTokenRequest;
 use proto::spire::api::server::agent::v1::agent_client::AgentClient;
 
 use crate::cli::args::Args;
-use crate::cli::context::{Context, Face};
+use crate::cli::command::Command;
+use crate::cli::context::{Context, Frontend};
 use crate::cli::error::CliError;
+use crate::cli::flag::{Flag, FlagSpec};
 use crate::cli::output::{Output, Table};
-use crate::cli::spec::{Command, Endpoint, Flag, Kind, Program, Surface, flag};
 use crate::cli::{ids, timefmt};
 
-const FLAGS: &[Flag] = &[
-    flag(
-        "ttl",
-        "ttl",
-        Kind::Seconds,
-        "How long the token can be used",
-    )
-    .or("10m")
-    .or_on_shim("600"),
-    flag(
-        "spiffeID",
-        "spiffe-id",
-        Kind::Text,
-        "Alias SPIFFE ID for the node, which entries can use as their parent ID",
-    ),
-];
+const TTL: Flag<i64> = Flag::lifetime("ttl", "ttl", "How long the token can be used").or("10m");
+const SPIFFE_ID: Flag<String> = Flag::text(
+    "spiffeID",
+    "spiffe-id",
+    "Alias SPIFFE ID for the node, which entries can use as their parent ID",
+)
+.value("SPIFFE-ID");
 
-pub(crate) fn command() -> Command {
-    Command {
-        program: Program::Server,
-        path: &["token", "generate"],
-        about: "Generate a join token",
-        flags: FLAGS,
-        endpoint: Endpoint::ServerAdmin,
-        formats: true,
-        surface: Surface::Both,
-        run: |context, args| Box::pin(run(context, args)),
-    }
-}
+const FLAGS: &[FlagSpec] = &[TTL.or_on_spire("600").spec, SPIFFE_ID.spec];
+
+pub(crate) const COMMAND: Command = Command::of_server(
+    &["token", "generate"],
+    "Generate a join token",
+    |context, args| Box::pin(run(context, args)),
+)
+.flags(FLAGS)
+.examples(
+    "\
+  plastron server token generate --ttl 10m
+  plastron server token generate --spiffe-id nodes/web",
+);
 
 async fn run(context: Context, args: Args) -> Result<Output, CliError> {
-    let ttl = args.seconds("ttl")?;
+    let ttl = args.seconds(TTL)?;
     let channel = context.channel().await?;
-    let agent_id = match args.optional("spiffeID") {
+    let agent_id = match args.optional(SPIFFE_ID) {
         Some(id) => Some(ids::expand(&context, &channel, id).await?),
         None => None,
     };
     let unnamed = agent_id.is_none();
-    let domain = match context.face {
-        Face::Native => Some(ids::trust_domain(&channel).await?),
-        Face::Shim => None,
+    let domain = match context.frontend {
+        Frontend::Native => Some(ids::trust_domain(&channel).await?),
+        Frontend::Spire => None,
     };
     let token = AgentClient::new(channel)
         .create_join_token(CreateJoinTokenRequest {

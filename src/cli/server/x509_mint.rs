@@ -13,55 +13,46 @@ use spiffe::clock::from_unix;
 use spiffe::{KeyPair, KeyType, Subject, build_csr};
 
 use crate::cli::args::Args;
-use crate::cli::context::{Context, Face};
+use crate::cli::command::Command;
+use crate::cli::context::{Context, Frontend};
 use crate::cli::error::CliError;
+use crate::cli::flag::{Flag, FlagSpec};
 use crate::cli::output::{self, Output};
-use crate::cli::spec::{Command, Endpoint, Flag, Kind, Program, Surface, flag};
 use crate::cli::{ids, pem, timefmt};
 
-const FLAGS: &[Flag] = &[
-    flag(
-        "spiffeID",
-        "spiffe-id",
-        Kind::Text,
-        "SPIFFE ID of the X509-SVID",
-    ),
-    flag(
-        "ttl",
-        "ttl",
-        Kind::Duration,
-        "Its lifetime; the server's default when absent",
-    ),
-    flag(
-        "dns",
-        "dns",
-        Kind::List,
-        "DNS name in the X509-SVID; may be given several times",
-    ),
-    flag(
-        "write",
-        "write",
-        Kind::Text,
-        "Directory for svid.pem, key.pem and bundle.pem, in place of standard output",
-    ),
-];
+const SPIFFE_ID: Flag<String> =
+    Flag::text("spiffeID", "spiffe-id", "SPIFFE ID of the X509-SVID").value("SPIFFE-ID");
+const TTL: Flag<Duration> = Flag::duration(
+    "ttl",
+    "ttl",
+    "Its lifetime; the server's default when absent",
+);
+const DNS: Flag<Vec<String>> = Flag::list(
+    "dns",
+    "dns",
+    "DNS name in the X509-SVID; may be given several times",
+)
+.value("NAME");
+const WRITE: Flag<String> = Flag::text(
+    "write",
+    "write",
+    "Directory for svid.pem, key.pem and bundle.pem, in place of standard output",
+)
+.value("DIRECTORY");
 
-pub(crate) fn command() -> Command {
-    Command {
-        program: Program::Server,
-        path: &["x509", "mint"],
-        about: "Mint an X509-SVID, with a key made on this machine",
-        flags: FLAGS,
-        endpoint: Endpoint::ServerAdmin,
-        formats: true,
-        surface: Surface::Both,
-        run: |context, args| Box::pin(run(context, args)),
-    }
-}
+const FLAGS: &[FlagSpec] = &[SPIFFE_ID.spec, TTL.spec, DNS.spec, WRITE.spec];
+
+pub(crate) const COMMAND: Command = Command::of_server(
+    &["x509", "mint"],
+    "Mint an X509-SVID, with a key made on this machine",
+    |context, args| Box::pin(run(context, args)),
+)
+.flags(FLAGS)
+.examples("  plastron server x509 mint --spiffe-id web --ttl 1h --write .");
 
 /// Whole seconds, rounded up, as SPIRE sends them.
 pub(super) fn ttl_seconds(args: &Args) -> Result<i32, CliError> {
-    let ttl = args.duration("ttl");
+    let ttl = args.get(TTL);
     let seconds = ttl
         .as_secs()
         .saturating_add(u64::from(ttl.subsec_nanos() > 0));
@@ -75,26 +66,29 @@ pub(super) fn is_capped(context: &Context, expires_at: i64, args: &Args) -> bool
     let left = from_unix(expires_at)
         .duration_since(context.clock.now())
         .unwrap_or_default();
-    let tolerance = match context.face {
-        Face::Shim => Duration::ZERO,
-        Face::Native => Duration::from_secs(2),
+    let tolerance = match context.frontend {
+        Frontend::Spire => Duration::ZERO,
+        Frontend::Native => Duration::from_secs(2),
     };
-    left + tolerance < args.duration("ttl")
+    left + tolerance < args.get(TTL)
 }
 
 async fn run(context: Context, args: Args) -> Result<Output, CliError> {
-    if args.optional("spiffeID").is_none() {
-        return Err(CliError::usage("spiffeID must be specified"));
+    if args.optional(SPIFFE_ID).is_none() {
+        return Err(CliError::usage_of(
+            "spiffeID must be specified",
+            "--spiffe-id must be specified",
+        ));
     }
     let ttl = ttl_seconds(&args)?;
     let channel = context.channel().await?;
     let id = ids::text(Some(
-        &ids::expand(&context, &channel, args.text("spiffeID")).await?,
+        &ids::expand(&context, &channel, args.get(SPIFFE_ID)).await?,
     ));
     let key = KeyPair::generate(KeyType::EcP256)
         .map_err(|error| CliError::failed(format!("unable to generate key: {error}")))?;
-    let dns = args.list("dns");
-    let csr = build_csr(&key, &Subject::default(), &[id.as_str()], &dns)
+    let dns = args.get(DNS);
+    let csr = build_csr(&key, &Subject::default(), &[id.as_str()], dns)
         .map_err(|error| CliError::failed(format!("unable to generate CSR: {error}")))?;
     let svid = SvidClient::new(channel.clone())
         .mint_x509svid(MintX509svidRequest { csr, ttl })
@@ -132,7 +126,7 @@ async fn run(context: Context, args: Args) -> Result<Output, CliError> {
         key: key.expose(),
         roots,
     };
-    match args.optional("write") {
+    match args.optional(WRITE) {
         Some(directory) => minted.write(Path::new(directory)),
         None => Ok(minted.show(&context)),
     }

@@ -19,42 +19,36 @@ use tonic_health::pb::health_client::HealthClient;
 
 use super::sockets::DevDirectory;
 use crate::cli::args::Args;
+use crate::cli::command::Command;
 use crate::cli::context::Context;
 use crate::cli::daemon::{self, LOG_LEVEL, LogSettings};
 use crate::cli::error::CliError;
+use crate::cli::flag::{Flag, FlagSpec};
 use crate::cli::output::{self, Output};
 use crate::cli::pem;
-use crate::cli::spec::{Command, Endpoint, Flag, Kind, Program, Surface, flag};
 
-const FLAGS: &[Flag] = &[
-    flag(
-        "trustDomain",
-        "trust-domain",
-        Kind::Text,
-        "The trust domain",
-    )
-    .or("dev.local"),
-    flag(
-        "dir",
-        "dir",
-        Kind::Text,
-        "Directory for sockets and state; removed at the end",
-    ),
-    LOG_LEVEL,
-];
+const TRUST_DOMAIN: Flag<String> = Flag::text("trustDomain", "trust-domain", "The trust domain")
+    .value("TRUST-DOMAIN")
+    .or("dev.local");
+const DIR: Flag<String> = Flag::text(
+    "dir",
+    "dir",
+    "Directory for sockets and state; removed at the end",
+)
+.value("DIRECTORY");
 
-pub(crate) fn command() -> Command {
-    Command {
-        program: Program::Plastron,
-        path: &["dev"],
-        about: "Run a server and an agent for trying things, with no configuration",
-        flags: FLAGS,
-        endpoint: Endpoint::None,
-        formats: false,
-        surface: Surface::Native,
-        run: |context, args| Box::pin(run(context, args)),
-    }
-}
+const FLAGS: &[FlagSpec] = &[TRUST_DOMAIN.spec, DIR.spec, LOG_LEVEL.spec];
+
+pub(crate) const COMMAND: Command = Command::local(
+    &["dev"],
+    "Run a server and an agent for trying things, with no configuration",
+    |context, args| Box::pin(run(context, args)),
+)
+.flags(FLAGS)
+.examples(
+    "\
+Authorities live in memory and nothing listens beyond this machine; Ctrl-C removes everything.",
+);
 
 /// Clears the directory when the command ends, however it ends.
 struct Claimed(DevDirectory);
@@ -66,9 +60,9 @@ impl Drop for Claimed {
 }
 
 async fn run(_context: Context, args: Args) -> Result<Output, CliError> {
-    let domain = TrustDomain::parse(args.text("trustDomain"))
+    let domain = TrustDomain::parse(args.get(TRUST_DOMAIN))
         .map_err(|error| CliError::usage(error.to_string()))?;
-    let level = args.optional("logLevel").unwrap_or("warn");
+    let level = args.optional(LOG_LEVEL).unwrap_or("warn");
     let log = daemon::start_log(&LogSettings {
         level,
         json: false,
@@ -76,7 +70,7 @@ async fn run(_context: Context, args: Args) -> Result<Output, CliError> {
         source_location: false,
     })?;
     let interrupted = daemon::until_signalled(log.clone())?;
-    let place = DevDirectory::new(args.optional("dir"));
+    let place = DevDirectory::new(args.optional(DIR));
     place.claim()?;
     let claimed = Claimed(place);
     let (stop, stopped) = watch::channel(());

@@ -4,34 +4,38 @@ use config::fault::Code;
 use serde_json::json;
 
 use crate::cli::args::Args;
+use crate::cli::command::{Command, Prints};
+use crate::cli::commands;
 use crate::cli::context::Context;
 use crate::cli::error::CliError;
+use crate::cli::flag::{Flag, FlagSpec};
+use crate::cli::native::{command_line, usage};
 use crate::cli::output::{Output, Table};
-use crate::cli::spec::{Command, Endpoint, Flag, Kind, Program, Surface, flag};
-use crate::cli::{commands, error_report, native};
 
-const FLAGS: &[Flag] = &[flag(
+const TOPIC: Flag<Vec<String>> = Flag::words(
     "topic",
     "TOPIC",
-    Kind::Words,
     "The words of a command, a code such as PLA-1203, or `codes` for all of them",
-)];
+);
 
-pub(crate) fn command() -> Command {
-    Command {
-        program: Program::Plastron,
-        path: &["help"],
-        about: "Explain a command or an error code",
-        flags: FLAGS,
-        endpoint: Endpoint::None,
-        formats: false,
-        surface: Surface::Native,
-        run: |context, args| Box::pin(std::future::ready(run(&context, &args))),
-    }
-}
+const FLAGS: &[FlagSpec] = &[TOPIC.spec];
+
+pub(crate) const COMMAND: Command = Command::local(
+    &["help"],
+    "Explain a command or an error code",
+    |context, args| Box::pin(std::future::ready(run(&context, &args))),
+)
+.flags(FLAGS)
+.prints(Prints::DataNatively)
+.examples(
+    "\
+  plastron help server entry create
+  plastron help PLA-1203
+  plastron help codes",
+);
 
 fn run(_context: &Context, args: &Args) -> Result<Output, CliError> {
-    let words = args.list("topic");
+    let words = args.get(TOPIC);
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     if words == ["codes"] {
         return Ok(codes());
@@ -45,7 +49,7 @@ fn run(_context: &Context, args: &Args) -> Result<Output, CliError> {
             ..Output::text(text)
         });
     }
-    let mut line = native::command_line(&commands());
+    let mut line = command_line::command_line(&commands());
     line.build();
     let mut found = &mut line;
     for word in &words {
@@ -53,7 +57,7 @@ fn run(_context: &Context, args: &Args) -> Result<Output, CliError> {
             Some(below) => found = below,
             None => {
                 let topic = words.join(" ");
-                return Err(error_report::usage(
+                return Err(usage::usage(
                     &format!("{topic:?} is neither a command nor an error code"),
                     "",
                 )
@@ -117,21 +121,20 @@ fn wrapped(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::{codes, run};
-    use crate::cli::args::Args;
+    use crate::cli::args::{Args, Value};
     use crate::cli::commands;
-    use crate::cli::context::{Context, Face, Format};
+    use crate::cli::context::{Context, Format, Frontend};
     use crate::cli::output::Output;
     use crate::cli::socket::Socket;
     use config::fault::Code;
 
     fn help(words: &[&str]) -> Result<Output, String> {
         let mut args = Args::default();
-        words
-            .iter()
-            .for_each(|word| args.push("topic", (*word).to_owned()));
+        let topic = words.iter().map(|&word| word.to_owned()).collect();
+        args.set(&super::TOPIC.spec, Value::List(topic));
         let context = Context::new(
-            Face::Native,
-            &super::command(),
+            Frontend::Native,
+            &super::COMMAND,
             Format::Table,
             Socket::default(),
         );

@@ -1,5 +1,6 @@
 //! `run`: registers a command, waits until its identity is there, and becomes the command.
 
+use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
@@ -21,12 +22,13 @@ use tonic::transport::Channel;
 use super::executable::Executable;
 use super::sockets::DevDirectory;
 use crate::cli::args::Args;
-use crate::cli::context::{Context, Face, error_text};
+use crate::cli::command::{Command, Endpoint};
+use crate::cli::context::{Context, Frontend, error_text};
 use crate::cli::error::CliError;
+use crate::cli::flag::{Flag, FlagSpec};
 use crate::cli::output::{self, Output};
 use crate::cli::server::entry_create::only_node;
 use crate::cli::socket::Socket;
-use crate::cli::spec::{Command, Endpoint, Flag, Kind, Program, Surface, flag};
 use crate::cli::{duration, ids, selectors, socket};
 
 /// How long the SVID may take; it takes milliseconds.
@@ -37,77 +39,78 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// The second entry, for this process to see the SVID with, ends by itself if it could not be deleted.
 const OWN_ENTRY_SECONDS: i64 = 60;
 
-const FLAGS: &[Flag] = &[
-    flag(
-        "id",
-        "id",
-        Kind::Text,
-        "The identity: a path such as web, or a whole SPIFFE ID",
-    ),
-    flag(
-        "selector",
-        "selector",
-        Kind::List,
-        "Selector to register in place of the command's user and path",
-    ),
-    flag(
-        "dir",
-        "dir",
-        Kind::Text,
-        "Directory of the development instance",
-    ),
-    flag(
-        "serverSocket",
-        "server-socket",
-        Kind::Text,
-        "Administration socket of another server",
-    ),
-    flag(
-        "workloadSocket",
-        "workload-socket",
-        Kind::Text,
-        "Workload API socket of another agent",
-    ),
-    flag(
-        "parentID",
-        "parent-id",
-        Kind::Text,
-        "The node, when several are attested",
-    ),
-    flag(
-        "hint",
-        "hint",
-        Kind::Text,
-        "Hint of the identity, by which a program chooses among several",
-    ),
-    flag(
-        "command",
-        "CMD",
-        Kind::Rest,
-        "The command and its arguments",
-    ),
+const ID: Flag<String> = Flag::text(
+    "id",
+    "id",
+    "The identity: a path such as web, or a whole SPIFFE ID",
+)
+.value("SPIFFE-ID");
+const SELECTOR: Flag<Vec<String>> = Flag::list(
+    "selector",
+    "selector",
+    "Selector to register in place of the command's user and path",
+)
+.value("TYPE:VALUE");
+const DIR: Flag<String> =
+    Flag::text("dir", "dir", "Directory of the development instance").value("DIRECTORY");
+const SERVER_SOCKET: Flag<String> = Flag::text(
+    "serverSocket",
+    "server-socket",
+    "Administration socket of another server",
+)
+.value("SOCKET");
+const WORKLOAD_SOCKET: Flag<String> = Flag::text(
+    "workloadSocket",
+    "workload-socket",
+    "Workload API socket of another agent",
+)
+.value("SOCKET");
+const PARENT_ID: Flag<String> = Flag::text(
+    "parentID",
+    "parent-id",
+    "The node, when several are attested",
+)
+.value("SPIFFE-ID");
+const HINT: Flag<String> = Flag::text(
+    "hint",
+    "hint",
+    "Hint of the identity, by which a program chooses among several",
+);
+pub(crate) const PROGRAM: Flag<Vec<OsString>> =
+    Flag::rest("command", "CMD", "The command and its arguments");
+
+const FLAGS: &[FlagSpec] = &[
+    ID.spec,
+    SELECTOR.spec,
+    DIR.spec,
+    SERVER_SOCKET.spec,
+    WORKLOAD_SOCKET.spec,
+    PARENT_ID.spec,
+    HINT.spec,
+    PROGRAM.spec,
 ];
 
-pub(crate) fn command() -> Command {
-    Command {
-        program: Program::Plastron,
-        path: &["run"],
-        about: "Give a command an identity and run it",
-        flags: FLAGS,
-        endpoint: Endpoint::None,
-        formats: false,
-        surface: Surface::Native,
-        run: |context, args| Box::pin(run(context, args)),
-    }
-}
+pub(crate) const COMMAND: Command = Command::local(
+    &["run"],
+    "Give a command an identity and run it",
+    |context, args| Box::pin(run(context, args)),
+)
+.flags(FLAGS)
+.examples(
+    "\
+Registers the command by its user and its program, waits until its identity is there, sets
+SPIFFE_ENDPOINT_SOCKET and becomes the command. Finds a running `plastron dev` by itself.
+
+  plastron run --id web -- ./app --port 8080",
+);
 
 async fn run(context: Context, args: Args) -> Result<Output, CliError> {
-    let Some(id) = args.optional("id") else {
+    let Some(id) = args.optional(ID) else {
         return Err(CliError::usage(
             "--id is required: the identity to give, such as --id web",
         ));
     };
-    let Some((name, rest)) = args.command.split_first() else {
+    let Some((name, rest)) = args.get(PROGRAM).split_first() else {
         return Err(CliError::usage(
             "no command given: plastron run --id web -- CMD",
         ));
@@ -115,17 +118,17 @@ async fn run(context: Context, args: Args) -> Result<Output, CliError> {
     let program = Executable::find(name)?;
     let (server, workload) = sockets(&args)?;
     let server = Context {
-        endpoint: Endpoint::ServerAdmin,
+        endpoint: Some(Endpoint::ServerAdmin),
         socket: server,
         ..context.clone()
     };
     let channel = server.channel().await?;
     let id = ids::expand(&server, &channel, id).await?;
-    let parent = match args.optional("parentID") {
+    let parent = match args.optional(PARENT_ID) {
         Some(parent) => ids::expand(&server, &channel, parent).await?,
         None => only_node(&channel).await?,
     };
-    let given = selectors::parse_all(&args.list("selector"))?;
+    let given = selectors::parse_all(args.get(SELECTOR))?;
     let chosen = !given.is_empty();
     let wanted = if chosen {
         given
@@ -135,7 +138,7 @@ async fn run(context: Context, args: Args) -> Result<Output, CliError> {
     let start = context.clock.now();
     let mut entries = entries(&context, &id, &parent, &wanted)?;
     if let Some(entry) = entries.first_mut() {
-        args.text("hint").clone_into(&mut entry.hint);
+        args.get(HINT).clone_into(&mut entry.hint);
     }
     let registered = register(&channel, &entries).await?;
     let certificate = first_svid(&channel, &workload, &id, registered).await?;
@@ -216,9 +219,9 @@ fn registration(
 
 /// The server's and the agent's socket: flags, then the development instance, then the defaults.
 fn sockets(args: &Args) -> Result<(Socket, String), CliError> {
-    let place = DevDirectory::new(args.optional("dir"));
+    let place = DevDirectory::new(args.optional(DIR));
     let live = place.is_live();
-    if let Some(dir) = args.optional("dir")
+    if let Some(dir) = args.optional(DIR)
         && !live
     {
         return Err(Fault::new(
@@ -231,7 +234,7 @@ fn sockets(args: &Args) -> Result<(Socket, String), CliError> {
         ))
         .into());
     }
-    if !live && args.optional("serverSocket").is_none() {
+    if !live && args.optional(SERVER_SOCKET).is_none() {
         return Err(Fault::new(
             Code::ServerUnreachable,
             "no development instance of this user runs",
@@ -241,9 +244,9 @@ fn sockets(args: &Args) -> Result<(Socket, String), CliError> {
         .into());
     }
     let env = |name: &str| std::env::var(name).ok();
-    let pick = |flag: &str, endpoint: Endpoint, dev: PathBuf| -> Result<Socket, CliError> {
+    let pick = |flag: Flag<String>, endpoint: Endpoint, dev: PathBuf| -> Result<Socket, CliError> {
         if let Some(path) = args.optional(flag) {
-            return socket::address(path, "the command line", Face::Native);
+            return socket::address(path, "the command line", Frontend::Native);
         }
         if live {
             return Ok(Socket {
@@ -251,16 +254,11 @@ fn sockets(args: &Args) -> Result<(Socket, String), CliError> {
                 from: socket::DEVELOPMENT,
             });
         }
-        socket::resolve(endpoint, &Args::default(), Face::Native, &env)
+        socket::resolve(Some(endpoint), &Args::default(), Frontend::Native, &env)
     };
     Ok((
-        pick("serverSocket", Endpoint::ServerAdmin, place.server_socket())?,
-        pick(
-            "workloadSocket",
-            Endpoint::Workload,
-            place.workload_socket(),
-        )?
-        .path,
+        pick(SERVER_SOCKET, Endpoint::ServerAdmin, place.server_socket())?,
+        pick(WORKLOAD_SOCKET, Endpoint::Workload, place.workload_socket())?.path,
     ))
 }
 

@@ -2,22 +2,15 @@
 
 use serde_json::json;
 
-use crate::cli::error_report::API_VERSION;
+use crate::cli::command::{Command, Prints};
+use crate::cli::native::error_report::API_VERSION;
 use crate::cli::output::Output;
-use crate::cli::spec::{Command, Endpoint, Program, Surface};
 
-pub(crate) fn command() -> Command {
-    Command {
-        program: Program::Plastron,
-        path: &["version"],
-        about: "Print the version",
-        flags: &[],
-        endpoint: Endpoint::None,
-        formats: false,
-        surface: Surface::Native,
-        run: |_context, _args| Box::pin(std::future::ready(Ok(output()))),
-    }
-}
+pub(crate) const COMMAND: Command =
+    Command::local(&["version"], "Print the version", |_context, _args| {
+        Box::pin(std::future::ready(Ok(output())))
+    })
+    .prints(Prints::DataNatively);
 
 fn output() -> Output {
     let version = env!("CARGO_PKG_VERSION");

@@ -1,9 +1,10 @@
 //! The flag syntax of SPIRE's command line: Go's `flag` package, with its messages and its usage text.
 //! (SPIRE: every fault of a flag ends with exit code 1; `--name` means `-name`; a flag's value may begin with `-`.)
 
-use super::args::Args;
-use super::duration;
-use super::spec::{Command, Flag, Kind, Surface, shared_flags};
+use crate::cli::args::{Args, Value};
+use crate::cli::command::{Command, spire_flags};
+use crate::cli::duration;
+use crate::cli::flag::{FlagKind, FlagSpec};
 
 /// Why parsing ended without values: the text for stderr.
 #[derive(Debug, PartialEq, Eq)]
@@ -18,30 +19,21 @@ pub(crate) fn wants_help(argv: &[String]) -> bool {
 
 /// The usage text of a command.
 pub(crate) fn help(command: &Command) -> String {
-    let shared = shared_flags(command);
-    usage(command, &of_spire(command, &shared))
-}
-
-/// The flags that SPIRE's command has.
-fn of_spire<'f>(command: &'f Command, shared: &'f [Flag]) -> Vec<&'f Flag> {
-    command
-        .flags
-        .iter()
-        .chain(shared)
-        .filter(|flag| flag.surface == Surface::Both)
-        .collect()
+    usage(command, &spire_flags(command))
 }
 
 /// Parses the arguments after the command's words.
 pub(crate) fn parse(command: &Command, argv: &[String]) -> Result<Args, Stop> {
-    let shared = shared_flags(command);
-    let flags = of_spire(command, &shared);
-    let mut args = Args::of(command.flags.iter().chain(&shared));
+    let flags = spire_flags(command);
+    // The flags that only the native command has are known too: they read as not given.
+    let mut args = Args::of(command.flags.iter().chain(&flags));
     for flag in flags
         .iter()
-        .filter(|flag| !flag.default_on_shim().is_empty())
+        .filter(|flag| !flag.default_on_spire().is_empty())
     {
-        args.set_default(flag.spire, flag.default_on_shim());
+        let value = value(flag, flag.default_on_spire())
+            .map_err(|message| stop(command, &flags, &message))?;
+        args.set_default(flag, value);
     }
     let mut words = argv.iter();
     while let Some(word) = words.next() {
@@ -66,9 +58,9 @@ pub(crate) fn parse(command: &Command, argv: &[String]) -> Result<Args, Stop> {
                 &format!("flag provided but not defined: -{name}"),
             ));
         };
-        let value = match (inline, flag.kind) {
+        let text = match (inline, flag.kind) {
             (Some(value), _) => value.to_owned(),
-            (None, Kind::Switch) => "true".to_owned(),
+            (None, FlagKind::Switch) => "true".to_owned(),
             (None, _) => match words.next() {
                 Some(value) => value.clone(),
                 None => {
@@ -80,63 +72,48 @@ pub(crate) fn parse(command: &Command, argv: &[String]) -> Result<Args, Stop> {
                 }
             },
         };
-        store(&mut args, flag, &value).map_err(|message| stop(command, &flags, &message))?;
+        let value = value(flag, &text).map_err(|message| stop(command, &flags, &message))?;
+        args.set(flag, value);
     }
     args.rest.extend(words.cloned());
     Ok(args)
 }
 
-fn store(args: &mut Args, flag: &Flag, value: &str) -> Result<(), String> {
-    let invalid = |why: &str| format!("invalid value {value:?} for flag -{}: {why}", flag.spire);
+/// The value of a flag; a fault is worded as Go words it.
+fn value(flag: &FlagSpec, text: &str) -> Result<Value, String> {
+    let invalid = |why: &str| format!("invalid value {text:?} for flag -{}: {why}", flag.spire);
+    let text_value = || Ok(Value::Text(text.to_owned()));
     match flag.kind {
-        Kind::Text | Kind::Word | Kind::Words | Kind::Rest => {
-            args.set(flag.spire, value.to_owned());
-        }
-        Kind::Format => {
-            if !matches!(value, "pretty" | "json") {
-                let why = format!("bad formatter flag: unknown format option: {value:?}");
-                return Err(invalid(&why));
-            }
-            args.set(flag.spire, value.to_owned());
-        }
-        Kind::Timeout => {
-            if duration::parse(value).is_none() {
-                return Err(invalid(&duration::go_fault(value)));
-            }
-            args.set(flag.spire, value.to_owned());
-        }
-        Kind::Switch => {
-            let on = go_bool(value).ok_or_else(|| {
-                format!(
-                    "invalid boolean value {value:?} for -{}: parse error",
-                    flag.spire
-                )
-            })?;
-            args.set(flag.spire, on.to_string());
-        }
-        Kind::Moment | Kind::Seconds => {
-            let number: i64 = value
-                .parse()
-                .map_err(|_not_a_number| invalid("parse error"))?;
-            args.set(flag.spire, number.to_string());
-        }
-        Kind::Duration => {
+        FlagKind::Text | FlagKind::Word | FlagKind::Words | FlagKind::Rest => text_value(),
+        FlagKind::Format if matches!(text, "pretty" | "json") => text_value(),
+        FlagKind::Format => Err(invalid(&format!(
+            "bad formatter flag: unknown format option: {text:?}"
+        ))),
+        FlagKind::Timeout => duration::parse(text)
+            .map(Value::Duration)
+            .ok_or_else(|| invalid(&duration::go_fault(text))),
+        FlagKind::Switch => go_bool(text).map(Value::Switch).ok_or_else(|| {
+            format!(
+                "invalid boolean value {text:?} for -{}: parse error",
+                flag.spire
+            )
+        }),
+        FlagKind::Time | FlagKind::Lifetime => text
+            .parse()
+            .map(Value::Seconds)
+            .map_err(|_not_a_number| invalid("parse error")),
+        FlagKind::Duration => {
             // (SPIRE: a lifetime below zero is the server's default, as zero is.)
-            let negative = value
+            let negative = text
                 .strip_prefix('-')
                 .is_some_and(|rest| duration::parse(rest).is_some());
-            let value = if negative { "0s" } else { value };
-            duration::parse(value).ok_or_else(|| invalid("parse error"))?;
-            args.set(flag.spire, value.to_owned());
+            duration::parse(if negative { "0s" } else { text })
+                .map(Value::Duration)
+                .ok_or_else(|| invalid("parse error"))
         }
-        Kind::List => args.push(flag.spire, value.to_owned()),
-        Kind::CommaList => {
-            for part in value.split(',') {
-                args.push(flag.spire, part.to_owned());
-            }
-        }
+        FlagKind::List => Ok(Value::List(vec![text.to_owned()])),
+        FlagKind::CommaList => Ok(Value::List(text.split(',').map(str::to_owned).collect())),
     }
-    Ok(())
 }
 
 /// The texts Go's `strconv.ParseBool` takes.
@@ -148,12 +125,12 @@ fn go_bool(text: &str) -> Option<bool> {
     }
 }
 
-fn stop(command: &Command, flags: &[&Flag], message: &str) -> Stop {
+fn stop(command: &Command, flags: &[FlagSpec], message: &str) -> Stop {
     Stop(format!("{message}\n{}", usage(command, flags)))
 }
 
 /// The usage text in the layout of Go's `flag.PrintDefaults`, flags in the order of their names.
-fn usage(command: &Command, flags: &[&Flag]) -> String {
+fn usage(command: &Command, flags: &[FlagSpec]) -> String {
     let mut sorted = flags.to_vec();
     sorted.sort_by_key(|flag| flag.spire);
     // SPIRE: the usage of the agent's `api` commands leaves that word out.
@@ -164,16 +141,16 @@ fn usage(command: &Command, flags: &[&Flag]) -> String {
     let mut text = format!("Usage of {}:\n", words.join(" "));
     for flag in sorted {
         let value = match flag.kind {
-            Kind::Switch => "",
-            Kind::Moment | Kind::Seconds => " int",
-            Kind::Text | Kind::Word | Kind::Words | Kind::Rest => " string",
-            Kind::Duration => " duration",
-            Kind::Timeout | Kind::Format | Kind::List | Kind::CommaList => " value",
+            FlagKind::Switch => "",
+            FlagKind::Time | FlagKind::Lifetime => " int",
+            FlagKind::Text | FlagKind::Word | FlagKind::Words | FlagKind::Rest => " string",
+            FlagKind::Duration => " duration",
+            FlagKind::Timeout | FlagKind::Format | FlagKind::List | FlagKind::CommaList => " value",
         };
         text.push_str(&format!("  -{}{value}\n    \t{}", flag.spire, flag.help));
-        match (flag.kind, flag.default_on_shim()) {
+        match (flag.kind, flag.default_on_spire()) {
             (_, "") => {}
-            (Kind::Text, default) => text.push_str(&format!(" (default {default:?})")),
+            (FlagKind::Text, default) => text.push_str(&format!(" (default {default:?})")),
             (_, default) => text.push_str(&format!(" (default {default})")),
         }
         text.push('\n');

@@ -1,17 +1,58 @@
 //! The program called as `spire-server` or `spire-agent`: SPIRE's command tree, flags, texts and exit codes (0 done,
 //! 1 any failure, 127 no such command).
 
-use std::collections::BTreeMap;
+pub(crate) mod go_flags;
 
-use super::context::{Context, Face, Format};
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+
+use super::args::Args;
+use super::command::{Command, Endpoint, OUTPUT, Prints, Program};
+use super::context::{Context, Format, Frontend};
 use super::error::CliError;
-use super::go_flags::{self, Stop};
-use super::spec::{Command, Program};
-use super::{native, output, socket};
+use super::flag::Surface;
+use super::{environment, on_runtime, output, socket};
+use go_flags::Stop;
+
+/// Runs the command that the arguments after the program's name stand for. SPIRE's flags are text: an argument that is
+/// not is refused, since a changed one would name something else.
+pub(super) fn run(commands: &[Command], program: Program, argv: &[OsString]) -> u8 {
+    let words: Result<Vec<String>, &OsString> = argv
+        .iter()
+        .map(|word| word.to_str().map(str::to_owned).ok_or(word))
+        .collect();
+    let words = match words {
+        Ok(words) => words,
+        Err(word) => {
+            output::say(&format!("Error: the argument {word:?} is not UTF-8"));
+            return 1;
+        }
+    };
+    match read(commands, program, &words, &environment) {
+        Call::Stop { out, err, code } => {
+            if !err.is_empty() {
+                output::say(err.trim_end());
+            }
+            if output::write_out(&out).is_err() {
+                1
+            } else {
+                code
+            }
+        }
+        Call::Run(command, context, args) => {
+            let outcome = on_runtime((command.run)(context.clone(), args))
+                .and_then(|output| output::print(output, Frontend::Spire, context.format));
+            match outcome {
+                Ok(()) => 0,
+                Err(error) => fail(command, &context.explained(error)),
+            }
+        }
+    }
+}
 
 /// What the arguments amount to.
-pub(crate) enum Call<'c> {
-    Run(&'c Command, Context, super::args::Args),
+enum Call<'c> {
+    Run(&'c Command, Context, Args),
     /// Print this and end with this exit code.
     Stop {
         out: String,
@@ -21,7 +62,7 @@ pub(crate) enum Call<'c> {
 }
 
 /// Reads the arguments after the program's name.
-pub(crate) fn read<'c>(
+fn read<'c>(
     commands: &'c [Command],
     program: Program,
     argv: &[String],
@@ -29,7 +70,7 @@ pub(crate) fn read<'c>(
 ) -> Call<'c> {
     let ours: Vec<&Command> = commands
         .iter()
-        .filter(|command| command.program == program && native::shown_on_shim(command))
+        .filter(|command| command.program == program && command.surface == Surface::Both)
         .collect();
     if let Some("-version" | "--version" | "-v") = argv.first().map(String::as_str) {
         return Call::Stop {
@@ -82,15 +123,15 @@ fn leaf<'c>(command: &'c Command, argv: &[String], env: socket::Env<'_>) -> Call
             };
         }
     };
-    let format = if args.has("output") && args.text("output") == "json" {
+    let format = if command.prints == Prints::Data && args.get(OUTPUT) == "json" {
         Format::Json
     } else {
         Format::Pretty
     };
-    match socket::resolve(command.endpoint, &args, Face::Shim, env) {
+    match socket::resolve(command.endpoint(), &args, Frontend::Spire, env) {
         Ok(socket) => Call::Run(
             command,
-            Context::new(Face::Shim, command, format, socket),
+            Context::new(Frontend::Spire, command, format, socket),
             args,
         ),
         Err(error) => Call::Stop {
@@ -103,9 +144,8 @@ fn leaf<'c>(command: &'c Command, argv: &[String], env: socket::Env<'_>) -> Call
 
 /// Ends a failed command as SPIRE's does: `Error: …` for the server's commands and the agent's admin commands, the
 /// bare text for `spire-agent api …` and its health check.
-pub(crate) fn fail(command: &Command, error: &CliError) -> u8 {
-    let bare = command.program == Program::Agent
-        && matches!(command.path.first(), Some(&"api" | &"healthcheck"));
+fn fail(command: &Command, error: &CliError) -> u8 {
+    let bare = command.endpoint() == Some(Endpoint::Workload);
     match error {
         CliError::Silent => {}
         CliError::Fault(_) | CliError::Faults(_) => output::say(&error.to_string()),
@@ -142,12 +182,12 @@ fn help<'c>(program: Program, commands: &[&Command], group: &[&str], code: u8) -
     let text = if group.is_empty() {
         format!(
             "Usage: {} [--version] [--help] <command> [<args>]\n\nAvailable commands are:\n{lines}\n",
-            program.shim_name()
+            program.spire_name()
         )
     } else {
         format!(
             "{} {} needs one of these commands:\n\nSubcommands:\n{lines}",
-            program.shim_name(),
+            program.spire_name(),
             group.join(" ")
         )
     };

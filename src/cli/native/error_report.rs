@@ -6,9 +6,10 @@ use serde_json::{Value, json};
 use tonic::Code as Status;
 use tonic_types::StatusExt;
 
-use super::context::Format;
-use super::error::{Batch, CliError};
-use super::spec::{Command, Endpoint, Program, native_flags};
+use super::usage::usage;
+use crate::cli::command::{Command, Endpoint, Object};
+use crate::cli::context::Format;
+use crate::cli::error::{Batch, CliError};
 
 /// The version of the JSON that is our own and not a message of the API.
 pub(crate) const API_VERSION: &str = "plastron/v1";
@@ -86,15 +87,9 @@ fn fault(error: &CliError, command: &Command) -> Fault {
             };
             Fault::new(*code, what).at(path).because(because)
         }
-        CliError::Check(text) => Fault::new(
-            match command.path {
-                ["api", "validate", "jwt"] => Code::InvalidJwtSvid,
-                _ => Code::CheckFailed,
-            },
-            text,
-        ),
-        CliError::Usage(text) => usage(&natively(text, command), &command.words().join(" ")),
-        CliError::Wrong { code, value, text } => wrong(*code, value, &natively(text, command)),
+        CliError::Check { code, text } => Fault::new(*code, text),
+        CliError::Usage { native, .. } => usage(native, &command.words().join(" ")),
+        CliError::Wrong { code, value, text } => wrong(*code, value, text),
         other => Fault::new(Code::Internal, other.to_string()),
     }
 }
@@ -110,37 +105,6 @@ fn wrong(code: Code, value: &str, text: &str) -> Fault {
         _ if value.is_empty() => Fault::new(code, text),
         _ => Fault::new(code, text).at(value),
     }
-}
-
-/// The text with SPIRE's names of flags replaced by ours: `-entryID` and `entryID` by `--entry-id`.
-fn natively(text: &str, command: &Command) -> String {
-    let flags = native_flags(command);
-    let name = |word: &str| {
-        let bare = word.trim_start_matches('-');
-        flags
-            .iter()
-            .find(|flag| {
-                flag.spire == bare
-                    && !flag.native.is_empty()
-                    && (word.starts_with('-') || bare.contains(char::is_uppercase))
-            })
-            .map(|flag| format!("--{}", flag.native))
-    };
-    text.split_inclusive(|c: char| !c.is_alphanumeric() && c != '-')
-        .map(|piece| {
-            let word = piece.trim_end_matches(|c: char| !c.is_alphanumeric() && c != '-');
-            let tail = piece.get(word.len()..).unwrap_or_default();
-            name(word).map_or_else(|| piece.to_owned(), |native| format!("{native}{tail}"))
-        })
-        .collect()
-}
-
-/// A command line that cannot be understood.
-pub(crate) fn usage(what: &str, words: &str) -> Fault {
-    Fault::new(Code::Usage, what).hint(match words {
-        "" => "`plastron help` lists the commands".to_owned(),
-        words => format!("`plastron help {words}` shows what the command takes"),
-    })
 }
 
 fn of_batch(batch: &Batch, command: &Command) -> Faults {
@@ -186,37 +150,34 @@ fn given_code(status: &tonic::Status) -> Option<(Code, Option<String>)> {
 
 /// The code for a refusal of the peer; what kind of object it is about follows from the command.
 fn code(status: Status, message: &str, command: &Command) -> Code {
-    let object = match command.program {
-        Program::Server => command.path.first().copied().unwrap_or_default(),
-        Program::Agent | Program::Plastron => "",
-    };
+    let object = command.object;
     if message.contains("find federated bundle") {
         return Code::UnknownFederatedTrustDomain;
     }
     match status {
         Status::NotFound => match object {
-            "entry" => Code::EntryNotFound,
-            "agent" => Code::AgentNotFound,
-            "bundle" => Code::BundleNotFound,
-            _ => Code::NotFound,
+            Object::Entry => Code::EntryNotFound,
+            Object::Agent => Code::AgentNotFound,
+            Object::Bundle => Code::BundleNotFound,
+            Object::Other => Code::NotFound,
         },
         Status::PermissionDenied if message.starts_with("no identity issued") => {
             Code::NoIdentityIssued
         }
         Status::PermissionDenied | Status::Unauthenticated => Code::PermissionDenied,
         Status::AlreadyExists if message.contains("similar entry") => Code::SimilarEntry,
-        Status::AlreadyExists if object == "entry" => Code::EntryIdTaken,
+        Status::AlreadyExists if object == Object::Entry => Code::EntryIdTaken,
         _ if message.contains("cannot delete bundle; federated with") => Code::BundleInUse,
         Status::AlreadyExists | Status::FailedPrecondition | Status::Aborted => Code::AlreadyExists,
         Status::DeadlineExceeded => Code::TimedOut,
-        Status::Unavailable => match command.endpoint {
-            Endpoint::Workload => Code::AgentNotReady,
+        Status::Unavailable => match command.endpoint() {
+            Some(Endpoint::Workload) => Code::AgentNotReady,
             _ => Code::ConnectionLost,
         },
         Status::ResourceExhausted => Code::TooManyRequests,
         Status::Unimplemented => Code::NotOfferedByPeer,
         Status::InvalidArgument | Status::OutOfRange => match object {
-            "entry" => Code::InvalidEntry,
+            Object::Entry => Code::InvalidEntry,
             _ => Code::InvalidArgument,
         },
         _ => Code::Internal,
@@ -255,9 +216,9 @@ fn hinted(fault: Fault, command: &Command) -> Fault {
 #[cfg(test)]
 mod tests {
     use super::{code, report};
+    use crate::cli::command::Command;
     use crate::cli::context::Format;
     use crate::cli::error::{Batch, CliError, FailedItem};
-    use crate::cli::spec::Command;
     use config::fault::Code;
     use tonic::{Code as Status, Status as Reply};
     use tonic_types::StatusExt;
@@ -392,28 +353,6 @@ mod tests {
                 Code::AgentNotReady,
                 "{reason}"
             );
-        }
-    }
-
-    #[test]
-    fn flags_have_their_native_names_in_messages() {
-        let show = command(&["server", "entry", "show"]);
-        for (text, native) in [
-            (
-                "the -entryID flag can't be combined",
-                "the --entry-id flag can't be combined",
-            ),
-            (
-                "spiffeID must be specified",
-                "--spiffe-id must be specified",
-            ),
-            (
-                "a selector is required (-selector)",
-                "a selector is required (--selector)",
-            ),
-            ("an entry ID is required", "an entry ID is required"),
-        ] {
-            assert_eq!(super::natively(text, &show), native);
         }
     }
 

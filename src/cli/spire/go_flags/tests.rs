@@ -1,33 +1,34 @@
-use super::{Stop, of_spire, parse};
+use std::time::Duration;
+
+use super::{Stop, parse};
 use crate::cli::args::Args;
+use crate::cli::command::{Command, Prints, spire_flags};
+use crate::cli::flag::{Flag, Surface};
 use crate::cli::output::Output;
-use crate::cli::spec::{Command, Endpoint, Flag, Kind, Program, Surface, flag, shared_flags};
 
-const FLAGS: &[Flag] = &[
-    flag("spiffeID", "spiffe-id", Kind::Text, "the ID"),
-    flag("admin", "admin", Kind::Switch, "admin"),
-    flag("x509SVIDTTL", "x509-ttl", Kind::Seconds, "lifetime"),
-    flag("selector", "selector", Kind::List, "selector"),
-    flag("audience", "audience", Kind::CommaList, "audience"),
-    flag("timeout", "timeout", Kind::Duration, "how long").or("5s"),
-];
+const SPIFFE_ID: Flag<String> = Flag::text("spiffeID", "spiffe-id", "the ID");
+const ADMIN: Flag<bool> = Flag::switch("admin", "admin", "admin");
+const TTL: Flag<i64> = Flag::lifetime("x509SVIDTTL", "x509-ttl", "lifetime");
+const SELECTOR: Flag<Vec<String>> = Flag::list("selector", "selector", "selector");
+const AUDIENCE: Flag<Vec<String>> = Flag::comma_list("audience", "audience", "audience");
+const TIMEOUT: Flag<Duration> = Flag::duration("timeout", "timeout", "how long").or("5s");
 
-fn command() -> Command {
-    Command {
-        program: Program::Server,
-        path: &["entry", "create"],
-        about: "",
-        flags: FLAGS,
-        endpoint: Endpoint::None,
-        formats: true,
-        surface: Surface::Both,
-        run: |_context, _args| Box::pin(async { Ok(Output::default()) }),
-    }
-}
+const COMMAND: Command = Command::local(&["entry", "create"], "", |_context, _args| {
+    Box::pin(async { Ok(Output::default()) })
+})
+.flags(&[
+    SPIFFE_ID.spec,
+    ADMIN.spec,
+    TTL.spec,
+    SELECTOR.spec,
+    AUDIENCE.spec,
+    TIMEOUT.spec,
+])
+.prints(Prints::Data);
 
 fn read(words: &[&str]) -> Result<Args, Stop> {
     parse(
-        &command(),
+        &COMMAND,
         &words.iter().map(|w| (*w).to_owned()).collect::<Vec<_>>(),
     )
 }
@@ -50,14 +51,14 @@ fn takes_one_dash_two_dashes_and_an_equals_sign() {
         &["-spiffeID=x"],
         &["--spiffeID=x"],
     ] {
-        assert_eq!(read(words).unwrap().text("spiffeID"), "x");
+        assert_eq!(read(words).unwrap().get(SPIFFE_ID), "x");
     }
 }
 
 #[test]
 fn a_value_may_begin_with_a_dash() {
     assert_eq!(
-        read(&["-spiffeID", "-admin"]).unwrap().text("spiffeID"),
+        read(&["-spiffeID", "-admin"]).unwrap().get(SPIFFE_ID),
         "-admin"
     );
 }
@@ -65,23 +66,23 @@ fn a_value_may_begin_with_a_dash() {
 #[test]
 fn a_switch_takes_no_next_word_but_an_inline_value() {
     let args = read(&["-admin", "true"]).unwrap();
-    assert!(args.switch("admin"));
+    assert!(args.get(ADMIN));
     assert_eq!(args.rest, ["true"]);
-    assert!(!read(&["-admin=F"]).unwrap().switch("admin"));
+    assert!(!read(&["-admin=F"]).unwrap().get(ADMIN));
 }
 
 #[test]
 fn lists_gather_and_comma_lists_split() {
     let args = read(&["-selector", "a:b", "-selector", "c:d", "-audience", "x,y"]).unwrap();
-    assert_eq!(args.list("selector"), ["a:b", "c:d"]);
-    assert_eq!(args.list("audience"), ["x", "y"]);
+    assert_eq!(args.get(SELECTOR), ["a:b", "c:d"]);
+    assert_eq!(args.get(AUDIENCE), ["x", "y"]);
 }
 
 #[test]
 fn defaults_are_there_and_are_not_given() {
     let args = read(&[]).unwrap();
-    assert_eq!(args.duration("timeout").as_secs(), 5);
-    assert!(!args.given("timeout"));
+    assert_eq!(args.get(TIMEOUT).as_secs(), 5);
+    assert!(!args.given(TIMEOUT));
 }
 
 #[test]
@@ -111,11 +112,8 @@ fn stops_at_two_dashes_and_at_the_first_word() {
 
 /// The names of the flags that the shim takes for a command, in the order of the alphabet.
 fn flag_names(command: &Command) -> String {
-    let shared = shared_flags(command);
-    let mut names: Vec<&str> = of_spire(command, &shared)
-        .into_iter()
-        .map(|flag| flag.spire)
-        .collect();
+    let flags = spire_flags(command);
+    let mut names: Vec<&str> = flags.iter().map(|flag| flag.spire).collect();
     names.sort_by_key(|name| name.to_lowercase());
     names.join(" ")
 }
