@@ -59,6 +59,8 @@ pub const DEFAULT_STALENESS: Duration = Duration::from_secs(300);
 /// The smallest bound that is kept without refusals in health: the database is looked at every second, and a look may
 /// take a moment.
 pub const SMALLEST_STALENESS: Duration = Duration::from_secs(5);
+/// Expired objects that are deleted in one transaction (SPIRE: 1000 agents).
+const PRUNE_BATCH: usize = 1_000;
 /// The longest wait for the last writes when the server stops.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
 

@@ -38,21 +38,33 @@ impl Pruning {
 
     async fn prune_entries(&self) {
         let now = self.clock.now();
-        match self.datastore.prune_entries(now).await {
-            Ok(pruned) => {
-                for entry in pruned {
-                    tracing::info!(
-                        entry_id = %entry.id, spiffe_id = %entry.spiffe_id, parent_id = %entry.parent_id,
-                        "pruned an expired registration entry"
-                    );
+        // Batch by batch: other writes find their turn in between.
+        loop {
+            match self.datastore.prune_entries(now).await {
+                Ok(pruned) if pruned.is_empty() => break,
+                Ok(pruned) => {
+                    for entry in pruned {
+                        tracing::info!(
+                            entry_id = %entry.id, spiffe_id = %entry.spiffe_id, parent_id = %entry.parent_id,
+                            "pruned an expired registration entry"
+                        );
+                    }
+                }
+                Err(error) => {
+                    tracing::error!(%error, "failed to prune expired registration entries");
+                    break;
                 }
             }
-            Err(error) => tracing::error!(%error, "failed to prune expired registration entries"),
         }
-        match self.datastore.prune_join_tokens(now).await {
-            Ok(0) => {}
-            Ok(pruned) => tracing::info!(pruned, "pruned expired join tokens"),
-            Err(error) => tracing::error!(%error, "failed to prune expired join tokens"),
+        loop {
+            match self.datastore.prune_join_tokens(now).await {
+                Ok(0) => return,
+                Ok(pruned) => tracing::info!(pruned, "pruned expired join tokens"),
+                Err(error) => {
+                    tracing::error!(%error, "failed to prune expired join tokens");
+                    return;
+                }
+            }
         }
     }
 

@@ -6,6 +6,7 @@ mod agents;
 mod authorized;
 mod changes;
 mod cursor;
+mod deleted;
 mod entries;
 mod freshness;
 mod group;
@@ -16,6 +17,7 @@ mod snapshot;
 mod state;
 #[cfg(test)]
 mod tests;
+mod tokens;
 
 use std::fmt;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -101,7 +103,7 @@ impl Registry {
         self.read().cursor
     }
 
-    /// Told of each new revision. Late readers see the latest only.
+    /// Told of each new revision that changed more than leases and journals. Late readers see the latest only.
     pub fn subscribe(&self) -> watch::Receiver<u64> {
         self.revision.subscribe()
     }
@@ -109,7 +111,7 @@ impl Registry {
     /// The changes after `cursor` in commit order, or `None` when the reader must start over: it is too far behind, ahead of
     /// this store, or of a history that the store has lost.
     pub fn changes_since(&self, cursor: Cursor) -> Option<Vec<Change>> {
-        self.read().changes.since(cursor)
+        self.read().changes.since(cursor, usize::MAX)
     }
 
     pub fn entry(&self, id: &str) -> Option<Arc<Entry>> {
@@ -126,13 +128,9 @@ impl Registry {
         page: &Page,
     ) -> Result<Listing<Arc<Entry>>, BadPageToken> {
         let mut gathering = Gathering::new(page);
-        let mut after = Some(page.after()?);
-        while let Some(row) = after {
-            after = self
-                .read()
-                .entries
-                .scan(filter, row, SCAN_BUDGET, &mut gathering);
-        }
+        self.scan_entries(filter, page.after()?, |row, entry| {
+            gathering.offer(row, Arc::clone(entry))
+        });
         Ok(gathering.finish())
     }
 
@@ -140,9 +138,28 @@ impl Registry {
         if filter.is_empty() {
             return self.read().entries.len();
         }
-        // An unpaged listing has no token that could be wrong.
-        self.entries(filter, &Page::default())
-            .map_or(0, |listing| listing.items.len())
+        let mut count = 0;
+        self.scan_entries(filter, i64::MIN, |_, _| {
+            count += 1;
+            true
+        });
+        count
+    }
+
+    /// Visits the entries behind a row that the filter takes, until `visit` has enough. The lock is given back now and then.
+    fn scan_entries(
+        &self,
+        filter: &EntryFilter,
+        after: i64,
+        mut visit: impl FnMut(i64, &Arc<Entry>) -> bool,
+    ) {
+        let mut after = Some(after);
+        while let Some(row) = after {
+            after = self
+                .read()
+                .entries
+                .scan(filter, row, SCAN_BUDGET, &mut visit);
+        }
     }
 
     /// Entries that give `id`, the expired among them: for the admin and downstream look-ups.
@@ -294,8 +311,19 @@ impl Registry {
 
     /// Applies the writes of the commits `passed`, then tells the subscribers.
     pub(crate) fn apply(&self, passed: &[Cursor], writes: Vec<Write>) {
-        self.write().apply(passed, writes);
-        self.revision.send_replace(self.revision());
+        // What servers note for themselves concerns nobody who reads here: no agent's watch wakes for it.
+        let concerns_readers = writes
+            .iter()
+            .any(|write| !matches!(write.kind, Kind::Lease | Kind::Journal));
+        let reached = {
+            let mut state = self.write();
+            state.apply(passed, writes);
+            state.cursor.revision()
+        };
+        self.revision.send_if_modified(|revision| {
+            *revision = reached;
+            concerns_readers
+        });
     }
 
     /// Starts over from a snapshot, because the way to it is unknown.

@@ -78,14 +78,9 @@ impl WatchApi for WatchService {
                 .with("agent_version", version.escape_debug())
         });
         // A write for each stream that an agent opens would be the agent's to multiply.
-        let reported = if self.agents.knows_version(svid.id(), version)
-            || !self.limits.post_status.take_now(&caller.connection)
-        {
-            Ok(())
-        } else {
-            self.agents.report_version(svid.id(), version).await
-        };
-        match reported {
+        let may_write = || self.limits.post_status.take_now(&caller.connection);
+        let reported = self.agents.report_version(svid.id(), version, may_write);
+        match reported.await {
             Err(error) if error.kind() == Kind::InvalidArgument => return Err(error.into()),
             // An agent is served although its version cannot be written down.
             Err(error) => error.log(),

@@ -195,7 +195,7 @@ impl AgentApi for AgentService {
                 .with("spiffe_id", id)
                 .with("agent_version", version.escape_debug())
         });
-        self.agents.report_version(id, &version).await?;
+        self.agents.report_version(id, &version, || true).await?;
         Ok(Response::new(rpc::PostStatusResponse {}))
     }
 }

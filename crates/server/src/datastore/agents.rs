@@ -8,11 +8,8 @@ use spiffe::entry::Entry;
 use spiffe::id::SpiffeId;
 
 use super::draft::Draft;
-use super::{Datastore, DatastoreError};
+use super::{Datastore, DatastoreError, PRUNE_BATCH};
 use crate::registry::{Agent, AgentPatch, Kind, Object};
-
-/// Agents pruned in one transaction (SPIRE: 1000).
-const PRUNE_BATCH: usize = 1_000;
 
 /// Why an agent was not written.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -231,7 +231,7 @@ pub(super) fn content(registry: &Registry) -> Vec<Object> {
     );
     all.extend(registry.journals().into_iter().map(Object::Journal));
     let state = registry.read();
-    let mut tokens: Vec<_> = state.tokens.values().cloned().collect();
+    let mut tokens: Vec<_> = state.tokens.iter().cloned().collect();
     tokens.sort_by(|a, b| a.digest.cmp(&b.digest));
     all.extend(tokens.into_iter().map(Object::JoinToken));
     all.extend(state.leases.values().cloned().map(Object::Lease));

@@ -26,6 +26,10 @@ const SET_META: &str = "INSERT INTO meta (name, value) VALUES ($1, $2) \
 const KEEP_META: &str =
     "INSERT INTO meta (name, value) VALUES ($1, $2) ON CONFLICT (name) DO NOTHING";
 const TOKEN_OF: &str = "SELECT token FROM changes WHERE revision = $1 LIMIT 1";
+/// The entries that are gone, as far back as the change log reaches, and no more of them than the registry keeps.
+const DELETED_ENTRIES: &str = "SELECT key FROM changes WHERE kind = 'entries' \
+     AND NOT EXISTS (SELECT 1 FROM entries WHERE entries.key = changes.key) \
+     GROUP BY key ORDER BY max(revision) DESC LIMIT 65536";
 const FIRST_REVISION: &str = "SELECT min(revision) FROM changes";
 const TOKENS: &str = "SELECT DISTINCT revision, token FROM changes \
                       WHERE revision > $1 AND revision <= $2 ORDER BY revision";
@@ -228,11 +232,20 @@ impl<B: Backend> Database<B> {
             let query = format!("SELECT row_number, key, body FROM {table} ORDER BY row_number");
             loader = self.backend.scan(kind, query, loader).await?;
         }
-        let mut end = vec![Statement::script("COMMIT")];
+        let mut end = vec![
+            Statement::Listing(DELETED_ENTRIES.into(), Vec::new()),
+            Statement::script("COMMIT"),
+        ];
         end.extend(dialect.after_load.map(Statement::script));
-        self.backend.run(end).await?;
-        loader.state.starts_at(cursor.unwrap_or_default());
-        Ok(loader.state)
+        let answers = self.backend.run(end).await?;
+        let mut state = loader.state;
+        // The latest come first, so that the limit takes the oldest away.
+        for row in answers.first().into_iter().flatten().rev() {
+            let id = row.first().map_or("", Value::text);
+            state.deleted_entries.insert(Arc::from(id));
+        }
+        state.starts_at(cursor.unwrap_or_default());
+        Ok(state)
     }
 
     /// Opens a write transaction by taking the next revision. `known` is the revision in memory: what others committed

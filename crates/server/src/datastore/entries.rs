@@ -11,7 +11,7 @@ use spiffe::selector::{Selector, SelectorSet};
 use spiffe::trust_domain::TrustDomain;
 
 use super::draft::Draft;
-use super::{Datastore, DatastoreError};
+use super::{Datastore, DatastoreError, PRUNE_BATCH};
 use crate::registry::{Kind, Object};
 
 /// The fields of an entry to write; `None` leaves a field as it is.
@@ -59,7 +59,7 @@ pub enum EntryWriteError {
 impl Datastore {
     /// Creates each entry or says why not. An empty ID is replaced by a new UUID; a creation time of 0 by now.
     ///
-    /// An ID that its creator chose may be that of an entry deleted a moment ago. The new entry's revision number then starts
+    /// An ID that its creator chose may be that of an entry deleted lately, also before a restart. The new entry's revision number then starts
     /// at the revision of the datastore, which no earlier entry of the ID has reached: a commit raises an entry's number by
     /// at most one. An agent that compares revision numbers thus never takes the new entry for the old one.
     ///
@@ -81,13 +81,11 @@ impl Datastore {
             })
             .collect();
         self.submit(prepared.len(), move |draft| {
-            let chosen = prepared.iter().flatten().filter(|(_, chosen)| *chosen);
-            let chosen: HashSet<&str> = chosen.map(|(entry, _)| entry.id.as_ref()).collect();
-            let reused = draft.committed().changes.entries_among(&chosen);
+            let committed = draft.committed();
             let outcomes = prepared.iter().map(|prepared| match prepared {
                 Ok((entry, true))
-                    if reused.contains(entry.id.as_ref())
-                        || draft.committed().get(Kind::Entry, &entry.id).is_some() =>
+                    if committed.deleted_entries.contains(&entry.id)
+                        || committed.entries.get(&entry.id).is_some() =>
                 {
                     let entry = Entry {
                         revision_number: draft.revision(),
@@ -158,27 +156,29 @@ impl Datastore {
         .await
     }
 
-    /// Deletes what has expired at `now` and returns it.
+    /// Deletes what has expired at `now`, not more than a batch of it, and returns it. Call again while there is any.
     ///
     /// # Errors
     /// When the store could not write.
     pub async fn prune_entries(&self, now: SystemTime) -> Result<Vec<Arc<Entry>>, DatastoreError> {
         let now = unix_seconds(now);
-        let expired = move |entry: &Entry| entry.is_expired(now);
         // Most of the time there is nothing to do, and looking costs no transaction.
-        if !self
-            .registry()
-            .read()
-            .entries
-            .iter()
-            .any(|entry| expired(entry))
-        {
+        let is_nothing_due = {
+            let state = self.registry().read();
+            state.entries.expiring(i64::MIN, now).next().is_none()
+        };
+        if is_nothing_due {
             return Ok(Vec::new());
         }
         self.submit(1, move |draft| {
-            let pruned = draft.entries_where(expired);
-            for entry in &pruned {
-                draft.delete(Kind::Entry, &entry.id);
+            let due = draft.committed().entries.expiring(i64::MIN, now);
+            let mut pruned = Vec::new();
+            for entry in due.take(PRUNE_BATCH) {
+                // An operation before this one may have changed it.
+                if let Some(entry) = draft.entry(&entry.id).filter(|entry| entry.is_expired(now)) {
+                    draft.delete(Kind::Entry, &entry.id);
+                    pruned.push(entry);
+                }
             }
             pruned
         })

@@ -12,7 +12,7 @@ use spiffe::trust_domain::TrustDomain;
 
 use super::codec::hex_sha256;
 use super::entries::{EntryWriteError, create};
-use super::{Datastore, DatastoreError};
+use super::{Datastore, DatastoreError, PRUNE_BATCH};
 use crate::registry::{JoinTokenRecord, Kind, Object};
 
 /// A join token to create. `Debug` keeps the token to itself.
@@ -113,7 +113,7 @@ impl Datastore {
                 return Err(TokenError::Unknown);
             };
             draft.delete(Kind::JoinToken, &digest);
-            if record.expires_at < now {
+            if record.is_expired(now) {
                 return Err(TokenError::Expired);
             }
             if let (Some(named), Some(blank)) = (&record.alias, &blank) {
@@ -132,34 +132,25 @@ impl Datastore {
         .await?
     }
 
-    /// Deletes tokens that expired before `now`; returns how many.
+    /// Deletes tokens that have expired at `now`, not more than a batch of them; returns how many. Call again while there
+    /// are any.
     ///
     /// # Errors
     /// When the store could not write.
     pub async fn prune_join_tokens(&self, now: SystemTime) -> Result<usize, DatastoreError> {
         let now = unix_seconds(now);
-        if !self
-            .registry()
-            .read()
-            .tokens
-            .values()
-            .any(|token| token.expires_at < now)
-        {
+        // Most of the time there is nothing to do, and looking costs no transaction.
+        if self.registry().read().tokens.expired(now).next().is_none() {
             return Ok(0);
         }
         self.submit(1, move |draft| {
-            let expired = draft
-                .committed()
-                .tokens
-                .values()
-                .filter(|token| token.expires_at < now);
-            let digests: Vec<String> = expired.map(|token| token.digest.clone()).collect();
-            let pruned = digests
-                .iter()
-                .filter(|digest| draft.get(Kind::JoinToken, digest).is_some())
-                .count();
-            for digest in digests {
-                draft.delete(Kind::JoinToken, &digest);
+            let expired = draft.committed().tokens.expired(now).take(PRUNE_BATCH);
+            let mut pruned = 0;
+            for digest in expired {
+                if draft.get(Kind::JoinToken, digest).is_some() {
+                    draft.delete(Kind::JoinToken, digest);
+                    pruned += 1;
+                }
             }
             pruned
         })

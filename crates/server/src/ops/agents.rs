@@ -109,13 +109,21 @@ impl Agents {
         }
     }
 
-    /// Keeps the version that an agent says it is. Costs a write only when it is another than before.
+    /// Keeps the version that an agent says it is. Costs a write only when it is another than before, and only when
+    /// `may_write` then allows it: how often it is told is the agent's choice.
     ///
     /// # Errors
     /// InvalidArgument for what is no version, since operators read it on their terminals.
-    pub(crate) async fn report_version(&self, id: &SpiffeId, version: &str) -> Result<(), OpError> {
+    pub(crate) async fn report_version(
+        &self,
+        id: &SpiffeId,
+        version: &str,
+        may_write: impl FnOnce() -> bool,
+    ) -> Result<(), OpError> {
         Self::check_version(version)?;
-        if self.knows_version(id, version) {
+        let agent = self.registry.agent(id);
+        let is_known = agent.is_some_and(|agent| agent.agent_version == version);
+        if version.is_empty() || is_known || !may_write() {
             return Ok(());
         }
         let patch = AgentPatch {
@@ -139,12 +147,6 @@ impl Agents {
             return Err(refused(Kind::InvalidArgument, what));
         }
         Ok(())
-    }
-
-    /// Whether reporting this version would write nothing.
-    pub(crate) fn knows_version(&self, id: &SpiffeId, version: &str) -> bool {
-        let agent = self.registry.agent(id);
-        version.is_empty() || agent.is_some_and(|agent| agent.agent_version == version)
     }
 
     async fn patch(&self, id: &SpiffeId, patch: AgentPatch) -> Result<(), OpError> {

@@ -1,9 +1,9 @@
 //! The latest changes, in commit order, for followers. Bounded: a follower that is further behind starts over.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::VecDeque;
 
 use super::cursor::Cursor;
-use super::records::{Change, Kind};
+use super::records::Change;
 
 /// How many changes are kept. Each holds its object's former self alive.
 const CAPACITY: usize = 32_768;
@@ -50,27 +50,9 @@ impl ChangeLog {
         }
     }
 
-    /// Those of the entry IDs that a kept change is about. Costs nothing when there are none to look for.
-    pub(crate) fn entries_among<'i>(&self, ids: &HashSet<&'i str>) -> HashSet<&'i str> {
-        if ids.is_empty() {
-            return HashSet::new();
-        }
-        let entries = self
-            .changes
-            .iter()
-            .filter(|change| change.kind == Kind::Entry);
-        entries
-            .filter_map(|change| ids.get(change.key.as_ref()).copied())
-            .collect()
-    }
-
-    /// The changes after `cursor`, or `None` when some of them are no longer kept, or it is not in this history.
-    pub(crate) fn since(&self, cursor: Cursor) -> Option<Vec<Change>> {
-        self.since_at_most(cursor, usize::MAX)
-    }
-
-    /// As [`Self::since`]; `None` also when there are more than `most`, of which none is copied then.
-    pub(crate) fn since_at_most(&self, cursor: Cursor, most: usize) -> Option<Vec<Change>> {
+    /// The changes after `cursor`, or `None` when some of them are no longer kept, when it is not in this history, or when
+    /// there are more than `most`, of which none is copied then.
+    pub(crate) fn since(&self, cursor: Cursor, most: usize) -> Option<Vec<Change>> {
         let place = self
             .passed
             .binary_search_by_key(&cursor.revision(), |passed| passed.revision())
@@ -94,6 +76,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
+    use crate::registry::Kind;
 
     fn change(revision: u64) -> Change {
         Change {
@@ -125,28 +108,33 @@ mod tests {
     #[test]
     fn a_follower_further_behind_than_the_log_must_start_over() {
         let log = log(5, &[6, 7, 8]);
-        assert!(log.since(at(4)).is_none());
+        assert!(log.since(at(4), 9).is_none());
         assert!(
-            log.since(at(5)).is_none(),
+            log.since(at(5), 9).is_none(),
             "one change of revision 6 is gone"
         );
         let since: Vec<_> = log
-            .since(at(6))
+            .since(at(6), 9)
             .unwrap()
             .iter()
             .map(|c| c.revision)
             .collect();
         assert_eq!(since, [7, 7, 8, 8]);
-        assert_eq!(log.since(at(8)).unwrap().len(), 0);
+        assert_eq!(log.since(at(8), 9).unwrap().len(), 0);
+        assert_eq!(log.since(at(7), 2).unwrap().len(), 2);
+        assert!(log.since(at(6), 3).is_none(), "four are more than three");
     }
 
     #[test]
     fn a_follower_of_another_history_must_start_over() {
         let log = log(50, &[6, 7, 8]);
         for revision in [5, 6, 8] {
-            assert!(log.since(Cursor::new(revision, 1)).is_none(), "{revision}");
-            assert!(log.since(at(revision)).is_some(), "{revision}");
+            assert!(
+                log.since(Cursor::new(revision, 1), 9).is_none(),
+                "{revision}"
+            );
+            assert!(log.since(at(revision), 9).is_some(), "{revision}");
         }
-        assert!(log.since(at(9)).is_none(), "a cursor from the future");
+        assert!(log.since(at(9), 9).is_none(), "a cursor from the future");
     }
 }

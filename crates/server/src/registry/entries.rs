@@ -14,7 +14,7 @@ use spiffe::id::SpiffeId;
 use spiffe::selector::Selector;
 
 use super::group::Group;
-use super::listing::{EntryFilter, Gathering};
+use super::listing::EntryFilter;
 
 #[derive(Debug)]
 pub(crate) struct Slot {
@@ -181,7 +181,7 @@ impl EntryTable {
         filter: &EntryFilter,
         after: i64,
         budget: usize,
-        gathering: &mut Gathering<Arc<Entry>>,
+        visit: &mut impl FnMut(i64, &Arc<Entry>) -> bool,
     ) -> Option<i64> {
         let group = match (&filter.by_spiffe_id, &filter.by_parent_id) {
             (Some(id), _) => Some(self.named(id)),
@@ -190,11 +190,10 @@ impl EntryTable {
         };
         let mut last = after;
         let mut scanned = 0;
-        let mut visit = |slot: &Slot| {
+        let mut look = |slot: &Slot| {
             last = slot.row;
             scanned += 1;
-            let wants_more =
-                !filter.matches(&slot.entry) || gathering.offer(slot.row, Arc::clone(&slot.entry));
+            let wants_more = !filter.matches(&slot.entry) || visit(slot.row, &slot.entry);
             if wants_more {
                 (scanned < budget).then_some(()).ok_or(Some(slot.row))
             } else {
@@ -210,12 +209,12 @@ impl EntryTable {
                     .iter()
                     .skip(start)
                     .filter_map(|&slot| at(&self.slots, slot))
-                    .try_for_each(&mut visit)
+                    .try_for_each(&mut look)
             }
             None => {
                 let rows = self.by_row.range(after.saturating_add(1)..);
                 rows.filter_map(|(_, &slot)| at(&self.slots, slot))
-                    .try_for_each(&mut visit)
+                    .try_for_each(&mut look)
             }
         };
         outcome.err().flatten()

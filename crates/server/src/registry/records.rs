@@ -54,6 +54,13 @@ pub struct JoinTokenRecord {
     pub alias: Option<SpiffeId>,
 }
 
+impl JoinTokenRecord {
+    /// SPIRE: the second of the expiry belongs to the time after it.
+    pub(crate) fn is_expired(&self, now: i64) -> bool {
+        self.expires_at <= now
+    }
+}
+
 impl fmt::Debug for JoinTokenRecord {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("JoinTokenRecord")

@@ -50,14 +50,9 @@ impl<'a> Snapshot<'a> {
         self.now
     }
 
-    /// See [`Registry::changes_since`].
-    pub(crate) fn changes_since(&self, cursor: Cursor) -> Option<Vec<Change>> {
-        self.state.changes.since(cursor)
-    }
-
-    /// The changes after `cursor`, if they can be told and are not more than `most`.
-    pub(crate) fn few_changes_since(&self, cursor: Cursor, most: usize) -> Option<Vec<Change>> {
-        self.state.changes.since_at_most(cursor, most)
+    /// See [`Registry::changes_since`]; `None` also when there are more than `most`.
+    pub(crate) fn changes_since(&self, cursor: Cursor, most: usize) -> Option<Vec<Change>> {
+        self.state.changes.since(cursor, most)
     }
 
     pub(crate) fn agent(&self, id: &SpiffeId) -> Option<&Arc<Agent>> {

@@ -10,10 +10,12 @@ use spiffe::trust_domain::TrustDomain;
 use super::agents::AgentTable;
 use super::changes::ChangeLog;
 use super::cursor::Cursor;
+use super::deleted::DeletedEntries;
 use super::entries::EntryTable;
 use super::records::{
-    Change, FederationRelationship, JoinTokenRecord, Journal, Kind, Lease, Object, Unknown, Write,
+    Change, FederationRelationship, Journal, Kind, Lease, Object, Unknown, Write,
 };
+use super::tokens::TokenTable;
 
 #[derive(Debug)]
 pub(crate) struct State {
@@ -22,10 +24,11 @@ pub(crate) struct State {
     pub(crate) agents: AgentTable,
     pub(crate) bundles: BTreeMap<TrustDomain, Arc<Bundle>>,
     pub(crate) relationships: BTreeMap<TrustDomain, Arc<FederationRelationship>>,
-    pub(crate) tokens: HashMap<String, Arc<JoinTokenRecord>>,
+    pub(crate) tokens: TokenTable,
     pub(crate) journals: BTreeMap<String, Arc<Journal>>,
     pub(crate) leases: BTreeMap<String, Arc<Lease>>,
     pub(crate) changes: ChangeLog,
+    pub(crate) deleted_entries: DeletedEntries,
     /// Only of objects that have any: there are none unless servers of several versions share the database.
     unknown: HashMap<(Kind, Arc<str>), Arc<Unknown>>,
 }
@@ -38,10 +41,11 @@ impl State {
             agents: AgentTable::default(),
             bundles: BTreeMap::new(),
             relationships: BTreeMap::new(),
-            tokens: HashMap::new(),
+            tokens: TokenTable::default(),
             journals: BTreeMap::new(),
             leases: BTreeMap::new(),
             changes: ChangeLog::starting_at(cursor),
+            deleted_entries: DeletedEntries::default(),
             unknown: HashMap::new(),
         }
     }
@@ -106,10 +110,7 @@ impl State {
                 .relationships
                 .insert(relationship.trust_domain.clone(), relationship)
                 .map(Object::FederationRelationship),
-            Object::JoinToken(token) => self
-                .tokens
-                .insert(token.digest.clone(), token)
-                .map(Object::JoinToken),
+            Object::JoinToken(token) => self.tokens.put(token).map(Object::JoinToken),
             Object::Journal(journal) => self
                 .journals
                 .insert(journal.id.clone(), journal)
@@ -157,6 +158,9 @@ impl State {
         for write in writes {
             let new = write.object.clone();
             self.keep_unknown(write.kind, &write.key, write.unknown);
+            if write.kind == Kind::Entry && new.is_none() {
+                self.deleted_entries.insert(Arc::clone(&write.key));
+            }
             let old = match write.object {
                 Some(object) => self.put(write.row, object),
                 None => self.remove(write.kind, &write.key),

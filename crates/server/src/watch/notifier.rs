@@ -128,7 +128,7 @@ impl Notifier {
     fn advance(&self) -> Option<i64> {
         let snapshot = self.registry.snapshot();
         let mut state = self.lock();
-        let changes = snapshot.changes_since(state.cursor);
+        let changes = snapshot.changes_since(state.cursor, usize::MAX);
         let expired_through = state.expired_through;
         state.cursor = snapshot.cursor();
         state.expired_through = snapshot.now();

@@ -61,7 +61,7 @@ impl View {
         let registry = Arc::clone(&self.registry);
         let snapshot = registry.snapshot();
         let cursor = Cursor::from_wire(request.cursor, &request.epoch);
-        let changes = cursor.and_then(|cursor| snapshot.few_changes_since(cursor, MAX_MISSED));
+        let changes = cursor.and_then(|cursor| snapshot.changes_since(cursor, MAX_MISSED));
         if let Some(changes) = changes
             && let Some(ids) = self.missed(&snapshot, &changes)
         {

@@ -1,6 +1,7 @@
 //! Several servers on one database: one history, without gaps, the same in every memory.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use spiffe::bundle::Bundle;
 use spiffe::entry::Entry;
@@ -12,6 +13,7 @@ use crate::datastore::{Datastore, DatastoreError, DeleteMode, EntryPatch, JoinTo
 use crate::registry::{Cursor, EntryFilter, Kind, Page, Registry};
 
 on_every_database!(
+    what_servers_note_for_themselves_wakes_no_reader,
     a_database_of_another_trust_domain_is_refused,
     a_writer_sees_what_another_committed_before,
     a_server_that_only_reads_learns_of_others_commits,
@@ -360,4 +362,19 @@ async fn old_changes_are_forgotten(subject: Subject) {
     assert_eq!(registry.revision(), next);
     assert_eq!(subject.count("changes").await, 2);
     assert_eq!(subject.count("entries").await, 5);
+}
+
+async fn what_servers_note_for_themselves_wakes_no_reader(subject: Subject) {
+    let (datastore, registry) = subject.open().await;
+    let mut revisions = registry.subscribe();
+    revisions.mark_unchanged();
+    let minute = Duration::from_secs(60);
+    let taken = datastore.acquire_lease("job", "me", minute, subject.now());
+    assert!(taken.await.unwrap());
+    datastore.save_journal("mine", vec![1]).await.unwrap();
+    assert!(!revisions.has_changed().unwrap());
+    assert_eq!((registry.revision(), *revisions.borrow()), (2, 2));
+    create(&datastore, entry("/spire/agent/x", "/web", &["a:1"])).await;
+    assert!(revisions.has_changed().unwrap());
+    assert_eq!(*revisions.borrow_and_update(), 3);
 }

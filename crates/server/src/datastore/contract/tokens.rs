@@ -26,9 +26,12 @@ fn token(text: &str, expires_at: i64) -> JoinToken {
 
 async fn a_token_is_redeemed_once(subject: Subject) {
     let (datastore, _) = subject.open().await;
-    datastore.create_join_token(token("t", NOW)).await.unwrap();
+    datastore
+        .create_join_token(token("t", NOW + 1))
+        .await
+        .unwrap();
     assert_eq!(
-        datastore.create_join_token(token("t", NOW)).await,
+        datastore.create_join_token(token("t", NOW + 1)).await,
         Err(TokenError::Taken)
     );
     assert_eq!(
@@ -68,14 +71,17 @@ async fn one_of_many_racing_redemptions_wins(subject: Subject) {
 
 async fn an_expired_token_is_refused_and_gone(subject: Subject) {
     let (datastore, _) = subject.open().await;
-    datastore
-        .create_join_token(token("t", NOW - 1))
-        .await
-        .unwrap();
-    assert_eq!(
-        datastore.redeem_join_token("t", subject.now()).await,
-        Err(TokenError::Expired)
-    );
+    // The second of its expiry is no longer a token's own.
+    for expiry in [NOW - 1, NOW] {
+        datastore
+            .create_join_token(token("t", expiry))
+            .await
+            .unwrap();
+        assert_eq!(
+            datastore.redeem_join_token("t", subject.now()).await,
+            Err(TokenError::Expired)
+        );
+    }
     assert_eq!(
         datastore.redeem_join_token("t", subject.now()).await,
         Err(TokenError::Unknown)
@@ -96,7 +102,7 @@ async fn an_unknown_token_is_refused(subject: Subject) {
 fn with_alias(text: &str, named: &str) -> JoinToken {
     JoinToken {
         alias: Some(id(named)),
-        ..token(text, NOW)
+        ..token(text, NOW + 1)
     }
 }
 
@@ -157,11 +163,13 @@ async fn pruning_takes_expired_tokens_only(subject: Subject) {
         .create_join_token(token("old", NOW - 1))
         .await
         .unwrap();
-    datastore
-        .create_join_token(token("new", NOW))
-        .await
-        .unwrap();
-    assert_eq!(datastore.prune_join_tokens(subject.now()).await, Ok(1));
+    for (text, expiry) in [("due", NOW), ("new", NOW + 1)] {
+        datastore
+            .create_join_token(token(text, expiry))
+            .await
+            .unwrap();
+    }
+    assert_eq!(datastore.prune_join_tokens(subject.now()).await, Ok(2));
     assert_eq!(datastore.prune_join_tokens(subject.now()).await, Ok(0));
     assert_eq!(
         datastore.redeem_join_token("old", subject.now()).await,
