@@ -134,8 +134,10 @@ impl Api {
             "call"
         );
         let largest = request_body::largest_message(&caller);
+        // Until this call is answered: a request that waits for its turn is held in memory, too.
+        let held = Arc::new(connection.budget().hold_bytes());
         let mut request =
-            request.map(|body| RequestBody::new(row.lifetime, connection.budget(), body));
+            request.map(|body| RequestBody::new(row.lifetime, Arc::clone(&held), body));
         request.extensions_mut().insert(caller);
         let answered = match service {
             "spire.api.server.svid.v1.SVID" => self.svid.clone().call(request).await,

@@ -17,7 +17,7 @@ pub(crate) struct Limits {
     pub(crate) calls: usize,
     /// Of which answers that hold a whole list, see [`Cost::List`].
     pub(crate) lists: usize,
-    /// Bytes of requests that have begun to arrive and are not complete.
+    /// Bytes of requests that have begun to arrive and are not answered.
     pub(crate) bytes: usize,
 }
 
@@ -125,7 +125,7 @@ impl Budget {
     pub(crate) fn hold_bytes(self: &Arc<Self>) -> HeldBytes {
         HeldBytes {
             budget: Arc::clone(self),
-            held: 0,
+            held: AtomicUsize::new(0),
         }
     }
 }
@@ -155,27 +155,27 @@ impl Drop for CallPermit {
     }
 }
 
-/// Bytes of one request that is not complete.
+/// Bytes of one request that is not answered, or of one message of a conversation that is not complete.
 #[derive(Debug)]
 pub(crate) struct HeldBytes {
     budget: Arc<Budget>,
-    held: usize,
+    held: AtomicUsize,
 }
 
 impl HeldBytes {
     /// Counts `bytes` more. False when the account holds as many as it may.
-    pub(crate) fn add(&mut self, bytes: usize) -> bool {
+    pub(crate) fn add(&self, bytes: usize) -> bool {
         let fits = add(&self.budget.bytes, bytes, self.budget.limits.bytes);
         if fits {
-            self.held += bytes;
+            self.held.fetch_add(bytes, Ordering::Relaxed);
         }
         fits
     }
 
-    /// The request, or this message of it, is complete: it is the business of its handler now.
-    pub(crate) fn release(&mut self) {
-        self.budget.bytes.fetch_sub(self.held, Ordering::Relaxed);
-        self.held = 0;
+    /// What was counted is held no longer.
+    pub(crate) fn release(&self) {
+        let held = self.held.swap(0, Ordering::Relaxed);
+        self.budget.bytes.fetch_sub(held, Ordering::Relaxed);
     }
 }
 
@@ -227,7 +227,7 @@ mod tests {
     #[test]
     fn refuses_bytes_past_the_limit_over_all_requests_of_the_account() {
         let budget = budget();
-        let (mut one, mut two) = (budget.hold_bytes(), budget.hold_bytes());
+        let (one, two) = (budget.hold_bytes(), budget.hold_bytes());
         assert!(one.add(60) && two.add(40));
         assert!(!two.add(1));
         one.release();

@@ -1,7 +1,8 @@
 //! The body of a request: how large its message may be and how long it may take to arrive.
 //!
-//! A message is held in memory until it is complete. An unauthenticated caller may therefore send only small ones, and no
-//! caller may leave one unfinished.
+//! A message is held in memory until it is complete, and then until its call is answered, which may wait for its turn. An
+//! unauthenticated caller may therefore send only small ones, no caller may leave one unfinished, and the bytes of all that
+//! one caller has sent and not had answered are counted.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -14,7 +15,7 @@ use tokio::time::Sleep;
 use tonic::Status;
 
 use crate::authz::Lifetime;
-use crate::budget::{Budget, HeldBytes};
+use crate::budget::HeldBytes;
 use crate::caller::{Authority, Caller};
 
 /// For callers without an identity: an attestation payload and a CSR are a few KiB.
@@ -34,22 +35,23 @@ pub(super) fn largest_message(caller: &Caller) -> usize {
 }
 
 /// A body that fails when it does not end in time, unless its method is a conversation, and when its sender's account holds too
-/// many bytes of unfinished requests.
+/// many bytes of requests.
 #[derive(Debug)]
 pub(super) struct RequestBody<B> {
     body: B,
     timed: bool,
-    unfinished: Unfinished,
+    counted: Counted,
     /// Runs from the first moment that the server waits for the body; most bodies are there at once.
     deadline: Option<Pin<Box<Sleep>>>,
 }
 
 impl<B> RequestBody<B> {
-    pub(super) fn new(lifetime: Lifetime, budget: &Arc<Budget>, body: B) -> Self {
+    /// What is counted in `held` stays counted for as long as its other owner likes, except for a conversation's messages.
+    pub(super) fn new(lifetime: Lifetime, held: Arc<HeldBytes>, body: B) -> Self {
         Self {
             body,
             timed: lifetime != Lifetime::Conversation,
-            unfinished: Unfinished::new(budget),
+            counted: Counted::new(lifetime, held),
             deadline: None,
         }
     }
@@ -73,8 +75,9 @@ where
                 Some(Ok(frame)) => frame.data_ref(),
                 _ => None,
             };
-            if data.is_some_and(|data| !this.unfinished.take(data)) {
-                let full = "too many bytes of unfinished requests from this peer";
+            if data.is_some_and(|data| !this.counted.take(data)) {
+                let full =
+                    "this peer has too many bytes of requests that are not answered; wait for some";
                 return Poll::Ready(Some(Err(Status::resource_exhausted(full).into())));
             }
             return Poll::Ready(frame.map(|frame| frame.map_err(Into::into)));
@@ -102,13 +105,14 @@ where
     }
 }
 
-/// The message that is arriving, counted to its sender's account until it is complete: a stream may last, and what its
-/// earlier messages held is no longer held.
+/// What arrives, counted to its sender's account. A conversation may last, and what its earlier messages held is no longer
+/// held; any other request counts until it is answered.
 ///
 /// gRPC's framing: one byte of flags, four of length, the message.
 #[derive(Debug)]
-struct Unfinished {
-    held: HeldBytes,
+struct Counted {
+    held: Arc<HeldBytes>,
+    message_by_message: bool,
     prefix: [u8; PREFIX],
     prefix_len: usize,
     /// Of the message, once its prefix is complete.
@@ -117,10 +121,11 @@ struct Unfinished {
 
 const PREFIX: usize = 5;
 
-impl Unfinished {
-    fn new(budget: &Arc<Budget>) -> Self {
+impl Counted {
+    fn new(lifetime: Lifetime, held: Arc<HeldBytes>) -> Self {
         Self {
-            held: budget.hold_bytes(),
+            held,
+            message_by_message: lifetime == Lifetime::Conversation,
             prefix: [0; PREFIX],
             prefix_len: 0,
             missing: 0,
@@ -129,6 +134,9 @@ impl Unfinished {
 
     /// Counts what arrived. False when the account holds too much.
     fn take(&mut self, mut data: &[u8]) -> bool {
+        if !self.message_by_message {
+            return self.held.add(data.len());
+        }
         while let Some((first, rest)) = data.split_first() {
             if let Some(octet) = self.prefix.get_mut(self.prefix_len) {
                 *octet = *first;
@@ -165,7 +173,7 @@ mod tests {
     use tokio_stream::wrappers::UnboundedReceiverStream;
 
     use super::*;
-    use crate::budget::Limits;
+    use crate::budget::{Budget, Limits};
     use crate::principal::Class;
 
     type Sent = Result<Frame<Bytes>, Infallible>;
@@ -178,11 +186,16 @@ mod tests {
     ) {
         let (sender, sent) = unbounded_channel();
         let body = StreamBody::new(UnboundedReceiverStream::new(sent));
-        (sender, RequestBody::new(lifetime, &budget(), body))
+        let held = Arc::new(budget().hold_bytes());
+        (sender, RequestBody::new(lifetime, held, body))
     }
 
     fn budget() -> Arc<Budget> {
         Budget::new(Limits::of(Class::Workload))
+    }
+
+    fn counted(lifetime: Lifetime, budget: &Arc<Budget>) -> Counted {
+        Counted::new(lifetime, Arc::new(budget.hold_bytes()))
     }
 
     /// The beginning of a message of `length` bytes, of which the first `sent` have come.
@@ -194,25 +207,40 @@ mod tests {
     }
 
     #[test]
-    fn holds_the_bytes_of_unfinished_messages_against_their_sender() {
-        let budget = budget();
-        let limit = Limits::of(Class::Workload).bytes;
-        let begun = message(64 << 10, 60 << 10);
-        let mut held = Vec::new();
-        for _ in 0..limit / (60 << 10) {
-            let mut unfinished = Unfinished::new(&budget);
-            assert!(unfinished.take(&begun));
-            held.push(unfinished);
+    fn holds_the_bytes_of_requests_against_their_sender_whether_they_are_complete_or_not() {
+        for sent in [60 << 10, 64 << 10] {
+            let budget = budget();
+            let limit = Limits::of(Class::Workload).bytes;
+            let request = message(64 << 10, sent);
+            let mut held = Vec::new();
+            for _ in 0..limit / request.len() {
+                let mut counted = counted(Lifetime::Unary, &budget);
+                assert!(counted.take(&request));
+                held.push(counted);
+            }
+            assert!(!counted(Lifetime::Unary, &budget).take(&request));
+            held.pop();
+            assert!(counted(Lifetime::Unary, &budget).take(&request));
         }
-        assert!(!Unfinished::new(&budget).take(&begun));
-        held.pop();
-        assert!(Unfinished::new(&budget).take(&begun));
     }
 
     #[test]
-    fn lets_go_of_a_message_that_is_complete_however_it_is_cut() {
+    fn a_request_that_is_read_counts_for_as_long_as_its_call() {
         let budget = budget();
-        let mut stream = Unfinished::new(&budget);
+        let limit = Limits::of(Class::Workload).bytes;
+        let until_answered = Arc::new(budget.hold_bytes());
+        let mut body = Counted::new(Lifetime::Unary, Arc::clone(&until_answered));
+        assert!(body.take(&vec![0; limit]));
+        drop(body);
+        assert!(!counted(Lifetime::Unary, &budget).take(&[0]));
+        drop(until_answered);
+        assert!(counted(Lifetime::Unary, &budget).take(&[0]));
+    }
+
+    #[test]
+    fn lets_go_of_a_conversations_message_that_is_complete_however_it_is_cut() {
+        let budget = budget();
+        let mut stream = counted(Lifetime::Conversation, &budget);
         let (whole, begun) = (message(1_000, 1_000), message(1_000, 999));
         for _ in 0..10_000 {
             for piece in whole.chunks(333) {

@@ -17,7 +17,7 @@ use crate::audit::Fields;
 use crate::ca::{IssuedJwt, IssuedX509};
 use crate::caller::Caller;
 use crate::error::{Kind, OpError, malformed, refused};
-use crate::ops::svids::{Svids, X509Request};
+use crate::ops::svids::{Svids, X509Request, check_batch};
 use crate::ratelimit::RateLimits;
 use crate::status::{item, item_ok};
 
@@ -133,6 +133,7 @@ impl SvidApi for SvidService {
             .wit_signing
             .take(&caller.connection, params.len(), "certificate signing")
             .await?;
+        check_batch(params.len())?;
         let disabled = item(&refused(Kind::Unimplemented, WIT_DISABLED));
         let result = batch_new_witsvid_response::Result {
             status: Some(disabled),

@@ -9,10 +9,13 @@ use futures_util::stream::FuturesUnordered;
 use http_body_util::{BodyExt, StreamBody};
 use hyper::body::Frame;
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use prost::Message as _;
 use proto::spire::api::server::bundle::v1::GetBundleRequest;
 use proto::spire::api::server::bundle::v1::bundle_client::BundleClient;
 use proto::spire::api::server::entry::v1::GetAuthorizedEntriesRequest;
 use proto::spire::api::server::entry::v1::entry_client::EntryClient;
+use proto::spire::api::server::svid::v1::svid_client::SvidClient;
+use proto::spire::api::server::svid::v1::{BatchNewX509svidRequest, NewX509svidParams};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
@@ -237,5 +240,46 @@ async fn stays_silent(client: &mut EntryClient<Channel>) {
     let silent = tokio_stream::pending();
     if let Err(ended) = client.sync_authorized_entries(silent).await {
         tracing::trace!(%ended, "conversation");
+    }
+}
+
+/// A request for `count` SVIDs that is as large as a message may be.
+fn large_batch(count: usize) -> BatchNewX509svidRequest {
+    let param = NewX509svidParams {
+        entry_id: String::new(),
+        csr: vec![7; 4_150_000 / count],
+    };
+    BatchNewX509svidRequest {
+        params: vec![param; count],
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn holds_few_batches_of_an_agent_that_wait_for_their_turn_however_many_it_sends() {
+    let server = TestServer::start_with(|config| config.rate_limits.signing = true).await;
+    let node = server.agent().await;
+    let channel = server.remote(Some(&node)).await;
+    let mut calls = tokio::task::JoinSet::new();
+    // Each waits for a second more than the one before.
+    for _ in 0..40 {
+        let mut client = SvidClient::new(channel.clone());
+        calls.spawn(async move { client.batch_new_x509svid(large_batch(500)).await });
+    }
+    let fit = Limits::of(Class::Agent).bytes / large_batch(500).encoded_len();
+    assert_eq!(fit, 4);
+    let mut refused = 0;
+    while refused < 30 {
+        if let Err(status) = calls.join_next().await.unwrap().unwrap() {
+            assert_eq!(status.code(), Grpc::ResourceExhausted, "{status}");
+            let full = "too many bytes of requests";
+            assert!(status.message().contains(full), "{status}");
+            refused += 1;
+        }
+    }
+    // What they held is free again when their caller has gone.
+    drop(calls);
+    let mut client = SvidClient::new(channel);
+    while let Err(status) = client.batch_new_x509svid(large_batch(1)).await {
+        assert_eq!(status.code(), Grpc::ResourceExhausted, "{status}");
     }
 }

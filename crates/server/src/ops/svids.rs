@@ -43,6 +43,8 @@ pub(crate) struct DownstreamCa {
     pub(crate) roots: Vec<Vec<u8>>,
 }
 
+/// SPIRE: its agents ask for no more in one call, and its rate limit refuses more.
+const MAX_BATCH: usize = 500;
 /// Items of a batch between two moments at which other tasks of the thread may run.
 const BATCH_STRIDE: usize = 16;
 
@@ -91,12 +93,13 @@ impl Svids {
     /// Issues an agent the SVIDs of entries that it is authorized for. Each item has an outcome of its own.
     ///
     /// # Errors
-    /// When the caller is no longer what it was let in as.
+    /// ResourceExhausted for too many items; when the caller is no longer what it was let in as.
     pub(crate) async fn new_x509(
         &self,
         caller: &Caller,
         requests: &[X509Request],
     ) -> Result<Vec<Result<IssuedX509, OpError>>, OpError> {
+        check_batch(requests.len())?;
         let agent = caller.agent()?;
         let items = requests.iter().enumerate();
         let items = items.map(|(at, request)| self.batch_item(caller, agent.id(), at, request));
@@ -261,6 +264,18 @@ impl Svids {
             .authorized_entry(agent, entry_id)
             .ok_or_else(|| refused(Kind::NotFound, NOT_AUTHORIZED))
     }
+}
+
+/// Refuses more documents in one call than are issued in one call, also where no rate limit does.
+///
+/// # Errors
+/// ResourceExhausted.
+pub(crate) fn check_batch(count: usize) -> Result<(), OpError> {
+    if count <= MAX_BATCH {
+        return Ok(());
+    }
+    let many = format!("too many SVIDs in one call ({count}); ask for at most {MAX_BATCH}");
+    Err(refused(Kind::ResourceExhausted, many))
 }
 
 /// The rules that SPIRE has for a minted certificate's request: one SPIFFE ID of a workload of ours, valid DNS names.

@@ -5,8 +5,9 @@ use proto::spire::api::server::bundle::v1::GetBundleRequest;
 use proto::spire::api::server::bundle::v1::bundle_client::BundleClient;
 use proto::spire::api::server::svid::v1::svid_client::SvidClient;
 use proto::spire::api::server::svid::v1::{
-    BatchNewX509svidRequest, MintJwtsvidRequest, MintWitsvidRequest, MintX509svidRequest,
-    NewDownstreamX509caRequest, NewJwtsvidRequest, NewX509svidParams,
+    BatchNewWitsvidRequest, BatchNewX509svidRequest, MintJwtsvidRequest, MintWitsvidRequest,
+    MintX509svidRequest, NewDownstreamX509caRequest, NewJwtsvidRequest, NewWitsvidParams,
+    NewX509svidParams,
 };
 use proto::spire::api::types;
 use spiffe::bundle::Bundle;
@@ -143,6 +144,29 @@ async fn refuses_an_empty_batch_and_one_beyond_the_rate() {
             .contains("rate (501) exceeds burst size (500)"),
         "{refused}"
     );
+}
+
+#[tokio::test]
+async fn refuses_a_batch_of_any_length_beyond_the_limit_even_without_rate_limits() {
+    let server = TestServer::start_with(|config| config.rate_limits.signing = false).await;
+    let node = server.agent().await;
+    let mut client = SvidClient::new(server.remote(Some(&node)).await);
+    for count in [501, 100_000] {
+        let params = vec![NewX509svidParams::default(); count];
+        let request = BatchNewX509svidRequest { params };
+        let refused = client.batch_new_x509svid(request).await.unwrap_err();
+        assert_eq!(refused.code(), Code::ResourceExhausted);
+        let params = vec![NewWitsvidParams::default(); count];
+        let request = BatchNewWitsvidRequest { params };
+        let refused = client.batch_new_witsvid(request).await.unwrap_err();
+        assert_eq!(
+            refused.message(),
+            format!("too many SVIDs in one call ({count}); ask for at most 500")
+        );
+    }
+    let params = vec![NewX509svidParams::default(); 500];
+    let answer = client.batch_new_x509svid(BatchNewX509svidRequest { params });
+    assert_eq!(answer.await.unwrap().get_ref().results.len(), 500);
 }
 
 #[tokio::test]
