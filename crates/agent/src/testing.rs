@@ -139,6 +139,7 @@ fn make_bundle(name: &str) -> Bundle {
         public_key: authority.key.public_key().clone(),
         expires_at: None,
         tainted: false,
+        source: spiffe::bundle::AuthoritySource::Unknown,
     });
     bundle
 }

@@ -16,6 +16,7 @@ mod signing;
 mod slots;
 #[cfg(test)]
 mod tests;
+mod upstream;
 mod x509;
 
 use std::fmt;
@@ -41,6 +42,7 @@ use journal::Journal;
 use jwt::JwtKind;
 use operations::AuthorityOps;
 use server_svid::ServerSvid;
+use upstream::{RootsFollower, Upstream};
 use x509::X509Kind;
 
 pub use error::{CaError, IssueError, OperationError};
@@ -135,6 +137,7 @@ pub struct Ca {
     x509: Arc<Authority<X509Kind>>,
     /// None: JWT-SVIDs are disabled.
     jwt: Option<Arc<Authority<JwtKind>>>,
+    upstream: Option<Arc<Upstream>>,
     server_svid: ServerSvid,
     failures: AtomicU64,
 }
@@ -193,20 +196,21 @@ impl Ca {
             journal,
             server_svid_due: Notify::new(),
         });
+        let upstream = parts.upstream.map(|plugin| Arc::new(Upstream::new(plugin)));
         let x509 = X509Kind {
             trust_domain: config.trust_domain.clone(),
             random: Arc::clone(&parts.random),
             key_type: config.ca_key_type,
             subject: config.ca_subject,
             ttl: config.ca_ttl,
-            upstream: parts.upstream.clone(),
+            upstream: upstream.clone(),
         };
         let jwt = JwtKind {
             trust_domain: config.trust_domain.clone(),
             random: Arc::clone(&parts.random),
             key_type: config.jwt_key_type,
             ttl: config.ca_ttl,
-            upstream: parts.upstream,
+            upstream: upstream.clone(),
         };
         let x509 = Arc::new(Authority::resume(x509, Arc::clone(&context), now).await?);
         let mut kinds: Vec<(AuthorityKind, Arc<dyn AuthorityOps>)> = vec![(
@@ -243,6 +247,7 @@ impl Ca {
             kinds,
             x509,
             jwt,
+            upstream,
             server_svid: ServerSvid::new(Arc::new(CertResolver::new())),
             failures: AtomicU64::new(0),
         };
@@ -318,8 +323,46 @@ impl Ca {
         tokio::join!(
             self.run_rotation(),
             self.run_server_svid(),
-            self.run_pruning()
+            self.run_pruning(),
+            self.run_upstream(),
         );
+    }
+
+    async fn run_upstream(&self) {
+        let Some(upstream) = &self.upstream else {
+            return;
+        };
+        let roots = async {
+            let mut follower = RootsFollower::default();
+            loop {
+                self.follow_upstream(upstream, &mut follower).await;
+            }
+        };
+        tokio::join!(roots, upstream.run_keys(&self.context));
+    }
+
+    /// One step in following the roots; afterwards this server signs below none that is tainted or is to leave.
+    async fn follow_upstream(&self, upstream: &Upstream, follower: &mut RootsFollower) {
+        follower.step(upstream, &self.context).await;
+        let Some(active) = self.x509.active() else {
+            return;
+        };
+        if !active.is_below(&follower.unreliable) {
+            follower.unreliable.clear();
+            return;
+        }
+        tracing::info!(
+            "the upstream root above the X509 CA is tainted or is to leave: replacing the X509 CA"
+        );
+        match self.x509.prepare_next(self.clock.now()).await {
+            Ok(next) => {
+                // What another call has activated meanwhile is as new.
+                self.x509.activate_prepared(&next.authority_id).await;
+                follower.unreliable.clear();
+                self.context.server_svid_due.notify_one();
+            }
+            Err(error) => tracing::error!(%error, "Unable to rotate X509 CA"),
+        }
     }
 
     async fn run_rotation(&self) {

@@ -24,6 +24,7 @@ mod stored_bundle;
 #[cfg(test)]
 mod tests;
 mod tokens;
+mod upstream;
 mod writer;
 
 use std::path::PathBuf;
@@ -53,6 +54,7 @@ pub use error::{DatastoreError, SettingsError};
 pub use federation::RelationshipError;
 pub use postgres::{Environment, PostgresConfig};
 pub use tokens::{JoinToken, TokenError};
+pub use upstream::{RootsSynced, UpstreamRoots};
 
 /// Agents are served from memory for so long while the database is away.
 pub const DEFAULT_STALENESS: Duration = Duration::from_secs(300);

@@ -65,6 +65,30 @@ pub enum BundleError {
     DuplicateKeyId(String),
 }
 
+/// Who put an authority into a bundle that is kept. No document carries it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AuthoritySource {
+    /// It came with a document, or was put there before this was recorded.
+    #[default]
+    Unknown,
+    /// A server of the trust domain made it.
+    Own,
+    /// The upstream authority of this name does, until it says otherwise.
+    Upstream(String),
+    /// A server below made it.
+    Downstream,
+    Administrator,
+}
+
+impl AuthoritySource {
+    /// For rows, where it is left out.
+    #[must_use]
+    pub fn is_unknown(&self) -> bool {
+        *self == Self::Unknown
+    }
+}
+
 /// A certificate that X509-SVIDs of the trust domain may chain to.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct X509Authority {
@@ -72,6 +96,8 @@ pub struct X509Authority {
     /// On its way out: still verifies, but nothing new is issued under it.
     #[serde(default)]
     pub tainted: bool,
+    #[serde(default, skip_serializing_if = "AuthoritySource::is_unknown")]
+    pub source: AuthoritySource,
 }
 
 /// A key that tokens of the trust domain may be signed with.
@@ -85,6 +111,8 @@ pub struct JwtAuthority {
     /// On its way out, as for [`X509Authority`].
     #[serde(default)]
     pub tainted: bool,
+    #[serde(default, skip_serializing_if = "AuthoritySource::is_unknown")]
+    pub source: AuthoritySource,
 }
 
 /// All authorities of one trust domain.
@@ -221,6 +249,7 @@ impl Bundle {
             self.x509_authorities.push(X509Authority {
                 certificate,
                 tainted: false,
+                source: AuthoritySource::Unknown,
             });
         }
     }

@@ -173,6 +173,7 @@ impl FakeServer {
             public_key: authority.key.public_key().clone(),
             expires_at: None,
             tainted: false,
+            source: spiffe::bundle::AuthoritySource::Unknown,
         });
         let state = State {
             trust_domain: trust_domain.clone(),

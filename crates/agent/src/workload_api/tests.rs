@@ -102,6 +102,7 @@ async fn start(options: FixtureOptions) -> Fixture {
         public_key: authority.key.public_key().clone(),
         expires_at: None,
         tainted: false,
+        source: spiffe::bundle::AuthoritySource::Unknown,
     });
     cache.apply(Delta {
         bundles: vec![bundle],

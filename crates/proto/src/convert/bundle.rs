@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 
+use spiffe::bundle::AuthoritySource;
 use spiffe::{Bundle, Certificate, JwtAuthority, PublicKey, TrustDomain, X509Authority};
 
 use super::ConvertError;
@@ -125,6 +126,7 @@ pub fn x509_authorities_from_wire(
         Ok(X509Authority {
             certificate,
             tainted: authority.tainted,
+            source: AuthoritySource::Unknown,
         })
     };
     authorities.iter().map(read).collect()
@@ -202,5 +204,6 @@ fn token_authority(
         public_key,
         expires_at,
         tainted,
+        source: AuthoritySource::Unknown,
     })
 }

@@ -197,6 +197,9 @@ impl<K: Kind> Authority<K> {
             journal.forget(K::SERIES, &record.authority_id).await;
             return Err(error.into());
         }
+        if let Some(follow) = draft.once_published {
+            follow();
+        }
         log::<K>(&record, "prepared");
         let state = state_of(&record);
         preparation.finish(Slot {

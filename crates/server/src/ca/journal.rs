@@ -9,6 +9,7 @@ use std::fmt;
 
 use plugin::key_manager::KeyManager;
 use serde::{Deserialize, Serialize};
+use spiffe::x509::Certificate;
 use tokio::sync::Mutex;
 
 use super::CaError;
@@ -216,6 +217,20 @@ impl Journal {
         journals
             .filter_map(|journal| serde_json::from_slice::<Entries>(&journal.data).ok())
             .find_map(|entries| active(&entries))
+    }
+
+    /// The CA certificates of all servers that have not expired, with what leads from each to an upstream root: what is
+    /// valid was signed below these.
+    pub(super) fn certificates_in_use(&self, now: i64) -> Vec<Certificate> {
+        let journals = self.datastore.load_journals().into_iter();
+        let entries =
+            journals.filter_map(|journal| serde_json::from_slice::<Entries>(&journal.data).ok());
+        let records = entries.flat_map(|entries| entries.x509);
+        records
+            .filter(|record| record.not_after > now)
+            .flat_map(|record| record.chain)
+            .filter_map(|der| Certificate::from_der(&der).ok())
+            .collect()
     }
 
     /// Stores the row as it is, to learn whether it can be stored before something is made that has to be recorded.

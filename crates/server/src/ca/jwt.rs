@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use plugin::ErrorKind;
-use plugin::upstream_authority::UpstreamAuthority;
-use spiffe::bundle::{Bundle, JwtAuthority, JwtBundle};
+use plugin::upstream_authority::Updates;
+use spiffe::bundle::{AuthoritySource, Bundle, JwtAuthority, JwtBundle};
 use spiffe::clock::{from_unix, unix_seconds};
 use spiffe::id::SpiffeId;
 use spiffe::key::{JwsAlgorithm, KeyType, Signer};
@@ -19,6 +19,7 @@ use super::authority::AuthorityContext;
 use super::journal::{Record, Series};
 use super::kind::{Draft, Failures, Kind};
 use super::slots::{AuthorityState, AuthorityStates};
+use super::upstream::Upstream;
 use crate::datastore::BundleError;
 
 /// SPIRE: the length of a key id.
@@ -34,7 +35,7 @@ pub(super) struct JwtKind {
     pub(super) random: Arc<dyn Random>,
     pub(super) key_type: KeyType,
     pub(super) ttl: Duration,
-    pub(super) upstream: Option<Arc<dyn UpstreamAuthority>>,
+    pub(super) upstream: Option<Arc<Upstream>>,
 }
 
 /// A JWT authority that signs.
@@ -47,21 +48,22 @@ pub(super) struct JwtIssuer {
 }
 
 impl JwtKind {
-    /// Makes the key known in the bundle of the level above, if that level takes keys.
+    /// Makes the key known in the bundle of the level above, if that level takes keys. Gives the keys of that bundle.
     async fn publish_upstream(
         &self,
-        upstream: &dyn UpstreamAuthority,
+        upstream: &Upstream,
         own: &JwtAuthority,
-    ) -> Result<Vec<JwtAuthority>, CaError> {
-        match tokio::time::timeout(PUBLISH_TIMEOUT, upstream.publish_jwt_key(own)).await {
-            Ok(Ok(keys)) => Ok(keys),
+    ) -> Result<Option<(Vec<JwtAuthority>, Updates<JwtAuthority>)>, CaError> {
+        let plugin = &upstream.plugin;
+        match tokio::time::timeout(PUBLISH_TIMEOUT, plugin.publish_jwt_key(own)).await {
+            Ok(Ok(published)) => Ok(Some(published)),
             Ok(Err(error)) if error.kind() == ErrorKind::NotOffered => {
                 tracing::warn!(
-                    plugin = upstream.name(),
+                    plugin = plugin.name(),
                     "UpstreamAuthority plugin does not support JWT-SVIDs. Workloads managed by this server may have \
                      trouble communicating with workloads outside this cluster when using JWT-SVIDs."
                 );
-                Ok(Vec::new())
+                Ok(None)
             }
             Ok(Err(error)) => Err(CaError::Upstream(error)),
             Err(_late) => Err(CaError::UnfitUpstream(
@@ -127,18 +129,24 @@ impl Kind for JwtKind {
             public_key: key.public_key().clone(),
             expires_at: Some(unix_seconds(not_after)),
             tainted: false,
+            source: AuthoritySource::Own,
         };
         let mut publication = Bundle::new(self.trust_domain.clone());
-        if let Some(upstream) = &self.upstream {
-            publication.jwt_authorities = self.publish_upstream(upstream.as_ref(), &own).await?;
-        }
-        if publication
-            .jwt_authorities
-            .iter()
-            .all(|authority| authority.key_id != key_id)
+        let mut once_published: Option<Box<dyn FnOnce() + Send>> = None;
+        if let Some(upstream) = &self.upstream
+            && let Some((keys, updates)) = self.publish_upstream(upstream, &own).await?
         {
-            publication.jwt_authorities.push(own);
+            // Of the own key the own word counts.
+            let others = keys.into_iter().filter(|key| key.key_id != own.key_id);
+            let others = others.map(|key| JwtAuthority {
+                source: upstream.source(),
+                ..key
+            });
+            publication.jwt_authorities.extend(others);
+            let upstream = Arc::clone(upstream);
+            once_published = Some(Box::new(move || upstream.follow_keys(updates)));
         }
+        publication.jwt_authorities.push(own);
         Ok(Draft {
             authority_id: key_id,
             origin: None,
@@ -146,6 +154,7 @@ impl Kind for JwtKind {
             not_after,
             chain: Vec::new(),
             publication,
+            once_published,
         })
     }
 

@@ -92,4 +92,6 @@ pub(super) struct Draft {
     pub(super) chain: Vec<Vec<u8>>,
     /// What the bundle gains.
     pub(super) publication: Bundle,
+    /// What follows once it is published: an upstream authority's updates are listened to.
+    pub(super) once_published: Option<Box<dyn FnOnce() + Send>>,
 }

@@ -4,8 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use plugin::upstream_authority::UpstreamAuthority;
-use spiffe::bundle::{Bundle, X509Authority, X509Bundle};
+use spiffe::bundle::{AuthoritySource, Bundle, X509Authority, X509Bundle};
 use spiffe::id::SpiffeId;
 use spiffe::key::{KeyPair, KeyType, Signer};
 use spiffe::random::Random;
@@ -20,6 +19,7 @@ use super::authority::AuthorityContext;
 use super::journal::{Origin, Record, Series, hex};
 use super::kind::{Draft, Failures, Kind};
 use super::slots::{AuthorityState, AuthorityStates};
+use super::upstream::Upstream;
 use super::{BACKDATE, CaError};
 use crate::datastore::BundleError;
 
@@ -37,7 +37,7 @@ pub(super) struct X509Kind {
     pub(super) key_type: KeyType,
     pub(super) subject: Subject,
     pub(super) ttl: Duration,
-    pub(super) upstream: Option<Arc<dyn UpstreamAuthority>>,
+    pub(super) upstream: Option<Arc<Upstream>>,
 }
 
 /// An X.509 authority that signs.
@@ -57,6 +57,17 @@ impl X509Issuer {
             key_id: &self.key_id,
             signer: self.key.as_ref(),
         }
+    }
+
+    /// Whether its chain leads to one of these.
+    pub(super) fn is_below(&self, roots: &[Certificate]) -> bool {
+        let chain: Vec<_> = self
+            .presented
+            .iter()
+            .filter_map(|der| Certificate::from_der(der).ok())
+            .collect();
+        let leads_to = |root: &Certificate| chain.iter().any(|one| one.is_signed_by(root));
+        roots.iter().any(leads_to)
     }
 
     pub(super) fn key_id(&self) -> &[u8] {
@@ -86,25 +97,28 @@ impl X509Kind {
             subject_key_id: None,
         };
         let certificate = parse(&issue_ca(&template, None, key.as_ref()).await?)?;
-        Ok(self.draft_of(
-            std::slice::from_ref(&certificate),
-            vec![certificate.clone()],
-        ))
+        let root = X509Authority {
+            certificate: certificate.clone(),
+            tainted: false,
+            source: AuthoritySource::Own,
+        };
+        Ok(self.draft_of(&[certificate], vec![root]))
     }
 
     async fn signed_upstream(
         &self,
-        upstream: &dyn UpstreamAuthority,
+        upstream: &Arc<Upstream>,
         key: &Arc<dyn Signer>,
+        now: SystemTime,
     ) -> Result<Draft, CaError> {
         let subject = self.subject(&random_serial(self.random.as_ref()));
         let csr = build_ca_csr(&subject, &self.trust_domain.id(), key.as_ref()).await?;
         let unfit = |why: &str| Err(CaError::UnfitUpstream(why.to_owned()));
-        let minting = upstream.mint_x509_ca(&csr, self.ttl);
+        let minting = upstream.plugin.mint_x509_ca(&csr, self.ttl);
         let Ok(minted) = tokio::time::timeout(MINT_TIMEOUT, minting).await else {
             return unfit("it took too long");
         };
-        let minted = minted.map_err(CaError::Upstream)?;
+        let (minted, updates) = minted.map_err(CaError::Upstream)?;
         let Some(own) = minted.chain.first() else {
             return unfit("it has no certificate");
         };
@@ -117,22 +131,29 @@ impl X509Kind {
         if minted.roots.is_empty() {
             return unfit("it names no root to trust");
         }
-        Ok(self.draft_of(&minted.chain, minted.roots))
+        if let Some(warning) = upstream.cut.warning(&minted, now, self.ttl) {
+            tracing::warn!(plugin = upstream.plugin.name(), "{warning}");
+        }
+        let source = upstream.source();
+        let roots = minted.roots.iter().map(|root| X509Authority {
+            source: source.clone(),
+            ..root.clone()
+        });
+        let mut draft = self.draft_of(&minted.chain, roots.collect());
+        let upstream = Arc::clone(upstream);
+        draft.once_published = Some(Box::new(move || {
+            upstream.follow_roots(minted.roots, updates);
+        }));
+        Ok(draft)
     }
 
-    fn draft_of(&self, chain: &[Certificate], roots: Vec<Certificate>) -> Draft {
+    fn draft_of(&self, chain: &[Certificate], roots: Vec<X509Authority>) -> Draft {
         let own = chain.first();
         let upstream = own
             .filter(|_| self.upstream.is_some())
             .and_then(Certificate::authority_key_id);
         let mut publication = Bundle::new(self.trust_domain.clone());
-        publication.x509_authorities = roots
-            .into_iter()
-            .map(|certificate| X509Authority {
-                certificate,
-                tainted: false,
-            })
-            .collect();
+        publication.x509_authorities = roots;
         Draft {
             authority_id: own
                 .and_then(Certificate::subject_key_id)
@@ -149,6 +170,7 @@ impl X509Kind {
                 .map(|certificate| certificate.der().to_vec())
                 .collect(),
             publication,
+            once_published: None,
         }
     }
 
@@ -199,7 +221,7 @@ impl Kind for X509Kind {
     async fn draft(&self, key: &Arc<dyn Signer>, now: SystemTime) -> Result<Draft, CaError> {
         match &self.upstream {
             None => self.self_signed(key, now).await,
-            Some(upstream) => self.signed_upstream(upstream.as_ref(), key).await,
+            Some(upstream) => self.signed_upstream(upstream, key, now).await,
         }
     }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use spiffe::bundle::{Bundle, JwtAuthority, X509Authority};
+use spiffe::bundle::{AuthoritySource, Bundle, JwtAuthority, X509Authority};
 use spiffe::clock::unix_seconds;
 use spiffe::entry::Entry;
 use spiffe::trust_domain::TrustDomain;
@@ -377,7 +377,7 @@ impl Datastore {
     }
 }
 
-fn write(draft: &mut Draft<'_>, bundle: Bundle) -> Arc<Bundle> {
+pub(super) fn write(draft: &mut Draft<'_>, bundle: Bundle) -> Arc<Bundle> {
     let bundle = Arc::new(bundle);
     draft.put(Object::Bundle(Arc::clone(&bundle)));
     bundle
@@ -404,11 +404,41 @@ fn append(draft: &mut Draft<'_>, bundle: &Bundle) -> Arc<Bundle> {
         return write(draft, bundle.clone());
     };
     let mut merged = Bundle::clone(&stored);
-    if !merged.append(bundle) {
+    let grown = merged.append(bundle);
+    let claimed = claim(&mut merged, bundle);
+    if !grown && !claimed {
         return stored;
     }
-    merged.sequence_number += 1;
+    if grown {
+        merged.sequence_number += 1;
+    }
     write(draft, merged)
+}
+
+/// What an administrator adds is the administrator's from then on, whoever put it there before: it does not leave with an
+/// upstream authority's word.
+fn claim(merged: &mut Bundle, added: &Bundle) -> bool {
+    let administrator = AuthoritySource::Administrator;
+    let mut claimed = false;
+    for authority in &mut merged.x509_authorities {
+        let mut added = added.x509_authorities.iter();
+        let is_added = |one: &X509Authority| {
+            one.source == administrator && one.certificate == authority.certificate
+        };
+        if authority.source != administrator && added.any(is_added) {
+            authority.source = administrator.clone();
+            claimed = true;
+        }
+    }
+    for key in &mut merged.jwt_authorities {
+        let mut added = added.jwt_authorities.iter();
+        let is_added = |one: &JwtAuthority| one.source == administrator && one.key_id == key.key_id;
+        if key.source != administrator && added.any(is_added) {
+            key.source = administrator.clone();
+            claimed = true;
+        }
+    }
+    claimed
 }
 
 pub(super) fn masked(stored: &Bundle, new: &Bundle, mask: BundleMask) -> Bundle {

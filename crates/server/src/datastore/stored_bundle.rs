@@ -1,9 +1,9 @@
-//! How a bundle lies in a row: each authority's DER and whether it is tainted.
+//! How a bundle lies in a row: each authority's DER, whether it is tainted and who put it there.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
-use spiffe::bundle::{Bundle, JwtAuthority, X509Authority};
+use spiffe::bundle::{AuthoritySource, Bundle, JwtAuthority, X509Authority};
 use spiffe::key::PublicKey;
 use spiffe::trust_domain::TrustDomain;
 use spiffe::x509::Certificate;
@@ -25,6 +25,8 @@ struct StoredX509Authority {
     der: String,
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     tainted: bool,
+    #[serde(default, skip_serializing_if = "AuthoritySource::is_unknown")]
+    source: AuthoritySource,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -36,6 +38,8 @@ struct StoredJwtAuthority {
     expires_at: Option<i64>,
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     tainted: bool,
+    #[serde(default, skip_serializing_if = "AuthoritySource::is_unknown")]
+    source: AuthoritySource,
 }
 
 impl From<&JwtAuthority> for StoredJwtAuthority {
@@ -45,6 +49,7 @@ impl From<&JwtAuthority> for StoredJwtAuthority {
             public_key: STANDARD.encode(authority.public_key.spki_der()),
             expires_at: authority.expires_at,
             tainted: authority.tainted,
+            source: authority.source.clone(),
         }
     }
 }
@@ -60,6 +65,7 @@ impl StoredJwtAuthority {
             key_id: self.key_id,
             expires_at: self.expires_at,
             tainted: self.tainted,
+            source: self.source,
         })
     }
 }
@@ -72,6 +78,7 @@ impl From<&Bundle> for StoredBundle {
             .map(|authority| StoredX509Authority {
                 der: STANDARD.encode(authority.certificate.der()),
                 tainted: authority.tainted,
+                source: authority.source.clone(),
             });
         Self {
             x509_authorities: x509.collect(),
@@ -91,6 +98,7 @@ impl StoredBundle {
             Ok::<_, String>(X509Authority {
                 certificate,
                 tainted: stored.tainted,
+                source: stored.source,
             })
         });
         let keys = |stored: Vec<StoredJwtAuthority>| {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use config::fault::Code;
-use spiffe::bundle::{Bundle, JwtAuthority};
+use spiffe::bundle::{AuthoritySource, Bundle, JwtAuthority};
 use spiffe::trust_domain::TrustDomain;
 
 use super::Batch;
@@ -94,9 +94,11 @@ impl Bundles {
         }
         for authority in &mut more.x509_authorities {
             authority.tainted = false;
+            authority.source = AuthoritySource::Administrator;
         }
         for authority in &mut more.jwt_authorities {
             authority.tainted = false;
+            authority.source = AuthoritySource::Administrator;
         }
         let appended = self.datastore.append_bundle(more).await;
         appended.map_err(|error| write_failed("failed to append bundle", &error))
@@ -109,6 +111,7 @@ impl Bundles {
     /// bundle is full.
     pub(crate) async fn publish(&self, mut key: JwtAuthority) -> Result<Arc<Bundle>, OpError> {
         key.tainted = false;
+        key.source = AuthoritySource::Downstream;
         if let Some(own) = self.registry.bundle(&self.trust_domain) {
             publishable(&own, &key)?;
         }

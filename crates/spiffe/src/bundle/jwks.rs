@@ -1,6 +1,6 @@
 //! The JWT part of a bundle, and the plain JWK Set the Workload API carries it in.
 
-use super::{Bundle, BundleError, JwtAuthority, MAX_BUNDLE_LEN, MAX_KEYS};
+use super::{AuthoritySource, Bundle, BundleError, JwtAuthority, MAX_BUNDLE_LEN, MAX_KEYS};
 use crate::key::{Jwk, JwkError, PublicKey};
 use crate::trust_domain::TrustDomain;
 use serde::de::DeserializeOwned;
@@ -104,6 +104,7 @@ impl Bundle {
                 public_key,
                 expires_at: None,
                 tainted: false,
+                source: AuthoritySource::Unknown,
             })
             .collect();
         bundle

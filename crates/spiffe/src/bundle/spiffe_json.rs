@@ -1,7 +1,7 @@
 //! The SPIFFE bundle format (Trust Domain and Bundle §4): a JWK Set whose entries say what they are for.
 
 use super::jwks::{JwkSet, read_json, token_key, write_json};
-use super::{Bundle, BundleError, JwtAuthority, MAX_REFRESH_HINT, X509Authority};
+use super::{AuthoritySource, Bundle, BundleError, JwtAuthority, MAX_REFRESH_HINT, X509Authority};
 use crate::key::Jwk;
 use crate::trust_domain::TrustDomain;
 use crate::x509::{Certificate, CertificateError};
@@ -124,6 +124,7 @@ impl Bundle {
                     public_key,
                     expires_at: None,
                     tainted: false,
+                    source: AuthoritySource::Unknown,
                 });
             }
         }

@@ -16,6 +16,7 @@ fn jwt_authority(key_id: &str) -> JwtAuthority {
         public_key: key.public_key().clone(),
         expires_at: None,
         tainted: false,
+        source: AuthoritySource::Unknown,
     }
 }
 

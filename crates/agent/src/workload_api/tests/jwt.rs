@@ -105,6 +105,7 @@ async fn wa_26_claims_of_foreign_tokens_are_filtered() {
         public_key: f.authority.key.public_key().clone(),
         expires_at: None,
         tainted: false,
+        source: spiffe::bundle::AuthoritySource::Unknown,
     });
     let token = f.token(
         &SpiffeId::from_path(&foreign, "/peer").unwrap(),

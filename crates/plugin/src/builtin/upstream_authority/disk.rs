@@ -1,7 +1,7 @@
 //! An upstream authority whose certificate and key lie in PEM files.
 //!
-//! The files are read again for each signature, so that they can be replaced while the server runs; if they cannot be
-//! read then, the last good ones stay in use (SPIRE: the same).
+//! The files can be replaced while the server runs: they are read again for each signature, and looked at every few
+//! seconds for those who follow the roots. If they cannot be read then, the last good ones stay in use.
 
 mod problem;
 
@@ -10,6 +10,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
+use futures_util::{StreamExt as _, stream};
+use spiffe::bundle::{AuthoritySource, X509Authority};
 use spiffe::clock::Clock;
 use spiffe::csr::Csr;
 use spiffe::key::KeyPair;
@@ -19,7 +21,7 @@ use spiffe::x509::{CaTemplate, Certificate, Issuer, issue_ca, random_serial};
 
 use crate::error::Error;
 use crate::lifecycle::{HostServices, Lifecycle};
-use crate::upstream_authority::{MintedCa, UpstreamAuthority};
+use crate::upstream_authority::{MintedCa, Updates, UpstreamAuthority};
 use config::Section;
 use config::private_file;
 use problem::Problem;
@@ -31,6 +33,8 @@ const DEFAULT_TTL: Duration = Duration::from_secs(3600);
 /// SPIRE: `DefaultUpstreamCABackdate`.
 const BACKDATE: Duration = Duration::from_secs(10);
 const MAX_BYTES: u64 = 4 << 20;
+/// Between two looks at the files.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// Certificates from the upstream authority to a root, at most.
 const MAX_PATH: usize = 8;
 
@@ -65,6 +69,13 @@ pub struct DiskUpstreamAuthority {
     trust_domain: TrustDomain,
     clock: Arc<dyn Clock>,
     random: Arc<dyn Random>,
+    files: Arc<Files>,
+}
+
+/// The files, shared with those who follow them.
+#[derive(Debug)]
+struct Files {
+    clock: Arc<dyn Clock>,
     in_force: Mutex<InForce>,
 }
 
@@ -73,6 +84,8 @@ pub struct DiskUpstreamAuthority {
 struct InForce {
     config: DiskUpstreamConfig,
     upstream: Arc<Upstream>,
+    /// Why they could not be used when they were read last, said once in the log.
+    complaint: Option<String>,
 }
 
 /// The files' content, checked.
@@ -94,41 +107,84 @@ impl DiskUpstreamAuthority {
         random: Arc<dyn Random>,
     ) -> Result<Self, Error> {
         let upstream = Arc::new(load(&config, clock.now())?);
+        let in_force = Mutex::new(InForce {
+            config,
+            upstream,
+            complaint: None,
+        });
         Ok(Self {
             trust_domain,
-            clock,
+            clock: Arc::clone(&clock),
             random,
-            in_force: Mutex::new(InForce { config, upstream }),
+            files: Arc::new(Files { clock, in_force }),
         })
     }
+}
 
+impl Files {
     fn in_force(&self) -> MutexGuard<'_, InForce> {
         self.in_force.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn load(&self, config: DiskUpstreamConfig) -> Result<Arc<Upstream>, Error> {
+    async fn load(&self, config: DiskUpstreamConfig) -> Result<Upstream, Error> {
         let now = self.clock.now();
         let loaded = tokio::task::spawn_blocking(move || load(&config, now)).await;
-        let upstream = loaded.map_err(|_cancelled| Error::interrupted(NAME))??;
-        Ok(Arc::new(upstream))
+        Ok(loaded.map_err(|_cancelled| Error::interrupted(NAME))??)
     }
 
+    /// What the files hold now, or held when they were last good.
     async fn reload(&self) -> Arc<Upstream> {
         let before = self.in_force().clone();
-        match self.load(before.config.clone()).await {
+        let loaded = self.load(before.config.clone()).await;
+        let mut in_force = self.in_force();
+        // Other files may have been configured meanwhile.
+        if in_force.config != before.config {
+            return Arc::clone(&in_force.upstream);
+        }
+        match loaded {
             Ok(upstream) => {
-                let mut in_force = self.in_force();
-                // Other files may have been configured meanwhile.
-                if in_force.config == before.config {
-                    in_force.upstream = Arc::clone(&upstream);
-                }
-                upstream
+                in_force.complaint = None;
+                in_force.upstream = Arc::new(upstream);
             }
             Err(error) => {
-                tracing::warn!(%error, "upstream authority: using the files as they were last read");
-                before.upstream
+                let complaint = Some(error.to_string());
+                if in_force.complaint != complaint {
+                    tracing::warn!(%error, "upstream authority: using the files as they were last read");
+                }
+                in_force.complaint = complaint;
             }
         }
+        Arc::clone(&in_force.upstream)
+    }
+
+    /// The roots whenever they differ from `known`, without end.
+    fn updates(self: Arc<Self>, known: Option<Vec<X509Authority>>) -> Updates<X509Authority> {
+        let next = async |(files, mut known): (Arc<Self>, Option<Vec<X509Authority>>)| {
+            loop {
+                if known.is_some() {
+                    tokio::time::sleep(LOOK_EVERY).await;
+                }
+                let roots = files.reload().await.roots();
+                if known.as_ref() != Some(&roots) {
+                    known = Some(roots.clone());
+                    return Some((Ok(roots), (files, known)));
+                }
+            }
+        };
+        stream::unfold((self, known), next).boxed()
+    }
+}
+
+impl Upstream {
+    fn roots(&self) -> Vec<X509Authority> {
+        let roots = self.roots.iter().cloned();
+        roots
+            .map(|certificate| X509Authority {
+                certificate,
+                tainted: false,
+                source: AuthoritySource::Unknown,
+            })
+            .collect()
     }
 }
 
@@ -149,8 +205,12 @@ impl Lifecycle for DiskUpstreamAuthority {
     }
 
     async fn reconfigure(&self, config: DiskUpstreamConfig) -> Result<(), Error> {
-        let upstream = self.load(config.clone()).await?;
-        *self.in_force() = InForce { config, upstream };
+        let upstream = Arc::new(self.files.load(config.clone()).await?);
+        *self.files.in_force() = InForce {
+            config,
+            upstream,
+            complaint: None,
+        };
         Ok(())
     }
 }
@@ -165,7 +225,7 @@ impl UpstreamAuthority for DiskUpstreamAuthority {
         &self,
         csr_der: &[u8],
         preferred_ttl: Duration,
-    ) -> Result<MintedCa, Error> {
+    ) -> Result<(MintedCa, Updates<X509Authority>), Error> {
         let csr = Csr::parse_and_verify(csr_der).map_err(Problem::Csr)?;
         let id = self.trust_domain.id();
         if csr.uris().len() != 1 {
@@ -176,7 +236,7 @@ impl UpstreamAuthority for DiskUpstreamAuthority {
                 Problem::CsrContent(format!("CSR must use the trust domain ID {id}")).into(),
             );
         }
-        let upstream = self.reload().await;
+        let upstream = self.files.reload().await;
         let now = self.clock.now();
         let ttl = if preferred_ttl.is_zero() {
             DEFAULT_TTL
@@ -209,10 +269,13 @@ impl UpstreamAuthority for DiskUpstreamAuthority {
             Certificate::from_der(&der).map_err(|error| Problem::CsrContent(error.to_string()))?;
         let mut chain = vec![minted];
         chain.extend(upstream.chain.iter().cloned());
-        Ok(MintedCa {
-            chain,
-            roots: upstream.roots.clone(),
-        })
+        let roots = upstream.roots();
+        let updates = Arc::clone(&self.files).updates(Some(roots.clone()));
+        Ok((MintedCa { chain, roots }, updates))
+    }
+
+    async fn subscribe_roots(&self) -> Result<Updates<X509Authority>, Error> {
+        Ok(Arc::clone(&self.files).updates(None))
     }
 }
 

@@ -38,12 +38,14 @@ async fn bundle() -> Bundle {
         public_key: key.public_key().clone(),
         expires_at,
         tainted,
+        source: spiffe::bundle::AuthoritySource::Unknown,
     };
     Bundle {
         trust_domain: domain(),
         x509_authorities: vec![X509Authority {
             certificate: Certificate::from_der(&der).unwrap(),
             tainted: true,
+            source: spiffe::bundle::AuthoritySource::Unknown,
         }],
         jwt_authorities: vec![
             authority("one", Some(2000), false),

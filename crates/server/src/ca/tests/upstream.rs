@@ -1,15 +1,20 @@
 //! Authorities below an upstream one, good, bad and away.
 
+use std::collections::VecDeque;
 use std::sync::Mutex;
 
 use async_trait::async_trait;
-use plugin::Error;
-use plugin::upstream_authority::MintedCa;
+use futures_util::StreamExt as _;
+use futures_util::stream;
+use plugin::upstream_authority::{MintedCa, Updates};
+use plugin::{Error, ErrorKind};
+use spiffe::bundle::{AuthoritySource, JwtAuthority, X509Authority};
 use spiffe::csr::Csr;
 use spiffe::key::PublicKey;
 use spiffe::x509::{CaTemplate, Certificate, Issuer, issue_ca, random_serial};
 
 use super::*;
+use crate::ca::upstream::LifetimeCut;
 use crate::caller::DownstreamCaller;
 
 /// How the upstream authority behaves next.
@@ -34,12 +39,23 @@ struct Upstream {
     root: Certificate,
     behavior: Mutex<Behavior>,
     clock: ManualClock,
+    /// What it will say to those who follow it, one subscription after the other.
+    words: Mutex<VecDeque<Vec<Word>>>,
+    /// Who signs in its place.
+    successor: Mutex<Option<Arc<Self>>>,
 }
+
+/// One update: the roots that it names, or an error.
+type Word = Result<Vec<X509Authority>, ErrorKind>;
 
 impl Upstream {
     async fn new(clock: &ManualClock) -> Arc<Self> {
+        Self::expiring(clock, HOUR * 24 * 365).await
+    }
+
+    async fn expiring(clock: &ManualClock, after: Duration) -> Arc<Self> {
         let key = KeyPair::generate(KeyType::EcP256).unwrap();
-        let template = template(key.public_key(), &trust_domain(), clock, HOUR * 24 * 365);
+        let template = template(key.public_key(), &trust_domain(), clock, after);
         let root = issue_ca(&template, None, &key).await.unwrap();
         let root = Certificate::from_der(&root).unwrap();
         Arc::new(Self {
@@ -47,7 +63,23 @@ impl Upstream {
             root,
             behavior: Mutex::new(Behavior::Good),
             clock: clock.clone(),
+            words: Mutex::default(),
+            successor: Mutex::default(),
         })
+    }
+
+    /// What the next subscription brings; it does not end.
+    fn says(&self, words: impl IntoIterator<Item = Word>) {
+        let words = words.into_iter().collect();
+        self.words.lock().unwrap().push_back(words);
+    }
+
+    fn updates(&self) -> Updates<X509Authority> {
+        let words = self.words.lock().unwrap().pop_front().unwrap_or_default();
+        let words = words
+            .into_iter()
+            .map(|word| word.map_err(|kind| Error::new("test", kind, "the connection was lost")));
+        stream::iter(words).chain(stream::pending()).boxed()
     }
 
     fn is(&self, behavior: Behavior) {
@@ -92,6 +124,14 @@ fn template(
     }
 }
 
+fn named(certificate: &Certificate) -> X509Authority {
+    X509Authority {
+        certificate: certificate.clone(),
+        tainted: false,
+        source: AuthoritySource::Unknown,
+    }
+}
+
 #[async_trait]
 impl UpstreamAuthority for Upstream {
     fn name(&self) -> &str {
@@ -102,7 +142,11 @@ impl UpstreamAuthority for Upstream {
         &self,
         csr_der: &[u8],
         preferred_ttl: Duration,
-    ) -> Result<MintedCa, Error> {
+    ) -> Result<(MintedCa, Updates<X509Authority>), Error> {
+        let successor = self.successor.lock().unwrap().clone();
+        if let Some(successor) = successor {
+            return successor.mint_x509_ca(csr_der, preferred_ttl).await;
+        }
         let behavior = *self.behavior.lock().unwrap();
         let csr = Csr::parse_and_verify(csr_der).unwrap();
         assert_eq!(csr.uris(), ["spiffe://example.org"]);
@@ -139,7 +183,12 @@ impl UpstreamAuthority for Upstream {
         } else {
             vec![certificate]
         };
-        Ok(MintedCa { chain, roots })
+        let roots = roots.iter().map(named).collect();
+        Ok((MintedCa { chain, roots }, self.updates()))
+    }
+
+    async fn subscribe_roots(&self) -> Result<Updates<X509Authority>, Error> {
+        Ok(self.updates())
     }
 }
 
@@ -278,4 +327,311 @@ async fn operators_taint_and_revoke_the_root_above_and_not_the_authority_itself(
         ca.revoke_upstream(subject_key_id).await.unwrap_err();
     }
     assert!(!fixture.bundle().x509_authorities[0].tainted);
+}
+
+/// A root that signs nothing here.
+async fn other_root(fixture: &Fixture) -> Certificate {
+    Upstream::new(&fixture.clock).await.root.clone()
+}
+
+fn roots(fixture: &Fixture) -> Vec<Certificate> {
+    let bundle = fixture.bundle();
+    let roots = bundle.x509_authorities.iter();
+    roots.map(|root| root.certificate.clone()).collect()
+}
+
+/// Follows the upstream authority until it has said the words of one subscription.
+async fn follow(ca: &Ca, follower: &mut RootsFollower, words: usize) {
+    let upstream = ca.upstream.clone().unwrap();
+    for _ in 0..words {
+        ca.follow_upstream(&upstream, follower).await;
+    }
+}
+
+/// A server below an upstream authority that says these words after its first CA was minted, and what follows from them.
+async fn after(fixture: &Fixture, upstream: &Upstream, words: Vec<Word>) -> (Ca, RootsFollower) {
+    let count = words.len();
+    upstream.says(words);
+    let ca = fixture.server().await;
+    let mut follower = RootsFollower::default();
+    // The roots of the minting come first.
+    follow(&ca, &mut follower, 1 + count).await;
+    (ca, follower)
+}
+
+#[tokio::test]
+async fn roots_come_and_leave_with_the_word_of_the_upstream_authority() {
+    let (fixture, upstream) = fixture().await;
+    let (own, other) = (upstream.root.clone(), other_root(&fixture).await);
+    let (ca, mut follower) = after(
+        &fixture,
+        &upstream,
+        vec![Ok(vec![named(&own), named(&other)])],
+    )
+    .await;
+    assert_eq!(roots(&fixture), [own.clone(), other]);
+    let source = &fixture.bundle().x509_authorities[1].source;
+    assert_eq!(*source, AuthoritySource::Upstream("test".to_owned()));
+    ca.upstream
+        .as_ref()
+        .unwrap()
+        .follow_roots(vec![named(&own)], stream::pending().boxed());
+    follow(&ca, &mut follower, 1).await;
+    assert_eq!(roots(&fixture), [own]);
+}
+
+#[tokio::test]
+async fn a_restarted_server_hears_what_changed_meanwhile() {
+    let (fixture, upstream) = fixture().await;
+    let (own, other) = (upstream.root.clone(), other_root(&fixture).await);
+    drop(
+        after(
+            &fixture,
+            &upstream,
+            vec![Ok(vec![named(&own), named(&other)])],
+        )
+        .await,
+    );
+    upstream.says([Ok(vec![named(&own)])]);
+    let ca = fixture.server().await;
+    // The subscription, then its first word.
+    follow(&ca, &mut RootsFollower::default(), 2).await;
+    assert_eq!(roots(&fixture), [own]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_upstream_authority_that_goes_away_takes_nothing_with_it() {
+    let (fixture, upstream) = fixture().await;
+    let (own, other) = (upstream.root.clone(), other_root(&fixture).await);
+    let both = vec![named(&own), named(&other)];
+    let words = vec![Ok(both.clone()), Err(ErrorKind::Transient)];
+    let (ca, mut follower) = after(&fixture, &upstream, words).await;
+    assert_eq!(roots(&fixture).len(), 2);
+    // It comes back twice: once to be lost again, once with another word.
+    upstream.says([Err(ErrorKind::Transient)]);
+    upstream.says([Ok(vec![named(&own)])]);
+    follow(&ca, &mut follower, 2).await;
+    assert_eq!(roots(&fixture).len(), 2);
+    follow(&ca, &mut follower, 2).await;
+    assert_eq!(roots(&fixture), [own]);
+}
+
+#[tokio::test]
+async fn an_upstream_authority_that_repeats_itself_changes_nothing() {
+    let (fixture, upstream) = fixture().await;
+    let both = vec![named(&upstream.root), named(&other_root(&fixture).await)];
+    let (ca, mut follower) = after(&fixture, &upstream, vec![Ok(both.clone())]).await;
+    let before = fixture.bundle();
+    let again = stream::iter([Ok(both.clone()), Ok(both)]);
+    let upstream = ca.upstream.as_ref().unwrap();
+    upstream.follow_roots(vec![], again.chain(stream::pending()).boxed());
+    follow(&ca, &mut follower, 3).await;
+    assert_eq!(fixture.bundle(), before);
+}
+
+#[tokio::test]
+async fn an_upstream_authority_that_names_no_root_is_not_believed() {
+    let (fixture, upstream) = fixture().await;
+    let before = vec![named(&upstream.root), named(&other_root(&fixture).await)];
+    let words = vec![Ok(before), Ok(Vec::new())];
+    let (_ca, _) = after(&fixture, &upstream, words).await;
+    assert_eq!(roots(&fixture).len(), 2);
+}
+
+#[tokio::test]
+async fn only_what_the_upstream_authority_put_there_leaves_with_its_word() {
+    let (fixture, upstream) = fixture().await;
+    let own = upstream.root.clone();
+    let (administrators, former, claimed) = (
+        other_root(&fixture).await,
+        other_root(&fixture).await,
+        other_root(&fixture).await,
+    );
+    let put = async |certificate: &Certificate, source: AuthoritySource| {
+        let mut bundle = Bundle::new(trust_domain());
+        bundle.x509_authorities = vec![X509Authority {
+            source,
+            ..named(certificate)
+        }];
+        fixture.datastore.append_bundle(bundle).await.unwrap();
+    };
+    put(&administrators, AuthoritySource::Administrator).await;
+    put(&former, AuthoritySource::Unknown).await;
+    // It names all of them, and an administrator adds one that came from it.
+    let all = [&own, &administrators, &former, &claimed];
+    let words = vec![Ok(all.into_iter().map(named).collect())];
+    let (ca, mut follower) = after(&fixture, &upstream, words).await;
+    put(&claimed, AuthoritySource::Administrator).await;
+    ca.upstream
+        .as_ref()
+        .unwrap()
+        .follow_roots(vec![named(&own)], stream::pending().boxed());
+    follow(&ca, &mut follower, 1).await;
+    let left = roots(&fixture);
+    for root in all {
+        assert!(left.contains(root));
+    }
+}
+
+#[tokio::test]
+async fn a_root_that_was_revoked_does_not_come_back_by_being_named_again() {
+    let (fixture, upstream) = fixture().await;
+    let (own, other) = (upstream.root.clone(), other_root(&fixture).await);
+    let both = vec![named(&own), named(&other)];
+    let (ca, mut follower) = after(&fixture, &upstream, vec![Ok(both.clone())]).await;
+    let id = journal::hex(other.subject_key_id().unwrap());
+    let (datastore, trust_domain) = (&fixture.datastore, trust_domain());
+    datastore
+        .taint_x509_authority(&trust_domain, &id)
+        .await
+        .unwrap();
+    datastore
+        .revoke_x509_authority(&trust_domain, &id)
+        .await
+        .unwrap();
+    let third = other_root(&fixture).await;
+    let more = [both, vec![named(&third)]].concat();
+    ca.upstream
+        .as_ref()
+        .unwrap()
+        .follow_roots(more, stream::pending().boxed());
+    follow(&ca, &mut follower, 1).await;
+    assert_eq!(roots(&fixture), [own, third]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_root_with_another_key_replaces_the_ca_and_the_former_leaves_when_nothing_needs_it() {
+    let (fixture, upstream) = fixture().await;
+    let first = active_x509(&fixture, &upstream).await;
+    let (ca, old_root, mut follower) = first;
+    let issued = ca
+        .issue_x509(&minted(id("/w"), 60), &key(), &quiet())
+        .await
+        .unwrap();
+    let before = active(&ca).0;
+    // The upstream authority goes on with another key under the same name.
+    let successor = Upstream::new(&fixture.clock).await;
+    assert_eq!(successor.root.subject_der(), old_root.subject_der());
+    *upstream.successor.lock().unwrap() = Some(Arc::clone(&successor));
+    ca.upstream
+        .as_ref()
+        .unwrap()
+        .follow_roots(vec![named(&successor.root)], stream::pending().boxed());
+    follow(&ca, &mut follower, 1).await;
+    assert_ne!(
+        active(&ca).0,
+        before,
+        "the CA below the former root still signs"
+    );
+    // What the former CA signed is valid until it expires.
+    assert_eq!(roots(&fixture), [old_root, successor.root.clone()]);
+    fixture.verify(&issued).unwrap();
+    fixture.clock.advance(HOUR * 25);
+    follow(&ca, &mut follower, 2).await;
+    assert_eq!(roots(&fixture), std::slice::from_ref(&successor.root));
+}
+
+/// A server with its first CA, and the root above it.
+async fn active_x509(fixture: &Fixture, upstream: &Upstream) -> (Ca, Certificate, RootsFollower) {
+    let (ca, follower) = after(fixture, upstream, Vec::new()).await;
+    (ca, upstream.root.clone(), follower)
+}
+
+#[tokio::test]
+async fn a_root_that_the_upstream_authority_taints_is_left_at_once_and_leaves_at_once() {
+    let (fixture, upstream) = fixture().await;
+    let (ca, old_root, mut follower) = active_x509(&fixture, &upstream).await;
+    let before = active(&ca).0;
+    let successor = Upstream::new(&fixture.clock).await;
+    *upstream.successor.lock().unwrap() = Some(Arc::clone(&successor));
+    let tainted = X509Authority {
+        tainted: true,
+        ..named(&old_root)
+    };
+    let follows = ca.upstream.clone().unwrap();
+    follows.follow_roots(
+        vec![tainted, named(&successor.root)],
+        stream::pending().boxed(),
+    );
+    follow(&ca, &mut follower, 1).await;
+    assert_ne!(active(&ca).0, before);
+    assert!(fixture.bundle().x509_authorities[0].tainted);
+    follows.follow_roots(vec![named(&successor.root)], stream::pending().boxed());
+    follow(&ca, &mut follower, 1).await;
+    assert_eq!(roots(&fixture), std::slice::from_ref(&successor.root));
+}
+
+#[tokio::test]
+async fn jwt_keys_of_the_upstream_authority_come_and_leave_too() {
+    let (fixture, _) = fixture().await;
+    let ca = fixture.server().await;
+    let jwt = |key_id: &str| JwtAuthority {
+        key_id: key_id.to_owned(),
+        public_key: key(),
+        expires_at: None,
+        tainted: false,
+        source: AuthoritySource::Unknown,
+    };
+    let own_domain = trust_domain();
+    let sync = async |keys: Vec<JwtAuthority>| {
+        let source = ca.upstream.as_ref().unwrap().source();
+        let synced = fixture
+            .datastore
+            .sync_upstream_keys(&own_domain, source, keys);
+        synced.await.unwrap()
+    };
+    let own = active(&ca).1;
+    let keys = || {
+        let bundle = fixture.bundle();
+        let ids = bundle.jwt_authorities.iter().map(|key| key.key_id.clone());
+        ids.collect::<Vec<_>>()
+    };
+    let (one, two) = (jwt("one"), jwt("two"));
+    assert!(sync(vec![one.clone()]).await);
+    assert_eq!(keys(), [own.clone(), "one".to_owned()]);
+    assert!(!sync(vec![one]).await, "it repeated itself");
+    assert!(sync(vec![two]).await);
+    assert_eq!(keys(), [own, "two".to_owned()]);
+}
+
+#[tokio::test]
+async fn a_ca_that_is_cut_by_the_upstream_authority_is_warned_of_once_with_both_dates() {
+    let (fixture, _) = fixture().await;
+    let now = fixture.clock.now();
+    let chain = |ends: Duration| {
+        let clock = fixture.clock.clone();
+        async move {
+            let short = Upstream::expiring(&clock, ends).await;
+            let certificate = short
+                .sign(&key(), &trust_domain(), ends.min(HOUR * 12))
+                .await;
+            MintedCa {
+                chain: vec![certificate],
+                roots: vec![named(&short.root)],
+            }
+        }
+    };
+    let cut = LifetimeCut::default();
+    let five = chain(HOUR * 5).await;
+    let warning = cut.warning(&five, now, HOUR * 24).unwrap();
+    for date in [
+        "2027-01-15T13:00:00Z",
+        "2027-01-16T08:00:00Z",
+        "upstream authority expires",
+    ] {
+        assert!(warning.contains(date), "{warning}");
+    }
+    // The next attempts.
+    let later = now + HOUR;
+    for _ in 0..3 {
+        assert_eq!(cut.warning(&five, later, HOUR * 24), None);
+    }
+    let six = chain(HOUR * 6).await;
+    assert!(cut.warning(&six, now, HOUR * 24).is_some(), "another date");
+    // The upstream authority would live on.
+    let long = chain(HOUR * 1_000).await;
+    let warning = cut.warning(&long, now, HOUR * 24).unwrap();
+    assert!(warning.contains("gives no more"), "{warning}");
+    assert_eq!(cut.warning(&chain(HOUR * 999).await, now, HOUR * 24), None);
+    assert_eq!(cut.warning(&long, now, HOUR * 12), None, "it is not cut");
 }

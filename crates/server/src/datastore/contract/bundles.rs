@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use spiffe::bundle::{Bundle, JwtAuthority, X509Authority};
+use spiffe::bundle::{AuthoritySource, Bundle, JwtAuthority, X509Authority};
 use spiffe::clock::{Clock, from_unix};
 use spiffe::entry::Entry;
 use spiffe::key::{KeyPair, KeyType};
@@ -48,6 +48,7 @@ async fn x509(not_after: SystemTime) -> X509Authority {
     X509Authority {
         certificate: Certificate::from_der(&der).unwrap(),
         tainted: false,
+        source: AuthoritySource::Upstream("disk".to_owned()),
     }
 }
 
@@ -58,6 +59,7 @@ pub(super) fn jwt(key_id: &str, expires_at: i64) -> JwtAuthority {
         public_key: key.public_key().clone(),
         expires_at: Some(expires_at),
         tainted: false,
+        source: AuthoritySource::Own,
     }
 }
 

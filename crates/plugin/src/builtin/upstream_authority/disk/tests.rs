@@ -124,7 +124,7 @@ async fn a_self_signed_authority_signs_and_is_the_root() {
         .open()
         .unwrap();
     let (key, csr) = request(&["spiffe://example.org"]);
-    let minted = authority.mint_x509_ca(&csr, 2 * HOUR).await.unwrap();
+    let (minted, _) = authority.mint_x509_ca(&csr, 2 * HOUR).await.unwrap();
     assert_eq!(minted.chain.len(), 1);
     let certificate = &minted.chain[0];
     assert!(certificate.is_ca() && certificate.is_signed_by(&root.certificate));
@@ -138,7 +138,7 @@ async fn a_self_signed_authority_signs_and_is_the_root() {
         root.certificate.subject_key_id()
     );
     assert_eq!(minted.roots.len(), 1);
-    assert_eq!(minted.roots[0].der(), root.certificate.der());
+    assert_eq!(minted.roots[0].certificate.der(), root.certificate.der());
 }
 
 #[tokio::test]
@@ -153,14 +153,14 @@ async fn an_intermediate_gives_its_chain_and_the_bundle() {
     );
     let authority = files.open().unwrap();
     let (_, csr) = request(&["spiffe://example.org"]);
-    let minted = authority.mint_x509_ca(&csr, Duration::ZERO).await.unwrap();
+    let (minted, _) = authority.mint_x509_ca(&csr, Duration::ZERO).await.unwrap();
     let names: Vec<_> = minted
         .chain
         .iter()
         .filter_map(Certificate::subject_common_name)
         .collect();
     assert_eq!(names, ["wanted", "low", "middle"]);
-    assert_eq!(minted.roots[0].der(), root.certificate.der());
+    assert_eq!(minted.roots[0].certificate.der(), root.certificate.der());
     assert_eq!(minted.chain[0].not_after(), from_unix(NOW) + HOUR);
     assert!(minted.chain[0].is_signed_by(&low.certificate));
 }
@@ -173,7 +173,7 @@ async fn nothing_outlives_the_upstream_certificate() {
         .unwrap();
     let (_, csr) = request(&["spiffe://example.org"]);
     for ttl in [10 * HOUR, Duration::MAX] {
-        let minted = authority.mint_x509_ca(&csr, ttl).await.unwrap();
+        let (minted, _) = authority.mint_x509_ca(&csr, ttl).await.unwrap();
         assert_eq!(minted.chain[0].not_after(), from_unix(NOW) + HOUR);
     }
 }
@@ -188,12 +188,12 @@ async fn new_files_are_used_and_broken_ones_are_not() {
     let authority = files.open().unwrap();
     files.write(&second.key, &[&second.certificate], &[]);
     let (_, csr) = request(&["spiffe://example.org"]);
-    let minted = authority.mint_x509_ca(&csr, HOUR).await.unwrap();
+    let (minted, _) = authority.mint_x509_ca(&csr, HOUR).await.unwrap();
     assert!(minted.chain[0].is_signed_by(&second.certificate));
     std::fs::write(files.path("cert"), "broken").unwrap();
-    let minted = authority.mint_x509_ca(&csr, HOUR).await.unwrap();
+    let (minted, _) = authority.mint_x509_ca(&csr, HOUR).await.unwrap();
     assert!(minted.chain[0].is_signed_by(&second.certificate));
-    assert_eq!(minted.roots[0].der(), second.certificate.der());
+    assert_eq!(minted.roots[0].certificate.der(), second.certificate.der());
 }
 
 #[tokio::test]
@@ -211,7 +211,7 @@ async fn requests_for_anything_but_the_trust_domain_are_refused() {
     ] {
         let (_, csr) = request(uris);
         let refused = authority.mint_x509_ca(&csr, HOUR).await;
-        let error = refused.unwrap_err();
+        let error = refused.err().unwrap();
         assert_eq!(error.kind(), ErrorKind::Permanent, "{uris:?}");
         assert!(
             error.to_string().starts_with("unable to sign CSR"),
@@ -222,7 +222,7 @@ async fn requests_for_anything_but_the_trust_domain_are_refused() {
     let last = forged.len() - 1;
     forged[last] ^= 1;
     for csr in [&forged[..], b"", b"junk"] {
-        let error = authority.mint_x509_ca(csr, HOUR).await.unwrap_err();
+        let error = authority.mint_x509_ca(csr, HOUR).await.err().unwrap();
         assert_eq!(error.kind(), ErrorKind::Permanent);
         assert!(
             error.to_string().starts_with("unable to sign CSR"),
@@ -305,7 +305,80 @@ async fn publishing_a_token_key_is_not_offered() {
         public_key: root.key.public_key().clone(),
         expires_at: None,
         tainted: false,
+        source: AuthoritySource::Unknown,
     };
-    let error = authority.publish_jwt_key(&key).await.unwrap_err();
+    let error = authority.publish_jwt_key(&key).await.err().unwrap();
     assert_eq!(error.kind(), ErrorKind::NotOffered);
+}
+
+/// The common names of the roots of the next update.
+async fn next_roots(updates: &mut Updates<X509Authority>) -> Vec<String> {
+    let roots = updates.next().await.unwrap().unwrap();
+    let names = roots.iter();
+    names
+        .filter_map(|root| root.certificate.subject_common_name())
+        .collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_follows_the_roots_sees_each_change_of_the_files() {
+    let (one, two) = (
+        ca("one", None, 9 * HOUR).await,
+        ca("two", None, 9 * HOUR).await,
+    );
+    let (one_root, two_root) = (&one.certificate, &two.certificate);
+    let files = Files::new(&one.key, &[one_root], Some(&[one_root]));
+    let authority = files.open().unwrap();
+    let (_, csr) = request(&["spiffe://example.org"]);
+    let (minted, mut updates) = authority.mint_x509_ca(&csr, HOUR).await.unwrap();
+    assert_eq!(minted.roots.len(), 1);
+    files.write(&one.key, &[one_root], &[one_root, two_root]);
+    assert_eq!(next_roots(&mut updates).await, ["one", "two"]);
+    // Both files change, one after the other: what does not fit together is never seen.
+    files.write(&two.key, &[two_root], &[two_root]);
+    assert_eq!(next_roots(&mut updates).await, ["two"]);
+    // A root of the same name with another key is another root.
+    let other = ca("two", None, 9 * HOUR).await;
+    files.write(&other.key, &[&other.certificate], &[&other.certificate]);
+    let roots = updates.next().await.unwrap().unwrap();
+    assert_eq!(roots[0].certificate, other.certificate);
+}
+
+#[tokio::test(start_paused = true)]
+async fn broken_and_unchanged_files_are_no_update() {
+    let root = ca("one", None, 9 * HOUR).await;
+    let files = Files::new(&root.key, &[&root.certificate], Some(&[&root.certificate]));
+    let authority = files.open().unwrap();
+    let mut updates = authority.subscribe_roots().await.unwrap();
+    assert_eq!(next_roots(&mut updates).await, ["one"]);
+    let stays_quiet = async |updates: &mut Updates<X509Authority>| {
+        tokio::time::timeout(10 * LOOK_EVERY, updates.next())
+            .await
+            .is_err()
+    };
+    for content in ["broken", ""] {
+        std::fs::write(files.path("bundle"), content).unwrap();
+        assert!(stays_quiet(&mut updates).await, "{content:?}");
+    }
+    std::fs::remove_file(files.path("bundle")).unwrap();
+    assert!(stays_quiet(&mut updates).await, "it was removed");
+    files.write(&root.key, &[&root.certificate], &[&root.certificate]);
+    assert!(stays_quiet(&mut updates).await, "nothing new came back");
+}
+
+#[tokio::test(start_paused = true)]
+async fn another_configuration_brings_its_roots() {
+    let (one, two) = (
+        ca("one", None, 9 * HOUR).await,
+        ca("two", None, 9 * HOUR).await,
+    );
+    let files = Files::new(&one.key, &[&one.certificate], None);
+    let others = Files::new(&two.key, &[&two.certificate], None);
+    let authority = files.open().unwrap();
+    let mut updates = authority.subscribe_roots().await.unwrap();
+    assert_eq!(next_roots(&mut updates).await, ["one"]);
+    std::fs::write(files.path("cert"), "broken").unwrap();
+    authority.reconfigure(others.config()).await.unwrap();
+    assert_eq!(next_roots(&mut updates).await, ["two"]);
+    authority.reconfigure(files.config()).await.unwrap_err();
 }
