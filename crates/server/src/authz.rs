@@ -6,10 +6,9 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use config::fault;
-use spiffe::bundle::Bundle;
 use spiffe::clock::{Clock, unix_seconds};
 use spiffe::id::SpiffeId;
 
@@ -165,19 +164,6 @@ impl Authorizer {
             }
             Err(denial) => Err(denial),
         }
-    }
-
-    /// The bundle of this trust domain as it is now.
-    pub(crate) fn own_bundle(&self) -> Option<Arc<Bundle>> {
-        self.registry.bundle(self.registry.trust_domain())
-    }
-
-    /// Whether an X.509 authority of an earlier bundle has been taken out before it expired, which is a revocation.
-    pub(crate) fn has_lost_an_authority(&self, earlier: Option<&Bundle>) -> bool {
-        let present = self.own_bundle();
-        earlier
-            .zip(present)
-            .is_some_and(|(earlier, present)| has_lost_one(earlier, &present, self.clock.now()))
     }
 
     /// Follows the other servers of the database until they make the agent's SVID good, for a moment at most.
@@ -391,14 +377,4 @@ fn agent_denied(refusal: AgentRefusal, message: String) -> OpError {
         AgentRefusal::NotAttested => error.with_code(fault::Code::AgentMustReattest),
         AgentRefusal::Expired | AgentRefusal::NotActive | AgentRefusal::MustReattest => error,
     }
-}
-
-/// Whether an unexpired X.509 authority of `earlier` is missing from `present`.
-fn has_lost_one(earlier: &Bundle, present: &Bundle, now: SystemTime) -> bool {
-    earlier.x509_authorities.iter().any(|authority| {
-        let certificate = &authority.certificate;
-        let mut others = present.x509_authorities.iter();
-        certificate.not_after() > now
-            && !others.any(|other| other.certificate.der() == certificate.der())
-    })
 }

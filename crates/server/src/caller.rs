@@ -306,9 +306,9 @@ impl Caller {
 impl Connection {
     pub(crate) fn local_for_tests() -> Self {
         let peer = crate::principal::LocalPeer {
-            pid: Some(1),
             uid: 0,
             gid: 0,
+            process: None,
         };
         Self::for_tests(Principal::Local(peer), None)
     }

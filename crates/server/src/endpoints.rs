@@ -3,6 +3,7 @@
 //! Makes one `Connection` for each accepted peer and hands its requests to `api`. Decides nothing about what a peer may do.
 
 use std::convert::Infallible;
+use std::future::Future;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -21,6 +22,7 @@ use crate::budget::{CallPermit, Cost};
 use crate::caller::Connection;
 use crate::principal::Class;
 use admission::{InFlight, Slot};
+use daemon::log_limit::LogLimit;
 use daemon::tasks::Shutdown;
 
 pub(crate) mod admin;
@@ -38,6 +40,8 @@ const MAX_CONNECTION_AGE: Duration = Duration::from_secs(180);
 const AGE_GRACE: Duration = Duration::from_secs(90);
 /// For GOAWAY to leave on a connection without calls.
 const GOAWAY_GRACE: Duration = Duration::from_secs(1);
+/// The same for a peer whose authority is no longer trusted; its calls get no more.
+const WITHDRAWN_GRACE: Duration = Duration::from_millis(250);
 /// SPIRE: gracefulStopTimeout.
 pub(crate) const GRACEFUL_STOP: Duration = Duration::from_secs(10);
 /// Finds peers that vanished without a word, on whose streams nothing is ever sent.
@@ -75,6 +79,15 @@ impl Http2Limits {
     }
 }
 
+/// Why a connection is asked to end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ending {
+    TooOld,
+    /// The bundle has lost the authority that vouched for the peer.
+    Withdrawn,
+    Stopping,
+}
+
 /// What every accept loop needs.
 #[derive(Debug, Clone)]
 pub(crate) struct Serving {
@@ -84,8 +97,14 @@ pub(crate) struct Serving {
 }
 
 /// Serves gRPC on one connection until the peer leaves, the connection is too old, or the server stops.
-async fn serve_connection<S>(stream: S, connection: Connection, slot: Arc<Slot>, serving: Serving)
-where
+/// `withdrawn` completes when what its peer was accepted for no longer holds.
+async fn serve_connection<S>(
+    stream: S,
+    connection: Connection,
+    slot: Arc<Slot>,
+    serving: Serving,
+    withdrawn: impl Future<Output = ()>,
+) where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let Serving {
@@ -94,8 +113,6 @@ where
         mut shutdown,
     } = serving;
     let connection = Arc::new(connection);
-    let authorizer = Arc::clone(&api.authorizer);
-    let authorities = authorizer.own_bundle();
     let limits = Http2Limits::of(connection.principal().class());
     let served = (Arc::clone(&slot), Arc::clone(&connection));
     let service = service_fn(move |request| {
@@ -128,33 +145,28 @@ where
     );
     let too_old = async {
         tokio::time::sleep(jittered(MAX_CONNECTION_AGE, random.as_ref())).await;
-        // A stream keeps the connection open, but not beyond the authorities that may have vouched for its SVID: the chain
-        // is verified at the handshake alone.
-        while !authorizer.has_lost_an_authority(authorities.as_deref()) {
-            tokio::select! {
-                () = connection.not_kept_open() => return,
-                () = tokio::time::sleep(MAX_CONNECTION_AGE) => {}
-            }
-        }
+        connection.not_kept_open().await;
     };
-    let stopping = tokio::select! {
+    let ending = tokio::select! {
         ended = serving.as_mut() => {
             if let Err(error) = ended {
                 tracing::debug!(%error, "connection ended");
             }
             return;
         }
-        () = too_old => false,
+        () = too_old => Ending::TooOld,
         () = slot.evicted() => return,
-        () = shutdown.requested() => true,
+        () = withdrawn => Ending::Withdrawn,
+        () = shutdown.requested() => Ending::Stopping,
     };
     slot.close();
     serving.as_mut().graceful_shutdown();
-    let grace = match (slot.has_calls(), stopping) {
+    let grace = match (slot.has_calls(), ending) {
+        (_, Ending::Withdrawn) => WITHDRAWN_GRACE,
         // Nothing to wait for but GOAWAY; a peer that never spoke would not hear it.
         (false, _) => GOAWAY_GRACE,
-        (true, true) => GRACEFUL_STOP,
-        (true, false) => AGE_GRACE,
+        (true, Ending::Stopping) => GRACEFUL_STOP,
+        (true, Ending::TooOld) => AGE_GRACE,
     };
     tokio::select! {
         _ended = serving => {}
@@ -212,8 +224,16 @@ fn jittered(period: Duration, random: &dyn Random) -> Duration {
     period.mul_f64(0.9 + 0.2 * unit_interval(random))
 }
 
-/// A failing accept (no file descriptors left, most likely) must not turn into a busy loop.
-async fn pause_after_failed_accept(error: &std::io::Error, shutdown: &mut Shutdown) {
-    tracing::warn!(%error, "cannot accept a connection; raise the limit of open files if this goes on");
-    shutdown.sleep(Duration::from_millis(100)).await;
+/// The failures of one endpoint to accept. Peers that open many connections cause them.
+#[derive(Debug, Default)]
+struct FailedAccepts(LogLimit<()>);
+
+impl FailedAccepts {
+    /// A failing accept (no file descriptors left, most likely) must not turn into a busy loop.
+    async fn pause_after(&self, error: &std::io::Error, shutdown: &mut Shutdown) {
+        if let Some(left_out) = self.0.admit(&()) {
+            tracing::warn!(%error, left_out, "cannot accept a connection; raise the limit of open files if this goes on");
+        }
+        shutdown.sleep(Duration::from_millis(100)).await;
+    }
 }

@@ -3,8 +3,11 @@
 //! The class rules what a connection may cost: admission, budgets, rate limits. Whether a call is let in is checked again for
 //! each call by `authz`, against the same classes, since a row may have changed meanwhile. Holds no state and decides nothing.
 
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::SystemTime;
 
+use plugin::workload_attestor::Peer;
 use spiffe::id::SpiffeId;
 use spiffe::tls::PeerIdentity;
 
@@ -53,11 +56,24 @@ impl From<&PeerIdentity> for PeerSvid {
 }
 
 /// A process that may open the admin socket.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct LocalPeer {
-    pub(crate) pid: Option<i32>,
+    /// As the kernel recorded them when the process connected.
     pub(crate) uid: u32,
     pub(crate) gid: u32,
+    /// A hold on the process. None when it ended at once or is in a PID namespace that this one does not see.
+    pub(crate) process: Option<Arc<Peer>>,
+}
+
+impl LocalPeer {
+    /// The program that the process runs now. None when the process has ended: its number may be another's by then.
+    pub(crate) fn program(&self) -> Option<PathBuf> {
+        let process = self.process.as_ref()?;
+        let path = std::fs::read_link(format!("/proc/{}/exe", process.pid)).ok()?;
+        // Asked after: only then is what was read the program of this process.
+        process.still_alive().ok()?;
+        Some(path)
+    }
 }
 
 /// The peer of a connection.
@@ -129,4 +145,59 @@ pub(crate) enum Account {
     Source(Source),
     /// A SPIFFE ID in one class: what an agent used as a workload does not count against it as an agent.
     Identity(SpiffeId, Class),
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+    use std::process::{Command, Stdio};
+
+    use super::*;
+
+    /// Another program that has connected to a socket, and the server's end of its connection.
+    fn connected(program: &mut Command) -> (std::process::Child, LocalPeer) {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("socket");
+        let listener = UnixListener::bind(&socket).unwrap();
+        let child = program
+            .env("SOCKET", &socket)
+            .stdin(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let (stream, _) = listener.accept().unwrap();
+        let peer = LocalPeer {
+            uid: 0,
+            gid: 0,
+            process: Peer::from_unix_stream(&stream).ok().map(Arc::new),
+        };
+        (child, peer)
+    }
+
+    #[test]
+    fn names_the_program_of_a_caller_while_it_runs_and_none_once_it_has_ended() {
+        let script = "import os,socket,sys; s=socket.socket(socket.AF_UNIX); s.connect(os.environ['SOCKET']); sys.stdin.read()";
+        let (mut child, peer) = connected(Command::new("python3").args(["-c", script]));
+        let program = peer.program().unwrap();
+        assert!(program.to_string_lossy().contains("python3"), "{program:?}");
+        // Its input ends, and with it the program. Waited for, its number is free for others.
+        drop(child.stdin.take());
+        child.wait().unwrap();
+        assert_eq!(peer.program(), None);
+    }
+
+    #[test]
+    fn names_no_program_of_a_process_that_has_the_number_of_one_that_ended() {
+        let mut ended = Command::new("sleep").arg("60").spawn().unwrap();
+        let mut process = Peer::of_process(i32::try_from(ended.id()).unwrap()).unwrap();
+        ended.kill().unwrap();
+        ended.wait().unwrap();
+        // As if its number had come to this process.
+        process.pid = i32::try_from(std::process::id()).unwrap();
+        let reused = LocalPeer {
+            uid: 0,
+            gid: 0,
+            process: Some(Arc::new(process)),
+        };
+        assert_eq!(reused.program(), None);
+    }
 }

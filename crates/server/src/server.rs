@@ -39,7 +39,7 @@ use crate::config::{Config, PruningConfig};
 use crate::datastore::{Datastore, DatastoreKind};
 use crate::endpoints::admin::AdminSocket;
 use crate::endpoints::admission::room_for_connections;
-use crate::endpoints::tcp::TcpEndpoint;
+use crate::endpoints::tcp::{Peers, TcpEndpoint};
 use crate::endpoints::trust::PeerBundles;
 use crate::endpoints::{GRACEFUL_STOP, Serving, admin, tcp};
 use crate::health::Health;
@@ -424,8 +424,8 @@ impl Bound {
             Arc::clone(&core.registry),
             Arc::clone(&core.ca),
         ));
-        let tls = core.tls(self.require_pq_kem);
         let mut tasks = Tasks::new();
+        let peers = core.peers(self.require_pq_kem, &mut tasks);
         let serving = Serving {
             api: Arc::clone(&core.api),
             random: Arc::clone(&core.environment.random),
@@ -436,7 +436,7 @@ impl Bound {
         tasks.spawn("admin socket", self.admin.run(serving.clone()));
         tasks.spawn(
             "mTLS endpoint",
-            self.tcp.run(Arc::new(tls), room_for_connections(), serving),
+            self.tcp.run(peers, room_for_connections(), serving),
         );
         core.spawn_background(&mut tasks, self.pruning);
         if let Some(health_checks) = self.health_checks {
@@ -489,7 +489,8 @@ impl Bound {
 }
 
 impl Core {
-    fn tls(&self, require_pq_kem: bool) -> SpiffeAcceptor {
+    /// Whom the mTLS endpoint accepts. Begins to follow the bundles that they are verified against.
+    fn peers(&self, require_pq_kem: bool, tasks: &mut Tasks) -> Peers {
         let key_exchange = if require_pq_kem {
             KeyExchange::RequirePostQuantum
         } else {
@@ -504,14 +505,19 @@ impl Core {
             .map(SpiffeId::trust_domain)
             .collect();
         foreign.retain(|trust_domain| trust_domain != own);
-        let bundles = PeerBundles::new(Arc::clone(&self.registry), foreign);
-        let clients = Arc::new(SpiffeClientVerifier::optional(Arc::new(bundles)));
-        SpiffeAcceptor::new(
+        let bundles = Arc::new(PeerBundles::new(Arc::clone(&self.registry), foreign));
+        tasks.spawn(
+            "trust in peers",
+            Arc::clone(&bundles).follow(tasks.shutdown()),
+        );
+        let clients = SpiffeClientVerifier::optional(Arc::<PeerBundles>::clone(&bundles));
+        let tls = SpiffeAcceptor::new(
             self.ca.resolver(),
-            clients,
+            Arc::new(clients),
             Arc::clone(&self.environment.clock),
             key_exchange,
-        )
+        );
+        Peers::new(tls, bundles)
     }
 
     fn spawn_background(&self, tasks: &mut Tasks, agents: Option<PruningConfig>) {

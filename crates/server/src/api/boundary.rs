@@ -53,9 +53,7 @@ pub(super) fn context(
 fn caller(connection: &Connection) -> AuditCaller {
     match connection.principal() {
         Principal::Local(peer) => {
-            let path = peer
-                .pid
-                .and_then(|pid| std::fs::read_link(format!("/proc/{pid}/exe")).ok());
+            let path = peer.program();
             AuditCaller::Local {
                 uid: peer.uid,
                 gid: peer.gid,

@@ -562,22 +562,3 @@ async fn lets_a_renewed_agent_in_although_the_database_cannot_be_written() {
         .unwrap();
     fixture.refusal(SIGN, remote(Some(svid(node, "3")))).await;
 }
-
-#[tokio::test]
-async fn takes_an_authority_that_left_the_bundle_before_its_expiry_for_revoked() {
-    let server = crate::testing::TestServer::start().await;
-    let bundle = server.registry.bundle(&own()).unwrap();
-    let without = Bundle {
-        x509_authorities: Vec::new(),
-        ..bundle.as_ref().clone()
-    };
-    let now = server.clock.now();
-    assert!(has_lost_one(&bundle, &without, now));
-    assert!(!has_lost_one(&bundle, &bundle, now));
-    assert!(!has_lost_one(&without, &bundle, now), "one that has come");
-    let later = now + Duration::from_secs(365 * 86_400);
-    assert!(
-        !has_lost_one(&bundle, &without, later),
-        "one that has expired"
-    );
-}

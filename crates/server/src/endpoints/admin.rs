@@ -4,12 +4,14 @@ use std::path::Path;
 use std::sync::Arc;
 
 use config::fault::{Code, Fault};
+use daemon::log_limit::LogLimit;
 use daemon::socket::{Modes, Socket, SocketFile};
+use plugin::workload_attestor::Peer;
 use proto::authority_filter::AuthorityFilter;
 use tokio::net::{UnixListener, UnixStream};
 
 use super::admission::{Admission, Capacity, Slot};
-use super::{Serving, pause_after_failed_accept, serve_connection};
+use super::{FailedAccepts, Serving, serve_connection};
 use crate::caller::Connection;
 use crate::principal::{Account, Class, LocalPeer, Principal};
 
@@ -42,6 +44,8 @@ impl AdminSocket {
     /// Accepts until the server stops, then waits for the connections to end.
     pub(crate) async fn run(self, serving: Serving) {
         let mut connections = Admission::new(Capacity::of(MAX_CONNECTIONS));
+        let failed_accepts = FailedAccepts::default();
+        let log_limit = LogLimit::default();
         let mut shutdown = serving.shutdown.clone();
         loop {
             let accepted = tokio::select! {
@@ -49,8 +53,8 @@ impl AdminSocket {
                 accepted = self.listener.accept() => accepted,
             };
             match accepted {
-                Ok((stream, _)) => admit(stream, &mut connections, &serving),
-                Err(error) => pause_after_failed_accept(&error, &mut shutdown).await,
+                Ok((stream, _)) => admit(stream, &mut connections, &serving, &log_limit),
+                Err(error) => failed_accepts.pause_after(&error, &mut shutdown).await,
             }
         }
         drop(self);
@@ -58,23 +62,36 @@ impl AdminSocket {
     }
 }
 
-fn admit(stream: UnixStream, connections: &mut Admission, serving: &Serving) {
+/// `log_limit` is for the lines that users of the socket cause, by user.
+fn admit(
+    stream: UnixStream,
+    connections: &mut Admission,
+    serving: &Serving,
+    log_limit: &LogLimit<Option<u32>>,
+) {
     let peer = match stream.peer_cred() {
+        // The kernel's record of who connected; what is read by the process's number later needs the hold on it.
         Ok(credentials) => LocalPeer {
-            pid: credentials.pid(),
             uid: credentials.uid(),
             gid: credentials.gid(),
+            process: Peer::from_unix_stream(&stream).ok().map(Arc::new),
         },
         Err(error) => {
-            tracing::warn!(%error, "refusing a connection on the admin socket: the system does not say whose it is");
+            if let Some(left_out) = log_limit.admit(&None) {
+                tracing::warn!(%error, left_out, "refusing a connection on the admin socket: the system does not say whose it is");
+            }
             return;
         }
     };
-    let serving = serving.clone();
+    let (uid, serving) = (peer.uid, serving.clone());
     let serve = |slot| serve(stream, peer, slot, serving);
-    if !connections.spawn(Account::Uid(peer.uid), Class::Local, serve) {
+    if !connections.spawn(Account::Uid(uid), Class::Local, serve)
+        && let Some(left_out) = log_limit.admit(&Some(uid))
+    {
         tracing::warn!(
             most = MAX_CONNECTIONS,
+            uid,
+            left_out,
             "refusing a connection on the admin socket: too many"
         );
     }
@@ -83,5 +100,8 @@ fn admit(stream: UnixStream, connections: &mut Admission, serving: &Serving) {
 async fn serve(stream: UnixStream, peer: LocalPeer, slot: Arc<Slot>, serving: Serving) {
     let budget = slot.enter(Account::Uid(peer.uid), Class::Local);
     let connection = Connection::new(Principal::Local(peer), None, budget, slot.closing());
-    serve_connection(AuthorityFilter::new(stream), connection, slot, serving).await;
+    let stream = AuthorityFilter::new(stream);
+    // Who may open the socket is asked when it is opened.
+    let withdrawn = std::future::pending();
+    serve_connection(stream, connection, slot, serving, withdrawn).await;
 }

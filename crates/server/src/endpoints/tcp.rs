@@ -9,13 +9,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use config::fault::{Code, Fault};
+use daemon::log_limit::LogLimit;
 use spiffe::tls::{PeerIdentity, SpiffeAcceptor};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use super::admission::{Admission, Capacity, Slot};
-use super::{Serving, pause_after_failed_accept, serve_connection};
+use super::trust::PeerBundles;
+use super::{FailedAccepts, Serving, serve_connection};
 use crate::caller::Connection;
 use crate::principal::{Account, Class, PeerSvid, Principal};
 use crate::source::Source;
@@ -84,7 +86,7 @@ impl TcpEndpoint {
     }
 
     /// Accepts until the server stops, then waits for the connections to end.
-    pub(crate) async fn run(self, tls: Arc<SpiffeAcceptor>, room: usize, serving: Serving) {
+    pub(crate) async fn run(self, peers: Peers, room: usize, serving: Serving) {
         let most = room.min(MAX_CONNECTIONS);
         let shed_first = (most / 2).clamp(1, MAX_SHED_FIRST);
         let mut connections = Admission::new(Capacity {
@@ -92,6 +94,7 @@ impl TcpEndpoint {
             shed_first,
             per_source: (shed_first / SOURCES_PART).max(1),
         });
+        let (peers, failed_accepts) = (Arc::new(peers), FailedAccepts::default());
         let mut shutdown = serving.shutdown.clone();
         loop {
             let accepted = tokio::select! {
@@ -100,14 +103,16 @@ impl TcpEndpoint {
             };
             match accepted {
                 Ok((stream, address)) => {
-                    let (tls, serving) = (Arc::clone(&tls), serving.clone());
-                    let serve = |slot| serve(stream, address, tls, slot, serving);
+                    let (of_this_one, serving) = (Arc::clone(&peers), serving.clone());
+                    let serve = |slot| serve(stream, address, of_this_one, slot, serving);
                     let from = Account::Source(Source::of(address.ip()));
-                    if !connections.spawn(from, Class::Unauthenticated, serve) {
-                        tracing::warn!(most, %address, "refusing a connection: too many");
+                    if !connections.spawn(from, Class::Unauthenticated, serve)
+                        && let Some(left_out) = peers.may_log(address)
+                    {
+                        tracing::warn!(most, %address, left_out, "refusing a connection: too many");
                     }
                 }
-                Err(error) => pause_after_failed_accept(&error, &mut shutdown).await,
+                Err(error) => failed_accepts.pause_after(&error, &mut shutdown).await,
             }
         }
         drop(self.listener);
@@ -115,10 +120,34 @@ impl TcpEndpoint {
     }
 }
 
+/// Whom the endpoint accepts, and until when.
+#[derive(Debug)]
+pub(crate) struct Peers {
+    tls: SpiffeAcceptor,
+    bundles: Arc<PeerBundles>,
+    log_limit: LogLimit<Source>,
+}
+
+impl Peers {
+    /// `tls` verifies against `bundles`.
+    pub(crate) fn new(tls: SpiffeAcceptor, bundles: Arc<PeerBundles>) -> Self {
+        Self {
+            tls,
+            bundles,
+            log_limit: LogLimit::default(),
+        }
+    }
+
+    /// Whether a line that this address causes may be written: then how many were not.
+    fn may_log(&self, address: SocketAddr) -> Option<u64> {
+        self.log_limit.admit(&Source::of(address.ip()))
+    }
+}
+
 async fn serve(
     stream: TcpStream,
     address: SocketAddr,
-    tls: Arc<SpiffeAcceptor>,
+    peers: Arc<Peers>,
     slot: Arc<Slot>,
     serving: Serving,
 ) {
@@ -128,17 +157,20 @@ async fn serve(
         () = slot.evicted() => return,
         // On the heap: the task of each connection has room for all that it ever holds across an await, and ten thousand
         // agents have ten thousand of them.
-        accepted = Box::pin(accept(stream, address, &tls)) => accepted,
+        accepted = Box::pin(accept(stream, address, &peers.tls)) => accepted,
     };
     let Some((stream, peer)) = accepted else {
         return;
     };
     let svid = peer.as_ref().map(PeerSvid::from);
+    let withdrawn = peer.map(|peer| peers.bundles.withdrawn(&peer));
     let authorizer = &serving.api.authorizer;
     if let Some(svid) = &svid
         && !authorizer.may_connect(svid.id())
     {
-        tracing::warn!(%address, id = %svid.id(), "closing a connection: the client is neither in this trust domain nor an administrator");
+        if let Some(left_out) = peers.may_log(address) {
+            tracing::warn!(%address, id = %svid.id(), left_out, "closing a connection: the client is neither in this trust domain nor an administrator");
+        }
         return;
     }
     let principal = match svid {
@@ -158,7 +190,14 @@ async fn serve(
     };
     let budget = slot.enter(account, class);
     let connection = Connection::new(principal, Some(address), budget, slot.closing());
-    serve_connection(stream, connection, slot, serving).await;
+    let withdrawn = async {
+        match withdrawn {
+            Some(withdrawn) => withdrawn.await,
+            // Nobody vouched for it.
+            None => std::future::pending().await,
+        }
+    };
+    serve_connection(stream, connection, slot, serving, withdrawn).await;
 }
 
 /// A TLS connection, and who showed an SVID on it.

@@ -1,0 +1,141 @@
+use std::sync::Mutex;
+
+use futures_util::FutureExt as _;
+use proto::plastron::server::v1::WatchRequest;
+use proto::plastron::server::v1::watch_client::WatchClient;
+use proto::spire::api::server::localauthority::v1 as authorities;
+use proto::spire::api::server::localauthority::v1::local_authority_client::LocalAuthorityClient;
+use tokio::io::AsyncReadExt as _;
+use tokio::task::JoinHandle;
+use tonic::transport::Channel;
+use tracing::span::{Attributes, Id, Record};
+use tracing::{Event, Metadata, Subscriber};
+
+use super::*;
+use crate::testing::{Identity, TestServer, entry, own};
+
+/// A connection of this peer that says nothing, and ends when the server ends it.
+async fn silent(server: &TestServer, identity: Option<&Identity>) -> JoinHandle<()> {
+    let mut connection = server.tls(identity).await;
+    tokio::spawn(async move {
+        let mut all = Vec::new();
+        // A reset is an end, too.
+        connection.read_to_end(&mut all).await.ok();
+    })
+}
+
+/// Makes a new X.509 authority the active one; gives the old one's ID.
+async fn rotate(client: &mut LocalAuthorityClient<Channel>) -> String {
+    let prepared = client
+        .prepare_x509_authority(authorities::PrepareX509AuthorityRequest {})
+        .await
+        .unwrap()
+        .into_inner();
+    let authority_id = prepared.prepared_authority.unwrap().authority_id;
+    client
+        .activate_x509_authority(authorities::ActivateX509AuthorityRequest { authority_id })
+        .await
+        .unwrap();
+    let state = client
+        .get_x509_authority_state(authorities::GetX509AuthorityStateRequest {})
+        .await
+        .unwrap()
+        .into_inner();
+    state.old.unwrap().authority_id
+}
+
+async fn revoke(client: &mut LocalAuthorityClient<Channel>, authority_id: String) {
+    let tainted = authorities::TaintX509AuthorityRequest {
+        authority_id: authority_id.clone(),
+    };
+    client.taint_x509_authority(tainted).await.unwrap();
+    let revoked = authorities::RevokeX509AuthorityRequest { authority_id };
+    client.revoke_x509_authority(revoked).await.unwrap();
+}
+
+#[tokio::test]
+async fn ends_the_connections_that_a_revoked_authority_vouched_for_and_no_others() {
+    let server = TestServer::start().await;
+    let old = server.agent().await;
+    let old_silent = silent(&server, Some(&old)).await;
+    let stranger = silent(&server, None).await;
+    let mut watched = WatchClient::new(server.remote(Some(&old)).await)
+        .watch(WatchRequest::default())
+        .await
+        .unwrap()
+        .into_inner();
+    let mut local = LocalAuthorityClient::new(server.local().await);
+    let old_authority = rotate(&mut local).await;
+
+    // The stream of an agent whose authority is merely old goes on.
+    server.create(entry(old.id.path(), "/after")).await;
+    loop {
+        let message = watched.message().await.unwrap().unwrap();
+        if format!("{message:?}").contains("/after") {
+            break;
+        }
+    }
+    let new = server.agent().await;
+    let new_silent = silent(&server, Some(&new)).await;
+    revoke(&mut local, old_authority).await;
+
+    old_silent.await.unwrap();
+    while let Ok(Some(_)) = watched.message().await {}
+    assert!(!stranger.is_finished() && !new_silent.is_finished());
+    server.try_remote(Some(&new)).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_peer_is_withdrawn_with_its_authority_or_its_whole_bundle() {
+    let server = TestServer::start().await;
+    let bundles = Arc::new(PeerBundles::new(Arc::clone(&server.registry), Vec::new()));
+    let agent = server.agent().await;
+    let chain: Vec<&[u8]> = agent.chain.iter().map(Vec::as_slice).collect();
+    let verify = || spiffe::verify_svid(&chain, bundles.as_ref(), server.now());
+    let peer = verify().unwrap();
+    assert!(bundles.withdrawn(&peer).now_or_never().is_none());
+
+    let mut local = LocalAuthorityClient::new(server.local().await);
+    let authority = rotate(&mut local).await;
+    assert!(bundles.withdrawn(&peer).now_or_never().is_none());
+    revoke(&mut local, authority).await;
+    assert!(bundles.withdrawn(&peer).now_or_never().is_some());
+    verify().unwrap_err();
+}
+
+/// Counts the lines that an operator would read.
+struct Lines(Arc<Mutex<u32>>);
+
+impl Subscriber for Lines {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        *metadata.level() <= tracing::Level::WARN
+    }
+    fn new_span(&self, _: &Attributes<'_>) -> Id {
+        Id::from_u64(1)
+    }
+    fn record(&self, _: &Id, _: &Record<'_>) {}
+    fn record_follows_from(&self, _: &Id, _: &Id) {}
+    fn event(&self, _: &Event<'_>) {
+        *self.0.lock().unwrap() += 1;
+    }
+    fn enter(&self, _: &Id) {}
+    fn exit(&self, _: &Id) {}
+}
+
+#[tokio::test]
+async fn strangers_who_claim_an_administrators_trust_domain_fill_no_log() {
+    let server = TestServer::start().await;
+    let far = TrustDomain::parse("far.example").unwrap();
+    let bundles = PeerBundles::new(Arc::clone(&server.registry), vec![far.clone()]);
+    let lines = Arc::new(Mutex::new(0));
+    tracing::subscriber::with_default(Lines(Arc::clone(&lines)), || {
+        for _ in 0..10_000 {
+            assert!(bundles.x509_bundle(&far).is_none());
+            // Nobody is verified against what administrators do not come from, and that is no news.
+            let other = TrustDomain::parse("other.example").unwrap();
+            assert!(bundles.x509_bundle(&other).is_none());
+        }
+    });
+    assert!((1..=10).contains(&*lines.lock().unwrap()));
+    assert!(bundles.x509_bundle(&own()).is_some());
+}
