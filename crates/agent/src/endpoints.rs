@@ -127,7 +127,7 @@ impl Socket {
     }
 }
 
-/// The answer, or that there is none: a request that never gets complete must not hold its place for ever.
+/// The answer, or DeadlineExceeded: a request that is never completed must not keep its place for ever.
 async fn in_time(
     answer: impl Future<Output = Response<tonic::body::Body>>,
 ) -> Response<tonic::body::Body> {
@@ -178,7 +178,7 @@ async fn answer(
     let mut request = request.map(|body| open.meter(body));
     request.extensions_mut().insert(workload);
     let response = in_time(router.route(request)).await;
-    response.map(|body| open.hold(body))
+    response.map(|body| open.until_sent(body))
 }
 
 /// One connection. Until its client speaks it costs little more than the socket.

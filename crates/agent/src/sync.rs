@@ -113,7 +113,7 @@ pub(crate) struct Sync {
     removal: Option<Reason>,
     /// What was logged last of an outage, so that each cause is logged once.
     reported: Option<String>,
-    /// The server knows this agent's version, or is being told.
+    /// The server knows this agent's version, or is being sent it.
     status_posted: bool,
     stop: Stop,
     status: watch::Sender<SyncStatus>,
@@ -296,7 +296,7 @@ impl Sync {
             | Outcome::Stored(Ok(())) => Ok(()),
             Outcome::Status(Err(error)) => {
                 self.status_posted = false;
-                self.failed(current, "agent version not told to the server", &error)
+                self.failed(current, "agent version not reported to the server", &error)
             }
             Outcome::Stored(Err(fault)) => {
                 tracing::error!(%fault, "state not kept on disk; storing it is tried again");

@@ -164,9 +164,11 @@ struct Ended;
 
 impl Watcher {
     async fn run(mut self, request: WatchRequest) {
-        if self.first_list(&request).await.is_err() {
+        // Lists and pushes have room of their own, for as long as they take: a watcher that waits needs little.
+        if Box::pin(self.first_list(&request)).await.is_err() {
             return;
         }
+        drop(request);
         let life = self
             .svid
             .not_after()
@@ -199,7 +201,7 @@ impl Watcher {
                 continue;
             };
             let worked = started.elapsed();
-            if self.push(outgoing).await.is_err() {
+            if Box::pin(self.push(outgoing)).await.is_err() {
                 return;
             }
             tokio::time::sleep((worked * REST_FACTOR).min(LONGEST_REST)).await;

@@ -43,7 +43,7 @@ pub(super) enum Admission<'a> {
     Skip(Duration),
 }
 
-/// A question that is under way. To be told how it ended; one that is given up says nothing about the attestor.
+/// A call that is under way, to be settled by how it ends. One that is dropped says nothing about the attestor.
 #[derive(Debug)]
 pub(super) struct Attempt<'a> {
     breaker: &'a Breaker,

@@ -83,7 +83,7 @@ struct Cached {
     renew_at: SystemTime,
     used: u64,
     used_since_issue: bool,
-    /// The entry or an authority changed since it was issued: whoever asks needs a new one.
+    /// The entry or an authority changed since it was issued: a new caller needs a new one.
     stale: bool,
 }
 

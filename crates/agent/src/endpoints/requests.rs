@@ -160,8 +160,8 @@ impl Open {
     }
 
     /// Keeps the request open until the answer was sent.
-    pub(super) fn hold(self: Arc<Self>, body: tonic::body::Body) -> tonic::body::Body {
-        tonic::body::Body::new(Held { body, _open: self }.boxed_unsync())
+    pub(super) fn until_sent(self: Arc<Self>, body: tonic::body::Body) -> tonic::body::Body {
+        tonic::body::Body::new(Counted { body, _open: self }.boxed_unsync())
     }
 }
 
@@ -219,12 +219,12 @@ where
     }
 }
 
-struct Held {
+struct Counted {
     body: tonic::body::Body,
     _open: Arc<Open>,
 }
 
-impl Body for Held {
+impl Body for Counted {
     type Data = Bytes;
     type Error = Status;
 
@@ -279,7 +279,7 @@ mod tests {
         let slot_of = slots(1, 100);
         let slot = slot_of(1);
         let answer = tonic::body::Body::new(Full::new(Bytes::from_static(b"x")));
-        let body = Open::on(&slot).unwrap().hold(answer);
+        let body = Open::on(&slot).unwrap().until_sent(answer);
         assert!(Open::on(&slot).is_none());
         drop(body);
         assert!(Open::on(&slot).is_some());

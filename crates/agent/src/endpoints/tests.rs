@@ -58,3 +58,15 @@ async fn idle_connections_do_not_keep_others_out() {
         .unwrap()
         .unwrap();
 }
+
+#[test]
+fn a_connection_that_is_idle_needs_little_room() {
+    fn accepted<A, B, C, D, F>(_: impl FnOnce(A, B, C, D) -> F) -> usize {
+        size_of::<F>()
+    }
+    fn spoken<A, B, C, D, E, F>(_: impl FnOnce(A, B, C, D, E) -> F) -> usize {
+        size_of::<F>()
+    }
+    let needed = accepted(connection) + spoken(converse);
+    assert!(needed <= 4 << 10, "{needed} bytes, of a thousand streams");
+}

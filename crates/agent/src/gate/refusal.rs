@@ -36,7 +36,7 @@ impl Gate {
         if let [first, ..] = &*caller.incomplete {
             return self.incomplete(caller, first);
         }
-        let request = self.request_name();
+        let request = self.request_id();
         let peer = caller.workload.peer();
         let mut nearest = None;
         if let Some(left_out) = self.log_limits.by_user.admit(&peer.uid) {
@@ -65,7 +65,7 @@ impl Gate {
         if let [first, ..] = &*caller.incomplete {
             return self.incomplete(caller, first);
         }
-        let request = self.request_name();
+        let request = self.request_id();
         let peer = caller.workload.peer();
         if let Some(left_out) = self.log_limits.by_user.admit(&peer.uid) {
             tracing::warn!(
@@ -84,10 +84,10 @@ impl Gate {
         )
     }
 
-    /// The caller may be entitled to what it asked for: whoever could tell cannot at the moment. The log has a line of
-    /// each attestor that failed.
+    /// The caller may be entitled to what it asked for, but an attestor that could say so failed. The log has a line for
+    /// each of them.
     fn incomplete(&self, caller: &Caller, incomplete: &Incomplete) -> Status {
-        let request = self.request_name();
+        let request = self.request_id();
         self.remember(&request, caller, Outcome::Incomplete, None);
         let fault = &incomplete.fault;
         let message = format!(
@@ -119,7 +119,7 @@ impl Gate {
         });
     }
 
-    fn request_name(&self) -> String {
+    fn request_id(&self) -> String {
         format!("r-{}", alphanumeric(&*self.random, 8))
     }
 
@@ -137,7 +137,7 @@ impl Gate {
     /// There are entries, but the server has not issued their SVIDs.
     pub(crate) fn not_issued_yet(&self, caller: &Caller) -> Status {
         let because = self.status.borrow().last_error.clone();
-        let request = self.request_name();
+        let request = self.request_id();
         let peer = caller.workload.peer();
         if let Some(left_out) = self.log_limits.by_user.admit(&peer.uid) {
             tracing::warn!(

@@ -1,8 +1,9 @@
-//! The calls that were not answered with an identity, by the name that the caller was told: what an operator who is given
-//! that name needs, to see which selector was missing or which attestor did not answer.
+//! The calls that were not answered with an identity, by the request ID in the caller's error: what an operator who is given
+//! that ID needs to see which selector was missing or which attestor did not answer.
 //!
 //! Kept in memory, for a while and in bounded number: of each user the last few, and of so many users, so that none
-//! pushes out what is known of the others. Selectors are here as they were found; whoever shows them decides which.
+//! pushes out what is known of the others. Selectors are here as they were found; the code that shows them
+//! decides which.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Mutex, PoisonError};
@@ -20,7 +21,7 @@ const SELECTORS: usize = 64;
 /// A call that was not answered with an identity.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct RequestRecord {
-    /// As the caller was told it: `r-` and eight letters or digits.
+    /// As in the caller's error: `r-` and eight letters or digits.
     pub(crate) id: String,
     pub(crate) at: SystemTime,
     pub(crate) pid: i32,

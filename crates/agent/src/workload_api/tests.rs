@@ -386,8 +386,8 @@ async fn a_refused_call_can_be_looked_up_by_the_request_id_that_the_caller_recei
     });
     let mut client = f.client().await;
     let refused = client.fetch_x509svid(request(X509svidRequest {})).await;
-    let told = refused.unwrap_err().get_details_error_info().unwrap();
-    let record = f.context.gate.requests.find(&told.metadata["request"]);
+    let info = refused.unwrap_err().get_details_error_info().unwrap();
+    let record = f.context.gate.requests.find(&info.metadata["request"]);
     let record = record.unwrap();
     assert_eq!(record.outcome, Outcome::NoEntry);
     assert_eq!(record.uid, nix::unistd::geteuid().as_raw());

@@ -16,7 +16,7 @@ use super::messages::Encoded;
 use crate::attestor::Workload;
 use crate::cache::update::WorkloadUpdate;
 
-/// What is always told about a token of another trust domain.
+/// The claims that are always returned of a token of another trust domain.
 const ALWAYS: [&str; 3] = ["sub", "exp", "aud"];
 /// Claims are nested as deep as this, not deeper.
 const DEEPEST: usize = 32;

@@ -153,7 +153,8 @@ impl Admission {
             return false;
         };
         let occupied = Occupied(Arc::clone(&slot));
-        let serving = serve(slot);
+        // On the heap: a future that another one captures and awaits has its room there twice.
+        let serving = Box::pin(serve(slot));
         self.running.spawn(async move {
             let _occupied = occupied;
             serving.await;

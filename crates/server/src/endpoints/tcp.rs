@@ -234,3 +234,17 @@ async fn accept(stream: TcpStream, address: SocketAddr, tls: &SpiffeAcceptor) ->
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_that_is_idle_needs_little_room() {
+        fn room<A, B, C, D, E, F>(_: impl FnOnce(A, B, C, D, E) -> F) -> usize {
+            size_of::<F>()
+        }
+        let needed = room(serve);
+        assert!(needed <= 3 << 10, "{needed} bytes, of ten thousand agents");
+    }
+}

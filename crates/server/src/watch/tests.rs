@@ -642,3 +642,12 @@ async fn writes_few_of_the_versions_that_an_agent_claims_by_opening_streams() {
     let written = server.registry.cursor().revision() - before;
     assert!((1..30).contains(&written), "{written} writes");
 }
+
+#[test]
+fn a_watch_that_is_idle_needs_little_room() {
+    fn room<A, B, F>(_: impl FnOnce(A, B) -> F) -> usize {
+        size_of::<F>()
+    }
+    let needed = room(super::Watcher::run);
+    assert!(needed <= 1400, "{needed} bytes, of ten thousand agents");
+}

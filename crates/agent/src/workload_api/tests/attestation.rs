@@ -18,7 +18,7 @@ enum Behavior {
     Refuses,
 }
 
-/// An attestor that can be told what to do.
+/// An attestor whose behavior a test sets.
 #[derive(Debug, Clone)]
 struct ScriptedAttestor(Arc<Mutex<Behavior>>);
 
