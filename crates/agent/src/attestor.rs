@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use config::fault::{Code, Fault};
+use daemon::telemetry::{CallError, Telemetry};
 use futures_util::future::join_all;
 use plugin::blocking::WorkLimits;
 use plugin::error::{Error, ErrorKind};
@@ -19,6 +20,7 @@ use tokio::time::Instant;
 
 mod breaker;
 
+use crate::metrics::WORKLOAD_ATTESTOR;
 use breaker::{Admission, Breaker};
 
 /// What is known of a process this long ago is known of it: the streams of one process ask together.
@@ -43,6 +45,15 @@ pub(crate) enum ReferenceError {
     Process(#[from] PeerError),
     #[error("no workload attestor supports references of type {0}")]
     NotSupported(String),
+}
+
+impl CallError for AttestError {
+    fn status(&self) -> &'static str {
+        match self {
+            Self::Gone => "NotFound",
+            Self::Denied => "PermissionDenied",
+        }
+    }
 }
 
 /// What is known of a caller.
@@ -105,6 +116,7 @@ impl Workload {
 pub(crate) struct Attestors {
     all: Arc<[Limited]>,
     fresh: Duration,
+    telemetry: Telemetry,
 }
 
 /// A user has one of so many parts of an attestor's turns: one whose processes are slow to attest delays nobody else's.
@@ -134,7 +146,13 @@ impl Attestors {
         Self {
             all: attestors.into_iter().map(limited).collect(),
             fresh: FRESH,
+            telemetry: Telemetry::default(),
         }
+    }
+
+    /// The same, measuring what it does.
+    pub(crate) fn with_telemetry(self, telemetry: Telemetry) -> Self {
+        Self { telemetry, ..self }
     }
 
     /// Looks again each time.
@@ -170,8 +188,11 @@ impl Attestors {
 
     async fn attest_now(&self, peer: &Peer) -> Result<Attestation, AttestError> {
         let outcomes = match &*self.all {
-            [only] => vec![only.attest(peer).await],
-            all => join_all(all.iter().map(|limited| limited.attest(peer))).await,
+            [only] => vec![only.attest(peer, &self.telemetry).await],
+            all => {
+                let asked = all.iter();
+                join_all(asked.map(|limited| limited.attest(peer, &self.telemetry))).await
+            }
         };
         if peer.still_alive().is_err() {
             return Err(AttestError::Gone);
@@ -201,7 +222,8 @@ impl Attestors {
         };
         let asked = self.all.iter().map(|limited| {
             let attestor = &limited.attestor;
-            limited.ask(NO_USER, attestor.attest_reference(reference))
+            let question = attestor.attest_reference(reference);
+            limited.ask(NO_USER, question, &self.telemetry)
         });
         let outcomes = join_all(asked).await;
         let knows_none = |outcome: &Result<Attested, Failure>| matches!(outcome, Err(Failure::Failed(error)) if error.kind() == ErrorKind::NotOffered);
@@ -274,9 +296,25 @@ enum Failure {
     Failed(Error),
 }
 
+impl CallError for Failure {
+    fn status(&self) -> &'static str {
+        match self {
+            Self::Late(_) => "DeadlineExceeded",
+            Self::Skipped(_) => "Unavailable",
+            Self::Failed(error) => match error.kind() {
+                ErrorKind::Denied => "PermissionDenied",
+                ErrorKind::Gone => "NotFound",
+                ErrorKind::Transient => "Unavailable",
+                _ => "Unknown",
+            },
+        }
+    }
+}
+
 impl Limited {
-    async fn attest(&self, peer: &Peer) -> Result<Attested, Failure> {
-        self.ask(peer.uid, self.attestor.attest(peer)).await
+    async fn attest(&self, peer: &Peer, telemetry: &Telemetry) -> Result<Attested, Failure> {
+        self.ask(peer.uid, self.attestor.attest(peer), telemetry)
+            .await
     }
 
     /// Waits for a turn and for the answer, together no longer than the attestor's deadline.
@@ -284,11 +322,16 @@ impl Limited {
         &self,
         user: u32,
         question: impl Future<Output = Result<Attested, Error>>,
+        telemetry: &Telemetry,
     ) -> Result<Attested, Failure> {
         let name = self.attestor.name();
+        let timer = telemetry.start(&WORKLOAD_ATTESTOR, [name]);
         let attempt = match self.breaker.admit(user) {
             Admission::Ask(attempt) => attempt,
-            Admission::Skip(pause) => return Err(Failure::Skipped(pause)),
+            Admission::Skip(pause) => {
+                timer.end("Unavailable");
+                return Err(Failure::Skipped(pause));
+            }
         };
         let deadline = self.attestor.deadline();
         let mut asked = false;
@@ -299,7 +342,7 @@ impl Limited {
             question.await
         };
         let outcome = tokio::time::timeout(deadline, answer).await;
-        match outcome {
+        let outcome = match outcome {
             Ok(outcome) => {
                 if attempt.answered() {
                     tracing::info!(
@@ -323,7 +366,9 @@ impl Limited {
                 }
                 Err(Failure::Late(deadline))
             }
-        }
+        };
+        timer.end_with(&outcome);
+        outcome
     }
 }
 

@@ -7,6 +7,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use daemon::telemetry::Telemetry;
 use spiffe::bundle::Bundle;
 use spiffe::clock::Clock;
 use spiffe::entry::Entry;
@@ -29,9 +30,11 @@ pub(crate) mod update;
 
 use interest::SetId;
 use jwt::{Cached, JwtKey, JwtToken};
-use state::State;
+use state::{Applied, State};
 use svids::{IssuedSvid, RotationRule};
 use update::WorkloadUpdate;
+
+use crate::metrics;
 
 pub(crate) use interest::Purpose;
 
@@ -101,6 +104,7 @@ pub(crate) struct Cache {
     ready: watch::Sender<bool>,
     clock: Arc<dyn Clock>,
     random: Arc<dyn Random>,
+    telemetry: Telemetry,
 }
 
 /// A stream's interest in a set of selectors. While it lives, what it needs is issued and renewed.
@@ -140,7 +144,13 @@ impl Cache {
             ready: watch::Sender::new(false),
             clock,
             random,
+            telemetry: Telemetry::default(),
         }
+    }
+
+    /// The same, measuring what it does.
+    pub(crate) fn with_telemetry(self, telemetry: Telemetry) -> Self {
+        Self { telemetry, ..self }
     }
 
     /// Turns true when entries and the own bundle are known, from the server or from disk.
@@ -187,12 +197,13 @@ impl Cache {
 
     /// Takes in what the server reported; false when all of it was known.
     pub(crate) fn apply(&self, delta: Delta) -> bool {
-        let (changed, wanted) = self.lock().apply(delta, self.clock.now());
-        if changed {
+        let applied = self.lock().apply(delta, self.clock.now());
+        self.report_applied(&applied);
+        if applied.changed {
             self.changed.notify_one();
         }
-        self.wake_sync(wanted);
-        changed
+        self.wake_sync(applied.wanted);
+        applied.changed
     }
 
     /// Takes up to `limit` entries whose SVID is wanted. Each is to be answered by [`Self::put_svids`],
@@ -217,6 +228,7 @@ impl Cache {
         let wanted = self
             .lock()
             .put_svids(issued, self.clock.now(), &*self.random);
+        self.report_sizes();
         self.changed.notify_one();
         self.wake_sync(wanted);
     }
@@ -224,6 +236,7 @@ impl Cache {
     /// Takes in SVIDs that were issued before a restart.
     pub(crate) fn restore(&self, svids: Vec<IssuedSvid>) {
         let wanted = self.lock().restore(svids, self.clock.now(), &*self.random);
+        self.report_sizes();
         self.wake_sync(wanted);
     }
 
@@ -253,6 +266,7 @@ impl Cache {
     /// wakes. Who reads for a workload does it too.
     pub(crate) fn tick(&self) {
         let wanted = self.lock().tick(self.clock.now());
+        self.report_sizes();
         self.wake_sync(wanted);
     }
 
@@ -263,6 +277,7 @@ impl Cache {
     /// Caches a token that was issued for `asked`, unless that entry has changed since.
     pub(crate) fn put_jwt(&self, asked: &Entry, key: JwtKey, token: Arc<JwtToken>) {
         self.lock().put_jwt(asked, key, token, self.clock.now());
+        self.report_sizes();
     }
 
     pub(crate) fn counts(&self) -> Counts {
@@ -287,6 +302,33 @@ impl Cache {
     /// The known bundles, as the server sent them.
     pub(crate) fn bundles(&self) -> Vec<Arc<Bundle>> {
         self.lock().bundles()
+    }
+
+    fn report_applied(&self, applied: &Applied) {
+        let telemetry = &self.telemetry;
+        telemetry.add(&metrics::ENTRY_ADDED, applied.added, []);
+        telemetry.add(&metrics::ENTRY_UPDATED, applied.updated, []);
+        telemetry.add(&metrics::ENTRY_REMOVED, applied.removed, []);
+        if let Some(tainted) = applied.tainted {
+            telemetry.sample(&metrics::TAINTED_X509_SVIDS, tainted.x509_svids, []);
+            telemetry.sample(&metrics::TAINTED_JWT_SVIDS, tainted.jwt_svids, []);
+        }
+        self.report_sizes();
+    }
+
+    fn report_sizes(&self) {
+        if !self.telemetry.is_enabled() {
+            return;
+        }
+        let counts = self.counts();
+        for (gauge, number) in [
+            (&metrics::ENTRIES, counts.entries),
+            (&metrics::BUNDLES, counts.bundles),
+            (&metrics::X509_SVIDS, counts.x509_svids),
+            (&metrics::JWT_SVIDS, counts.jwt_svids),
+        ] {
+            self.telemetry.set_number(gauge, number, []);
+        }
     }
 
     fn wake_sync(&self, wanted: bool) {

@@ -91,7 +91,8 @@ pub(crate) fn as_node(
 
 fn connect(node: &Node, tls: rustls::ClientConfig) -> Result<ServerClient, Fault> {
     let channel = proto::channel::lazy_tls(&node.config.server(), tls);
-    channel.map(ServerClient::new).map_err(|error| {
+    let client = |channel| ServerClient::new(channel, node.telemetry.clone());
+    channel.map(client).map_err(|error| {
         Fault::new(Code::InvalidValue, "the server's address cannot be used")
             .at("agent.server_address")
             .because(error)

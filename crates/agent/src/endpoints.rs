@@ -11,6 +11,7 @@ use std::time::Duration;
 use config::fault::{Code, Fault};
 use daemon::log_limit::LogLimit;
 use daemon::socket::Modes;
+use daemon::telemetry::Telemetry;
 use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -55,13 +56,18 @@ const DRAIN: Duration = Duration::from_secs(3);
 const ADMIN_CONNECTIONS: usize = 64;
 
 /// What the sockets may hold, out of one budget of the process.
-pub(crate) fn budgets() -> (Connections, Connections) {
+pub(crate) fn budgets(telemetry: &Telemetry) -> (Connections, Connections) {
     let most = connections::most_connections();
     let admin = ADMIN_CONNECTIONS.min(most / 4);
     let requests = Arc::new(Requests::new());
     (
-        Connections::with_limit(most - admin, Arc::clone(&requests)),
-        Connections::with_limit(admin, requests),
+        Connections::new(
+            "workload_api",
+            most - admin,
+            Arc::clone(&requests),
+            telemetry.clone(),
+        ),
+        Connections::new("admin", admin, requests, telemetry.clone()),
     )
 }
 

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use daemon::telemetry::Telemetry;
 use spiffe::clock::Clock;
 use spiffe::random::Random;
 use spiffe::selector::SelectorSet;
@@ -20,6 +21,7 @@ pub(crate) use request_log::RequestLog;
 
 use crate::attestor::{AttestError, Attestation, Attestors, Incomplete, Workload};
 use crate::cache::Cache;
+use crate::metrics::{DISCOVERED_SELECTORS, RATE_LIMITED, WORKLOAD_ATTESTATION};
 use crate::rate_limit::{Method, RateLimiter};
 use crate::sync::SyncStatus;
 
@@ -39,6 +41,7 @@ pub(crate) struct Gate {
     pub(crate) log_limits: LogLimits,
     /// The last calls that were not answered with an identity.
     pub(crate) requests: RequestLog,
+    pub(crate) telemetry: Telemetry,
     /// When the entries were last searched for one that nearly matches: a caller may not make that the agent's work.
     pub(crate) searched: std::sync::Mutex<Option<tokio::time::Instant>>,
 }
@@ -73,6 +76,7 @@ impl Gate {
             && !self.limiter.allows(method, &attestation.selectors)
             && u32::try_from(workload.peer().pid) != Ok(self.options.exempt)
         {
+            self.telemetry.count(&RATE_LIMITED, [method.name()]);
             return Err(Status::unavailable("rate limit exceeded; try again later"));
         }
         Ok(Caller {
@@ -100,9 +104,13 @@ impl Gate {
     }
 
     async fn attest(&self, workload: &Workload) -> Result<Arc<Attestation>, Status> {
+        let timer = self.telemetry.start(&WORKLOAD_ATTESTATION, []);
         let attestation = self.attestors.attest(workload).await;
+        timer.end_with(&attestation);
         match &attestation {
             Ok(attestation) => {
+                let selectors = attestation.selectors.len();
+                self.telemetry.sample(&DISCOVERED_SELECTORS, selectors, []);
                 for incomplete in &attestation.incomplete {
                     self.log_incomplete(workload.peer(), incomplete);
                 }

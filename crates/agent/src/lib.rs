@@ -12,6 +12,7 @@ use daemon::http_probes::{HttpProbes, Report};
 use daemon::log_control::{LogControl, LogLevels};
 use daemon::socket::Modes;
 use daemon::systemd::Systemd;
+use daemon::telemetry::Telemetry;
 use plugin::lifecycle::HostServices;
 use spiffe::clock::{Clock, SystemClock};
 use spiffe::random::{Random, SystemRandom};
@@ -28,6 +29,7 @@ mod dial;
 mod endpoints;
 mod gate;
 mod handover;
+mod metrics;
 mod node;
 mod node_attestation;
 mod rate_limit;
@@ -82,6 +84,8 @@ pub struct Bound {
 pub struct Environment {
     /// For the Logger service; without it that says that the level cannot be changed.
     pub log: Option<Arc<dyn LogControl>>,
+    /// Where measurements go; nowhere by default.
+    pub telemetry: Telemetry,
 }
 
 impl Agent {
@@ -122,10 +126,15 @@ impl Agent {
         .with_join_token(config.join_token.clone());
         let plugins = config.plugins.open(&host).await?;
         let attestors = plugins.workload_attestors.iter();
-        let attestors = Attestors::new(attestors.map(|one| Arc::clone(one.plugin())).collect());
+        let attestors = Attestors::new(attestors.map(|one| Arc::clone(one.plugin())).collect())
+            .with_telemetry(environment.telemetry.clone());
         let keys = Arc::clone(plugins.key_manager.plugin());
         let attestor = Arc::clone(plugins.node_attestor.plugin());
-        let node = Node::open(config, state, NodePlugins { keys, attestor }, clock)?;
+        let node = Node::open(config, state, NodePlugins { keys, attestor }, clock)?
+            .with_telemetry(environment.telemetry);
+        let trust_domain = node.config.trust_domain.as_str();
+        node.telemetry
+            .set_number(&metrics::STARTED, 1, [sync::VERSION, trust_domain]);
         Ok(Bound {
             node,
             attestors,
@@ -168,12 +177,10 @@ impl Bound {
             status: link_status,
             clock: Arc::clone(&node.clock),
             random: Arc::clone(&self.random),
-            options: GateOptions {
-                log_selectors: node.config.log.selectors.clone(),
-                exempt: std::process::id(),
-            },
+            options: gate_options(&node),
             log_limits: gate::LogLimits::default(),
             requests: gate::RequestLog::default(),
+            telemetry: node.telemetry.clone(),
             searched: std::sync::Mutex::default(),
         });
         let (health, [public_health, admin_health]) = Health::new().await;
@@ -190,7 +197,7 @@ impl Bound {
             admin_api::debug(Arc::clone(&gate), Arc::clone(&node.clock), shown_state),
         ];
         let mut tasks: JoinSet<Result<(), Fault>> = JoinSet::new();
-        let (connections, admin_connections) = endpoints::budgets();
+        let (connections, admin_connections) = endpoints::budgets(&node.telemetry);
         tasks.spawn(
             self.socket
                 .serve(Router::new(public), connections, stop.clone()),
@@ -374,6 +381,14 @@ fn new_cache(node: &Node, random: &Arc<dyn Random>) -> Cache {
         },
     };
     Cache::new(options, Arc::clone(&node.clock), Arc::clone(random))
+        .with_telemetry(node.telemetry.clone())
+}
+
+fn gate_options(node: &Node) -> GateOptions {
+    GateOptions {
+        log_selectors: node.config.log.selectors.clone(),
+        exempt: std::process::id(),
+    }
 }
 
 fn workload_api(

@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use config::fault::{Code, Fault};
+use daemon::telemetry::Telemetry;
 use plugin::key_manager::KeyManager;
 use plugin::node_attestor::agent::NodeAttestor;
 use spiffe::bundle::Bundle;
@@ -55,6 +56,7 @@ pub(crate) struct Node {
     pub(crate) keys: Arc<dyn KeyManager>,
     pub(crate) attestor: Arc<dyn NodeAttestor>,
     pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) telemetry: Telemetry,
     /// What is stored, held only to copy it or to put in what was written.
     data: Mutex<AgentData>,
     /// The key of the identity that was made last. It is in use also where its SVID could not be stored.
@@ -116,11 +118,17 @@ impl Node {
             keys,
             attestor,
             clock,
+            telemetry: Telemetry::default(),
             data,
             in_use: Mutex::new(None),
             removal,
             disk: Mutex::new(()),
         })
+    }
+
+    /// The same, measuring what it does.
+    pub(crate) fn with_telemetry(self, telemetry: Telemetry) -> Self {
+        Self { telemetry, ..self }
     }
 
     /// The stored identity if it can still be used: its key is there and it is not expired.

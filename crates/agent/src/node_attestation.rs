@@ -18,6 +18,7 @@ mod report;
 use crate::backoff::Backoff;
 use crate::bootstrap::{self, BootstrapError, Trust};
 use crate::dial;
+use crate::metrics::NODE_ATTESTATION;
 use crate::node::{Absence, Node, NodeIdentity};
 use crate::server_client::{AttestError, ClientError, ServerClient};
 use crate::stop::Stop;
@@ -48,6 +49,18 @@ enum Outcome {
     Never(Fault),
 }
 
+impl Outcome {
+    /// The gRPC status that stands for it.
+    fn status(&self) -> &'static str {
+        match self {
+            Self::Done(_) => "OK",
+            Self::Stopped => "Canceled",
+            Self::Later(_) => "Unavailable",
+            Self::Never(_) => "FailedPrecondition",
+        }
+    }
+}
+
 /// Joins, and keeps the result on disk; nothing when the agent was stopped. `absence` is why the node has no
 /// identity, where that is known.
 ///
@@ -65,7 +78,10 @@ pub(crate) async fn attest_node(
     let mut number = 0;
     loop {
         number += 1;
-        let fault = match attempt(node, number, started, &mut stop).await {
+        let timer = node.telemetry.start(&NODE_ATTESTATION, []);
+        let outcome = attempt(node, number, started, &mut stop).await;
+        timer.end(outcome.status());
+        let fault = match outcome {
             Outcome::Done(attested_node) => {
                 tracing::info!(id = %attested_node.identity.id(), reattestable = attested_node.identity.svid.reattestable, "node attested");
                 return Ok(Some(*attested_node));

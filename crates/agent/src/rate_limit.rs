@@ -18,6 +18,18 @@ pub(crate) enum Method {
     FetchJwtBundles,
 }
 
+impl Method {
+    /// As the Workload API names it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::FetchX509Svid => "FetchX509SVID",
+            Self::FetchJwtSvid => "FetchJWTSVID",
+            Self::FetchX509Bundles => "FetchX509Bundles",
+            Self::FetchJwtBundles => "FetchJWTBundles",
+        }
+    }
+}
+
 /// Buckets that were not used for this long are full again and need not be kept.
 const FULL_AGAIN: Duration = Duration::from_secs(1);
 /// Over so many buckets, full ones are thrown out.

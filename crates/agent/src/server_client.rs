@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use daemon::telemetry::{CallError, Telemetry};
 use plugin::node_attestor::agent::Attempt;
 use plugin::node_attestor::{MAX_CHALLENGES, MAX_MESSAGE as MAX_MESSAGE_OF_PLUGIN, TIME_LIMIT};
 use proto::plastron::server::v1::watch_client::WatchClient;
@@ -38,6 +39,7 @@ pub(crate) use error::{ClientError, Refusal};
 
 use crate::cache::jwt::JwtToken;
 use crate::cache::svids::IssuedSvid;
+use crate::metrics::SERVER_CALL;
 use issued::{AgentSvid, chain_facts};
 
 /// SPIRE: client, rpcTimeout.
@@ -62,6 +64,7 @@ pub(crate) enum AttestError {
 #[derive(Debug, Clone)]
 pub(crate) struct ServerClient {
     channel: Channel,
+    telemetry: Telemetry,
 }
 
 /// A key and the entry that an SVID is wanted for.
@@ -80,8 +83,8 @@ pub(crate) struct Batch {
 }
 
 impl ServerClient {
-    pub(crate) fn new(channel: Channel) -> Self {
-        Self { channel }
+    pub(crate) fn new(channel: Channel, telemetry: Telemetry) -> Self {
+        Self { channel, telemetry }
     }
 
     /// Proves who the node is and gets its SVID: `proof` gives the payload and the answers to the server's challenges.
@@ -91,9 +94,12 @@ impl ServerClient {
         proof: &mut dyn Attempt,
         csr: Vec<u8>,
     ) -> Result<AgentSvid, AttestError> {
-        tokio::time::timeout(TIME_LIMIT, self.converse(attestor, proof, csr))
+        let timer = self.telemetry.start(&SERVER_CALL, ["AttestAgent"]);
+        let outcome = tokio::time::timeout(TIME_LIMIT, self.converse(attestor, proof, csr))
             .await
-            .unwrap_or_else(|_elapsed| Err(ClientError::timed_out().into()))
+            .unwrap_or_else(|_elapsed| Err(ClientError::timed_out().into()));
+        timer.end_with(&outcome);
+        outcome
     }
 
     async fn converse(
@@ -160,7 +166,11 @@ impl ServerClient {
         let request = agent_v1::RenewAgentRequest {
             params: Some(agent_v1::AgentX509svidParams { csr }),
         };
-        let answer = limited(AgentClient::new(self.channel.clone()).renew_agent(request))
+        let answer = self
+            .call(
+                "RenewAgent",
+                AgentClient::new(self.channel.clone()).renew_agent(request),
+            )
             .await?
             .into_inner();
         let svid = answer
@@ -174,7 +184,11 @@ impl ServerClient {
             agent_version: agent_version.to_owned(),
             ..Default::default()
         };
-        limited(AgentClient::new(self.channel.clone()).post_status(request)).await?;
+        self.call(
+            "PostStatus",
+            AgentClient::new(self.channel.clone()).post_status(request),
+        )
+        .await?;
         Ok(())
     }
 
@@ -182,7 +196,8 @@ impl ServerClient {
     pub(crate) async fn bundle(&self) -> Result<Bundle, ClientError> {
         let mut client =
             BundleClient::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE);
-        let answer = limited(client.get_bundle(GetBundleRequest::default()))
+        let answer = self
+            .call("GetBundle", client.get_bundle(GetBundleRequest::default()))
             .await?
             .into_inner();
         proto::convert::bundle_from_wire(&answer).map_err(ClientError::malformed)
@@ -199,7 +214,8 @@ impl ServerClient {
             trust_domain: trust_domain.as_str().to_owned(),
             output_mask: None,
         };
-        match limited(client.get_federated_bundle(request)).await {
+        let answer = self.call("GetFederatedBundle", client.get_federated_bundle(request));
+        match answer.await {
             Ok(answer) => proto::convert::bundle_from_wire(answer.get_ref())
                 .map(Some)
                 .map_err(ClientError::malformed),
@@ -223,7 +239,11 @@ impl ServerClient {
         let mut client = SvidClient::new(self.channel.clone())
             .max_decoding_message_size(MAX_MESSAGE)
             .max_encoding_message_size(MAX_MESSAGE);
-        let answer = limited(client.batch_new_x509svid(BatchNewX509svidRequest { params }))
+        let answer = self
+            .call(
+                "BatchNewX509SVID",
+                client.batch_new_x509svid(BatchNewX509svidRequest { params }),
+            )
             .await?
             .into_inner();
         if answer.results.len() != requests.len() {
@@ -258,7 +278,11 @@ impl ServerClient {
             entry_id: entry_id.to_owned(),
             audience,
         };
-        let answer = limited(SvidClient::new(self.channel.clone()).new_jwtsvid(request))
+        let answer = self
+            .call(
+                "NewJWTSVID",
+                SvidClient::new(self.channel.clone()).new_jwtsvid(request),
+            )
             .await?
             .into_inner();
         let svid = answer
@@ -295,7 +319,10 @@ impl ServerClient {
         };
         let mut client =
             WatchClient::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE);
-        Ok(limited(client.watch(request)).await?.into_inner())
+        Ok(self
+            .call("Watch", client.watch(request))
+            .await?
+            .into_inner())
     }
 
     /// SPIRE's sync: what of `known` is still authorized, and every entry that is new or changed.
@@ -303,19 +330,35 @@ impl ServerClient {
         &self,
         known: &BTreeMap<Arc<str>, Known>,
     ) -> Result<WireEntries, ClientError> {
-        match tokio::time::timeout(CALL_TIMEOUT, entries::sync(self.channel.clone(), known)).await {
-            Ok(outcome) => outcome,
+        self.call(
+            "SyncAuthorizedEntries",
+            entries::sync(self.channel.clone(), known),
+        )
+        .await
+    }
+
+    /// One call with its deadline, measured.
+    async fn call<T, E: Into<ClientError>>(
+        &self,
+        method: &str,
+        call: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, ClientError> {
+        let timer = self.telemetry.start(&SERVER_CALL, [method]);
+        let outcome = match tokio::time::timeout(CALL_TIMEOUT, call).await {
+            Ok(outcome) => outcome.map_err(Into::into),
             Err(_elapsed) => Err(ClientError::timed_out()),
-        }
+        };
+        timer.end_with(&outcome);
+        outcome
     }
 }
 
-async fn limited<T>(
-    call: impl Future<Output = Result<T, tonic::Status>>,
-) -> Result<T, ClientError> {
-    match tokio::time::timeout(CALL_TIMEOUT, call).await {
-        Ok(outcome) => outcome.map_err(ClientError::from),
-        Err(_elapsed) => Err(ClientError::timed_out()),
+impl CallError for AttestError {
+    fn status(&self) -> &'static str {
+        match self {
+            Self::Client(error) => error.status(),
+            Self::Plugin(_) => "Aborted",
+        }
     }
 }
 

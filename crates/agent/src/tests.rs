@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ::config::Document;
+use daemon::telemetry::totals::Totals;
 use proto::spire::agent::debug::v1::GetInfoRequest;
 use proto::spire::agent::debug::v1::debug_client::DebugClient;
 use proto::spire::api::agent::logger::v1::logger_client::LoggerClient;
@@ -69,15 +70,20 @@ impl LogControl for Switch {
 }
 
 async fn start(config: Config) -> Running {
-    start_under(Systemd::default(), config).await
+    start_measured(Systemd::default(), config, Telemetry::default()).await
 }
 
 /// The same under a service manager.
 async fn start_under(systemd: Systemd, config: Config) -> Running {
+    start_measured(systemd, config, Telemetry::default()).await
+}
+
+async fn start_measured(systemd: Systemd, config: Config, telemetry: Telemetry) -> Running {
     let mut bound = Agent::bind_in(
         config,
         Environment {
             log: Some(Arc::new(Switch::default())),
+            telemetry,
         },
     )
     .await
@@ -243,6 +249,42 @@ async fn an_open_stream_does_not_hold_up_the_stop() {
     let running = start(config(server.port, directory.path(), "")).await;
     let mut stream = running.stream().await.unwrap();
     assert!(stream.message().await.unwrap().is_some());
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_component_measures_what_it_does() {
+    let directory = tempfile::tempdir().unwrap();
+    let server = server().await;
+    let totals = Arc::new(Totals::default());
+    let telemetry = Telemetry::new(Arc::<Totals>::clone(&totals));
+    let config = config(server.port, directory.path(), "");
+    let running = start_measured(Systemd::default(), config, telemetry).await;
+    assert_eq!(running.ids().await.len(), 1);
+    let count = |metric, labels: &[&str]| totals.count(metric, labels);
+    let own = [sync::VERSION, "example.org"];
+    assert_eq!(totals.gauge(metrics::STARTED.metric(), &own), Some(1.0));
+    // The server's client, the sync task and the cache.
+    let attested = metrics::NODE_ATTESTATION.metric();
+    assert_eq!(totals.calls(attested, &[], "OK"), 1);
+    let calls = metrics::SERVER_CALL.metric();
+    assert_eq!(totals.calls(calls, &["AttestAgent"], "OK"), 1);
+    assert!(totals.calls(calls, &["BatchNewX509SVID"], "OK") >= 1);
+    assert_eq!(totals.calls(metrics::SVID_SYNC.metric(), &[], "OK"), 1);
+    assert_eq!(totals.sum(metrics::SVID_BATCH.metric(), &[]), 1.0);
+    let connected = metrics::SERVER_CONNECTED.metric();
+    assert_eq!(totals.gauge(connected, &[]), Some(1.0));
+    assert!(count(metrics::ENTRY_ADDED.metric(), &[]) >= 1);
+    assert_eq!(totals.gauge(metrics::X509_SVIDS.metric(), &[]), Some(1.0));
+    // The socket, the service, the gate and the attestor.
+    let accepted = metrics::CONNECTIONS.metric();
+    assert_eq!(count(accepted, &["workload_api"]), 1);
+    let asked = metrics::WORKLOAD_API_CALL.metric();
+    assert_eq!(totals.calls(asked, &["FetchX509SVID"], "OK"), 1);
+    assert!(totals.calls(metrics::WORKLOAD_ATTESTATION.metric(), &[], "OK") >= 1);
+    let attestor = metrics::WORKLOAD_ATTESTOR.metric();
+    assert!(totals.calls(attestor, &["unix"], "OK") >= 1);
+    assert!(totals.sum(metrics::DISCOVERED_SELECTORS.metric(), &[]) >= 1.0);
     running.stop().await;
 }
 

@@ -17,8 +17,8 @@ use proto::workload::{
 use spiffe::clock::Clock;
 use spiffe::trust_domain::TrustDomain;
 use tokio::sync::{mpsc, watch};
-use tonic::Status;
 use tonic::body::Body;
+use tonic::{Code, Status};
 
 mod jwt;
 mod messages;
@@ -30,6 +30,7 @@ use messages::Encoded;
 use crate::attestor::Workload;
 use crate::endpoints::router::{Answer, Service};
 use crate::gate::Gate;
+use crate::metrics::WORKLOAD_API_CALL;
 use crate::sync::JwtRequest;
 
 /// Every path of the service.
@@ -80,13 +81,17 @@ impl Service for WorkloadApi {
             }
             let path = request.uri().path();
             let method = path.strip_prefix(PREFIX).unwrap_or_default().to_owned();
-            match request.extensions().get::<Arc<Workload>>() {
+            let telemetry = &this.0.gate.telemetry;
+            let timer = telemetry.start(&WORKLOAD_API_CALL, [known(&method)]);
+            let answer = match request.extensions().get::<Arc<Workload>>() {
                 Some(workload) => {
                     let workload = Arc::clone(workload);
                     this.dispatch(&method, workload, request).await
                 }
                 None => Status::internal("the caller is not identified").into_http(),
-            }
+            };
+            timer.end(status_of(&answer));
+            answer
         })
     }
 }
@@ -148,6 +153,27 @@ async fn single(
     message: impl Future<Output = Result<Encoded, Status>>,
 ) -> Result<Once<Ready<Result<Bytes, Status>>>, Status> {
     Ok(once(ready(Ok(message.await?.frame()))))
+}
+
+/// The method's name as a label: callers may ask for anything.
+fn known(method: &str) -> &'static str {
+    const METHODS: [&str; 7] = [
+        "FetchX509SVID",
+        "FetchX509Bundles",
+        "FetchJWTSVID",
+        "FetchJWTBundles",
+        "ValidateJWTSVID",
+        "FetchWITSVID",
+        "FetchWITBundles",
+    ];
+    let known = METHODS.into_iter().find(|known| *known == method);
+    known.unwrap_or("unknown")
+}
+
+/// How an answer begins, as the name of a status code. What comes after is in its stream.
+fn status_of(answer: &Response<Body>) -> &'static str {
+    let status = Status::from_header_map(answer.headers());
+    proto::code_name(status.map_or(Code::Ok, |status| status.code()))
 }
 
 /// Exactly one value, exactly `true`: that keeps requests out which a confused browser or proxy was talked into.

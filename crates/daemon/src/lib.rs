@@ -7,4 +7,5 @@ pub mod runtime_dir;
 pub mod socket;
 pub mod systemd;
 pub mod tasks;
+pub mod telemetry;
 pub mod trusted_dir;

@@ -79,9 +79,14 @@ async fn write(kind: &DatastoreKind, entries: usize) {
 
 async fn open(kind: &DatastoreKind) -> (Datastore, Arc<Registry>) {
     let config = DatastoreConfig::new(kind.clone());
-    Datastore::open(config, trust_domain(), Arc::new(SystemClock))
-        .await
-        .unwrap()
+    Datastore::open(
+        config,
+        trust_domain(),
+        Arc::new(SystemClock),
+        daemon::telemetry::Telemetry::default(),
+    )
+    .await
+    .unwrap()
 }
 
 fn trust_domain() -> TrustDomain {

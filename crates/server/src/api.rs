@@ -6,6 +6,7 @@
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
+use daemon::telemetry::Telemetry;
 use futures_util::FutureExt as _;
 use http::{Request, Response};
 use hyper::body::Incoming;
@@ -27,6 +28,7 @@ use crate::audit::{Auditor, CallRecord, Unfinished};
 use crate::authz::{Authorizer, Lifetime, Row, is_local_service, row};
 use crate::caller::Connection;
 use crate::error::{Kind, refused};
+use crate::metrics::RPC;
 use crate::watch::WatchService;
 use boundary::AttestationCall;
 pub(crate) use refused_attestations::RefusedAttestations;
@@ -50,6 +52,7 @@ mod wire;
 pub(crate) struct Api {
     pub(crate) authorizer: Arc<Authorizer>,
     pub(crate) auditor: Auditor,
+    pub(crate) telemetry: Telemetry,
     pub(crate) refused_attestations: Arc<RefusedAttestations>,
     pub(crate) agent: AgentServer<agent::AgentService>,
     pub(crate) bundle: BundleServer<bundle::BundleService>,
@@ -87,6 +90,7 @@ impl Api {
             self.auditor
                 .begin(|| boundary::context(row, request.uri().path(), connection)),
         );
+        let timer = self.telemetry.start(&RPC, boundary::labels(row));
         // A caller that goes away drops this future, and the guard records it.
         let unfinished = Unfinished(Arc::clone(&record));
         let served = async {
@@ -106,7 +110,8 @@ impl Api {
             connection: Arc::clone(connection),
         });
         let lifetime = row.map_or(Lifetime::Unary, |row| row.lifetime);
-        boundary::conclude(response, lifetime, unfinished, attestation).await
+        let response = boundary::conclude(response, lifetime, unfinished, attestation).await;
+        boundary::measure(response, lifetime, timer)
     }
 
     async fn serve(

@@ -84,6 +84,14 @@ impl Outcome {
     pub fn is_error(&self) -> bool {
         matches!(self, Self::Error { .. })
     }
+
+    /// The name of the gRPC code.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Success => "OK",
+            Self::Error { code, .. } => code,
+        }
+    }
 }
 
 /// The call that an event belongs to.

@@ -24,6 +24,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
+use daemon::telemetry::Telemetry;
 use plugin::key_manager::KeyManager;
 use plugin::upstream_authority::UpstreamAuthority;
 use spiffe::clock::{Clock, unix_seconds};
@@ -37,6 +38,7 @@ use tokio::sync::Notify;
 
 use crate::audit::Auditor;
 use crate::datastore::{BundleError, Datastore};
+use crate::metrics::{BUNDLE_PRUNED, BUNDLE_PRUNING};
 use authority::{Authority, AuthorityContext};
 use journal::Journal;
 use jwt::JwtKind;
@@ -96,6 +98,7 @@ pub struct CaParts {
     pub random: Arc<dyn Random>,
     /// For what the server issues to itself.
     pub auditor: Auditor,
+    pub telemetry: Telemetry,
     pub lost_keys: LostKeys,
     /// Whether no other server uses the database: then a journal that no key fits is this server's own.
     pub sole_server: bool,
@@ -130,6 +133,7 @@ pub struct Ca {
     clock: Arc<dyn Clock>,
     random: Arc<dyn Random>,
     auditor: Auditor,
+    telemetry: Telemetry,
     datastore: Datastore,
     context: Arc<AuthorityContext>,
     /// All kinds, in the order in which they rotate. X.509 is the first: without it the server is of no use.
@@ -195,6 +199,7 @@ impl Ca {
             datastore: parts.datastore.clone(),
             journal,
             server_svid_due: Notify::new(),
+            telemetry: parts.telemetry.clone(),
         });
         let upstream = parts.upstream.map(|plugin| Arc::new(Upstream::new(plugin)));
         let x509 = X509Kind {
@@ -242,6 +247,7 @@ impl Ca {
             clock: parts.clock,
             random: parts.random,
             auditor: parts.auditor,
+            telemetry: parts.telemetry,
             datastore: parts.datastore,
             context,
             kinds,
@@ -420,8 +426,14 @@ impl Ca {
             Ok(true) => {}
             Err(error) => return tracing::error!(%error, "the bundle could not be pruned"),
         }
-        match self.prune_bundle(now).await {
-            Ok(true) => tracing::info!("expired authorities were pruned from the bundle"),
+        let timer = self.telemetry.start(&BUNDLE_PRUNING, []);
+        let pruned = self.prune_bundle(now).await;
+        timer.end_with(&pruned);
+        match pruned {
+            Ok(true) => {
+                self.telemetry.count(&BUNDLE_PRUNED, []);
+                tracing::info!("expired authorities were pruned from the bundle");
+            }
             Ok(false) => {}
             Err(error) => tracing::error!(%error, "the bundle could not be pruned"),
         }

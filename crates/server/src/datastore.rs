@@ -31,6 +31,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use daemon::telemetry::Telemetry;
 use spiffe::clock::Clock;
 use spiffe::trust_domain::TrustDomain;
 use tokio::sync::{mpsc, oneshot};
@@ -97,6 +98,7 @@ struct Settings {
     trust_domain: TrustDomain,
     clock: Arc<dyn Clock>,
     max_staleness: Duration,
+    telemetry: Telemetry,
 }
 
 /// A handle on the writer. Cheap to clone; the writer ends after the last handle is dropped.
@@ -127,11 +129,13 @@ impl Datastore {
         config: DatastoreConfig,
         trust_domain: TrustDomain,
         clock: Arc<dyn Clock>,
+        telemetry: Telemetry,
     ) -> Result<(Self, Arc<Registry>), DatastoreError> {
         let settings = Settings {
             trust_domain,
             clock,
             max_staleness: config.max_staleness,
+            telemetry,
         };
         match config.kind {
             DatastoreKind::Sqlite { path } => {
@@ -151,12 +155,13 @@ impl Datastore {
         clock: Arc<dyn Clock>,
     ) -> Result<(Self, Arc<Registry>), DatastoreError> {
         let DatastoreKind::Sqlite { path } = config.kind.clone() else {
-            return Self::open(config, trust_domain, clock).await;
+            return Self::open(config, trust_domain, clock, Telemetry::default()).await;
         };
         let settings = Settings {
             trust_domain,
             clock,
             max_staleness: config.max_staleness,
+            telemetry: Telemetry::default(),
         };
         Self::start(sqlite::Sqlite::open_unlocked(path).await?, settings).await
     }
@@ -169,6 +174,7 @@ impl Datastore {
             trust_domain,
             clock,
             max_staleness,
+            telemetry,
         } = settings;
         let mut database = Database::open(backend, trust_domain.clone()).await?;
         // On the heap: it holds a whole state in the making.
@@ -178,6 +184,7 @@ impl Datastore {
             trust_domain,
             Arc::clone(&clock),
             max_staleness,
+            telemetry.clone(),
         ));
         let (queue, queued) = mpsc::channel(QUEUE);
         let (closing, asked) = mpsc::channel(1);
@@ -187,6 +194,7 @@ impl Datastore {
             closing: asked,
             monitor: Monitor::new(Arc::clone(&registry)),
             registry: Arc::clone(&registry),
+            telemetry,
         };
         tokio::spawn(writer.run());
         Ok((

@@ -20,6 +20,7 @@ use tonic::body::Body;
 use crate::api::Api;
 use crate::budget::{CallPermit, Cost};
 use crate::caller::Connection;
+use crate::metrics::CONNECTIONS;
 use crate::principal::Class;
 use admission::{InFlight, Slot};
 use daemon::log_limit::LogLimit;
@@ -222,6 +223,14 @@ impl hyper::body::Body for Counted {
 /// ± 10 %, so that the connections of a burst do not all come back at once.
 fn jittered(period: Duration, random: &dyn Random) -> Duration {
     period.mul_f64(0.9 + 0.2 * unit_interval(random))
+}
+
+impl Serving {
+    /// Counts a connection by what became of it.
+    fn count(&self, endpoint: &'static str, outcome: &'static str) {
+        let telemetry = &self.api.telemetry;
+        telemetry.count(&CONNECTIONS, [endpoint, outcome]);
+    }
 }
 
 /// The failures of one endpoint to accept. Peers that open many connections cause them.

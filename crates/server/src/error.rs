@@ -10,6 +10,7 @@ use config::fault::{self, Fault};
 
 use crate::audit::Outcome;
 use crate::datastore::WriteFailure;
+use daemon::telemetry::CallError;
 
 /// What a caller can do about an error. The names are gRPC's, since SPIRE's clients know these.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,6 +40,12 @@ impl Kind {
             Self::Unavailable => "Unavailable",
             Self::Internal => "Internal",
         }
+    }
+}
+
+impl CallError for OpError {
+    fn status(&self) -> &'static str {
+        self.kind().name()
     }
 }
 

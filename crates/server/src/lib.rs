@@ -19,6 +19,7 @@ mod error;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
 mod health;
+mod metrics;
 mod ops;
 mod principal;
 mod prune;

@@ -10,7 +10,9 @@ use spiffe::random::{Random, unit_interval};
 
 use crate::config::PruningConfig;
 use crate::datastore::Datastore;
+use crate::metrics::{ENTRY_PRUNING, NODE_PRUNING};
 use daemon::tasks::Shutdown;
+use daemon::telemetry::Telemetry;
 
 /// SPIRE: the registration manager's interval.
 const ENTRIES_EVERY: Duration = Duration::from_secs(300);
@@ -23,6 +25,7 @@ pub(crate) struct Pruning {
     pub(crate) datastore: Datastore,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) random: Arc<dyn Random>,
+    pub(crate) telemetry: Telemetry,
 }
 
 impl Pruning {
@@ -40,7 +43,10 @@ impl Pruning {
         let now = self.clock.now();
         // Batch by batch: other writes find their turn in between.
         loop {
-            match self.datastore.prune_entries(now).await {
+            let timer = self.telemetry.start(&ENTRY_PRUNING, []);
+            let pruned = self.datastore.prune_entries(now).await;
+            timer.end_with(&pruned);
+            match pruned {
                 Ok(pruned) if pruned.is_empty() => break,
                 Ok(pruned) => {
                     for entry in pruned {
@@ -84,7 +90,10 @@ impl Pruning {
             return;
         };
         loop {
-            match self.datastore.prune_agents(before, config.tofu_nodes).await {
+            let timer = self.telemetry.start(&NODE_PRUNING, []);
+            let pruned = self.datastore.prune_agents(before, config.tofu_nodes).await;
+            timer.end_with(&pruned);
+            match pruned {
                 Ok(pruned) if pruned.is_empty() => return,
                 Ok(pruned) => {
                     for agent in pruned {
@@ -110,6 +119,7 @@ mod tests {
             datastore: server.datastore.clone(),
             clock: Arc::new(server.clock.clone()),
             random: Arc::new(spiffe::random::SystemRandom),
+            telemetry: Telemetry::default(),
         }
     }
 

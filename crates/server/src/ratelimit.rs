@@ -12,11 +12,13 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use config::fault::Code;
+use daemon::telemetry::Telemetry;
 use tokio::time::Instant;
 
 use crate::caller::Connection;
 use crate::config::RateLimitConfig;
 use crate::error::{Kind, OpError, failed};
+use crate::metrics::RATE_LIMIT;
 use crate::principal::Account;
 
 /// SPIRE: limits.AttestLimitPerIP and its siblings, per second; the burst is the same number.
@@ -44,21 +46,20 @@ pub(crate) struct RateLimits {
 }
 
 impl RateLimits {
-    pub(crate) fn new(config: RateLimitConfig) -> Self {
-        let when = |on: bool, rate: u32| {
-            if on {
-                Limiter::per_second(rate)
-            } else {
-                Limiter::unlimited()
-            }
+    pub(crate) fn new(config: RateLimitConfig, telemetry: &Telemetry) -> Self {
+        let limiter = |name, on: bool, rate: u32| Limiter {
+            name,
+            telemetry: telemetry.clone(),
+            ..Limiter::new(on.then_some(rate))
         };
+        let signing = |name| limiter(name, config.signing, SIGN_PER_SECOND);
         Self {
-            attest: when(config.attestation, ATTEST_PER_SECOND),
-            x509_signing: when(config.signing, SIGN_PER_SECOND),
-            jwt_signing: when(config.signing, SIGN_PER_SECOND),
-            wit_signing: when(config.signing, SIGN_PER_SECOND),
-            publish_key: Limiter::per_second(PUBLISH_KEY_PER_SECOND),
-            post_status: Limiter::per_second(POST_STATUS_PER_SECOND),
+            attest: limiter("attestation", config.attestation, ATTEST_PER_SECOND),
+            x509_signing: signing("x509_signing"),
+            jwt_signing: signing("jwt_signing"),
+            wit_signing: signing("wit_signing"),
+            publish_key: limiter("key_publishing", true, PUBLISH_KEY_PER_SECOND),
+            post_status: limiter("status", true, POST_STATUS_PER_SECOND),
         }
     }
 }
@@ -66,8 +67,11 @@ impl RateLimits {
 /// Token buckets by account, all of one rate.
 #[derive(Debug)]
 pub(crate) struct Limiter {
+    /// For the telemetry.
+    name: &'static str,
     rate: Option<u32>,
     buckets: Mutex<Buckets>,
+    telemetry: Telemetry,
 }
 
 #[derive(Debug)]
@@ -86,10 +90,7 @@ struct Bucket {
 }
 
 impl Limiter {
-    fn unlimited() -> Self {
-        Self::new(None)
-    }
-
+    #[cfg(test)]
     fn per_second(rate: u32) -> Self {
         Self::new(Some(rate))
     }
@@ -101,6 +102,8 @@ impl Limiter {
             at: now,
         };
         Self {
+            name: "unnamed",
+            telemetry: Telemetry::default(),
             rate,
             buckets: Mutex::new(Buckets {
                 since: now,
@@ -127,6 +130,19 @@ impl Limiter {
         let Some(account) = connection.account() else {
             return Ok(());
         };
+        let timer = self.telemetry.start(&RATE_LIMIT, [self.name]);
+        let taken = self.take_of(account, rate, count, what).await;
+        timer.end_with(&taken);
+        taken
+    }
+
+    async fn take_of(
+        &self,
+        account: Account,
+        rate: u32,
+        count: usize,
+        what: &str,
+    ) -> Result<(), OpError> {
         let Some(tokens) = u32::try_from(count).ok().filter(|count| *count <= rate) else {
             return Err(limited(
                 what,
@@ -165,6 +181,10 @@ impl Limiter {
         let mut reservation = self.reserve(account, rate, 1);
         // Dropping the reservation otherwise gives the token back.
         reservation.kept = reservation.wait.is_zero();
+        let refused = Kind::ResourceExhausted.name();
+        self.telemetry
+            .start(&RATE_LIMIT, [self.name])
+            .end(if reservation.kept { "OK" } else { refused });
         reservation.kept
     }
 

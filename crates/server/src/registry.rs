@@ -23,6 +23,7 @@ use std::fmt;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
+use daemon::telemetry::Telemetry;
 use spiffe::bundle::Bundle;
 use spiffe::clock::{Clock, unix_seconds};
 use spiffe::entry::Entry;
@@ -31,6 +32,7 @@ use spiffe::selector::SelectorSet;
 use spiffe::trust_domain::TrustDomain;
 use tokio::sync::watch;
 
+use crate::metrics;
 use authorized::Node;
 use freshness::Freshness;
 use listing::Gathering;
@@ -57,6 +59,7 @@ pub struct Registry {
     trust_domain: TrustDomain,
     clock: Arc<dyn Clock>,
     freshness: Freshness,
+    telemetry: Telemetry,
 }
 
 impl fmt::Debug for Registry {
@@ -73,15 +76,19 @@ impl Registry {
         trust_domain: TrustDomain,
         clock: Arc<dyn Clock>,
         max_staleness: Duration,
+        telemetry: Telemetry,
     ) -> Self {
         let revision = watch::Sender::new(state.cursor.revision());
-        Self {
+        let registry = Self {
             state: RwLock::new(state),
             revision,
             trust_domain,
             clock,
             freshness: Freshness::new(max_staleness),
-        }
+            telemetry,
+        };
+        registry.report_sizes();
+        registry
     }
 
     /// How current this state is.
@@ -324,6 +331,7 @@ impl Registry {
             *revision = reached;
             concerns_readers
         });
+        self.report_sizes();
     }
 
     /// Starts over from a snapshot, because the way to it is unknown.
@@ -333,6 +341,26 @@ impl Registry {
         // A million entries take a while to free: not under the lock.
         drop(old);
         self.revision.send_replace(revision);
+        self.report_sizes();
+    }
+
+    fn report_sizes(&self) {
+        if !self.telemetry.is_enabled() {
+            return;
+        }
+        let state = self.read();
+        let sizes = [
+            (&metrics::ENTRIES, state.entries.len()),
+            (
+                &metrics::AGENTS,
+                state.agents.count(&AgentFilter::default()),
+            ),
+            (&metrics::BUNDLES, state.bundles.len()),
+        ];
+        drop(state);
+        for (gauge, size) in sizes {
+            self.telemetry.set_number(gauge, size, []);
+        }
     }
 
     fn write(&self) -> RwLockWriteGuard<'_, State> {

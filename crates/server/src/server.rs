@@ -43,6 +43,7 @@ use crate::endpoints::tcp::{Peers, TcpEndpoint};
 use crate::endpoints::trust::PeerBundles;
 use crate::endpoints::{GRACEFUL_STOP, Serving, admin, tcp};
 use crate::health::Health;
+use crate::metrics::STARTED;
 use crate::ops::agents::Agents;
 use crate::ops::attestations::Attestations;
 use crate::ops::authorities::Authorities;
@@ -61,6 +62,7 @@ use crate::watch::{FIRST_LISTS, WatchService};
 use daemon::http_probes::{HttpProbes, Report};
 use daemon::log_control::{LogControl, LogLevels};
 use daemon::tasks::{Shutdown, Tasks};
+use daemon::telemetry::Telemetry;
 
 #[cfg(test)]
 mod tests;
@@ -77,6 +79,8 @@ pub struct Environment {
     pub log: Option<Arc<dyn LogControl>>,
     /// None: the audit trail goes into the log, when the configuration asks for one.
     pub audit: Option<Arc<dyn AuditSink>>,
+    /// Where measurements go; nowhere by default.
+    pub telemetry: Telemetry,
     /// Node attestors of the embedding program's own, beside those of the configuration.
     pub node_attestors: Vec<Arc<dyn NodeAttestor>>,
 }
@@ -88,6 +92,7 @@ impl Default for Environment {
             random: Arc::new(SystemRandom),
             log: None,
             audit: None,
+            telemetry: Telemetry::default(),
             node_attestors: Vec::new(),
         }
     }
@@ -134,6 +139,8 @@ impl Server {
             tracing::warn!("{notice}");
         }
         make_data_dir(&config.data_dir)?;
+        let labels = [env!("CARGO_PKG_VERSION"), config.trust_domain.as_str()];
+        environment.telemetry.set_number(&STARTED, 1, labels);
         let tcp = tcp::bind(&config.bind_address, config.bind_port).await?;
         let admin = admin::bind(&config.socket_path)?;
         let health_checks = match &config.health {
@@ -204,11 +211,13 @@ struct Core {
 impl Core {
     async fn open(config: Config, environment: Environment) -> Result<Self, Fault> {
         let trust_domain = config.trust_domain;
+        let telemetry = environment.telemetry.clone();
         let shared = matches!(config.datastore.kind, DatastoreKind::Postgres(_));
         let (datastore, registry) = Datastore::open(
             config.datastore,
             trust_domain.clone(),
             Arc::clone(&environment.clock),
+            telemetry.clone(),
         )
         .await
         .map_err(Fault::from)?;
@@ -223,6 +232,7 @@ impl Core {
             clock: Arc::clone(&environment.clock),
             random: Arc::clone(&environment.random),
             auditor: auditor.clone(),
+            telemetry: telemetry.clone(),
             lost_keys: config.lost_keys,
             sole_server: !shared,
         };
@@ -236,11 +246,7 @@ impl Core {
             datastore: datastore.clone(),
             clock: Arc::clone(&environment.clock),
             admin_ids: HashSet::from_iter(config.admin_ids),
-            follow_for: if shared {
-                FOLLOW_OTHERS_FOR
-            } else {
-                Duration::ZERO
-            },
+            follow_for: follow_for(shared),
         });
         let attestation = Attestation {
             trust_domain,
@@ -249,10 +255,11 @@ impl Core {
             attestors: environment.attestors(&plugins),
             agent_id_as_selector: config.agent_id_as_selector,
         };
-        let limits = Arc::new(RateLimits::new(config.rate_limits));
+        let limits = Arc::new(RateLimits::new(config.rate_limits, &telemetry));
         let notifier = Arc::new(Notifier::new(
             Arc::clone(&registry),
             Arc::clone(&environment.clock),
+            telemetry,
         ));
         let agents = Arc::new(Agents {
             registry: Arc::clone(&registry),
@@ -279,6 +286,15 @@ impl Core {
             api,
             notifier,
         })
+    }
+}
+
+/// Where no other server writes, there is nothing to wait for.
+fn follow_for(shared: bool) -> Duration {
+    if shared {
+        FOLLOW_OTHERS_FOR
+    } else {
+        Duration::ZERO
     }
 }
 
@@ -408,6 +424,7 @@ impl ServiceParts {
             }),
             authorizer,
             auditor,
+            telemetry: environment.telemetry.clone(),
             refused_attestations: Arc::default(),
         }
     }
@@ -533,6 +550,7 @@ impl Core {
             datastore: self.datastore.clone(),
             clock: Arc::clone(&self.environment.clock),
             random: Arc::clone(&self.environment.random),
+            telemetry: self.environment.telemetry.clone(),
         };
         tasks.spawn(
             "pruning of entries",

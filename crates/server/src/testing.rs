@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use daemon::telemetry::Telemetry;
 use plugin::catalog::ServerPlugins;
 use proto::convert::bundle_from_wire;
 use proto::spire::api::server::agent::v1::agent_client::AgentClient;
@@ -164,6 +165,7 @@ impl TestServer {
             random: Arc::new(SystemRandom),
             log: None,
             audit: None,
+            telemetry: Telemetry::default(),
             node_attestors: Vec::new(),
         };
         change_environment(&mut environment);

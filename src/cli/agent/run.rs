@@ -206,6 +206,7 @@ async fn run(context: Context, args: Args) -> Result<Output, CliError> {
     })?;
     let environment = agent::Environment {
         log: Some(Arc::new(log.clone())),
+        ..agent::Environment::default()
     };
     let shutdown = daemon::until_signalled(log.clone())?;
     tracing::info!(

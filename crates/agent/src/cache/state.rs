@@ -29,6 +29,8 @@ mod changes;
 mod issued;
 mod time;
 
+pub(super) use changes::Applied;
+
 /// What has a time. One queue holds them all.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 enum Timer {
@@ -176,10 +178,13 @@ impl State {
         }
     }
 
-    fn forget_tokens(&mut self, drop: impl Fn(&SpiffeId, &JwtToken) -> bool) {
-        for key in self.tokens.forget(drop) {
+    fn forget_tokens(&mut self, drop: impl Fn(&SpiffeId, &JwtToken) -> bool) -> usize {
+        let forgotten = self.tokens.forget(drop);
+        let number = forgotten.len();
+        for key in forgotten {
             self.timers.cancel(&Timer::Token(key));
         }
+        number
     }
 
     /// Computes sets again: streams hear of what is different, sets without streams are forgotten. True when an SVID

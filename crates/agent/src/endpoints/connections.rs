@@ -5,10 +5,12 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use daemon::telemetry::Telemetry;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::requests::{Requests, Share};
+use crate::metrics::{CONNECTIONS, CONNECTIONS_REFUSED};
 
 /// More connections than this are not kept, whatever the limit of open files is.
 const MOST: usize = 4096;
@@ -32,6 +34,9 @@ struct Shared {
     requests: Arc<Requests>,
     table: Mutex<Table>,
     ended: Notify,
+    /// Which socket it is, for the telemetry.
+    socket: &'static str,
+    telemetry: Telemetry,
 }
 
 #[derive(Debug, Default)]
@@ -83,18 +88,35 @@ struct Use {
 }
 
 impl Connections {
-    pub(super) fn with_limit(most: usize, requests: Arc<Requests>) -> Self {
+    pub(super) fn new(
+        socket: &'static str,
+        most: usize,
+        requests: Arc<Requests>,
+        telemetry: Telemetry,
+    ) -> Self {
         Self(Arc::new(Shared {
             most,
             requests,
             table: Mutex::default(),
             ended: Notify::new(),
+            socket,
+            telemetry,
         }))
     }
 
     /// A place for one more of this user's. When all are taken, or the user has three quarters of them, the connection that
     /// has been idle longest, or that one of the user's, is asked to end; nothing when every such connection is busy.
     pub(super) fn admit(&self, user: u32) -> Option<Slot> {
+        let slot = self.place_for(user);
+        let counter = match &slot {
+            Some(_) => &CONNECTIONS,
+            None => &CONNECTIONS_REFUSED,
+        };
+        self.0.telemetry.count(counter, [self.0.socket]);
+        slot
+    }
+
+    fn place_for(&self, user: u32) -> Option<Slot> {
         let mut table = self.0.lock();
         let share = self.0.most - self.0.most / 4;
         let at_share = table.held.get(&user).is_some_and(|held| *held >= share);
@@ -250,7 +272,8 @@ mod tests {
     const ONE: u32 = 1;
 
     fn limited(most: usize) -> Connections {
-        Connections::with_limit(most, Arc::new(Requests::new()))
+        let requests = Arc::new(Requests::new());
+        Connections::new("test", most, requests, Telemetry::default())
     }
 
     fn open(slot: &Arc<Slot>) -> Arc<Open> {

@@ -253,7 +253,8 @@ mod tests {
 
     fn slots(requests: usize, bytes: usize) -> impl Fn(u32) -> Arc<Slot> {
         let requests = Arc::new(Requests::with_limits(requests, bytes));
-        let connections = Connections::with_limit(100, requests);
+        let telemetry = daemon::telemetry::Telemetry::default();
+        let connections = Connections::new("test", 100, requests, telemetry);
         move |user| Arc::new(connections.admit(user).unwrap())
     }
 

@@ -22,7 +22,7 @@ async fn garbage_ends_a_connection_and_nothing_else() {
     let path = path(&directory);
     let socket = Socket::bind(&path, Modes::PUBLIC).unwrap();
     let (_stopper, stop) = Stopper::new();
-    tokio::spawn(socket.serve(Router::default(), budgets().0, stop));
+    tokio::spawn(socket.serve(Router::default(), budgets(&Telemetry::default()).0, stop));
     for garbage in [
         &b"GET / HTTP/1.1\r\n\r\n"[..],
         &[0xff; 4096],
@@ -45,7 +45,8 @@ async fn idle_connections_do_not_keep_others_out() {
     let path = path(&directory);
     let socket = Socket::bind(&path, Modes::PUBLIC).unwrap();
     let (stopper, stop) = Stopper::new();
-    let serving = tokio::spawn(socket.serve(Router::default(), budgets().0, stop));
+    let serving =
+        tokio::spawn(socket.serve(Router::default(), budgets(&Telemetry::default()).0, stop));
     let mut idle = Vec::new();
     for _ in 0..400 {
         idle.push(UnixStream::connect(&path).await.unwrap());

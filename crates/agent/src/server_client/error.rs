@@ -12,6 +12,7 @@ use rustls_pki_types::UnixTime;
 use tonic::{Code, Status};
 
 use crate::timefmt::{rfc3339, span};
+use daemon::telemetry::CallError;
 
 /// Why a call to the server brought nothing.
 #[derive(Debug, thiserror::Error)]
@@ -44,6 +45,24 @@ pub(crate) enum ClientError {
     /// The server's answer makes no sense.
     #[error("server's answer is not usable: {0}")]
     Malformed(String),
+}
+
+impl CallError for ClientError {
+    fn status(&self) -> &'static str {
+        match self {
+            Self::Banned | Self::MustReattest(_) => "PermissionDenied",
+            Self::Unimplemented(_) => "Unimplemented",
+            Self::NotTrusted(_) | Self::ClocksDiffer(_) | Self::SvidRefused(_) => "Unauthenticated",
+            Self::Refused(refusal, _) => match refusal {
+                Refusal::NotFound => "NotFound",
+                Refusal::InvalidArgument => "InvalidArgument",
+                Refusal::PermissionDenied => "PermissionDenied",
+                Refusal::Other => "Unknown",
+            },
+            Self::Unavailable(_) => "Unavailable",
+            Self::Malformed(_) => "Internal",
+        }
+    }
 }
 
 /// The time by this node's clock, and the date of the server's certificate that it lies beyond.

@@ -4,12 +4,14 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use config::fault::{Code, Fault};
+use daemon::telemetry::CallError;
 use spiffe::rotation::earliest_renewal;
 use tokio::time::Instant;
 
 use super::{Following, Outcome, Sync};
 use crate::backoff::Backoff;
 use crate::dial;
+use crate::metrics::SVID_RENEWAL;
 use crate::node::{Node, NodeIdentity};
 use crate::node_attestation::{self, AttestedNode};
 use crate::server_client::{ClientError, ServerClient};
@@ -41,6 +43,15 @@ pub(super) enum RenewalError {
     Client(#[from] ClientError),
     #[error("{0}")]
     Node(Fault),
+}
+
+impl CallError for RenewalError {
+    fn status(&self) -> &'static str {
+        match self {
+            Self::Client(error) => error.status(),
+            Self::Node(fault) => fault.status(),
+        }
+    }
 }
 
 impl Renewal {
@@ -116,7 +127,12 @@ impl Sync {
             Arc::clone(&self.node),
             self.identity.clone(),
         );
-        self.call(async move { Outcome::Renewed(renew(&client, &node, &current).await) });
+        self.call(async move {
+            let timer = node.telemetry.start(&SVID_RENEWAL, []);
+            let renewed = renew(&client, &node, &current).await;
+            timer.end_with(&renewed);
+            Outcome::Renewed(renewed)
+        });
     }
 
     /// Writes the SVID in use and the trust bundle to disk if that failed before and is due again.

@@ -7,6 +7,7 @@ use config::fault::{Code, Fault};
 use rustls::AlertDescription;
 
 use super::Sync;
+use crate::metrics::SERVER_CONNECTED;
 use crate::node_attestation;
 use crate::server_client::ClientError;
 use crate::state::removal::Reason;
@@ -68,6 +69,7 @@ impl Sync {
             status.broken = problem.hint.is_some();
             status.last_error = Some(problem.text.clone());
         });
+        self.report_connection();
         let error = &problem.text;
         if self.reported.as_ref() == Some(&problem.kind) {
             tracing::debug!(%error, "{what}");
@@ -120,6 +122,13 @@ impl Sync {
             status.broken = false;
             status.last_error = None;
         });
+        self.report_connection();
+    }
+
+    fn report_connection(&self) {
+        let connected = usize::from(self.status.borrow().connected);
+        let telemetry = &self.node.telemetry;
+        telemetry.set_number(&SERVER_CONNECTED, connected, []);
     }
 
     fn problem(&self, error: &ClientError) -> Problem {

@@ -11,6 +11,7 @@ use spiffe::trust_domain::TrustDomain;
 
 use super::{Following, Outcome, Sync};
 use crate::cache::{Cache, Delta};
+use crate::metrics::ENTRY_SYNC;
 use crate::server_client::{ClientError, Known, ServerClient, WireEntries};
 
 /// SPIRE: federated bundles are fetched by ten at a time.
@@ -34,7 +35,13 @@ impl Sync {
             Arc::clone(&self.cache),
             self.node.config.trust_domain.clone(),
         );
-        self.call(async move { Outcome::Polled(fetch(&client, &cache, &own).await) });
+        let telemetry = self.node.telemetry.clone();
+        self.call(async move {
+            let timer = telemetry.start(&ENTRY_SYNC, []);
+            let fetched = fetch(&client, &cache, &own).await;
+            timer.end_with(&fetched);
+            Outcome::Polled(fetched)
+        });
     }
 
     pub(super) fn polled(

@@ -12,6 +12,7 @@ use super::{FIRST_SVID_PAUSE, Outcome, Sync};
 use crate::backoff::Backoff;
 use crate::cache::keys::KeyPool;
 use crate::dial;
+use crate::metrics::{SVID_BATCH, SVID_SYNC};
 use crate::server_client::{Batch, ClientError, ServerClient, SvidRequest};
 
 /// SPIRE: limits.SignLimitPerIP, one signing request each.
@@ -110,12 +111,14 @@ impl Sync {
         }
         self.svids.busy = true;
         let (client, pool) = (self.client.clone(), self.svids.pool.clone());
+        let telemetry = self.node.telemetry.clone();
+        telemetry.sample(&SVID_BATCH, wanted.len(), []);
         self.call(async move {
             let asked = wanted.iter().map(|entry| Arc::clone(&entry.id)).collect();
-            Outcome::Svids(Issued {
-                asked,
-                outcome: issue(&client, &pool, wanted).await,
-            })
+            let timer = telemetry.start(&SVID_SYNC, []);
+            let outcome = issue(&client, &pool, wanted).await;
+            timer.end_with(&outcome);
+            Outcome::Svids(Issued { asked, outcome })
         });
     }
 

@@ -1,5 +1,7 @@
 //! The service over a real socket, with entries and SVIDs put into the cache by hand.
 
+use daemon::telemetry::Telemetry;
+use daemon::telemetry::totals::Totals;
 use futures_util::FutureExt as _;
 use proto::workload::spiffe_workload_api_client::SpiffeWorkloadApiClient;
 use proto::workload::{WitBundlesRequest, WitsvidRequest};
@@ -55,6 +57,7 @@ struct FixtureOptions {
     jwt_svid_cache_hit_timeout: Option<Duration>,
     /// The process without a rate.
     exempt: u32,
+    telemetry: Telemetry,
     /// Beside `unix`.
     attestor: Option<Arc<dyn plugin::workload_attestor::WorkloadAttestor>>,
 }
@@ -76,7 +79,7 @@ async fn serve(context: &Arc<Context>) -> (Health, std::path::PathBuf, Stopper, 
         service,
         Box::new(Reflection::default()),
     ]);
-    tokio::spawn(socket.serve(router, budgets().0, stop));
+    tokio::spawn(socket.serve(router, budgets(&Telemetry::default()).0, stop));
     (health, path, stopper, directory)
 }
 
@@ -90,11 +93,8 @@ async fn start(options: FixtureOptions) -> Fixture {
         jwt_svids: 100,
         rotation: RotationRule::default(),
     };
-    let cache = Arc::new(Cache::new(
-        cache_options,
-        Arc::clone(&clock),
-        Arc::new(SystemRandom),
-    ));
+    let cache = Cache::new(cache_options, Arc::clone(&clock), Arc::new(SystemRandom));
+    let cache = Arc::new(cache);
     let mut bundle = Bundle::new(trust_domain.clone());
     bundle.add_x509_authority(authority.certificate.clone());
     bundle.jwt_authorities.push(spiffe::bundle::JwtAuthority {
@@ -135,6 +135,7 @@ async fn start(options: FixtureOptions) -> Fixture {
         },
         log_limits: LogLimits::default(),
         requests: RequestLog::default(),
+        telemetry: options.telemetry,
         searched: std::sync::Mutex::default(),
     });
     let context = Arc::new(Context {
@@ -525,12 +526,14 @@ async fn a_bundle_stream_is_silent_about_svids() {
 
 #[tokio::test]
 async fn over_its_rate_a_caller_is_told_to_wait() {
+    let totals = Arc::new(Totals::default());
     let limits = RateLimits {
         fetch_x509_bundles: 1,
         ..RateLimits::default()
     };
     let f = start(FixtureOptions {
         limits,
+        telemetry: Telemetry::new(Arc::<Totals>::clone(&totals)),
         ..FixtureOptions::default()
     })
     .await;
@@ -547,6 +550,10 @@ async fn over_its_rate_a_caller_is_told_to_wait() {
         (refused.code(), refused.message()),
         (Code::Unavailable, "rate limit exceeded; try again later")
     );
+    let limited = crate::metrics::RATE_LIMITED.metric();
+    assert_eq!(totals.count(limited, &["FetchX509Bundles"]), 1);
+    let asked = WORKLOAD_API_CALL.metric();
+    assert_eq!(totals.calls(asked, &["FetchX509Bundles"], "Unavailable"), 1);
 }
 
 #[tokio::test]

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
+use daemon::telemetry::Timer;
 use http::{HeaderMap, Response};
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
 use tonic::body::Body;
@@ -19,6 +20,17 @@ use crate::principal::Principal;
 /// As much of an unknown method's path as an audit event keeps: the caller made it up.
 const MAX_UNKNOWN_PATH: usize = 128;
 
+/// A call's labels in the telemetry. What a peer made up is not among them.
+pub(super) fn labels(row: Option<&'static Row>) -> [&'static str; 2] {
+    let (service, method) = row.map_or(("unknown", "unknown"), Row::names);
+    [short(service), method]
+}
+
+/// SPIRE: services go by their last three parts, as in `svid.v1.SVID`.
+fn short(service: &'static str) -> &'static str {
+    service.strip_prefix("spire.api.server.").unwrap_or(service)
+}
+
 /// What the audit trail says of a call from its beginning.
 pub(super) fn context(
     row: Option<&'static Row>,
@@ -28,9 +40,7 @@ pub(super) fn context(
     let (service, method) = match row {
         Some(row) => {
             let (service, method) = row.names();
-            // SPIRE: services go by their last three parts, as in `svid.v1.SVID`.
-            let short = service.strip_prefix("spire.api.server.").unwrap_or(service);
-            (short.to_owned(), method.to_owned())
+            (short(service).to_owned(), method.to_owned())
         }
         None => (
             String::new(),
@@ -131,6 +141,66 @@ pub(super) async fn conclude(
     }
 }
 
+/// Ends the measurement of a call with its answer, or of a conversation with its stream.
+pub(super) fn measure(
+    response: Response<Body>,
+    lifetime: Lifetime,
+    timer: Timer<'static, 2>,
+) -> Response<Body> {
+    if !timer.is_running() {
+        return response;
+    }
+    let outcome = outcome(&response);
+    if lifetime == Lifetime::Conversation && !outcome.is_error() {
+        let timer = Some(timer);
+        return response.map(|body| Body::new(Measured { body, timer }));
+    }
+    timer.end(outcome.code());
+    response
+}
+
+/// The stream of a conversation that is measured.
+struct Measured {
+    body: Body,
+    timer: Option<Timer<'static, 2>>,
+}
+
+impl HttpBody for Measured {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let frame = Pin::new(&mut self.body).poll_frame(context);
+        if let Some(outcome) = end_of(&frame)
+            && let Some(timer) = self.timer.take()
+        {
+            timer.end(outcome.code());
+        }
+        frame
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// How a stream ended, if it did with this frame.
+fn end_of(frame: &Poll<Option<Result<Frame<Bytes>, Status>>>) -> Option<Outcome> {
+    match frame {
+        Poll::Ready(Some(Ok(frame))) => frame.trailers_ref().map(outcome_in),
+        Poll::Ready(Some(Err(status))) => Some(Outcome::from(status)),
+        Poll::Ready(None) => Some(Outcome::Success),
+        Poll::Pending => None,
+    }
+}
+
 /// The stream of a conversation, whose last frame says how the call ended.
 struct Recorded {
     body: Body,
@@ -159,20 +229,7 @@ impl HttpBody for Recorded {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let frame = Pin::new(&mut self.body).poll_frame(context);
-        let outcome = match &frame {
-            Poll::Ready(Some(Ok(frame))) => {
-                frame
-                    .trailers_ref()
-                    .map(|trailers| match Status::from_header_map(trailers) {
-                        Some(status) if status.code() != Code::Ok => Outcome::from(&status),
-                        _ => Outcome::Success,
-                    })
-            }
-            Poll::Ready(Some(Err(status))) => Some(Outcome::from(status)),
-            Poll::Ready(None) => Some(Outcome::Success),
-            Poll::Pending => None,
-        };
-        if let Some(outcome) = outcome {
+        if let Some(outcome) = end_of(&frame) {
             if let Some(attestation) = self.attestation.take() {
                 attestation.ended(&outcome);
             }

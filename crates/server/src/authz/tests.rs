@@ -39,9 +39,14 @@ async fn world_with(max_staleness: Duration) -> Fixture {
         },
         max_staleness,
     };
-    let (datastore, registry) = Datastore::open(config, own(), Arc::new(clock.clone()))
-        .await
-        .unwrap();
+    let (datastore, registry) = Datastore::open(
+        config,
+        own(),
+        Arc::new(clock.clone()),
+        daemon::telemetry::Telemetry::default(),
+    )
+    .await
+    .unwrap();
     let admin_ids = HashSet::from([SpiffeId::parse("spiffe://far.example/admin").unwrap()]);
     let authorizer = Authorizer {
         registry,

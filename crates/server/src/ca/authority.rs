@@ -26,6 +26,8 @@ use super::journal::{Journal, Record, SlotName, Status};
 use super::kind::Kind;
 use super::slots::{AuthorityState, AuthorityStates, Next, Slot, Slots, state_of};
 use crate::datastore::Datastore;
+use crate::metrics::{AUTHORITY_ACTIVATED, AUTHORITY_EXPIRES, AUTHORITY_PREPARED};
+use daemon::telemetry::Telemetry;
 
 /// What all kinds stand on.
 #[derive(Debug)]
@@ -35,6 +37,7 @@ pub(super) struct AuthorityContext {
     pub(super) keys: Arc<dyn KeyManager>,
     pub(super) datastore: Datastore,
     pub(super) journal: Journal,
+    pub(super) telemetry: Telemetry,
     /// Whether lost keys of active authorities are a reason not to start.
     pub(super) refuse_lost_keys: bool,
     /// Wakes the renewal of the server's own SVID, which may hang on an authority that was tainted.
@@ -134,7 +137,13 @@ impl<K: Kind> Authority<K> {
         let Some(preparation) = self.begin(wanted).await else {
             return Ok(None);
         };
-        self.make(preparation, now).await.map(Some)
+        let timer = self
+            .context
+            .telemetry
+            .start(&AUTHORITY_PREPARED, [K::LABEL]);
+        let made = self.make(preparation, now).await;
+        timer.end_with(&made);
+        made.map(Some)
     }
 
     /// Waits for its turn to prepare; nothing when that is not wanted any more.
@@ -217,6 +226,8 @@ impl<K: Kind> Authority<K> {
         };
         let _recording = Recording { authority: self };
         log::<K>(&activated, "activated");
+        let telemetry = &self.context.telemetry;
+        telemetry.count(&AUTHORITY_ACTIVATED, [K::LABEL]);
         if let Err(error) = self.record_statuses().await {
             tracing::error!(%error, "the CA journal does not know yet which {} is active", K::WHAT);
         }
@@ -248,8 +259,13 @@ impl<K: Kind> Authority<K> {
 
     /// Called under the lock, so that no older state is shown after a newer one.
     fn show(&self, slots: &Slots<K::Issuer>) {
+        let states = slots.states();
+        if let Some(active) = &states.active {
+            let telemetry = &self.context.telemetry;
+            telemetry.set_time(&AUTHORITY_EXPIRES, active.expires_at, [K::LABEL]);
+        }
         self.active.store(slots.issuer());
-        self.states.store(Arc::new(slots.states()));
+        self.states.store(Arc::new(states));
     }
 
     async fn load(&self, now: SystemTime) -> Result<Slots<K::Issuer>, CaError> {

@@ -1,6 +1,7 @@
 //! Why an authority could not be made, resumed or changed, and why a document was not issued.
 
 use config::fault::{Code, Fault};
+use daemon::telemetry::CallError;
 use spiffe::id::SpiffeId;
 use spiffe::svid::jwt::JwtSvidError;
 use spiffe::x509::BuildError;
@@ -35,6 +36,17 @@ pub enum CaError {
         what: &'static str,
         authority_id: String,
     },
+}
+
+impl CallError for CaError {
+    fn status(&self) -> &'static str {
+        match self {
+            Self::Store(error) => error.status(),
+            Self::Bundle(error) => error.status(),
+            Self::Keys(_) | Self::Upstream(_) => "Unavailable",
+            _ => "Internal",
+        }
+    }
 }
 
 impl CaError {

@@ -23,6 +23,7 @@ use super::grant::{Grant, GrantKind};
 use super::x509::X509Issuer;
 use super::{BACKDATE, Ca, IssueError, signing};
 use crate::audit::{CallRecord, Fields, Outcome};
+use crate::metrics::{ISSUED, NOT_ISSUED};
 use jwt::JwtDocument;
 use x509::{DownstreamCaDocument, X509Document};
 
@@ -56,6 +57,8 @@ trait Document: Sync {
     type Signed: Send + 'static;
     type Issued: Send;
     const NAME: &'static str;
+    /// For the telemetry.
+    const LABEL: &'static str;
 
     fn allowed_by(kind: GrantKind) -> bool;
 
@@ -160,6 +163,7 @@ impl Ca {
             Ok(()) => self.make(grant, document, now).await,
             Err(refused) => Err(refused),
         };
+        self.report::<D>(&outcome);
         if record.is_enabled() {
             let mut fields = grant.audit_fields();
             match &outcome {
@@ -180,6 +184,16 @@ impl Ca {
             tracing::error!(%error, spiffe_id = %grant.id, "issuance stopped");
         }
         outcome
+    }
+
+    fn report<D: Document>(&self, outcome: &Result<D::Issued, IssueError>) {
+        match outcome {
+            Ok(_) => self.telemetry.count(&ISSUED, [D::LABEL]),
+            Err(error) => {
+                let labels = [D::LABEL, error.kind().name()];
+                self.telemetry.count(&NOT_ISSUED, labels);
+            }
+        }
     }
 
     async fn make<D: Document>(

@@ -116,6 +116,7 @@ impl Kind for JwtKind {
         taint: "failed to taint JWT authority",
         revoke: "failed to revoke JWT authority",
     };
+    const LABEL: &'static str = "jwt_key";
 
     fn key_type(&self) -> KeyType {
         self.key_type

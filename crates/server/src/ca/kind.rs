@@ -23,6 +23,8 @@ pub(super) trait Kind: Send + Sync + 'static {
     const KEY_PREFIX: &'static str;
     /// For logs.
     const WHAT: &'static str;
+    /// For the telemetry.
+    const LABEL: &'static str;
     const FAILURES: Failures;
 
     fn key_type(&self) -> KeyType;

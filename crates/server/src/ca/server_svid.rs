@@ -16,6 +16,7 @@ use super::gate::IssuedX509;
 use super::grant::Grant;
 use super::{Ca, CaError};
 use crate::audit::{CallContext, Outcome};
+use crate::metrics::SERVER_SVID_RENEWAL;
 
 /// The current one, and where it is shown.
 #[derive(Debug)]
@@ -101,6 +102,13 @@ impl Ca {
         if !self.server_svid.is_due(now, &tainted) {
             return Ok(());
         }
+        let timer = self.telemetry.start(&SERVER_SVID_RENEWAL, []);
+        let renewed = self.renew_server_svid().await;
+        timer.end_with(&renewed);
+        renewed
+    }
+
+    async fn renew_server_svid(&self) -> Result<(), CaError> {
         let key_type = self.profile.server_key_type;
         // An RSA key takes long enough to make others wait.
         let key = tokio::task::spawn_blocking(move || KeyPair::generate(key_type)).await;

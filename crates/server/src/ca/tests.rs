@@ -46,9 +46,14 @@ impl Fixture {
             path: directory.path().join("db"),
         };
         let config = DatastoreConfig::new(kind);
-        let (datastore, _) = Datastore::open(config, trust_domain(), Arc::new(clock.clone()))
-            .await
-            .unwrap();
+        let (datastore, _) = Datastore::open(
+            config,
+            trust_domain(),
+            Arc::new(clock.clone()),
+            Telemetry::default(),
+        )
+        .await
+        .unwrap();
         Self {
             directory,
             clock,
@@ -70,6 +75,7 @@ impl Fixture {
         config: IssuanceConfig,
     ) -> Result<Ca, CaError> {
         let parts = CaParts {
+            telemetry: Telemetry::default(),
             keys,
             upstream: self.upstream.clone(),
             datastore: self.datastore.clone(),

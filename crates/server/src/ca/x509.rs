@@ -213,6 +213,7 @@ impl Kind for X509Kind {
         taint: "failed to taint X.509 authority",
         revoke: "failed to revoke X.509 authority",
     };
+    const LABEL: &'static str = "x509_ca";
 
     fn key_type(&self) -> KeyType {
         self.key_type

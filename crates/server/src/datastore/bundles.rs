@@ -1,5 +1,6 @@
 //! Writes of trust bundles, the own one and those of federated trust domains.
 
+use daemon::telemetry::CallError;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -79,6 +80,17 @@ pub enum BundleError {
     WouldPruneAllJwt,
     #[error(transparent)]
     Store(#[from] DatastoreError),
+}
+
+impl CallError for BundleError {
+    fn status(&self) -> &'static str {
+        match self {
+            Self::Store(error) => error.status(),
+            Self::NotFound | Self::NoX509Authority | Self::NoJwtAuthority => "NotFound",
+            Self::Exists => "AlreadyExists",
+            _ => "FailedPrecondition",
+        }
+    }
 }
 
 impl Datastore {

@@ -1,5 +1,6 @@
 //! Why a store can't be opened or a write was not made. Item-level refusals are the operations' own types.
 
+use daemon::telemetry::CallError;
 use spiffe::trust_domain::TrustDomain;
 
 use super::{AgentWriteError, BundleError, RelationshipError, TokenError};
@@ -54,6 +55,19 @@ pub struct SettingsError {
     pub at: String,
     pub because: String,
     pub hint: String,
+}
+
+impl CallError for DatastoreError {
+    fn status(&self) -> &'static str {
+        match self {
+            Self::Unavailable { .. } | Self::Locked { .. } | Self::InUse { .. } => "Unavailable",
+            Self::Full { .. } => "ResourceExhausted",
+            Self::ReadOnly { .. } => "FailedPrecondition",
+            Self::Refused { .. } => "InvalidArgument",
+            Self::Closed => "Canceled",
+            _ => "Internal",
+        }
+    }
 }
 
 /// A refusal or failure of a write, one of whose causes is the store itself.

@@ -4,6 +4,7 @@ use std::io::{BufRead as _, BufReader};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 
+use daemon::telemetry::Telemetry;
 use rusqlite::Connection;
 use spiffe::clock::SystemClock;
 
@@ -17,6 +18,7 @@ use crate::registry::{Condition, EntryFilter, Registry};
 
 fn settings(subject: &Subject) -> Settings {
     Settings {
+        telemetry: Telemetry::default(),
         trust_domain: td("example.org"),
         clock: Arc::new(subject.clock.clone()),
         max_staleness: DEFAULT_STALENESS,
@@ -162,9 +164,14 @@ async fn writer_to_be_killed() {
         return;
     };
     let config = DatastoreConfig::new(DatastoreKind::Sqlite { path: path.into() });
-    let (datastore, _) = Datastore::open(config, td("example.org"), Arc::new(SystemClock))
-        .await
-        .unwrap();
+    let (datastore, _) = Datastore::open(
+        config,
+        td("example.org"),
+        Arc::new(SystemClock),
+        Telemetry::default(),
+    )
+    .await
+    .unwrap();
     for n in 0.. {
         let made = create(
             &datastore,
@@ -355,7 +362,12 @@ async fn two_servers_on_one_file_are_refused() {
         let config = DatastoreConfig::new(DatastoreKind::Sqlite {
             path: subject.path().unwrap(),
         });
-        Datastore::open(config, td("example.org"), Arc::new(SystemClock))
+        Datastore::open(
+            config,
+            td("example.org"),
+            Arc::new(SystemClock),
+            Telemetry::default(),
+        )
     };
     let (first, _) = open().await.unwrap();
     let refused = open().await.unwrap_err();
@@ -375,7 +387,7 @@ async fn open_locked(subject: &Subject) -> (Datastore, Arc<Registry>) {
         path: subject.path().unwrap(),
     });
     let clock = Arc::new(subject.clock.clone());
-    Datastore::open(config, td("example.org"), clock)
+    Datastore::open(config, td("example.org"), clock, Telemetry::default())
         .await
         .unwrap()
 }

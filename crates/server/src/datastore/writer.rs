@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use daemon::telemetry::Telemetry;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
@@ -11,6 +12,7 @@ use super::database::{CatchUp, Database};
 use super::draft::Draft;
 use super::error::DatastoreError;
 use super::monitor::Monitor;
+use crate::metrics::{COMMIT, COMMIT_WRITES, RELOAD};
 use crate::registry::{Cursor, Registry};
 
 /// Operations that may wait. More callers than this wait for a place in the queue.
@@ -65,6 +67,7 @@ pub(super) struct Writer<B> {
     pub(super) closing: mpsc::Receiver<oneshot::Sender<()>>,
     pub(super) monitor: Monitor,
     pub(super) registry: Arc<Registry>,
+    pub(super) telemetry: Telemetry,
 }
 
 impl<B: Backend> Writer<B> {
@@ -145,7 +148,10 @@ impl<B: Backend> Writer<B> {
             weight += next.weight();
             group.push(next);
         }
+        self.telemetry.sample(&COMMIT_WRITES, group.len(), []);
+        let timer = self.telemetry.start(&COMMIT, []);
         let result = self.commit(&mut group).await;
+        timer.end_with(&result);
         if group.len() > 1 && result.as_ref().is_err_and(DatastoreError::is_about_content) {
             // One of them may be what the database refuses: the others shall not suffer for it.
             for work in group {
@@ -230,8 +236,10 @@ impl<B: Backend> Writer<B> {
             revision = self.registry.revision(),
             "this revision is not in the database's history, or too old: reloading the whole database"
         );
-        let state = self.database.load().await?;
-        self.registry.replace(state);
+        let timer = self.telemetry.start(&RELOAD, []);
+        let state = self.database.load().await;
+        timer.end_with(&state);
+        self.registry.replace(state?);
         Ok(())
     }
 }

@@ -83,11 +83,11 @@ fn admit(
             return;
         }
     };
-    let (uid, serving) = (peer.uid, serving.clone());
-    let serve = |slot| serve(stream, peer, slot, serving);
-    if !connections.spawn(Account::Uid(uid), Class::Local, serve)
-        && let Some(left_out) = log_limit.admit(&Some(uid))
-    {
+    let (uid, of_connection) = (peer.uid, serving.clone());
+    let serve = |slot| serve(stream, peer, slot, of_connection);
+    let admitted = connections.spawn(Account::Uid(uid), Class::Local, serve);
+    serving.count("admin", if admitted { "accepted" } else { "refused" });
+    if !admitted && let Some(left_out) = log_limit.admit(&Some(uid)) {
         tracing::warn!(
             most = MAX_CONNECTIONS,
             uid,

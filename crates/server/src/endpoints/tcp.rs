@@ -103,12 +103,14 @@ impl TcpEndpoint {
             };
             match accepted {
                 Ok((stream, address)) => {
-                    let (of_this_one, serving) = (Arc::clone(&peers), serving.clone());
-                    let serve = |slot| serve(stream, address, of_this_one, slot, serving);
+                    let (of_this_one, of_connection) = (Arc::clone(&peers), serving.clone());
+                    let serve = |slot| serve(stream, address, of_this_one, slot, of_connection);
                     let from = Account::Source(Source::of(address.ip()));
-                    if !connections.spawn(from, Class::Unauthenticated, serve)
-                        && let Some(left_out) = peers.may_log(address)
-                    {
+                    let admitted = connections.spawn(from, Class::Unauthenticated, serve);
+                    if !admitted {
+                        serving.count("mtls", "refused");
+                    }
+                    if !admitted && let Some(left_out) = peers.may_log(address) {
                         tracing::warn!(most, %address, left_out, "refusing a connection: too many");
                     }
                 }
@@ -160,6 +162,7 @@ async fn serve(
         accepted = Box::pin(accept(stream, address, &peers.tls)) => accepted,
     };
     let Some((stream, peer)) = accepted else {
+        serving.count("mtls", "handshake_failed");
         return;
     };
     let svid = peer.as_ref().map(PeerSvid::from);
@@ -183,6 +186,7 @@ async fn serve(
             authorizer.principal(svid)
         }
     };
+    serving.count("mtls", "accepted");
     let class = principal.class();
     let account = match principal.svid() {
         Some(svid) => Account::Identity(svid.id().clone(), class),

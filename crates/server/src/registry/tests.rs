@@ -6,6 +6,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use spiffe::clock::ManualClock;
 
 use super::*;
+use daemon::telemetry::Telemetry;
 
 const NOW: i64 = 1_700_000_000;
 
@@ -85,7 +86,7 @@ fn registry(entries: Vec<Entry>, agents: Vec<Object>) -> Registry {
     }
     let clock = ManualClock::new(UNIX_EPOCH + Duration::from_secs(NOW.unsigned_abs()));
     let bound = Duration::from_secs(300);
-    Registry::new(state, td(), Arc::new(clock), bound)
+    Registry::new(state, td(), Arc::new(clock), bound, Telemetry::default())
 }
 
 /// The authorized entries' names, in order; each asked for alone as well.

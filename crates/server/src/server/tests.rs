@@ -1,8 +1,11 @@
 //! The server as a whole: its end when a part of it fails, and several servers on one database. The latter need
 //! `PLASTRON_TEST_POSTGRES_URL`; without it they are ignored, and fail when they are run all the same.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use daemon::telemetry::Telemetry;
+use daemon::telemetry::totals::Totals;
 use proto::plastron::server::v1::WatchRequest;
 use proto::plastron::server::v1::watch_client::WatchClient;
 use proto::spire::api::server::agent::v1::BanAgentRequest;
@@ -14,6 +17,11 @@ use proto::spire::api::server::svid::v1::{BatchNewX509svidRequest, NewX509svidPa
 use proto::spire::api::types::permission_denied_details::Reason;
 use spiffe::key::{KeyPair, KeyType};
 
+use crate::metrics::{
+    AGENTS, AUTHORITY_ACTIVATED, AUTHORITY_EXPIRES, AUTHORITY_PREPARED, BUNDLES, COMMIT,
+    COMMIT_WRITES, CONNECTIONS, ISSUED, RATE_LIMIT, RPC, SERVER_SVID_RENEWAL, STARTED, WATCHERS,
+    WATCHERS_WOKEN,
+};
 use crate::registry::Condition;
 use crate::testing::proxy::Mode;
 use crate::testing::{TestServer, csr, entry, postgres, proxied_postgres, reason, wire_id};
@@ -42,6 +50,74 @@ async fn pair(case: &str) -> Option<(TestServer, TestServer)> {
             .unwrap();
     }
     Some((one, two))
+}
+
+#[tokio::test]
+async fn every_component_measures_what_it_does() {
+    let totals = Arc::new(Totals::default());
+    let telemetry = Telemetry::new(Arc::<Totals>::clone(&totals));
+    let server = TestServer::start_in(
+        |config| config.rate_limits.signing = true,
+        |environment| environment.telemetry = telemetry,
+    )
+    .await;
+    let node = server.agent().await;
+    let mut client = WatchClient::new(server.remote(Some(&node)).await);
+    let request = WatchRequest::default();
+    let mut stream = client.watch(request).await.unwrap().into_inner();
+    stream.message().await.unwrap().unwrap();
+    server.workload(&node, "/web").await;
+    stream.message().await.unwrap().unwrap();
+    let used = server.token().await;
+    server.attest(&used).await.unwrap();
+    assert!(server.attest(&used).await.is_err());
+
+    let calls = |metric, labels: &[&str], status| totals.calls(metric, labels, status);
+    let own = [env!("CARGO_PKG_VERSION"), "example.org"];
+    assert_eq!(totals.gauge(STARTED.metric(), &own), Some(1.0));
+    // The endpoints and the boundary; a conversation counts by its end.
+    assert!(totals.count(CONNECTIONS.metric(), &["mtls", "accepted"]) >= 2);
+    assert!(totals.count(CONNECTIONS.metric(), &["admin", "accepted"]) >= 1);
+    let attest = ["agent.v1.Agent", "AttestAgent"];
+    assert_eq!(calls(RPC.metric(), &attest, "OK"), 2);
+    assert_eq!(calls(RPC.metric(), &attest, "InvalidArgument"), 1);
+    let sign = ["svid.v1.SVID", "BatchNewX509SVID"];
+    assert_eq!(calls(RPC.metric(), &sign, "OK"), 1);
+    let signing = ["x509_signing"];
+    assert_eq!(calls(RATE_LIMIT.metric(), &signing, "OK"), 1);
+    // The datastore and the registry.
+    assert!(calls(COMMIT.metric(), &[], "OK") >= 3);
+    assert!(totals.sum(COMMIT_WRITES.metric(), &[]) >= 3.0);
+    assert_eq!(totals.gauge(AGENTS.metric(), &[]), Some(2.0));
+    assert_eq!(totals.gauge(BUNDLES.metric(), &[]), Some(1.0));
+    // The authorities and the gate: agents, the workload, the server.
+    for authority in ["x509_ca", "jwt_key"] {
+        let authority = [authority];
+        assert_eq!(calls(AUTHORITY_PREPARED.metric(), &authority, "OK"), 1);
+        assert_eq!(totals.count(AUTHORITY_ACTIVATED.metric(), &authority), 1);
+        assert!(totals.gauge(AUTHORITY_EXPIRES.metric(), &authority) > Some(1.0));
+    }
+    assert_eq!(calls(SERVER_SVID_RENEWAL.metric(), &[], "OK"), 1);
+    assert_eq!(totals.count(ISSUED.metric(), &["x509_svid"]), 4);
+    // The stream of changes.
+    assert_eq!(totals.gauge(WATCHERS.metric(), &[]), Some(1.0));
+    assert!(totals.sum(WATCHERS_WOKEN.metric(), &[]) >= 1.0);
+}
+
+#[tokio::test]
+async fn a_method_that_a_peer_made_up_is_no_label() {
+    let totals = Arc::new(Totals::default());
+    let telemetry = Telemetry::new(Arc::<Totals>::clone(&totals));
+    let server =
+        TestServer::start_in(|_| {}, |environment| environment.telemetry = telemetry).await;
+    let mut client = tonic::client::Grpc::new(server.local().await);
+    client.ready().await.unwrap();
+    let path = "/made.up.Service/Method".parse().unwrap();
+    let codec = tonic_prost::ProstCodec::<(), ()>::default();
+    let request = tonic::Request::new(());
+    client.unary(request, path, codec).await.unwrap_err();
+    let unknown = ["unknown", "unknown"];
+    assert_eq!(totals.calls(RPC.metric(), &unknown, "Unimplemented"), 1);
 }
 
 #[tokio::test]

@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, UNIX_EPOCH};
 
 use daemon::tasks::Shutdown;
+use daemon::telemetry::Telemetry;
 use spiffe::clock::Clock;
 use spiffe::entry::Entry;
 use spiffe::id::SpiffeId;
@@ -19,6 +20,7 @@ use spiffe::trust_domain::TrustDomain;
 
 use super::affected::{Affected, Ancestors, Touched};
 use super::subscription::{Pending, Subscription, Subscriptions};
+use crate::metrics::{WATCHERS, WATCHERS_WOKEN};
 use crate::registry::{Change, Cursor, Kind, Object, Registry, Snapshot};
 
 /// The clock may be set: the next expiry is looked for at least this often.
@@ -29,6 +31,7 @@ const LONGEST_SLEEP: Duration = Duration::from_secs(60);
 pub(crate) struct Notifier {
     registry: Arc<Registry>,
     clock: Arc<dyn Clock>,
+    telemetry: Telemetry,
     server: SpiffeId,
     state: Mutex<NotifierState>,
 }
@@ -62,12 +65,20 @@ impl Membership {
 
 impl Drop for Membership {
     fn drop(&mut self) {
-        self.notifier.lock().subscriptions.remove(self.number);
+        let mut state = self.notifier.lock();
+        state.subscriptions.remove(self.number);
+        let left = state.subscriptions.len();
+        drop(state);
+        self.notifier.telemetry.set_number(&WATCHERS, left, []);
     }
 }
 
 impl Notifier {
-    pub(crate) fn new(registry: Arc<Registry>, clock: Arc<dyn Clock>) -> Self {
+    pub(crate) fn new(
+        registry: Arc<Registry>,
+        clock: Arc<dyn Clock>,
+        telemetry: Telemetry,
+    ) -> Self {
         let server = SpiffeId::server(registry.trust_domain());
         let (cursor, expired_through) = {
             let snapshot = registry.snapshot();
@@ -76,6 +87,7 @@ impl Notifier {
         Self {
             registry,
             clock,
+            telemetry,
             server,
             state: Mutex::new(NotifierState {
                 subscriptions: Subscriptions::default(),
@@ -92,8 +104,12 @@ impl Notifier {
         let selectors = snapshot
             .agent(&agent)
             .map_or_else(SelectorSet::default, |agent| agent.selectors.clone());
-        let (number, subscription) = self.lock().subscriptions.add(agent, selectors);
+        let mut state = self.lock();
+        let (number, subscription) = state.subscriptions.add(agent, selectors);
+        let watchers = state.subscriptions.len();
+        drop(state);
         drop(snapshot);
+        self.telemetry.set_number(&WATCHERS, watchers, []);
         Membership {
             notifier: Arc::clone(self),
             number,
@@ -162,6 +178,9 @@ impl Notifier {
         // Watchers take the registry's lock when they wake: it is free by then.
         drop(state);
         drop(snapshot);
+        if !woken.0.is_empty() {
+            self.telemetry.sample(&WATCHERS_WOKEN, woken.0.len(), []);
+        }
         for subscription in woken.0.into_values() {
             subscription.seal(cursor);
         }

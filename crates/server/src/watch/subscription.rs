@@ -162,6 +162,10 @@ struct Member {
 }
 
 impl Subscriptions {
+    pub(super) fn len(&self) -> usize {
+        self.all.len()
+    }
+
     /// Adds a subscription of `agent`, whose node has these selectors, and returns it with its number.
     pub(super) fn add(
         &mut self,

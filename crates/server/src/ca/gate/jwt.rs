@@ -27,6 +27,7 @@ impl Document for JwtDocument {
     type Signed = Secret<String>;
     type Issued = IssuedJwt;
     const NAME: &'static str = "a JWT-SVID";
+    const LABEL: &'static str = "jwt_svid";
 
     fn allowed_by(kind: GrantKind) -> bool {
         match kind {

@@ -29,6 +29,7 @@ impl Document for X509Document {
     type Signed = Vec<u8>;
     type Issued = IssuedX509;
     const NAME: &'static str = "an X509-SVID";
+    const LABEL: &'static str = "x509_svid";
 
     fn allowed_by(kind: GrantKind) -> bool {
         match kind {
@@ -144,6 +145,7 @@ impl Document for DownstreamCaDocument {
     type Signed = Vec<u8>;
     type Issued = IssuedX509;
     const NAME: &'static str = "a CA certificate";
+    const LABEL: &'static str = "x509_ca_svid";
 
     fn allowed_by(kind: GrantKind) -> bool {
         match kind {

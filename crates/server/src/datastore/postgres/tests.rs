@@ -127,9 +127,14 @@ fn is_away(condition: &Condition) -> bool {
 }
 
 async fn open_at(config: DatastoreConfig) -> (Datastore, Arc<Registry>) {
-    Datastore::open(config, td("example.org"), Arc::new(SystemClock))
-        .await
-        .unwrap()
+    Datastore::open(
+        config,
+        td("example.org"),
+        Arc::new(SystemClock),
+        daemon::telemetry::Telemetry::default(),
+    )
+    .await
+    .unwrap()
 }
 
 async fn write(datastore: &Datastore, path: &str) -> Result<(), DatastoreError> {
@@ -378,9 +383,14 @@ async fn a_socket_and_a_password_file_lead_to_the_database() {
 
 async fn open(url: &str) -> Result<(), DatastoreError> {
     let config = DatastoreConfig::new(DatastoreKind::Postgres(PostgresConfig::new(url)));
-    Datastore::open(config, td("example.org"), Arc::new(SystemClock))
-        .await
-        .map(|_| ())
+    Datastore::open(
+        config,
+        td("example.org"),
+        Arc::new(SystemClock),
+        daemon::telemetry::Telemetry::default(),
+    )
+    .await
+    .map(|_| ())
 }
 
 #[tokio::test]
