@@ -12,7 +12,6 @@ use super::command::Program;
 use super::context::{Context, Frontend};
 use super::error::CliError;
 use super::flag::{Flag, FlagSpec};
-use super::native::error_report::API_VERSION;
 use super::output::{self, Output};
 use crate::logging::{Log, LogConfig, LogFormat, parse_level};
 
@@ -259,7 +258,7 @@ pub(super) fn verdict(
     let name = context.program.word();
     match outcome {
         Ok(()) if context.frontend == Frontend::Native => Ok(Output {
-            replies: vec![serde_json::json!({"apiVersion": API_VERSION, "valid": true})],
+            replies: vec![serde_json::json!({"valid": true})],
             ..Output::text(format!("the configuration of the {name} is valid"))
         }),
         Ok(()) => Ok(Output::text(format!(

@@ -61,6 +61,8 @@ pub(crate) struct FailedItem {
     pub(crate) object: String,
     pub(crate) code: tonic::Code,
     pub(crate) message: String,
+    /// What SPIRE writes about it before its line; may be empty.
+    pub(crate) paragraph: String,
 }
 
 impl CliError {

@@ -2,6 +2,8 @@
 
 pub(crate) mod command_line;
 pub(crate) mod error_report;
+pub(crate) mod print;
+mod spire_peers;
 pub(crate) mod usage;
 mod values;
 
@@ -35,7 +37,7 @@ pub(super) fn run(commands: &[Command], argv: &[OsString]) -> u8 {
         .map(|socket| Context::new(Frontend::Native, command, format, socket))
         .and_then(|context| {
             let output = on_runtime(finished(command, &context, args))?;
-            output::print(output, Frontend::Native, format)
+            print::print(output, format)
         });
     match outcome {
         Ok(()) => 0,

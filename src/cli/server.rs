@@ -12,6 +12,8 @@ mod entry_check;
 pub(super) mod entry_create;
 mod entry_data;
 mod entry_delete;
+pub(super) mod entry_list;
+mod entry_match;
 mod entry_show;
 mod entry_update;
 mod jwt_mint;
@@ -38,6 +40,7 @@ pub(super) const COMMANDS: &[Command] = &[
     entry_show::COUNT_COMMAND,
     entry_create::COMMAND,
     entry_delete::COMMAND,
+    entry_match::COMMAND,
     entry_show::COMMAND,
     entry_update::COMMAND,
     jwt_mint::COMMAND,

@@ -2,6 +2,8 @@
 //! 1 any failure, 127 no such command).
 
 pub(crate) mod go_flags;
+mod go_syntax;
+pub(crate) mod print;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -41,7 +43,7 @@ pub(super) fn run(commands: &[Command], program: Program, argv: &[OsString]) -> 
         }
         Call::Run(command, context, args) => {
             let outcome = on_runtime((command.run)(context.clone(), args))
-                .and_then(|output| output::print(output, Frontend::Spire, context.format));
+                .and_then(|output| print::print(output, context.format));
             match outcome {
                 Ok(()) => 0,
                 Err(error) => fail(command, &context.explained(error)),

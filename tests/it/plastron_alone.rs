@@ -7,5 +7,6 @@ mod fault_corpus;
 mod freshness;
 mod malformed;
 mod offline;
+mod other_node;
 mod signals;
 mod start_failures;

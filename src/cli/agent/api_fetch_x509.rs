@@ -11,7 +11,7 @@ use crate::cli::command::{Command, Endpoint, Kind, Prints, Program};
 use crate::cli::context::{Context, Frontend};
 use crate::cli::error::CliError;
 use crate::cli::flag::{Flag, FlagSpec};
-use crate::cli::native::error_report;
+use crate::cli::native::{self, error_report};
 use crate::cli::output::{self, Output};
 use crate::cli::pem;
 
@@ -164,7 +164,7 @@ async fn follow(context: &Context, pause: &mut Duration) -> Result<(), CliError>
         let update = read(context, &response)?;
         if context.prints_data() {
             let reply = Output::default().reply("X509SVIDResponse", &response)?;
-            output::print(reply, context.frontend, context.format)?;
+            native::print::print(reply, context.format)?;
         } else {
             output::write_out(&text(&update, since(context, last)))?;
         }

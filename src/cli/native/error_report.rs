@@ -6,8 +6,9 @@ use serde_json::{Value, json};
 use tonic::Code as Status;
 use tonic_types::StatusExt;
 
+use super::spire_peers;
 use super::usage::usage;
-use crate::cli::command::{Command, Endpoint, Object};
+use crate::cli::command::Command;
 use crate::cli::context::Format;
 use crate::cli::error::{Batch, CliError};
 
@@ -61,7 +62,7 @@ fn fault(error: &CliError, command: &Command) -> Fault {
         CliError::Status { context, status } => {
             let given = given_code(status);
             let code = given.as_ref().map_or_else(
-                || code(status.code(), status.message(), command),
+                || spire_peers::code(status.code(), status.message(), command),
                 |(code, _hint)| *code,
             );
             let fault = match context.as_str() {
@@ -112,7 +113,7 @@ fn of_batch(batch: &Batch, command: &Command) -> Faults {
         .items
         .iter()
         .map(|item| {
-            let code = code(item.code, &item.message, command);
+            let code = spire_peers::code(item.code, &item.message, command);
             hinted(
                 Fault::new(code, sentence(item.code, &item.message)).at(&item.object),
                 command,
@@ -148,42 +149,6 @@ fn given_code(status: &tonic::Status) -> Option<(Code, Option<String>)> {
     Some((Code::parse(&info.reason)?, hint.cloned()))
 }
 
-/// The code for a refusal of the peer; what kind of object it is about follows from the command.
-fn code(status: Status, message: &str, command: &Command) -> Code {
-    let object = command.object;
-    if message.contains("find federated bundle") {
-        return Code::UnknownFederatedTrustDomain;
-    }
-    match status {
-        Status::NotFound => match object {
-            Object::Entry => Code::EntryNotFound,
-            Object::Agent => Code::AgentNotFound,
-            Object::Bundle => Code::BundleNotFound,
-            Object::Other => Code::NotFound,
-        },
-        Status::PermissionDenied if message.starts_with("no identity issued") => {
-            Code::NoIdentityIssued
-        }
-        Status::PermissionDenied | Status::Unauthenticated => Code::PermissionDenied,
-        Status::AlreadyExists if message.contains("similar entry") => Code::SimilarEntry,
-        Status::AlreadyExists if object == Object::Entry => Code::EntryIdTaken,
-        _ if message.contains("cannot delete bundle; federated with") => Code::BundleInUse,
-        Status::AlreadyExists | Status::FailedPrecondition | Status::Aborted => Code::AlreadyExists,
-        Status::DeadlineExceeded => Code::TimedOut,
-        Status::Unavailable => match command.endpoint() {
-            Some(Endpoint::Workload) => Code::AgentNotReady,
-            _ => Code::ConnectionLost,
-        },
-        Status::ResourceExhausted => Code::TooManyRequests,
-        Status::Unimplemented => Code::NotOfferedByPeer,
-        Status::InvalidArgument | Status::OutOfRange => match object {
-            Object::Entry => Code::InvalidEntry,
-            _ => Code::InvalidArgument,
-        },
-        _ => Code::Internal,
-    }
-}
-
 /// Adds what to do about it, where there is something to type.
 fn hinted(fault: Fault, command: &Command) -> Fault {
     let hint = match fault.code {
@@ -215,7 +180,7 @@ fn hinted(fault: Fault, command: &Command) -> Fault {
 
 #[cfg(test)]
 mod tests {
-    use super::{code, report};
+    use super::report;
     use crate::cli::command::Command;
     use crate::cli::context::Format;
     use crate::cli::error::{Batch, CliError, FailedItem};
@@ -231,78 +196,12 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_has_the_code_of_the_object_that_the_command_is_about() {
-        let entry = command(&["server", "entry", "show"]);
-        let agent = command(&["server", "agent", "show"]);
-        let fetch = command(&["agent", "api", "fetch", "x509"]);
-        let logger = command(&["server", "logger", "get"]);
-        for (command, status, message, expected) in [
-            (
-                &entry,
-                Status::NotFound,
-                "entry not found",
-                Code::EntryNotFound,
-            ),
-            (
-                &agent,
-                Status::NotFound,
-                "agent not found",
-                Code::AgentNotFound,
-            ),
-            (&logger, Status::NotFound, "", Code::NotFound),
-            (
-                &entry,
-                Status::AlreadyExists,
-                "similar entry already exists",
-                Code::SimilarEntry,
-            ),
-            (
-                &entry,
-                Status::AlreadyExists,
-                "an entry with ID \"a\" already exists",
-                Code::EntryIdTaken,
-            ),
-            (
-                &entry,
-                Status::Internal,
-                "unable to find federated bundle \"a\"",
-                Code::UnknownFederatedTrustDomain,
-            ),
-            (&entry, Status::InvalidArgument, "bad", Code::InvalidEntry),
-            (
-                &agent,
-                Status::InvalidArgument,
-                "bad",
-                Code::InvalidArgument,
-            ),
-            (&agent, Status::PermissionDenied, "", Code::PermissionDenied),
-            (
-                &fetch,
-                Status::PermissionDenied,
-                "no identity issued",
-                Code::NoIdentityIssued,
-            ),
-            (&fetch, Status::Unavailable, "", Code::AgentNotReady),
-            (&entry, Status::Unavailable, "", Code::ConnectionLost),
-            (&entry, Status::DeadlineExceeded, "", Code::TimedOut),
-            (&entry, Status::ResourceExhausted, "", Code::TooManyRequests),
-            (&entry, Status::Unimplemented, "", Code::NotOfferedByPeer),
-            (&entry, Status::DataLoss, "", Code::Internal),
-        ] {
-            assert_eq!(
-                code(status, message, command),
-                expected,
-                "{status:?} {message}"
-            );
-        }
-    }
-
-    #[test]
     fn each_failed_item_of_a_batch_is_a_fault_of_its_own() {
         let item = |code, object: &str| FailedItem {
             object: object.to_owned(),
             code,
             message: String::new(),
+            paragraph: String::new(),
         };
         let error = CliError::Batch(Box::new(Batch {
             text: "failed".to_owned(),

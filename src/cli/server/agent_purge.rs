@@ -146,6 +146,7 @@ fn outcome(expired: &[Expired], dry_run: bool) -> Output {
                 object: node.id.clone(),
                 code: status.code(),
                 message: status.message().to_owned(),
+                paragraph: String::new(),
             }),
             _ => None,
         })

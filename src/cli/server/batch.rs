@@ -2,9 +2,8 @@
 
 use proto::spire::api::types::{Entry, Status};
 
-use crate::cli::context::{Context, Frontend};
 use crate::cli::error::{Batch, FailedItem};
-use crate::cli::{ids, output};
+use crate::cli::ids;
 
 /// The items of a reply by outcome, in their order.
 pub(super) struct Split<'r, T> {
@@ -42,16 +41,10 @@ pub(super) fn paragraph(opening: &str, status: Option<&Status>, about: &str) -> 
     format!("{opening} (code: {code}, msg: {message:?}){about}")
 }
 
-/// The failure that the failed items amount to; `None` when none failed. A shim says its paragraphs at once, unless
-/// the reply itself is printed as data.
-pub(super) fn failure(context: &Context, text: &str, failed: Vec<Refused<'_>>) -> Option<Batch> {
+/// The failure that the failed items amount to; `None` when none failed.
+pub(super) fn failure(text: &str, failed: Vec<Refused<'_>>) -> Option<Batch> {
     if failed.is_empty() {
         return None;
-    }
-    if context.frontend == Frontend::Spire && !context.prints_data() {
-        for item in &failed {
-            output::say(&item.paragraph);
-        }
     }
     let items = failed
         .into_iter()
@@ -63,6 +56,7 @@ pub(super) fn failure(context: &Context, text: &str, failed: Vec<Refused<'_>>) -
             message: item
                 .status
                 .map_or_else(String::new, |status| status.message.clone()),
+            paragraph: item.paragraph,
         })
         .collect();
     Some(Batch {
@@ -72,11 +66,7 @@ pub(super) fn failure(context: &Context, text: &str, failed: Vec<Refused<'_>>) -
 }
 
 /// A failed item of `entry create` and `entry update`, where SPIRE shows the whole entry.
-pub(super) fn refused_entry<'r>(
-    verb: &str,
-    status: Option<&'r Status>,
-    entry: Option<&Entry>,
-) -> Refused<'r> {
+fn refused_entry<'r>(verb: &str, status: Option<&'r Status>, entry: Option<&Entry>) -> Refused<'r> {
     let shown = entry.map(super::entry::text).unwrap_or_default();
     let about = format!(":\n{}", shown.strip_suffix('\n').unwrap_or(&shown));
     Refused {
@@ -95,4 +85,31 @@ pub(super) fn refused_entry<'r>(
         ),
         status,
     }
+}
+
+/// The reply of `entry create` or `entry update`, item by item.
+pub(super) struct EntryResult {
+    pub(super) status: Option<Status>,
+    pub(super) entry: Option<Entry>,
+}
+
+/// What became of the entries of a batch: those that the server took, and the failure that the others amount to. A failed
+/// item carries no entry: what was asked for is shown.
+pub(super) fn entries(
+    verb: &str,
+    results: &[EntryResult],
+    asked: &[Entry],
+) -> (Vec<Entry>, Option<Batch>) {
+    let mut done = Vec::new();
+    let mut refused = Vec::new();
+    for (result, asked) in results.iter().zip(asked) {
+        if succeeded(result.status.as_ref()) {
+            done.extend(result.entry.clone());
+        } else {
+            refused.push(refused_entry(verb, result.status.as_ref(), Some(asked)));
+        }
+    }
+    let text = format!("failed to {verb} one or more entries");
+    let failure = failure(&text, refused);
+    (done, failure)
 }

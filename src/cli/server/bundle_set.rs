@@ -185,6 +185,7 @@ fn failed(text: &str, id: &str, status: Option<&Status>) -> Option<Batch> {
                 tonic::Code::from_i32(status.code)
             }),
             message: status.map_or_else(String::new, |status| status.message.clone()),
+            paragraph: String::new(),
         }],
     })
 }

@@ -178,16 +178,21 @@ pub(super) fn text(entry: &Entry) -> String {
     lines.concat()
 }
 
+/// The entry's selectors as they are typed.
+pub(super) fn selector_texts(entry: &Entry) -> Vec<String> {
+    entry
+        .selectors
+        .iter()
+        .map(|selector| format!("{}:{}", selector.r#type, selector.value))
+        .collect()
+}
+
 /// The native table of entries.
 pub(super) fn table<'e>(entries: impl IntoIterator<Item = &'e Entry>) -> Table {
     let rows = entries
         .into_iter()
         .map(|entry| {
-            let selectors: Vec<String> = entry
-                .selectors
-                .iter()
-                .map(|s| format!("{}:{}", s.r#type, s.value))
-                .collect();
+            let selectors = selector_texts(entry);
             vec![
                 entry.id.clone(),
                 ids::text(entry.spiffe_id.as_ref()),

@@ -6,20 +6,21 @@ use config::closest;
 use config::fault::{Code, Fault, Faults};
 use proto::spire::api::server::agent::v1::GetAgentRequest;
 use proto::spire::api::server::agent::v1::agent_client::AgentClient;
-use proto::spire::api::server::entry::v1::entry_client::EntryClient;
-use proto::spire::api::server::entry::v1::{ListEntriesRequest, list_entries_request};
+use proto::spire::api::server::entry::v1::list_entries_request::Filter;
 use proto::spire::api::server::localauthority::v1::GetX509AuthorityStateRequest;
 use proto::spire::api::server::localauthority::v1::local_authority_client::LocalAuthorityClient;
-use proto::spire::api::types::{AgentMask, Entry, EntryMask, Selector, Spiffeid};
+use proto::spire::api::types::{AgentMask, Entry, Selector, Spiffeid};
 use spiffe::clock::unix_seconds;
 use tonic::transport::Channel;
 
-use super::agent_list;
+use super::entry_list::{Part, matching};
+use super::{agent_list, entry};
 use crate::cli::args::Args;
 use crate::cli::context::{Context, Frontend};
-use crate::cli::error::CliError;
+use crate::cli::error::{Batch, CliError};
 use crate::cli::flag::Flag;
-use crate::cli::{ids, output, timefmt};
+use crate::cli::output::{self, Output};
+use crate::cli::{ids, timefmt};
 
 pub(super) const ALLOW_UNKNOWN: Flag<bool> = Flag::switch(
     "allowUnknown",
@@ -127,9 +128,30 @@ pub(super) async fn refuse(
     }
 }
 
-/// On the shim the same is said on standard error once the server took the entries. What cannot be found out is not
+/// The output of `entry create` and `entry update`, and what is likely a slip in the entries that the server took.
+pub(super) async fn written(
+    context: &Context,
+    channel: &Channel,
+    mut output: Output,
+    entries: Vec<Entry>,
+    failure: Option<Batch>,
+) -> Output {
+    output.text = entries.iter().map(entry::text).collect();
+    output.table = Some(entry::table(&entries));
+    output.partial_failure = failure;
+    if output.partial_failure.is_some() {
+        return output;
+    }
+    warn(context, channel, &entries).await;
+    match lifetime_note(context, channel, &entries).await {
+        Some(note) => output.note(note),
+        None => output,
+    }
+}
+
+/// On SPIRE's command line the same is said on standard error once the server took the entries. What cannot be found out is not
 /// warned of.
-pub(super) async fn warn(context: &Context, channel: &Channel, entries: &[Entry]) {
+async fn warn(context: &Context, channel: &Channel, entries: &[Entry]) {
     if context.frontend == Frontend::Native {
         return;
     }
@@ -142,11 +164,7 @@ pub(super) async fn warn(context: &Context, channel: &Channel, entries: &[Entry]
 }
 
 /// Notes on lifetimes longer than what is left of the authority: an SVID never outlives what signed it.
-pub(super) async fn lifetime_note(
-    context: &Context,
-    channel: &Channel,
-    entries: &[Entry],
-) -> Option<String> {
+async fn lifetime_note(context: &Context, channel: &Channel, entries: &[Entry]) -> Option<String> {
     let longest = entries.iter().map(|entry| entry.x509_svid_ttl).max()?;
     if context.frontend == Frontend::Spire || longest == 0 {
         return None;
@@ -278,20 +296,12 @@ async fn parent_faults(channel: &Channel, entries: &[Entry]) -> Result<Vec<Fault
 /// Whether an attested node or the SPIFFE ID of an entry is the parent. What the server finds wrong with the ID itself
 /// is for it to say when it gets the entry.
 async fn exists(channel: &Channel, parent: &Spiffeid) -> Result<bool, CliError> {
-    let request = ListEntriesRequest {
-        filter: Some(list_entries_request::Filter {
-            by_spiffe_id: Some(parent.clone()),
-            ..Default::default()
-        }),
-        output_mask: Some(EntryMask::default()),
-        page_size: 1,
-        page_token: String::new(),
+    let filter = Filter {
+        by_spiffe_id: Some(parent.clone()),
+        ..Filter::default()
     };
-    match EntryClient::new(channel.clone())
-        .list_entries(request)
-        .await
-    {
-        Ok(reply) if !reply.get_ref().entries.is_empty() => return Ok(true),
+    match matching(channel, filter, Part::ID).await {
+        Ok(entries) if !entries.is_empty() => return Ok(true),
         Ok(_none) => {}
         Err(status) if status.code() == tonic::Code::InvalidArgument => return Ok(true),
         Err(status) => return Err(CliError::status("cannot look for the parent", status)),
@@ -362,25 +372,11 @@ const MAX_SUGGESTED: usize = 20;
 /// `token generate --spiffe-id` makes. It survives a new token, which the node's own ID does not.
 pub(super) async fn alias(channel: &Channel, node: Option<&Spiffeid>) -> Option<Spiffeid> {
     let token = node?.path.strip_prefix("/spire/agent/join_token/")?;
-    let request = ListEntriesRequest {
-        filter: Some(list_entries_request::Filter {
-            by_parent_id: node.cloned(),
-            ..Default::default()
-        }),
-        output_mask: Some(EntryMask {
-            spiffe_id: true,
-            selectors: true,
-            ..EntryMask::default()
-        }),
-        page_size: 100,
-        page_token: String::new(),
+    let filter = Filter {
+        by_parent_id: node.cloned(),
+        ..Filter::default()
     };
-    let entries = EntryClient::new(channel.clone())
-        .list_entries(request)
-        .await
-        .ok()?
-        .into_inner()
-        .entries;
+    let entries = matching(channel, filter, Part::SELECTORS).await.ok()?;
     let is_alias = |entry: &&Entry| match entry.selectors.as_slice() {
         [selector] => selector.r#type == "spiffe_id" && selector.value.ends_with(token),
         _ => false,

@@ -2,14 +2,14 @@
 
 use proto::spire::api::server::agent::v1::agent_client::AgentClient;
 use proto::spire::api::server::agent::v1::{ListAgentsRequest, list_agents_request};
+use proto::spire::api::server::entry::v1::BatchCreateEntryRequest;
 use proto::spire::api::server::entry::v1::entry_client::EntryClient;
-use proto::spire::api::server::entry::v1::{BatchCreateEntryRequest, BatchCreateEntryResponse};
 use proto::spire::api::types::{AgentMask, Entry, Spiffeid};
 use tonic::transport::Channel;
 
 use super::entry::{
     ADMIN, DATA, DNS, DOWNSTREAM, ENTRY_ID, EXPIRY, HINT, JTI, JWT_TTL, NO_PREFETCH, PARENT_ID,
-    SPIFFE_ID, STORE_SVID, X509_TTL, check_ttls, from_args, table, text,
+    SPIFFE_ID, STORE_SVID, X509_TTL, check_ttls, from_args,
 };
 use super::{batch, entry_check, entry_data};
 use crate::cli::args::Args;
@@ -104,29 +104,29 @@ async fn run(context: Context, args: Args) -> Result<Output, CliError> {
         .await
         .map_err(|status| CliError::status("", status))?
         .into_inner();
-    for (result, entry) in reply.results.iter_mut().zip(entries) {
-        // A failed item carries no entry: show what was asked for.
-        if !batch::succeeded(result.status.as_ref()) {
-            result.entry = Some(entry);
-        }
-    }
-    let mut output = outcome(&context, &reply)?;
-    if output.partial_failure.is_none() {
-        entry_check::warn(&context, &channel, &created(&reply)).await;
-        if let Some(note) = entry_check::lifetime_note(&context, &channel, &created(&reply)).await {
-            output = output.note(note);
-        }
-    }
-    Ok(output)
-}
-
-fn created(reply: &BatchCreateEntryResponse) -> Vec<Entry> {
-    reply
+    let results: Vec<_> = reply
         .results
         .iter()
-        .filter(|result| batch::succeeded(result.status.as_ref()))
-        .filter_map(|result| result.entry.clone())
-        .collect()
+        .map(|result| batch::EntryResult {
+            status: result.status.clone(),
+            entry: result.entry.clone(),
+        })
+        .collect();
+    for (result, entry) in reply.results.iter_mut().zip(&entries) {
+        if !batch::succeeded(result.status.as_ref()) {
+            result.entry = Some(entry.clone());
+        }
+    }
+    let (made, failure) = batch::entries("create", &results, &entries);
+    let output =
+        Output::default().reply("spire.api.server.entry.v1.BatchCreateEntryResponse", &reply)?;
+    let note = if failure.is_none() {
+        what_next(&made)
+    } else {
+        None
+    };
+    let output = entry_check::written(&context, &channel, output, made, failure).await;
+    Ok(note.into_iter().fold(output, Output::note))
 }
 
 /// Checks the flags as SPIRE does, before anything is sent.
@@ -213,38 +213,23 @@ fn needs_discovery(entry: &Entry) -> bool {
     })
 }
 
-fn outcome(context: &Context, reply: &BatchCreateEntryResponse) -> Result<Output, CliError> {
-    let split = batch::split(&reply.results, |result| result.status.as_ref());
-    let made = created(reply);
-    let refused = split
-        .failed
-        .iter()
-        .map(|result| batch::refused_entry("create", result.status.as_ref(), result.entry.as_ref()))
-        .collect();
-    let mut output = Output::text(made.iter().map(text).collect::<String>())
-        .reply("spire.api.server.entry.v1.BatchCreateEntryResponse", reply)?;
-    output.table = Some(table(&made));
-    output.partial_failure =
-        batch::failure(context, "failed to create one or more entries", refused);
+/// What the operator can do with the first entry now, if it is one of a node.
+fn what_next(made: &[Entry]) -> Option<String> {
     let on_a_node = |entry: &&Entry| {
         entry
             .parent_id
             .as_ref()
             .is_some_and(|parent| parent.path.starts_with("/spire/agent/"))
     };
-    if output.partial_failure.is_none()
-        && let Some(entry) = made.first().filter(on_a_node)
-    {
-        let id = ids::text(entry.spiffe_id.as_ref());
-        output = output.note(if needs_discovery(entry) {
-            format!(
-                "created; the agent gives {id} to a matching process if its unix attestor has discover_workload_path = true"
-            )
-        } else {
-            format!(
-                "created; a matching process on the node can fetch {id} now: plastron agent api fetch x509"
-            )
-        });
-    }
-    Ok(output)
+    let entry = made.first().filter(on_a_node)?;
+    let id = ids::text(entry.spiffe_id.as_ref());
+    Some(if needs_discovery(entry) {
+        format!(
+            "created; the agent gives {id} to a matching process if its unix attestor has discover_workload_path = true"
+        )
+    } else {
+        format!(
+            "created; a matching process on the node can fetch {id} now: plastron agent api fetch x509"
+        )
+    })
 }

@@ -61,19 +61,16 @@ async fn run(context: Context, args: Args) -> Result<Output, CliError> {
         .await
         .map_err(|status| CliError::status("", status))?
         .into_inner();
-    outcome(&context, &reply)
+    outcome(&reply)
 }
 
-fn outcome(context: &Context, reply: &BatchDeleteEntryResponse) -> Result<Output, CliError> {
+fn outcome(reply: &BatchDeleteEntryResponse) -> Result<Output, CliError> {
     let split = batch::split(&reply.results, |result| result.status.as_ref());
-    let mut text: String = split
+    let deleted: String = split
         .done
         .iter()
         .map(|result| format!("Deleted entry with ID: {}\n", result.id))
         .collect();
-    if !split.done.is_empty() && context.frontend == Frontend::Spire {
-        text.push_str("\n\n");
-    }
     let refused = split
         .failed
         .iter()
@@ -88,23 +85,26 @@ fn outcome(context: &Context, reply: &BatchDeleteEntryResponse) -> Result<Output
         })
         .collect();
     let (done, failed) = (split.done.len(), split.failed.len());
-    let mut output =
-        Output::default().reply("spire.api.server.entry.v1.BatchDeleteEntryResponse", reply)?;
-    output.partial_failure =
-        batch::failure(context, "failed to delete one or more entries", refused);
-    if failed > 0 && context.frontend == Frontend::Spire {
-        text.push_str("\n\n");
-    }
-    let deleted = format!("Deleted {done} entries successfully");
-    text.push_str(&match (done, failed) {
-        (_, 0) => deleted,
-        _ if context.frontend == Frontend::Native => String::new(),
-        (0, _) => format!("Failed to delete {failed} entries"),
-        _ => format!("{deleted}, but failed to delete {failed} entries"),
-    });
+    let mut output = Output::text(spire_text(&deleted, done, failed))
+        .reply("spire.api.server.entry.v1.BatchDeleteEntryResponse", reply)?;
     output.unterminated = true;
-    output.text = text;
+    output.native_text = Some(match failed {
+        0 => format!("{deleted}Deleted {done} entries successfully"),
+        _ => deleted,
+    });
+    output.partial_failure = batch::failure("failed to delete one or more entries", refused);
     Ok(output)
+}
+
+/// SPIRE writes two line feeds after each of its two lists, and none at the end.
+fn spire_text(deleted: &str, done: usize, failed: usize) -> String {
+    let gap = |count: usize| if count > 0 { "\n\n" } else { "" };
+    let sum = match (done, failed) {
+        (_, 0) => format!("Deleted {done} entries successfully"),
+        (0, _) => format!("Failed to delete {failed} entries"),
+        _ => format!("Deleted {done} entries successfully, but failed to delete {failed} entries"),
+    };
+    format!("{deleted}{}{}{sum}", gap(done), gap(failed))
 }
 
 #[cfg(test)]

@@ -2,13 +2,14 @@
 
 use proto::spire::api::server::entry::v1::entry_client::EntryClient;
 use proto::spire::api::server::entry::v1::{
-    CountEntriesRequest, GetEntryRequest, ListEntriesRequest, ListEntriesResponse,
-    count_entries_request, list_entries_request,
+    CountEntriesRequest, GetEntryRequest, ListEntriesResponse, count_entries_request,
+    list_entries_request,
 };
 use proto::spire::api::types::Entry;
 use tonic::transport::Channel;
 
 use super::entry::{DOWNSTREAM, ENTRY_ID, HINT, PARENT_ID, SPIFFE_ID, table, text};
+use super::entry_list;
 use crate::cli::args::Args;
 use crate::cli::command::{Command, Object};
 use crate::cli::context::Context;
@@ -19,9 +20,6 @@ use crate::cli::output::Output;
 use crate::cli::selectors::{
     self, FEDERATES_WITH, MATCH_FEDERATES_WITH, MATCH_SELECTORS, SELECTOR,
 };
-
-/// Entries a page (SPIRE: 500, well below the 4 MiB of a message).
-const PAGE: i32 = 500;
 
 const SHOW: &[FlagSpec] = &[
     ENTRY_ID.positional().spec,
@@ -95,7 +93,7 @@ async fn show(context: Context, args: Args) -> Result<Output, CliError> {
         ],
         None => {
             let filter = filter(&context, &channel, &args).await?;
-            list(channel, filter).await?
+            entry_list::all(channel, filter).await?
         }
     };
     sort(&mut entries);
@@ -117,33 +115,6 @@ async fn show(context: Context, args: Args) -> Result<Output, CliError> {
         output = output.note("no entry matches; register a workload with: plastron server entry create --spiffe-id web --selector unix:uid:1000");
     }
     Ok(output)
-}
-
-async fn list(
-    channel: Channel,
-    filter: list_entries_request::Filter,
-) -> Result<Vec<Entry>, CliError> {
-    let mut client = EntryClient::new(channel).max_decoding_message_size(64 * 1024 * 1024);
-    let mut entries = Vec::new();
-    let mut page_token = String::new();
-    loop {
-        let request = ListEntriesRequest {
-            filter: Some(filter.clone()),
-            output_mask: None,
-            page_size: PAGE,
-            page_token,
-        };
-        let page = client
-            .list_entries(request)
-            .await
-            .map_err(|status| CliError::status("error fetching entries", status))?
-            .into_inner();
-        entries.extend(page.entries);
-        page_token = page.next_page_token;
-        if page_token.is_empty() {
-            return Ok(entries);
-        }
-    }
 }
 
 async fn filter(

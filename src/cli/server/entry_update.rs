@@ -1,15 +1,13 @@
 //! `entry update`: replaces a registration entry by what the flags say.
 
 use proto::spire::api::server::entry::v1::entry_client::EntryClient;
-use proto::spire::api::server::entry::v1::{
-    BatchUpdateEntryRequest, BatchUpdateEntryResponse, GetEntryRequest,
-};
+use proto::spire::api::server::entry::v1::{BatchUpdateEntryRequest, GetEntryRequest};
 use proto::spire::api::types::Entry;
 use tonic::transport::Channel;
 
 use super::entry::{
     ADMIN, DATA, DNS, DOWNSTREAM, ENTRY_ID, EXPIRY, HINT, JTI, JWT_TTL, NO_PREFETCH, PARENT_ID,
-    SPIFFE_ID, STORE_SVID, X509_TTL, check_ttls, from_args, table, text,
+    SPIFFE_ID, STORE_SVID, X509_TTL, check_ttls, from_args,
 };
 use super::{batch, entry_check, entry_data};
 use crate::cli::args::Args;
@@ -85,24 +83,23 @@ async fn run(context: Context, args: Args) -> Result<Output, CliError> {
         .await
         .map_err(|status| CliError::status("", status))?
         .into_inner();
-    for (result, entry) in reply.results.iter_mut().zip(entries) {
+    let results: Vec<_> = reply
+        .results
+        .iter()
+        .map(|result| batch::EntryResult {
+            status: result.status.clone(),
+            entry: result.entry.clone(),
+        })
+        .collect();
+    for (result, entry) in reply.results.iter_mut().zip(&entries) {
         if !batch::succeeded(result.status.as_ref()) {
-            result.entry = Some(entry);
+            result.entry = Some(entry.clone());
         }
     }
-    let mut output = outcome(&context, &reply)?;
-    if output.partial_failure.is_none() {
-        let updated: Vec<Entry> = reply
-            .results
-            .iter()
-            .filter_map(|result| result.entry.clone())
-            .collect();
-        entry_check::warn(&context, &channel, &updated).await;
-        if let Some(note) = entry_check::lifetime_note(&context, &channel, &updated).await {
-            output = output.note(note);
-        }
-    }
-    Ok(output)
+    let (made, failure) = batch::entries("update", &results, &entries);
+    let output =
+        Output::default().reply("spire.api.server.entry.v1.BatchUpdateEntryResponse", &reply)?;
+    Ok(entry_check::written(&context, &channel, output, made, failure).await)
 }
 
 fn check(args: &Args) -> Result<(), CliError> {
@@ -154,24 +151,4 @@ async fn complete(
         entry.additional_attributes = Some(attributes);
     }
     Ok(entry)
-}
-
-fn outcome(context: &Context, reply: &BatchUpdateEntryResponse) -> Result<Output, CliError> {
-    let split = batch::split(&reply.results, |result| result.status.as_ref());
-    let made: Vec<Entry> = split
-        .done
-        .iter()
-        .filter_map(|result| result.entry.clone())
-        .collect();
-    let refused = split
-        .failed
-        .iter()
-        .map(|result| batch::refused_entry("update", result.status.as_ref(), result.entry.as_ref()))
-        .collect();
-    let mut output = Output::text(made.iter().map(text).collect::<String>())
-        .reply("spire.api.server.entry.v1.BatchUpdateEntryResponse", reply)?;
-    output.table = Some(table(&made));
-    output.partial_failure =
-        batch::failure(context, "failed to update one or more entries", refused);
-    Ok(output)
 }

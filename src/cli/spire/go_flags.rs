@@ -1,6 +1,8 @@
-//! The flag syntax of SPIRE's command line: Go's `flag` package, with its messages and its usage text.
+//! The flags of SPIRE's command line: Go's `flag` package with its messages and its usage text; its syntax is in
+//! `go_syntax.rs`.
 //! (SPIRE: every fault of a flag ends with exit code 1; `--name` means `-name`; a flag's value may begin with `-`.)
 
+use super::go_syntax::{self, Fault, Form};
 use crate::cli::args::{Args, Value};
 use crate::cli::command::{Command, spire_flags};
 use crate::cli::duration;
@@ -35,48 +37,32 @@ pub(crate) fn parse(command: &Command, argv: &[String]) -> Result<Args, Stop> {
             .map_err(|message| stop(command, &flags, &message))?;
         args.set_default(flag, value);
     }
-    let mut words = argv.iter();
-    while let Some(word) = words.next() {
-        let Some(body) = word.strip_prefix('-').filter(|body| !body.is_empty()) else {
-            args.rest.push(word.clone());
-            break;
-        };
-        let body = body.strip_prefix('-').unwrap_or(body);
-        if body.is_empty() {
-            break;
-        }
-        if body.starts_with(['-', '=']) {
-            return Err(stop(command, &flags, &format!("bad flag syntax: {word}")));
-        }
-        let (name, inline) = body
-            .split_once('=')
-            .map_or((body, None), |(name, value)| (name, Some(value)));
-        let Some(flag) = flags.iter().find(|flag| flag.spire == name) else {
-            return Err(stop(
-                command,
-                &flags,
-                &format!("flag provided but not defined: -{name}"),
-            ));
-        };
-        let text = match (inline, flag.kind) {
-            (Some(value), _) => value.to_owned(),
-            (None, FlagKind::Switch) => "true".to_owned(),
-            (None, _) => match words.next() {
-                Some(value) => value.clone(),
-                None => {
-                    return Err(stop(
-                        command,
-                        &flags,
-                        &format!("flag needs an argument: -{name}"),
-                    ));
-                }
-            },
-        };
-        let value = value(flag, &text).map_err(|message| stop(command, &flags, &message))?;
-        args.set(flag, value);
-    }
-    args.rest.extend(words.cloned());
+    let flag = |name: &str| flags.iter().find(|flag| flag.spire == name);
+    let form = |name: &str| {
+        flag(name).map(|flag| match flag.kind {
+            FlagKind::Switch => Form::Boolean,
+            _ => Form::Valued,
+        })
+    };
+    let left = go_syntax::read(argv, form, |name, text| {
+        let flag = flag(name).ok_or(Fault::Unknown(name))?;
+        args.set(flag, value(flag, text)?);
+        Ok(())
+    })
+    .map_err(|message: String| stop(command, &flags, &message))?;
+    args.rest = left.to_vec();
     Ok(args)
+}
+
+/// Go's messages.
+impl From<Fault<'_>> for String {
+    fn from(fault: Fault<'_>) -> Self {
+        match fault {
+            Fault::BadSyntax(word) => format!("bad flag syntax: {word}"),
+            Fault::Unknown(name) => format!("flag provided but not defined: -{name}"),
+            Fault::NeedsValue(name) => format!("flag needs an argument: -{name}"),
+        }
+    }
 }
 
 /// The value of a flag; a fault is worded as Go words it.

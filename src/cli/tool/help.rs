@@ -84,7 +84,7 @@ fn row(code: Code) -> serde_json::Value {
 
 fn codes() -> Output {
     Output {
-        replies: vec![Code::ALL.iter().copied().map(row).collect()],
+        replies: vec![json!({ "codes": Code::ALL.iter().copied().map(row).collect::<Vec<_>>() })],
         table: Some(Table {
             headings: vec!["CODE", "EXIT", "MEANING"],
             rows: Code::ALL

@@ -7,12 +7,9 @@ use std::time::{Duration, SystemTime};
 
 use config::fault::{Code, Fault};
 use proto::spire::api::server::entry::v1::entry_client::EntryClient;
-use proto::spire::api::server::entry::v1::{
-    BatchCreateEntryRequest, BatchDeleteEntryRequest, ListEntriesRequest, list_entries_request,
-};
-use proto::spire::api::types::{
-    Entry, EntryMask, Selector, SelectorMatch, Spiffeid, selector_match,
-};
+use proto::spire::api::server::entry::v1::list_entries_request::Filter;
+use proto::spire::api::server::entry::v1::{BatchCreateEntryRequest, BatchDeleteEntryRequest};
+use proto::spire::api::types::{Entry, Selector, SelectorMatch, Spiffeid, selector_match};
 use proto::workload::X509svidRequest;
 use proto::workload::spiffe_workload_api_client::SpiffeWorkloadApiClient;
 use spiffe::Certificate;
@@ -28,6 +25,7 @@ use crate::cli::error::CliError;
 use crate::cli::flag::{Flag, FlagSpec};
 use crate::cli::output::{self, Output};
 use crate::cli::server::entry_create::only_node;
+use crate::cli::server::entry_list::{Part, matching};
 use crate::cli::socket::Socket;
 use crate::cli::{duration, ids, selectors, socket};
 
@@ -312,28 +310,15 @@ async fn other_identities(
     parent: &Spiffeid,
     id: &Spiffeid,
 ) -> Option<String> {
-    let request = ListEntriesRequest {
-        filter: Some(list_entries_request::Filter {
-            by_parent_id: Some(parent.clone()),
-            by_selectors: Some(SelectorMatch {
-                selectors: wanted.to_vec(),
-                r#match: selector_match::MatchBehavior::MatchSubset.into(),
-            }),
-            ..Default::default()
+    let filter = Filter {
+        by_parent_id: Some(parent.clone()),
+        by_selectors: Some(SelectorMatch {
+            selectors: wanted.to_vec(),
+            r#match: selector_match::MatchBehavior::MatchSubset.into(),
         }),
-        output_mask: Some(EntryMask {
-            spiffe_id: true,
-            ..EntryMask::default()
-        }),
-        page_size: 100,
-        page_token: String::new(),
+        ..Filter::default()
     };
-    let entries = EntryClient::new(channel.clone())
-        .list_entries(request)
-        .await
-        .ok()?
-        .into_inner()
-        .entries;
+    let entries = matching(channel, filter, Part::SPIFFE_ID).await.ok()?;
     let mut others: Vec<(String, String)> = entries
         .into_iter()
         .filter(|entry| entry.spiffe_id.as_ref() != Some(id))

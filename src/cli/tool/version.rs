@@ -3,7 +3,6 @@
 use serde_json::json;
 
 use crate::cli::command::{Command, Prints};
-use crate::cli::native::error_report::API_VERSION;
 use crate::cli::output::Output;
 
 pub(crate) const COMMAND: Command =
@@ -15,7 +14,7 @@ pub(crate) const COMMAND: Command =
 fn output() -> Output {
     let version = env!("CARGO_PKG_VERSION");
     Output {
-        replies: vec![json!({ "apiVersion": API_VERSION, "version": version })],
+        replies: vec![json!({ "version": version })],
         ..Output::text(format!("plastron {version}"))
     }
 }

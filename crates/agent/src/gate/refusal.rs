@@ -51,13 +51,18 @@ impl Gate {
                 entries = self.cache.counts().entries,
                 nearest = nearest.as_ref().map(|nearest| &*nearest.entry.id).unwrap_or_default(),
                 lacks = nearest.as_ref().map(|nearest| nearest.lacking).unwrap_or_default(),
+                hint = "`plastron server entry match --selector TYPE:VALUE` on the server, with these selectors, names entries of other nodes that match",
                 nearest_expired = nearest.as_ref().is_some_and(|nearest| nearest.expired),
                 left_out,
                 "no identity issued"
             );
         }
         self.remember(&request, caller, Outcome::NoEntry, nearest);
-        denied(&request, "no registration entry matches this process")
+        denied(
+            &request,
+            "no registration entry matches this process",
+            Some(where_to_look(peer.uid)),
+        )
     }
 
     /// The caller asked for an identity that it does not have.
@@ -81,6 +86,7 @@ impl Gate {
         denied(
             &request,
             "this process does not have the SPIFFE ID it asked for",
+            None,
         )
     }
 
@@ -188,13 +194,24 @@ impl Gate {
     }
 }
 
+/// What to type on the server. The agent has the entries of its own node alone, so only the server can say that one of
+/// another node matches. A workload is shown no selector but its own user ID.
+fn where_to_look(uid: u32) -> String {
+    format!(
+        "on the server, `plastron server entry match --selector unix:uid:{uid}` says whether it is registered for another node; \
+         to register it: `plastron server entry create --spiffe-id NAME --selector unix:uid:{uid}`"
+    )
+}
+
 /// SDKs match on the first words.
-fn denied(request: &str, because: &str) -> Status {
+fn denied(request: &str, because: &str, hint: Option<String>) -> Status {
+    let hint = hint.map(|hint| ("hint".to_owned(), hint));
     status(
         tonic::Code::PermissionDenied,
         format!("no identity issued: {because} (request {request})"),
         Code::NoIdentityIssued,
-        [("request".to_owned(), request.to_owned())],
+        hint.into_iter()
+            .chain([("request".to_owned(), request.to_owned())]),
     )
 }
 
