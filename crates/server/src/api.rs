@@ -55,7 +55,7 @@ pub(crate) struct Api {
     pub(crate) telemetry: Telemetry,
     pub(crate) refused_attestations: Arc<RefusedAttestations>,
     pub(crate) agent: AgentServer<agent::AgentService>,
-    pub(crate) bundle: BundleServer<bundle::BundleService>,
+    pub(crate) bundle: Arc<bundle::BundleService>,
     pub(crate) debug: DebugServer<debug::DebugService>,
     pub(crate) entry: EntryServer<entry::EntryService>,
     pub(crate) health: HealthServer<health::HealthService>,
@@ -75,6 +75,8 @@ impl std::fmt::Debug for Api {
 const TOO_MANY_CALLS: &str = "too many calls of this peer are in flight; wait for some to end";
 /// The call by which a node attests.
 const ATTEST_AGENT: &str = "/spire.api.server.agent.v1.Agent/AttestAgent";
+/// The call that whoever can connect may make, answered with a message that is encoded already.
+const GET_BUNDLE: &str = "/spire.api.server.bundle.v1.Bundle/GetBundle";
 
 impl Api {
     /// Answers one call and records it. Failures are answers, too: a connection outlives a refused call. Without room in the
@@ -147,8 +149,14 @@ impl Api {
         let answered = match service {
             "spire.api.server.svid.v1.SVID" => self.svid.clone().call(request).await,
             "spire.api.server.entry.v1.Entry" => self.entry.clone().call(request).await,
+            "spire.api.server.bundle.v1.Bundle" if row.method == GET_BUNDLE => {
+                let bundle = Arc::clone(&self.bundle);
+                let call = |request| async move { bundle.frames(&request) };
+                Ok(message_body::answer(request, largest, call).await)
+            }
             "spire.api.server.bundle.v1.Bundle" => {
-                let mut bundle = self.bundle.clone().max_decoding_message_size(largest);
+                let bundle = BundleServer::from_arc(Arc::clone(&self.bundle));
+                let mut bundle = bundle.max_decoding_message_size(largest);
                 bundle.call(request).await
             }
             "spire.api.server.agent.v1.Agent" => {

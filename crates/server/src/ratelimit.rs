@@ -26,6 +26,8 @@ const ATTEST_PER_SECOND: u32 = 1;
 const SIGN_PER_SECOND: u32 = 500;
 const PUBLISH_KEY_PER_SECOND: u32 = 500;
 const POST_STATUS_PER_SECOND: u32 = 10;
+/// SPIRE has no such limit. All nodes behind one address may ask for the bundle before they have an SVID.
+const BUNDLE_PER_SECOND: u32 = 500;
 /// How long a generation of buckets lives; a bucket unused for two of them is forgotten.
 const GENERATION: Duration = Duration::from_secs(60);
 /// Buckets per generation. One is about 100 bytes.
@@ -43,6 +45,8 @@ pub(crate) struct RateLimits {
     pub(crate) wit_signing: Limiter,
     pub(crate) publish_key: Limiter,
     pub(crate) post_status: Limiter,
+    /// GetBundle, which is open to everybody.
+    pub(crate) bundle: Limiter,
 }
 
 impl RateLimits {
@@ -60,6 +64,7 @@ impl RateLimits {
             wit_signing: signing("wit_signing"),
             publish_key: limiter("key_publishing", true, PUBLISH_KEY_PER_SECOND),
             post_status: limiter("status", true, POST_STATUS_PER_SECOND),
+            bundle: limiter("bundle", true, BUNDLE_PER_SECOND),
         }
     }
 }
@@ -168,6 +173,21 @@ impl Limiter {
         }
         reservation.kept = true;
         Ok(())
+    }
+
+    /// Takes the token of one call, for calls that are cheap to repeat and are not worth a queue.
+    ///
+    /// # Errors
+    /// When no token is there now; `what` names the refused work.
+    pub(crate) fn take_or_refuse(
+        &self,
+        connection: &Connection,
+        what: &str,
+    ) -> Result<(), OpError> {
+        if self.take_now(connection) {
+            return Ok(());
+        }
+        Err(limited(what, "too many at once; back off and retry"))
     }
 
     /// Takes the tokens of one call if they are there now.
@@ -336,6 +356,28 @@ mod tests {
                 .contains("rate (501) exceeds burst size (500)"),
             "{refused}"
         );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn refuses_at_once_what_is_not_worth_a_queue_and_charges_nothing_for_it() {
+        let (limiter, start) = (Limiter::per_second(5), Instant::now());
+        let other = Connection::remote_for_tests("198.51.100.2:1".parse().unwrap(), None);
+        let local = Connection::local_for_tests();
+        for _ in 0..5 {
+            limiter.take_or_refuse(&remote(), "bundle request").unwrap();
+        }
+        for _ in 0..100 {
+            let refused = limiter
+                .take_or_refuse(&remote(), "bundle request")
+                .unwrap_err();
+            assert_eq!(refused.kind(), Kind::ResourceExhausted);
+            assert_eq!(refused.fault_code(), Some(Code::TooManyRequests));
+            limiter.take_or_refuse(&local, "bundle request").unwrap();
+        }
+        limiter.take_or_refuse(&other, "bundle request").unwrap();
+        assert_eq!(start.elapsed(), Duration::ZERO);
+        tokio::time::advance(Duration::from_secs(1)).await;
+        limiter.take_or_refuse(&remote(), "bundle request").unwrap();
     }
 
     #[tokio::test(start_paused = true)]

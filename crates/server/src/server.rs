@@ -13,7 +13,6 @@ use plugin::catalog::{RunningServerPlugins, ServerPlugins};
 use plugin::lifecycle::HostServices;
 use plugin::node_attestor::server::NodeAttestor;
 use proto::spire::api::server::agent::v1::agent_server::AgentServer;
-use proto::spire::api::server::bundle::v1::bundle_server::BundleServer;
 use proto::spire::api::server::debug::v1::debug_server::DebugServer;
 use proto::spire::api::server::entry::v1::entry_server::EntryServer;
 use proto::spire::api::server::localauthority::v1::local_authority_server::LocalAuthorityServer;
@@ -362,14 +361,14 @@ impl ServiceParts {
         let clock = || Arc::clone(&environment.clock);
         let trust_domain = || authorizer.registry.trust_domain().clone();
         Api {
-            bundle: BundleServer::new(BundleService {
-                bundles: Bundles {
+            bundle: Arc::new(BundleService::new(
+                Bundles {
                     trust_domain: trust_domain(),
                     registry: registry(),
                     datastore: datastore(),
                 },
-                limits: Arc::clone(&limits),
-            }),
+                Arc::clone(&limits),
+            )),
             debug: DebugServer::new(DebugService {
                 info: ServerInfo::new(registry(), Arc::clone(&ca), clock()),
             }),

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
+use futures_util::{Stream, stream};
 use proto::convert::{
     bundle_from_caller, bundle_to_wire, jwt_authorities_from_wire, jwt_authority_to_wire,
     x509_authorities_from_wire,
@@ -25,14 +27,17 @@ use crate::ops::Batch;
 use crate::ops::bundles::{Bundles, Write};
 use crate::ratelimit::RateLimits;
 use crate::status::{item, item_ok};
+use encoded::EncodedBundle;
 
+mod encoded;
 #[cfg(test)]
 mod tests;
 
 #[derive(Debug)]
 pub(crate) struct BundleService {
-    pub(crate) bundles: Bundles,
-    pub(crate) limits: Arc<RateLimits>,
+    bundles: Bundles,
+    limits: Arc<RateLimits>,
+    encoded: EncodedBundle,
 }
 
 #[tonic::async_trait]
@@ -50,13 +55,9 @@ impl BundleApi for BundleService {
         &self,
         request: Request<rpc::GetBundleRequest>,
     ) -> Result<Response<types::Bundle>, Status> {
-        let caller = Caller::of(&request)?;
-        caller.describe(|| Fields::new().with("trust_domain_id", &self.bundles.trust_domain));
-        let found = self.bundles.own()?;
-        Ok(Response::new(bundle_to_wire(
-            &found,
-            request.get_ref().output_mask.as_ref(),
-        )))
+        let found = self.own(&Caller::of(&request)?)?;
+        let mask = request.get_ref().output_mask.as_ref();
+        Ok(Response::new(bundle_to_wire(&found, mask)))
     }
 
     async fn append_bundle(
@@ -250,6 +251,34 @@ impl BundleApi for BundleService {
 }
 
 impl BundleService {
+    pub(crate) fn new(bundles: Bundles, limits: Arc<RateLimits>) -> Self {
+        Self {
+            bundles,
+            limits,
+            encoded: EncodedBundle::default(),
+        }
+    }
+
+    /// GetBundle's answer as it is sent. The boundary asks for this one.
+    pub(crate) fn frames(
+        &self,
+        request: &Request<rpc::GetBundleRequest>,
+    ) -> Result<impl Stream<Item = Result<Bytes, Status>> + Send + use<>, Status> {
+        let found = self.own(&Caller::of(request)?)?;
+        let mask = request.get_ref().output_mask.as_ref();
+        let message = self.encoded.message(&found, mask);
+        Ok(stream::iter([Ok(message)]))
+    }
+
+    /// The own bundle, for a caller that has not asked for it too often.
+    fn own(&self, caller: &Caller) -> Result<Arc<Bundle>, OpError> {
+        caller.describe(|| Fields::new().with("trust_domain_id", &self.bundles.trust_domain));
+        self.limits
+            .bundle
+            .take_or_refuse(&caller.connection, "bundle request")?;
+        self.bundles.own()
+    }
+
     async fn write(
         &self,
         caller: &Caller,

@@ -1,3 +1,5 @@
+use std::sync::Arc;
+
 use proto::spire::api::server::bundle::v1::batch_delete_federated_bundle_request::Mode;
 use proto::spire::api::server::bundle::v1::bundle_client::BundleClient;
 use proto::spire::api::server::bundle::v1::{
@@ -14,9 +16,15 @@ use tonic::transport::Channel;
 use proto::convert::jwt_authorities_from_wire;
 use spiffe::bundle::Bundle;
 
-use crate::error::Kind;
-use crate::ops::bundles::{MAX_JWT_AUTHORITIES, publishable};
-use crate::testing::{TestServer, entry};
+use super::BundleService;
+use crate::audit::{Auditor, CallContext};
+use crate::caller::{Authority, Caller, Connection, Entitlement};
+use crate::config::RateLimitConfig;
+use crate::error::{Kind, OpError};
+use crate::ops::bundles::{Bundles, MAX_JWT_AUTHORITIES, publishable};
+use crate::ratelimit::RateLimits;
+use crate::testing::{TestServer, entry, own};
+use daemon::telemetry::Telemetry;
 
 fn foreign(name: &str) -> types::Bundle {
     types::Bundle {
@@ -398,7 +406,7 @@ fn publishes_no_key_that_stays_for_ever_and_no_more_keys_than_readers_take() {
         ..jwt_key("")
     };
     let read = |keys: &[types::JwtKey]| jwt_authorities_from_wire(keys).unwrap();
-    let mut own = Bundle::new(crate::testing::own());
+    let mut own = Bundle::new(own());
     publishable(&own, &read(&[key("new", 1)])[0]).unwrap();
     let eternal = publishable(&own, &read(&[key("new", 0)])[0]).unwrap_err();
     assert_eq!(eternal.kind(), Kind::InvalidArgument);
@@ -452,9 +460,9 @@ async fn nobody_taints_an_authority_by_adding_it() {
 #[tokio::test]
 async fn publishes_no_second_key_under_an_id_that_is_taken() {
     let server = TestServer::start().await;
-    let bundles = crate::ops::bundles::Bundles {
-        trust_domain: crate::testing::own(),
-        registry: std::sync::Arc::clone(&server.registry),
+    let bundles = Bundles {
+        trust_domain: own(),
+        registry: Arc::clone(&server.registry),
         datastore: server.datastore.clone(),
     };
     let key = |wire: &types::JwtKey| {
@@ -472,4 +480,80 @@ async fn publishes_no_second_key_under_an_id_that_is_taken() {
     let refused = bundles.publish(key(&second)).await.unwrap_err();
     assert_eq!(refused.kind(), Kind::AlreadyExists);
     assert!(refused.message().contains("key ID \"k\""), "{refused}");
+}
+
+/// Whoever calls may go on.
+#[derive(Debug)]
+struct Entitled;
+
+impl Entitlement for Entitled {
+    fn recheck(&self, _: &Authority, _: &Connection) -> Result<(), OpError> {
+        Ok(())
+    }
+}
+
+fn request_from(address: &str) -> tonic::Request<GetBundleRequest> {
+    let auditor = Auditor::new(None, Arc::new(spiffe::clock::SystemClock));
+    let mut request = tonic::Request::new(GetBundleRequest::default());
+    request.extensions_mut().insert(Caller {
+        connection: Arc::new(Connection::remote_for_tests(address.parse().unwrap(), None)),
+        authority: Authority::Anybody,
+        record: Arc::new(auditor.begin(CallContext::default)),
+        entitlement: Arc::new(Entitled),
+    });
+    request
+}
+
+#[tokio::test]
+async fn refuses_a_source_that_asks_for_the_bundle_without_end_and_nobody_else() {
+    let server = TestServer::start().await;
+    let config = RateLimitConfig {
+        attestation: false,
+        signing: false,
+    };
+    let limits = RateLimits::new(config, &Telemetry::default());
+    let bundles = Bundles {
+        trust_domain: own(),
+        registry: Arc::clone(&server.registry),
+        datastore: server.datastore.clone(),
+    };
+    let service = BundleService::new(bundles, Arc::new(limits));
+    tokio::time::pause();
+    for port in 1..=500 {
+        let asked = request_from(&format!("192.0.2.7:{port}"));
+        drop(service.frames(&asked).unwrap());
+    }
+    let refused = service.frames(&request_from("192.0.2.7:501"));
+    let refused = refused.err().unwrap();
+    assert_eq!(refused.code(), Code::ResourceExhausted);
+    assert!(
+        refused
+            .message()
+            .starts_with("rejecting request due to bundle request rate limiting"),
+        "{refused}"
+    );
+    drop(service.frames(&request_from("192.0.2.8:1")).unwrap());
+}
+
+#[tokio::test]
+async fn shows_the_bundle_as_it_is_after_each_change() {
+    let server = TestServer::start().await;
+    let mut stranger = BundleClient::new(server.remote(None).await);
+    let mut local = BundleClient::new(server.local().await);
+    for count in 1..4 {
+        let request = AppendBundleRequest {
+            jwt_authorities: vec![jwt_key(&format!("key {count}"))],
+            ..AppendBundleRequest::default()
+        };
+        let appended = local.append_bundle(request).await.unwrap().into_inner();
+        for _ in 0..2 {
+            let shown = stranger.get_bundle(GetBundleRequest::default());
+            assert_eq!(shown.await.unwrap().into_inner(), appended);
+        }
+        let masked = GetBundleRequest {
+            output_mask: Some(BundleMask::default()),
+        };
+        let masked = stranger.get_bundle(masked).await.unwrap().into_inner();
+        assert!(masked.jwt_authorities.is_empty() && masked.x509_authorities.is_empty());
+    }
 }
