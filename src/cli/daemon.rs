@@ -358,9 +358,9 @@ fn reopen_log(log: &Log) {
     match log.reopen() {
         Ok(()) => tracing::info!("log file reopened"),
         Err(error) => {
-            tracing::warn!(%error, "the log file could not be reopened; logging goes on in the open one");
+            tracing::warn!(%error, "the log file could not be reopened; logging continues in the open file");
             output::say(&format!(
-                "warning: the log file could not be reopened: {error}; logging goes on in the open one"
+                "warning: the log file could not be reopened: {error}; logging continues in the open file"
             ));
         }
     }

@@ -89,10 +89,10 @@ fn each_fault_has_its_code_and_its_exit_code() -> Result<()> {
     for (line, code, fault) in FAULTS {
         let words: Vec<&str> = line.split(' ').collect();
         let ran = run(&words)?;
-        let told = ran.stderr.starts_with(&format!("error[{fault}]: "))
+        let reported = ran.stderr.starts_with(&format!("error[{fault}]: "))
             && ran.stderr.contains(&format!("see: plastron help {fault}"));
         ensure!(
-            ran.code == code && told && ran.stdout.is_empty(),
+            ran.code == code && reported && ran.stdout.is_empty(),
             "{line}: {ran:?}"
         );
     }
@@ -135,10 +135,10 @@ fn another_users_own_configuration_is_found_by_xdg() -> Result<()> {
         .env("XDG_CONFIG_HOME", home.path())
         .current_dir("/");
     let ran = process::run(as_nobody(&mut command)?, LIMIT)?;
-    let told = ran
+    let reported = ran
         .stderr
         .contains(&format!("{}/server.conf:1", own.display()));
-    ensure!(ran.code == 2 && told, "{ran:?}");
+    ensure!(ran.code == 2 && reported, "{ran:?}");
     Ok(())
 }
 
@@ -507,8 +507,8 @@ fn refusals_of_a_server_have_the_code_of_their_object() -> Result<()> {
         ),
     ] {
         let ran = admin(line)?;
-        let told = ran.stderr.starts_with(&format!("error[{fault}]: "));
-        ensure!(ran.code == code && told, "{line}: {ran:?}");
+        let reported = ran.stderr.starts_with(&format!("error[{fault}]: "));
+        ensure!(ran.code == code && reported, "{line}: {ran:?}");
     }
     Ok(())
 }

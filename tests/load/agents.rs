@@ -54,7 +54,7 @@ enum Seen {
         at: Instant,
     },
     Closed,
-    /// The server said that the agent is none.
+    /// The server said that the agent is not attested.
     Refused(tonic::Status),
 }
 

@@ -17,7 +17,7 @@ use spiffe::trust_domain::TrustDomain;
 mod agent_section;
 mod trust;
 
-/// Everything the agent is told from outside.
+/// The agent's configuration, validated.
 #[derive(Debug)]
 pub struct Config {
     pub trust_domain: TrustDomain,
@@ -40,7 +40,7 @@ pub struct Config {
     pub availability_target: Option<Duration>,
     pub x509_svid_cache_max_size: usize,
     pub jwt_svid_cache_max_size: usize,
-    /// Bundles of the own trust domain are given to callers without an identity too.
+    /// Bundles of the agent's own trust domain are given to callers without an identity too.
     pub allow_unauthenticated_verifiers: bool,
     /// Claims that stay in the answer when a token of another trust domain is validated.
     pub allowed_foreign_jwt_claims: Vec<String>,

@@ -252,7 +252,7 @@ struct Membership {
     random: Arc<dyn Random>,
     jwt: watch::Sender<Option<mpsc::Sender<sync::JwtRequest>>>,
     status: watch::Sender<SyncStatus>,
-    /// For whoever asks what the agent is.
+    /// For the debug API.
     node_state: watch::Sender<NodeState>,
     handover: Arc<Handover>,
 }

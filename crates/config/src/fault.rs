@@ -1,6 +1,6 @@
 //! What an operator reads when something is wrong: a code, what, where, why, and something to type.
 //!
-//! Owns the format of messages and the exit codes. A fault carries no secret: whoever makes one leaves values
+//! Owns the format of messages and the exit codes. A fault carries no secret: its author keeps values
 //! that may be confidential out of its text.
 
 mod code;

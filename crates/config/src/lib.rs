@@ -2,7 +2,7 @@
 //! files that only their owner may read.
 //!
 //! Owns reading text into a [`Document`], the typed access through [`Section`], and the faults found on the way. It
-//! knows no key of any daemon: whoever reads a section says by reading which keys exist, and what nobody read is
+//! knows no key of any daemon: reading a key from a section declares it, and a key that is never read is
 //! reported as unknown. Values are never quoted in faults, for they may be secrets.
 
 mod document;

@@ -1,7 +1,7 @@
 //! The tree that both readers make, HCL and JSON.
 //!
 //! Items lie in one arena so that a section can mark by number which of them were read. `a "b" { }` is stored as
-//! `a { b { } }`: the two mean the same (SPIRE: they are told apart nowhere).
+//! `a { b { } }`: the two mean the same (SPIRE distinguishes them nowhere).
 
 /// Bytes `start..end` of the expanded text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

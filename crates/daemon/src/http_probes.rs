@@ -1,7 +1,7 @@
 //! The HTTP listener for liveness and readiness probes: GET and HEAD only, answers from memory, says what is wrong.
 //! SPIRE: health_checks.
 //!
-//! Whoever reaches the port may connect, so connections are capped, overall and for each address; at a cap the one that
+//! Any peer that reaches the port may connect, so connections are capped, overall and for each address; at a cap the one that
 //! was opened first makes room, since a probe is over in no time. The accept loop waits for nothing else.
 
 use std::collections::VecDeque;

@@ -1,4 +1,5 @@
-//! What the server and the agent share as daemons. It knows neither of them, and no identities.
+//! What both daemons need: tasks and shutdown, sockets, health probes, log control, systemd. Knows neither daemon, and no
+//! identities.
 
 pub mod http_probes;
 pub mod log_control;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use tracing::Level;
 
-/// The switch of the process's logging. Whoever sets logging up hands it to the daemon.
+/// The switch of the process's logging. The process that sets up logging passes it to the daemon.
 pub trait LogControl: Send + Sync + Debug {
     fn level(&self) -> Level;
     fn set_level(&self, level: Level);
@@ -27,7 +27,7 @@ pub struct LevelNumbers {
     pub launch: i32,
 }
 
-/// Why a level is not set or told. The texts are SPIRE's where SPIRE has them.
+/// Why a level is not set or reported. The texts are SPIRE's where SPIRE has them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum LogLevelError {
     #[error("this process's log level cannot be changed while it runs")]

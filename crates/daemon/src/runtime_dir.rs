@@ -95,7 +95,7 @@ mod tests {
         std::fs::create_dir_all(socket.parent().unwrap()).unwrap();
         std::fs::write(&socket, "").unwrap();
         assert_eq!(choose(&own, system, below), socket);
-        // Where others can put a socket, it is not the own one.
+        // Where others can put a socket, it is not one's own.
         std::fs::set_permissions(&own, std::fs::Permissions::from_mode(0o777)).unwrap();
         assert_eq!(choose(&own, system, below), system.join(below));
     }

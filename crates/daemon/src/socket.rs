@@ -43,7 +43,7 @@ impl Modes {
 /// A listening socket. Dropping it removes its file.
 #[derive(Debug)]
 pub struct Socket {
-    // Dropped first: who still finds the file is told that nobody listens.
+    // Dropped first: a client that still finds the file gets connection refused.
     listener: UnixListener,
     file: SocketFile,
 }
@@ -223,7 +223,7 @@ fn replace_stale(
             if !same {
                 return Err(in_use(path));
             }
-            tracing::info!(path = %path.display(), "removing the stale socket of a daemon that has ended");
+            tracing::info!(path = %path.display(), "removing the stale socket of a daemon that has exited");
             unlinkat(directory, name, UnlinkatFlags::NoRemoveDir)
                 .map_err(|errno| unusable(&errno.desc()))
         }

@@ -26,7 +26,7 @@ const MAX_STORED: u64 = 64 << 20;
 /// Why a descriptor from the store is not believed.
 #[derive(Debug, thiserror::Error)]
 pub enum Refused {
-    #[error("it is not a sealed memfd: whoever holds it could still change it")]
+    #[error("it is not a sealed memfd: its writer could still change it")]
     NotSealed,
     #[error("it belongs to user {0}, not to this one")]
     Foreign(u32),

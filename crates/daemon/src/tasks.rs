@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::{Id, JoinError, JoinSet};
 
-/// Told once, to everybody, that the server stops.
+/// Notifies every task, once, that the server stops.
 #[derive(Debug, Clone)]
 pub struct Shutdown(watch::Receiver<bool>);
 

@@ -1,6 +1,6 @@
 //! Directories that only root and this process's user can redirect.
 //!
-//! A socket is worth no more than the directories above it: whoever can rename one of them can put another socket in its
+//! A socket is worth no more than the directories above it: a user who can rename one of them can put another socket in its
 //! place and be the Workload API or the server's administration for everybody who connects. So every component of the
 //! path is opened without following links and checked before the next one is looked up below it:
 //! - its owner is root or this user;
@@ -257,8 +257,8 @@ impl Walk {
     }
 }
 
-/// Whether others than its owner can rename what is in the directory. Root's group and the own primary group may: who
-/// lets them write means it, and private groups of users are a habit of distributions (umask 002).
+/// Whether others than its owner can rename what is in the directory. Root's group and the user's primary group may: a user who
+/// lets them write does so on purpose, and private groups of users are a habit of distributions (umask 002).
 fn is_redirectable(directory: &FileStat) -> bool {
     let mode = directory.st_mode;
     if mode & STICKY != 0 {

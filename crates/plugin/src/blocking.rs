@@ -1,7 +1,7 @@
 //! Blocking work of plugins, bounded where it runs.
 //!
 //! A caller that gives up frees no thread: a file system that hangs keeps its thread until it answers. So a turn is given
-//! back by the thread that does the work and not by whoever waits for it, and what many callers want at the same time is
+//! back by the thread that does the work and not by the caller that waits for it, and what many callers want at the same time is
 //! done once. With these bounds no plugin can take all of the runtime's blocking threads, so plugins need no pool of
 //! their own.
 

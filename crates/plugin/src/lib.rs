@@ -1,4 +1,4 @@
-//! What a plugin is, and the plugins that ship with Plastron.
+//! The plugin interfaces, their catalog and lifecycle, and the built-in plugins. Knows no daemon.
 
 pub mod blocking;
 pub mod builtin;

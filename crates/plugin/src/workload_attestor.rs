@@ -35,7 +35,7 @@ pub trait WorkloadAttestor: Send + Sync + std::fmt::Debug {
     async fn attest(&self, peer: &Peer) -> Result<Attested, Error>;
 
     /// The selectors of what a broker names and what is not a process, such as an object of Kubernetes. A process is
-    /// attested by [`Self::attest`], whoever named it.
+    /// attested by [`Self::attest`], even when a broker names it.
     async fn attest_reference(&self, reference: &Any) -> Result<Attested, Error> {
         let message = format!(
             "workload references of type {} are not supported",

@@ -78,7 +78,7 @@ pub fn lazy_uds(path: impl AsRef<Path>) -> Channel {
 /// `config` resolves to then.
 ///
 /// # Errors
-/// When the address is none, or the first connection or handshake fails.
+/// When the address is invalid, or the first connection or handshake fails.
 pub async fn connect_tls(
     address: &str,
     config: impl Into<Arc<ClientConfig>>,
@@ -94,7 +94,7 @@ pub async fn connect_tls(
 /// As [`connect_tls`], but connects with the first request.
 ///
 /// # Errors
-/// When the address is none.
+/// When the address is invalid.
 pub fn lazy_tls(
     address: &str,
     config: impl Into<Arc<ClientConfig>>,

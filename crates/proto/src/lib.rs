@@ -1,8 +1,7 @@
 //! Generated gRPC types of SPIFFE, SPIRE and Envoy SDS, and the conversions between them and the SPIFFE types.
 //!
 //! Owns the wire: message shapes, the channel to a server, the repair of odd clients' requests, answers without
-//! copies. Must not decide
-//! anything about identities; what a converted value means is for the layers above.
+//! copies. Must not decide anything about identities: what a converted value means is for the layers above.
 
 pub mod authority_filter;
 pub mod channel;

@@ -1,6 +1,6 @@
 //! The generated code and the descriptor set in `src/gen` are what the files under `proto/` say.
 //!
-//! `PLASTRON_REGENERATE=1 cargo test -p plastron-proto --test regenerate` writes them anew.
+//! `PLASTRON_REGENERATE=1 cargo test -p plastron-proto --test regenerate` regenerates them.
 
 #![expect(clippy::unwrap_used, reason = "a test: whatever fails, it fails here")]
 

@@ -126,7 +126,7 @@ impl Attestation {
         })
     }
 
-    /// Writes the node's row for its new SVID. A node that attests anew keeps nothing of its former row but the ban,
+    /// Writes the node's row for its new SVID. A node that attests again keeps nothing of its former row but the ban,
     /// which was checked.
     ///
     /// # Errors

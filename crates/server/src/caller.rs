@@ -76,8 +76,8 @@ impl Connection {
         &self.budget
     }
 
-    /// To whose account the peer's calls go. An SVID that entitles to nothing is no account of its own: whoever is behind an
-    /// address pays for all of them.
+    /// To whose account the peer's calls go. An SVID that entitles to nothing has no account of its own: all peers behind one
+    /// address share that address's account.
     pub(crate) fn account(&self) -> Option<Account> {
         match (&self.principal, self.address) {
             (Principal::Local(peer), _) => Some(Account::Uid(peer.uid)),

@@ -26,7 +26,7 @@ use crate::datastore::{DatastoreConfig, Environment};
 const HEALTH_ADDRESS: &str = "localhost";
 const HEALTH_PORT: u16 = 80;
 
-/// Everything the server is told from outside.
+/// The server's configuration, validated.
 #[derive(Debug, Clone)]
 pub struct Config {
     pub trust_domain: TrustDomain,

@@ -1,7 +1,7 @@
 //! The SPIFFE identity server: registry, authorities, issuance and its gRPC services.
 //!
-//! [`Server::bind`] puts everything together from a [`Config`] and returns once the server could serve; [`Bound::run`]
-//! serves until it is told to stop. Nothing below decides by itself who may have what: that is `authz`.
+//! [`Server::bind`] wires everything from a [`Config`] and returns once the server can serve; [`Bound::run`]
+//! serves until it is stopped. No module decides by itself which caller may do what: that is `authz`.
 
 pub mod audit;
 pub mod ca;

@@ -32,7 +32,7 @@ pub(crate) fn digest(bytes: &[u8]) -> String {
         .collect()
 }
 
-/// SPIRE: what an agent is told of an entry that it may not have, whether the entry exists or not.
+/// SPIRE: what an agent is answered about an entry that it may not have, whether the entry exists or not.
 pub(crate) const NOT_AUTHORIZED: &str = "entry not found or not authorized";
 
 /// For `map_err`: why the gate let no document out, as its caller sees it. What the caller asked for can be at fault, and

@@ -129,8 +129,8 @@ impl Principal {
 }
 
 impl Class {
-    /// Whether its connections end before those of others when there is no room: whoever is in it has proved nothing
-    /// that an entry or an attestation stands for.
+    /// Whether its connections end before those of others when there is no room: a peer of the class has proved nothing
+    /// that an entry or an attestation backs.
     pub(crate) fn is_shed_first(self) -> bool {
         matches!(self, Self::Unauthenticated | Self::Workload)
     }
@@ -141,7 +141,7 @@ impl Class {
 pub(crate) enum Account {
     /// A user on the admin socket.
     Uid(u32),
-    /// Whoever is behind an address.
+    /// The peers behind an address.
     Source(Source),
     /// A SPIFFE ID in one class: what an agent used as a workload does not count against it as an agent.
     Identity(SpiffeId, Class),

@@ -274,8 +274,8 @@ impl Buckets {
         self.since = now;
     }
 
-    /// The account's bucket and its key; without a key the one that newcomers share when there are too many. Whoever had a
-    /// bucket in the generation before keeps it, so that a flood of newcomers drowns nobody who was there.
+    /// The account's bucket and its key; without a key the one that newcomers share when there are too many. An account that had a
+    /// bucket in the previous generation keeps it, so that a flood of newcomers does not displace it.
     fn bucket(
         &mut self,
         account: Account,

@@ -1,4 +1,4 @@
-//! Where a peer comes from, as far as shares and limits go: an IPv4 address, or the /64 of an IPv6 address, since whoever
+//! Where a peer comes from, as far as shares and limits go: an IPv4 address, or the /64 of an IPv6 address, since a host that
 //! has one address of a /64 has them all.
 
 use std::net::{IpAddr, Ipv6Addr};

@@ -26,7 +26,7 @@ pub const MAX_REFRESH_HINT: i64 = 30 * 86_400;
 /// What a missing refresh hint means, in seconds.
 pub const DEFAULT_REFRESH_HINT: i64 = 300;
 
-/// Why a text is not a bundle. Whoever holds an older bundle keeps it.
+/// Why a text is not a bundle. A caller keeps the bundle that it has.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BundleError {
     #[error("bundle is longer than 4 MiB")]

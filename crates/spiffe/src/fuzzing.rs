@@ -106,7 +106,7 @@ pub fn x509_svid(data: &[u8]) {
     drop(verify_svid(&ders, &trust_all, from_unix(1_700_000_000)));
 }
 
-/// Signing requests.
+/// CSRs.
 pub fn csr(data: &[u8]) {
     if let Ok(request) = Csr::parse_and_verify(data) {
         assert_eq!(

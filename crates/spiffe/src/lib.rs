@@ -1,7 +1,7 @@
 //! The SPIFFE standards as types: identifiers, SVIDs, bundles, keys. No I/O, no runtime, no wire.
 //!
-//! Everything that reads bytes from outside lives here, bounded and fuzzed: SPIFFE IDs, certificates, signing
-//! requests, tokens, bundles, socket addresses. A value of one of these types has passed its checks; code
+//! Everything that reads bytes from outside lives here, bounded and fuzzed: SPIFFE IDs, certificates, CSRs,
+//! tokens, bundles, socket addresses. A value of one of these types has passed its checks; code
 //! above this crate never looks at the raw form again. Time and randomness are parameters ([`Clock`],
 //! [`Random`]); signing is synchronous when the key is in memory ([`Signer::local`]).
 //!
@@ -9,11 +9,11 @@
 //! |---|---|
 //! | name things | [`SpiffeId`], [`TrustDomain`], [`Selector`], [`Entry`] |
 //! | sign | [`KeyPair`], [`Signer`], [`issue_leaf`], [`issue_ca`], [`sign_jwt_svid`] |
-//! | believe a peer | [`verify_svid`], [`verify_jwt_svid`], the verifiers of [`tls`] |
+//! | verify a peer | [`verify_svid`], [`verify_jwt_svid`], the verifiers of [`tls`] |
 //! | carry trust | [`Bundle`] and its formats; [`X509Bundle`], [`JwtBundle`] to verify with |
 //! | know when | [`rotation`] |
 //!
-//! Two rules hold throughout. A document is believed only under an authority of its own trust domain, and only
+//! Two rules hold throughout. A document is trusted only under an authority of its own trust domain, and only
 //! what the verifying function returns is used afterwards. What is broken, unknown or too large is refused;
 //! where a standard says to skip instead, the type's documentation says so.
 //!

@@ -1,5 +1,5 @@
 //! PEM, read as Go's `encoding/pem` reads it, since the files that people have were written for it: a block begins at the
-//! beginning of a line, may have headers, and text around blocks is passed over, as is a block that is broken. Whoever needs
+//! beginning of a line, may have headers, and text around blocks is passed over, as is a block that is broken. A caller that needs
 //! a block and finds none can say where a broken one was.
 //!
 //! `rustls-pki-types` has a reader, too; it knows no headers and gives up at the first broken block.

@@ -125,7 +125,7 @@ pub fn client_config(
     connecting(servers, resolver, clock, key_exchange)
 }
 
-/// The connecting side of a first contact that the operator has declared insecure: whoever answers may be anybody, and is
+/// The connecting side of a first contact that the operator has declared insecure: the peer is not authenticated, and is
 /// shown no certificate of ours.
 ///
 /// # Errors

@@ -26,9 +26,9 @@ fn run(server: &Server) -> Result<Ran> {
 }
 
 fn is_told(ran: &Ran, exit: i32, code: &str) -> Result<()> {
-    let told = ran.stderr.contains(&format!("error[{code}]"));
+    let reported = ran.stderr.contains(&format!("error[{code}]"));
     ensure!(
-        told && ran.stderr.contains("hint: "),
+        reported && ran.stderr.contains("hint: "),
         "no {code} with a hint: {ran:?}"
     );
     ensure!(

@@ -73,7 +73,7 @@ const REFUSED: [&str; 3] = [
     "unknown federated trust domain",
 ];
 
-fn told(name: &str, answer: &str) -> String {
+fn transcript(name: &str, answer: &str) -> String {
     let answer = match answer {
         refusal if refusal != "Ok" && REFUSED.iter().any(|call| name.ends_with(call)) => "refused",
         other => without_decoder(other).trim(),
@@ -107,7 +107,7 @@ async fn malformed_calls_get_the_expected_answers() -> Result<()> {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("it/refusal/calls.txt");
     let found: Vec<String> = answers
         .iter()
-        .map(|(name, answer)| told(name, answer))
+        .map(|(name, answer)| transcript(name, answer))
         .collect();
     if std::env::var_os("PLASTRON_TEST_BLESS").is_some() {
         return Ok(std::fs::write(path, found.join("\n") + "\n")?);

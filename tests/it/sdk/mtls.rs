@@ -6,7 +6,7 @@ use harness::deployment::running;
 use harness::{Deployment, Entry, ServerOptions, id};
 use serde_json::json;
 
-/// A deployment in which each client is told apart by the file it runs.
+/// A deployment in which each client is identified by the file it runs.
 fn deployment_of(clients: &[&Client]) -> Result<Deployment> {
     let mut entries = Vec::new();
     for client in clients {

@@ -74,7 +74,7 @@ async fn node_at(
     Arc::new(Node::open(config, state, keys, clock).unwrap())
 }
 
-/// Joins with nobody telling the agent to stop.
+/// Attests without a stop of the agent.
 async fn attested(node: &Arc<Node>, absence: Option<&Absence>) -> Result<AttestedNode, Fault> {
     let (_stopper, stop) = Stopper::new();
     let attested = attest_node(node, absence, Arc::new(SystemRandom), stop).await?;
@@ -151,7 +151,7 @@ async fn used_unknown_and_expired_tokens_are_distinguished_and_not_repeated() {
         assert!(fault.what.contains(text), "{fault}");
         assert!(
             !fault.to_string().contains(token) || token == "used",
-            "the token is not told: {fault}"
+            "the token is not in the message: {fault}"
         );
         assert_eq!(server.calls("AttestAgent"), before + 1);
     }

@@ -206,7 +206,7 @@ impl Problem {
             "{}; meanwhile the node's SVID expired at {at} by this node's clock",
             self.text
         );
-        self.hint = Some("the identity is kept and renewal goes on; if the server refuses it, the node needs a new token".to_owned());
+        self.hint = Some("the identity is kept and renewal continues; if the server refuses it, the node needs a new token".to_owned());
     }
 
     fn for_operator(text: String, hint: String) -> Self {

@@ -296,7 +296,7 @@ codes! {
         "No entry matches the process, or none has reached this agent yet. Each selector of an entry must be among the selectors \
          of the process; compare `plastron server entry show` with the selectors in the agent's log.";
     WorkloadGone = 2102, Denied, "the process exited during attestation",
-        "The caller ended, or was replaced by another program, before its identity was established. Nothing was issued.";
+        "The caller exited, or was replaced by another program, before its identity was established. Nothing was issued.";
     AgentNotReady = 2103, Unreachable, "the agent is not ready yet",
         "The agent runs but has not got its identity or its first entries from the server. `plastron agent healthcheck` reports when it is ready.";
     InvalidJwtSvid = 2104, Denied, "the JWT-SVID is not valid",

@@ -7,7 +7,7 @@ use crate::fault::{Code, Fault};
 use crate::syntax::{Node, Span, Value};
 
 impl Section {
-    /// Records that the value of `key` is not allowed. An empty hint is none.
+    /// Records that the value of `key` is not allowed. An empty hint means no hint.
     pub fn fault_at(&self, key: &str, what: impl Into<String>, hint: impl Into<String>) {
         self.fault(Code::InvalidValue, key, what, hint);
     }

@@ -14,7 +14,7 @@ pub(crate) struct Shared {
     state: Mutex<State>,
 }
 
-/// Faults that are kept, and unknown keys that are told: more help nobody, and each costs a search for its line.
+/// Faults that are kept, and unknown keys that are reported: more help nobody, and each costs a search for its line.
 const MAX_FAULTS: usize = 200;
 
 #[derive(Default)]
@@ -24,7 +24,7 @@ struct State {
     asked: BTreeMap<String, BTreeSet<String>>,
     /// Section path → the items of the sections opened there.
     opened: BTreeMap<String, BTreeSet<ItemId>>,
-    /// Items that nobody read, with the path of their section; told only at the end, when all that exists is known.
+    /// Items that nobody read, with the path of their section; reported only at the end, when all that exists is known.
     unknown: BTreeMap<ItemId, String>,
     /// Offset in the text → fault, in the order they came.
     faults: Vec<(usize, Fault)>,

@@ -107,7 +107,7 @@ fn names(trust_domains: &[TrustDomain]) -> Vec<String> {
 }
 
 /// An entry as a server tells it to an agent. Fields outside the agent's mask are at their defaults; a parent that
-/// is not told is the trust domain itself.
+/// is not sent is the trust domain itself.
 ///
 /// # Errors
 /// When the SPIFFE ID is missing, or any ID, selector or trust domain is malformed.

@@ -218,7 +218,7 @@ impl EntryService {
     }
 }
 
-/// The largest answer that a gRPC client takes when nobody told it otherwise.
+/// The largest answer that a gRPC client takes by default.
 const MAX_ANSWER: usize = 4 << 20;
 
 /// A list as it goes on the wire.

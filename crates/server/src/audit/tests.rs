@@ -13,7 +13,7 @@ use spiffe::clock::{ManualClock, from_unix};
 
 use super::*;
 
-/// Keeps events, or fails when told to.
+/// Keeps events, or fails on demand.
 #[derive(Debug, Default)]
 pub(crate) struct Recording {
     events: Mutex<Vec<Event>>,

@@ -7,9 +7,9 @@
 pub(crate) struct Allowed(u8);
 
 impl Allowed {
-    /// Whoever can connect.
+    /// Any peer that can connect.
     pub(crate) const ANY: Self = Self(1);
-    /// Whoever may open the admin socket.
+    /// Any process that may open the admin socket.
     pub(crate) const LOCAL: Self = Self(1 << 1);
     /// A remote administrator.
     pub(crate) const ADMIN: Self = Self(1 << 2);

@@ -247,7 +247,7 @@ impl<K: Kind> Authority<K> {
         self.slots.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// One transition; whoever waits for it looks again.
+    /// One transition; callers that wait for it check again.
     fn change<R>(&self, transition: impl FnOnce(&mut Slots<K::Issuer>) -> R) -> R {
         let mut slots = self.lock();
         let outcome = transition(&mut slots);

@@ -202,7 +202,7 @@ impl<I> Slots<I> {
         Some(record)
     }
 
-    /// The journal knows what signs, or will be told at the next opportunity.
+    /// The journal knows what signs, or will be updated at the next opportunity.
     pub(super) fn recorded(&mut self) {
         self.next = match std::mem::replace(&mut self.next, Next::Empty) {
             Next::Recording(Some(former)) => Next::Old(former),

@@ -27,7 +27,7 @@ pub enum AgentWriteError {
 }
 
 impl Datastore {
-    /// Writes an agent that has attested, anew or again. Attesting again does not lift a ban, not even one that came after
+    /// Writes an attested agent, new or re-attested. Attesting again does not lift a ban, not even one that came after
     /// the caller looked: the agent then stays banned and without a valid SVID.
     ///
     /// # Errors

@@ -1,4 +1,4 @@
-//! Writes of trust bundles, the own one and those of federated trust domains.
+//! Writes of trust bundles, the server's own and those of federated trust domains.
 
 use daemon::telemetry::CallError;
 use std::sync::Arc;
@@ -56,7 +56,7 @@ pub enum BundleError {
     #[error("bundle already exists")]
     Exists,
     /// It would leave nothing by which anybody could be verified.
-    #[error("it has neither an X.509 nor a JWT authority, so nobody could be verified by it")]
+    #[error("it has neither an X.509 nor a JWT authority, so nothing would verify against it")]
     Keyless,
     #[error("the bundle has {0} JWT authorities already; wait until some expire")]
     JwtAuthoritiesFull(usize),

@@ -57,7 +57,7 @@ pub(super) enum CatchUp {
 #[derive(Debug)]
 pub(super) struct Look {
     pub(super) catch_up: CatchUp,
-    /// Why a write would fail, where the database says so unasked.
+    /// Why a write would fail, where the database reports it by itself.
     pub(super) read_only: Option<String>,
 }
 

@@ -1,5 +1,5 @@
 //! PostgreSQL: one connection for the writer, one that listens for other servers' commits. A connection that breaks
-//! is made anew when it is next needed, not more often than a growing pause allows.
+//! is re-created when it is next needed, not more often than a growing pause allows.
 
 mod connect;
 mod conninfo;
@@ -65,7 +65,7 @@ static DIALECT: Dialect = Dialect {
     commit: |revision| format!("NOTIFY {CHANNEL}, '{revision}'; COMMIT"),
 };
 
-/// The channel on which the other servers are told of a new revision.
+/// The channel on which the other servers are notified of a new revision.
 const CHANNEL: &str = "plastron_revision";
 
 fn upsert(kind: Kind) -> String {

@@ -98,7 +98,7 @@ impl Datastore {
         .await?
     }
 
-    /// Uses a token up, and makes its alias entry in the same transaction. Of any number of callers on any number of servers one at most is told `Ok`. An expired
+    /// Uses a token up, and makes its alias entry in the same transaction. Of any number of callers on any number of servers at most one gets `Ok`. An expired
     /// token is gone after the attempt, too.
     ///
     /// # Errors

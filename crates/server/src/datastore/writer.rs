@@ -63,7 +63,7 @@ impl<T: Send, F: FnMut(&mut Draft<'_>) -> T + Send> Work for Operation<T, F> {
 pub(super) struct Writer<B> {
     pub(super) database: Database<B>,
     pub(super) queue: mpsc::Receiver<Box<dyn Work>>,
-    /// Who asked for the end, to be told when it is reached.
+    /// Who asked the writer to stop, to be notified when it has.
     pub(super) closing: mpsc::Receiver<oneshot::Sender<()>>,
     pub(super) monitor: Monitor,
     pub(super) registry: Arc<Registry>,
@@ -85,7 +85,7 @@ impl<B: Backend> Writer<B> {
             };
             if done == Err(DatastoreError::Closed) {
                 // The thread that holds the connection is gone and won't come back: `Datastore::stopped` says so.
-                tracing::error!("the database's thread ended; nothing can be written any more");
+                tracing::error!("the database thread terminated; writes are no longer possible");
                 return;
             }
         }
@@ -95,7 +95,7 @@ impl<B: Backend> Writer<B> {
     async fn close(mut self, asked: oneshot::Sender<()>) {
         self.queue.close();
         while let Some(work) = self.queue.recv().await {
-            // Whoever waits for the writes is told of a failure; here there is nothing left to do about it.
+            // The callers that wait for these writes get the error; nothing is left to do here.
             drop(self.commit_group(work).await);
         }
         let Self { mut database, .. } = self;
@@ -104,7 +104,7 @@ impl<B: Backend> Writer<B> {
         }
         // The file is another server's from here on.
         drop(database);
-        // Whoever asked may have gone meanwhile.
+        // The caller may have left meanwhile.
         if asked.send(()).is_err() {
             tracing::debug!("nobody waits for the end of the writer");
         }

@@ -1,7 +1,7 @@
 //! The connections of one endpoint: counted, capped, all awaited at the end.
 //!
 //! Each connection has a [`Slot`], which counts for an account: at first for the address it comes from, and once the peer is
-//! authenticated for its identity. Whoever is at a cap makes room: an account among its own connections, unauthenticated peers
+//! authenticated for its identity. At a cap, room is made: for an account among its own connections, unauthenticated peers
 //! and workloads among theirs, and the endpoint as a whole among theirs first, then among idle ones. So no number of
 //! connections that cost nothing keeps anybody out. Nothing here waits for a peer.
 
@@ -18,7 +18,7 @@ use tokio::task::JoinSet;
 use crate::budget::{Budget, Limits};
 use crate::principal::{Account, Class};
 
-/// Connections beyond the cap that were told to end and have not had their turn to.
+/// Connections beyond the cap that were asked to close and have not yet closed.
 const LEAVING: usize = 256;
 /// Busy connections that are looked at for an idle one.
 const LOOKED_AT: usize = 64;

@@ -75,7 +75,7 @@ impl Bundles {
     }
 
     /// # Errors
-    /// InvalidArgument for the own trust domain, NotFound.
+    /// InvalidArgument for the server's own trust domain, NotFound.
     pub(crate) fn get_federated(&self, trust_domain: &str) -> Result<Arc<Bundle>, OpError> {
         let name = self.other_than_own(
             trust_domain,
@@ -84,7 +84,7 @@ impl Bundles {
         self.registry.bundle(&name).ok_or_else(not_found)
     }
 
-    /// Adds authorities to the own bundle. They are added untainted: tainting is a call of its own.
+    /// Adds authorities to the server's own bundle. They are added untainted: tainting is a call of its own.
     ///
     /// # Errors
     /// InvalidArgument without authorities, or the store could not write.
@@ -104,7 +104,7 @@ impl Bundles {
         appended.map_err(|error| write_failed("failed to append bundle", &error))
     }
 
-    /// Adds a downstream server's key to the own bundle.
+    /// Adds a downstream server's key to the server's own bundle.
     ///
     /// # Errors
     /// InvalidArgument for a key that never expires, AlreadyExists when another key has its ID, ResourceExhausted when the
@@ -134,7 +134,7 @@ impl Bundles {
         }
     }
 
-    /// Refuses to write the own bundle by the calls for federated ones.
+    /// Refuses to write the server's own bundle by the calls for federated ones.
     ///
     /// # Errors
     /// InvalidArgument.
@@ -174,7 +174,7 @@ impl Bundles {
     }
 
     /// # Errors
-    /// InvalidArgument for the own trust domain, NotFound, FailedPrecondition when entries federate with it.
+    /// InvalidArgument for the server's own trust domain, NotFound, FailedPrecondition when entries federate with it.
     pub(crate) async fn delete(&self, trust_domain: &str, mode: DeleteMode) -> Result<(), OpError> {
         let name = self.other_than_own(
             trust_domain,

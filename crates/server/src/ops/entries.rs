@@ -79,7 +79,7 @@ impl Entries {
         self.registry.authorized_entries(agent)
     }
 
-    /// Whether an entry can be created as far as it can be told without the others.
+    /// Whether an entry can be created as far as it can be decided without the others.
     ///
     /// # Errors
     /// InvalidArgument.

@@ -32,7 +32,7 @@ pub(crate) struct Info {
     pub(crate) uptime: Duration,
     pub(crate) agents: usize,
     pub(crate) entries: usize,
-    /// SPIRE: counts the own bundle with the federated.
+    /// SPIRE: counts the server's own bundle with the federated ones.
     pub(crate) bundles: usize,
 }
 

@@ -30,7 +30,7 @@ impl ChangeLog {
         if self.changes.len() >= self.capacity
             && let Some(dropped) = self.changes.pop_front()
         {
-            // A follower before that change cannot be told of it any more.
+            // A follower before that change can no longer learn of it.
             self.forget(|oldest| oldest.revision() < dropped.revision);
         }
         self.changes.push_back(change);

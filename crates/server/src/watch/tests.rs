@@ -65,7 +65,7 @@ async fn starts_with_everything_the_agent_may_have() {
     assert_eq!(first.bundles[0].trust_domain, "example.org");
     assert!(
         first.entries[0].parent_id.is_none(),
-        "only what agents are told"
+        "only what agents are sent"
     );
 }
 

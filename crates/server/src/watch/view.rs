@@ -56,7 +56,7 @@ impl View {
         }
     }
 
-    /// The first events: what the agent has missed since its cursor when that can be told, else everything.
+    /// The first events: what the agent has missed since its cursor when that is known, else everything.
     pub(super) fn start(&mut self, request: &WatchRequest) -> Outgoing {
         let registry = Arc::clone(&self.registry);
         let snapshot = registry.snapshot();

@@ -64,7 +64,7 @@ impl BundleMap {
     /// they must not say how often the map is fetched.
     ///
     /// # Errors
-    /// [`BundleError`]; whoever holds an older map keeps it.
+    /// [`BundleError`]; a caller keeps the map that it has.
     pub fn from_json(json: &[u8]) -> Result<Self, BundleError> {
         let read: Read = read_json(json)?;
         let members = read.trust_domains.ok_or(BundleError::NoTrustDomains)?;

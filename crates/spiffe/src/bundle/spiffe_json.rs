@@ -81,7 +81,7 @@ impl Bundle {
     /// refused. One with no keys at all is what a trust domain says when nothing of it is to be believed any more.
     ///
     /// # Errors
-    /// [`BundleError`]; whoever holds an older bundle keeps it.
+    /// [`BundleError`]; a caller keeps the bundle that it has.
     pub fn from_spiffe_json(trust_domain: TrustDomain, json: &[u8]) -> Result<Self, BundleError> {
         Self::from_set(trust_domain, &read_json(json)?)
     }

@@ -1,4 +1,4 @@
-//! JWT-SVIDs: signed tokens that prove a SPIFFE ID to whoever they are addressed to (JWT-SVID §2-4). The JOSE
+//! JWT-SVIDs: signed tokens that prove a SPIFFE ID to their audience (JWT-SVID §2-4). The JOSE
 //! code is our own and knows compact serialisation, nine algorithms and three header members; the algorithm is
 //! judged before anything else of a token is looked at.
 

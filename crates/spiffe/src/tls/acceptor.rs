@@ -46,7 +46,7 @@ pub enum PeerError {
     OtherConnection,
 }
 
-/// The accepting side: shows the resolver's SVID and verifies whoever shows one.
+/// The accepting side: shows the resolver's SVID and verifies a client that presents one.
 #[derive(Debug)]
 pub struct SpiffeAcceptor {
     accepting: Accepting,

@@ -136,7 +136,7 @@ pub struct InsecureServerVerifier {
 }
 
 impl InsecureServerVerifier {
-    /// Accepts whoever shows a certificate that names an `expected` server.
+    /// Accepts any peer with a certificate that names an `expected` server.
     #[must_use]
     pub fn new(expected: Expected) -> Self {
         Self {

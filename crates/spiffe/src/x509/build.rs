@@ -114,7 +114,7 @@ pub async fn issue_leaf(leaf: &LeafTemplate, issuer: &Issuer<'_>) -> Result<Vec<
     assemble(tbs, scheme, issuer.signer).await
 }
 
-/// Issues a signing certificate: by `issuer`, or signed with `signer`, its own key, when there is none. Does
+/// Issues a CA certificate: by `issuer`, or signed with `signer`, its own key, when there is none. Does
 /// not suspend when the signing key is in memory.
 ///
 /// # Errors

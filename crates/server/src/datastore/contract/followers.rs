@@ -91,23 +91,23 @@ async fn revisions_of_concurrent_servers_have_no_gaps(subject: Subject) {
         .iter()
         .map(|c| c.revision)
         .collect();
-    assert_eq!(seen.len(), 42, "every change is told once");
+    assert_eq!(seen.len(), 42, "every change is reported once");
     seen.dedup();
     assert_eq!(seen, (1..=last).collect::<Vec<_>>());
     let upto = first_registry.revision();
-    let told = |registry: &Registry| {
+    let reported = |registry: &Registry| {
         let changes = registry
             .changes_since(start)
             .unwrap()
             .into_iter()
             .filter(|change| change.revision <= upto);
-        let mut told: Vec<_> = changes
+        let mut reported: Vec<_> = changes
             .map(|change| (change.revision, change.key))
             .collect();
-        told.sort();
-        told
+        reported.sort();
+        reported
     };
-    assert_eq!(told(&first_registry), told(&second_registry));
+    assert_eq!(reported(&first_registry), reported(&second_registry));
 }
 
 async fn a_change_names_the_object_before_and_after(subject: Subject) {

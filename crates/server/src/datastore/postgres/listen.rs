@@ -68,8 +68,8 @@ async fn listen(connector: &Connector, hear: &watch::Sender<u64>) -> Result<(), 
     let messages = async {
         loop {
             match poll_fn(|context| connection.poll_message(context)).await {
-                Some(Ok(AsyncMessage::Notification(told))) => {
-                    let revision = told.payload().parse().unwrap_or(u64::MAX);
+                Some(Ok(AsyncMessage::Notification(notification))) => {
+                    let revision = notification.payload().parse().unwrap_or(u64::MAX);
                     hear.send_replace(revision);
                 }
                 Some(Ok(_)) => {}

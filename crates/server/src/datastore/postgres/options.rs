@@ -116,11 +116,11 @@ impl Options {
             _ if beyond.is_empty() => return Vec::new(),
             Mode::Disable => format!("the connection to the database at {hosts} is not encrypted"),
             Mode::Prefer if self.tls.roots().is_none() => format!(
-                "the connection to the database at {hosts} may be unencrypted, and nobody checks who answers"
+                "the connection to the database at {hosts} may be unencrypted, and the database is not authenticated"
             ),
             Mode::Prefer => format!("the connection to the database at {hosts} may be unencrypted"),
             Mode::Require if self.tls.roots().is_none() => format!(
-                "the connection to the database at {hosts} is encrypted, but nobody checks who answers"
+                "the connection to the database at {hosts} is encrypted, but the database is not authenticated"
             ),
             Mode::Require | Mode::VerifyCa | Mode::VerifyFull => return Vec::new(),
         };
@@ -203,7 +203,7 @@ pub(super) fn wrong(key: &str, setting: &Setting, because: impl Into<String>) ->
     }
 }
 
-/// In seconds. SPIRE's driver waits without limit unless told otherwise; a server must know when its database is away.
+/// In seconds. SPIRE's driver waits without limit by default; a server must know when its database is away.
 fn connect_timeout(settings: &mut Reader) -> Result<Duration, SettingsError> {
     let Some(setting) = settings.take("connect_timeout") else {
         return Ok(CONNECT_TIMEOUT);

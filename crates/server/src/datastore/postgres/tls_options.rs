@@ -92,7 +92,7 @@ impl TlsOptions {
             (None, Some(path)) if path == Path::new("system") => Some(Roots::System),
             (None, path) => path.map(Roots::File),
         };
-        // Elsewhere than libpq, SPIRE's driver requires TLS unless told otherwise.
+        // Elsewhere than libpq, SPIRE's driver requires TLS unless configured otherwise.
         let mode = match (mode, &root_ca) {
             (None, Some(Roots::System)) => Mode::VerifyFull,
             (mode, _) => mode.unwrap_or(Mode::Require),

@@ -3,7 +3,7 @@
 //! Callers decide what is read here, so its cost is bounded: by size, by the number of readings at the same time, and by
 //! one reading for all processes of a user that wait for the same file. It is not shared with other users: it waits for a
 //! turn of its user, and nobody else is to wait in that queue. The digests that are remembered serve everybody. A reading
-//! that nobody waits for any more is finished all the same (whoever comes back finds its result), unless the file is
+//! that nobody waits for any more is finished all the same (the next caller finds its result), unless the file is
 //! huge.
 
 use std::collections::{HashMap, VecDeque};
@@ -87,7 +87,7 @@ impl Opened {
 #[derive(Debug)]
 pub(super) struct Digests {
     clock: Arc<dyn Clock>,
-    /// In bytes; 0 is none.
+    /// In bytes; 0 means no limit.
     limit: u64,
     known: Mutex<Known>,
     /// By file and user.
