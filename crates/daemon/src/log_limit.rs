@@ -1,4 +1,4 @@
-//! A limit for log lines that others cause: strangers on the network, users of the machine, a plugin that fails.
+//! A limit for log lines that others cause: unauthenticated peers, local users, a plugin that fails.
 //!
 //! Who can make a daemon write a line can fill its disk and hide other lines among them. So each source gets a few lines
 //! in a window and all sources together some more; what is left out is counted and said with the next line.

@@ -101,7 +101,7 @@ impl Authorizer {
             };
         }
         let Some(svid) = connection.svid() else {
-            return Err(Denial::of_stranger());
+            return Err(Denial::of_unauthenticated());
         };
         if let Some(authority) = self.by_entry(allowed, svid) {
             if !matches!(authority, Authority::Admin { via: "config" }) {
@@ -296,7 +296,7 @@ struct Denial {
     code: Kind,
     reason: Option<AgentRefusal>,
     because: String,
-    stranger: bool,
+    unauthenticated: bool,
 }
 
 impl Denial {
@@ -305,13 +305,13 @@ impl Denial {
             code: Kind::PermissionDenied,
             reason: None,
             because: because.to_owned(),
-            stranger: false,
+            unauthenticated: false,
         }
     }
 
-    fn of_stranger() -> Self {
+    fn of_unauthenticated() -> Self {
         Self {
-            stranger: true,
+            unauthenticated: true,
             ..Self::because("the caller showed no X509-SVID")
         }
     }
@@ -321,7 +321,7 @@ impl Denial {
             code: Kind::PermissionDenied,
             reason: Some(reason),
             because,
-            stranger: false,
+            unauthenticated: false,
         }
     }
 
@@ -331,7 +331,7 @@ impl Denial {
             code: Kind::Unavailable,
             reason: None,
             because: stale.to_string(),
-            stranger: false,
+            unauthenticated: false,
         }
     }
 
@@ -349,7 +349,7 @@ impl Denial {
         let message = format!("authorization denied for method {method}: {}", self.because);
         match self.reason {
             Some(reason) => agent_denied(reason, message),
-            None if self.stranger => error::refused(Kind::PermissionDenied, message).quiet(),
+            None if self.unauthenticated => error::refused(Kind::PermissionDenied, message).quiet(),
             None => error::refused(Kind::PermissionDenied, message),
         }
     }

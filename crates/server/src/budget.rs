@@ -238,12 +238,12 @@ mod tests {
 
     #[test]
     fn gives_a_workload_no_more_than_a_source_without_an_svid() {
-        let (workload, stranger) = (
+        let (workload, unauthenticated) = (
             Limits::of(Class::Workload),
             Limits::of(Class::Unauthenticated),
         );
-        assert!(workload.connections <= stranger.connections);
-        assert!(workload.calls <= stranger.calls && workload.bytes <= stranger.bytes);
+        assert!(workload.connections <= unauthenticated.connections);
+        assert!(workload.calls <= unauthenticated.calls && workload.bytes <= unauthenticated.bytes);
     }
 
     #[test]

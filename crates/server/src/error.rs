@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn lets_no_stranger_fill_the_log() {
+    fn lets_no_unauthenticated_peer_fill_the_log() {
         let warnings = Arc::new(AtomicUsize::new(0));
         tracing::subscriber::with_default(Warnings(Arc::clone(&warnings)), || {
             refused(Kind::PermissionDenied, "the caller has no X509-SVID")

@@ -1,4 +1,4 @@
-//! The server's half of node attestation, and what a conversation with a stranger may cost.
+//! The server's half of node attestation, and what a conversation with an unattested node may cost.
 //!
 //! [`attest`] is the only way to hold a [`Conversation`], and it enforces the attestor's [`Budget`]: the peer is unknown
 //! until the attestor returns, so time, bytes and expensive checks are paid for in advance.

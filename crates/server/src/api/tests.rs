@@ -116,14 +116,14 @@ impl Fixture {
         } else if row.allowed.lets_in(Allowed::DOWNSTREAM) {
             self.server.remote(Some(&self.downstream)).await
         } else {
-            return self.stranger().await;
+            return self.unauthenticated().await;
         };
         self.sink.take();
         channel
     }
 
     /// A caller without an identity. (To connect, the test asks for the bundle, which is an event, too.)
-    async fn stranger(&self) -> Channel {
+    async fn unauthenticated(&self) -> Channel {
         let channel = self.server.remote(None).await;
         self.sink.take();
         channel
@@ -206,7 +206,7 @@ async fn every_method_leaves_one_event_when_it_is_denied() {
             // Nobody is denied it.
             continue;
         }
-        let refused = call(fixture.stranger().await, row, message.into())
+        let refused = call(fixture.unauthenticated().await, row, message.into())
             .await
             .unwrap_err();
         let (event, documents) = fixture.event(row, "denied");
@@ -251,7 +251,7 @@ async fn a_method_that_does_not_exist_leaves_one_event() {
         allowed: Allowed::ANY,
         lifetime: Lifetime::Unary,
     };
-    let refused = call(fixture.stranger().await, &row, Bytes::new())
+    let refused = call(fixture.unauthenticated().await, &row, Bytes::new())
         .await
         .unwrap_err();
     assert_eq!(refused.code(), Code::Unimplemented);
@@ -344,13 +344,13 @@ async fn a_call_beyond_its_rate_limit_leaves_one_event() {
 async fn a_caller_that_leaves_before_the_answer_leaves_one_event() {
     let sink = Arc::new(Recording::default());
     let server = limited(&sink).await;
-    let stranger = server.remote(None).await;
+    let unauthenticated = server.remote(None).await;
     sink.take();
     let attest = row(ATTEST_AGENT).unwrap();
     // The second attestation of a second waits for its turn.
-    let first = call(stranger.clone(), attest, Bytes::new());
+    let first = call(unauthenticated.clone(), attest, Bytes::new());
     first.await.unwrap_err();
-    let second = tokio::spawn(call(stranger, attest, Bytes::new()));
+    let second = tokio::spawn(call(unauthenticated, attest, Bytes::new()));
     tokio::task::yield_now().await;
     let mut codes: Vec<&str> = Vec::new();
     second.abort();

@@ -508,7 +508,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn ends_a_busy_stranger_before_an_idle_agent() {
+    async fn ends_a_busy_unauthenticated_peer_before_an_idle_agent() {
         let mut endpoint = Endpoint::of(2, 2, 2);
         let agent = |slot: &Arc<Slot>| {
             enter(slot, "/agent", Class::Agent);
@@ -538,7 +538,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn lets_strangers_together_hold_no_more_than_their_part() {
+    async fn bounds_the_share_of_all_unauthenticated_peers() {
         let mut endpoint = Endpoint::of(100, 3, 2);
         for name in 1..=5 {
             assert!(endpoint.open_idle(name, &format!("192.0.2.{name}")));

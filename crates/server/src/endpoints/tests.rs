@@ -299,26 +299,26 @@ async fn settings(
 }
 
 #[tokio::test]
-async fn gives_strangers_little_to_hold() {
+async fn gives_unauthenticated_peers_small_limits() {
     let server = TestServer::start().await;
     let node = server.agent().await;
-    let mut strangers = server.tls(None).await;
+    let mut unauthenticated = server.tls(None).await;
     let mut agents = server.tls(Some(&node)).await;
     let mut local = UnixStream::connect(&server.socket).await.unwrap();
-    let stranger = settings(&mut strangers).await;
+    let unauthenticated = settings(&mut unauthenticated).await;
     const STREAMS: u16 = 3;
     const WINDOW: u16 = 4;
     const HEADERS: u16 = 6;
-    assert_eq!(stranger[&STREAMS], 16);
-    assert_eq!(stranger[&WINDOW], 64 << 10);
-    assert_eq!(stranger[&HEADERS], 16 << 10);
+    assert_eq!(unauthenticated[&STREAMS], 16);
+    assert_eq!(unauthenticated[&WINDOW], 64 << 10);
+    assert_eq!(unauthenticated[&HEADERS], 16 << 10);
     for known in [settings(&mut agents).await, settings(&mut local).await] {
         assert_eq!((known[&STREAMS], known[&HEADERS]), (1_000, 64 << 10));
     }
 }
 
 #[tokio::test]
-async fn takes_no_large_message_from_strangers() {
+async fn takes_no_large_message_from_unauthenticated_peers() {
     let server = TestServer::start().await;
     let node = server.agent().await;
     let large = crate::testing::attestation(&"x".repeat(70_000), Vec::new());

@@ -102,7 +102,7 @@ async fn refuses_large_payloads_and_answers() {
 }
 
 #[tokio::test]
-async fn bounds_what_is_checked_for_a_stranger() {
+async fn bounds_what_is_checked_for_an_unattested_node() {
     let (kind, message, _) = outcome(Greedy::Checks, 1, 1).await;
     assert_eq!(kind, ErrorKind::Denied);
     assert!(message.contains("checks"), "{message}");

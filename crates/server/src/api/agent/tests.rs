@@ -547,7 +547,7 @@ async fn records_an_agents_version_and_refuses_endless_ones() {
 }
 
 #[tokio::test]
-async fn keeps_agents_and_strangers_out_of_administration() {
+async fn keeps_agents_and_unauthenticated_peers_out_of_administration() {
     let server = TestServer::start().await;
     let node = server.agent().await;
     for channel in [server.remote(None).await, server.remote(Some(&node)).await] {
