@@ -241,7 +241,7 @@ impl FailedAccepts {
     /// A failing accept (no file descriptors left, most likely) must not turn into a busy loop.
     async fn pause_after(&self, error: &std::io::Error, shutdown: &mut Shutdown) {
         if let Some(left_out) = self.0.admit(&()) {
-            tracing::warn!(%error, left_out, "cannot accept a connection; raise the limit of open files if this goes on");
+            tracing::warn!(%error, left_out, "cannot accept a connection; raise the limit of open files if this persists");
         }
         shutdown.sleep(Duration::from_millis(100)).await;
     }

@@ -52,7 +52,7 @@ pub(crate) use state::State;
 /// Entries looked at before the lock is given back during a long scan.
 const SCAN_BUDGET: usize = 8_192;
 
-/// The state and who is told of its revisions. Reads take a shared lock for microseconds.
+/// The state, and a channel of its revisions. Reads take a shared lock for microseconds.
 pub struct Registry {
     state: RwLock<State>,
     revision: watch::Sender<u64>,
