@@ -2,10 +2,11 @@
 
 use std::future::Future;
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 
 use config::Document;
 use config::fault::{Code, Fault, Faults};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::args::Args;
 use super::command::Program;
@@ -321,36 +322,71 @@ fn tighten_umask() {
     umask(old | least);
 }
 
-/// Ends at the first SIGINT, SIGTERM or SIGHUP (a closed terminal; SPIRE leaves SIGHUP to its default, which ends the
-/// process too). Until then SIGUSR2 reopens the log file, and SIGUSR1 is the signal by which SPIRE reads plugins'
-/// `plugin_data_file` again and dumps metrics.
-pub(super) fn until_signalled(log: Log) -> Result<impl Future<Output = ()> + Send, CliError> {
-    let failed =
-        |error: std::io::Error| CliError::failed(format!("cannot listen for signals: {error}"));
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
-    let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
-    let mut hangup = signal(SignalKind::hangup()).map_err(failed)?;
-    let mut reconfigure = signal(SignalKind::user_defined1()).map_err(failed)?;
-    let mut reopen = signal(SignalKind::user_defined2()).map_err(failed)?;
-    Ok(async move {
+/// The signals that a daemon obeys, caught from the moment this is made.
+pub(super) struct Signals {
+    log: Log,
+    interrupt: Signal,
+    terminate: Signal,
+    hangup: Signal,
+    reconfigure: Signal,
+    reopen: Signal,
+}
+
+impl Signals {
+    pub(super) fn catch(log: Log) -> Result<Self, CliError> {
+        let catch = |kind| {
+            signal(kind)
+                .map_err(|error| CliError::failed(format!("cannot listen for signals: {error}")))
+        };
+        Ok(Self {
+            log,
+            interrupt: catch(SignalKind::interrupt())?,
+            terminate: catch(SignalKind::terminate())?,
+            hangup: catch(SignalKind::hangup())?,
+            reconfigure: catch(SignalKind::user_defined1())?,
+            reopen: catch(SignalKind::user_defined2())?,
+        })
+    }
+
+    /// Ends at the first SIGINT, SIGTERM or SIGHUP (a closed terminal; SPIRE leaves SIGHUP to its default, which ends the
+    /// process too). Until then SIGUSR2 reopens the log file, and SIGUSR1 has the plugins read their `plugin_data_file`
+    /// again by `reload`. While that lasts, the other signals are obeyed, and a further SIGUSR1 waits.
+    pub(super) async fn until_shutdown<F>(mut self, reload: impl Fn() -> F + Send)
+    where
+        F: Future<Output = ()> + Send,
+    {
+        let mut reloading: Option<Pin<Box<F>>> = None;
         loop {
+            let is_reloading = reloading.is_some();
             let ending = tokio::select! {
-                _ = interrupt.recv() => "SIGINT",
-                _ = terminate.recv() => "SIGTERM",
-                _ = hangup.recv() => "SIGHUP",
-                _ = reconfigure.recv() => {
-                    tracing::info!("SIGUSR1 received: no plugin has a plugin_data_file and no metrics are kept, nothing to do");
+                _ = self.interrupt.recv() => "SIGINT",
+                _ = self.terminate.recv() => "SIGTERM",
+                _ = self.hangup.recv() => "SIGHUP",
+                _ = self.reconfigure.recv(), if !is_reloading => {
+                    tracing::info!("SIGUSR1 received: plugins with a plugin_data_file read it again");
+                    reloading = Some(Box::pin(reload()));
                     continue;
                 }
-                _ = reopen.recv() => {
-                    reopen_log(&log);
+                () = finished(&mut reloading) => {
+                    reloading = None;
+                    continue;
+                }
+                _ = self.reopen.recv() => {
+                    reopen_log(&self.log);
                     continue;
                 }
             };
             tracing::info!(signal = ending, "Stopping");
             return;
         }
-    })
+    }
+}
+
+async fn finished<F: Future<Output = ()>>(work: &mut Option<Pin<Box<F>>>) {
+    match work {
+        Some(work) => work.await,
+        None => std::future::pending().await,
+    }
 }
 
 /// The one who rotates logs looks at the new file, where nothing can be written: standard error has the warning too.

@@ -13,6 +13,7 @@ use daemon::log_control::{LogControl, LogLevels};
 use daemon::socket::Modes;
 use daemon::systemd::Systemd;
 use daemon::telemetry::Telemetry;
+use plugin::catalog::RunningAgentPlugins;
 use plugin::lifecycle::HostServices;
 use spiffe::clock::{Clock, SystemClock};
 use spiffe::random::{Random, SystemRandom};
@@ -70,6 +71,7 @@ pub struct Agent;
 #[derive(Debug)]
 pub struct Bound {
     node: Node,
+    plugins: RunningAgentPlugins,
     attestors: Attestors,
     socket: Socket,
     admin_socket: Option<Socket>,
@@ -137,6 +139,7 @@ impl Agent {
             .set_number(&metrics::STARTED, 1, [sync::VERSION, trust_domain]);
         Ok(Bound {
             node,
+            plugins,
             attestors,
             socket,
             admin_socket,
@@ -149,6 +152,11 @@ impl Agent {
 }
 
 impl Bound {
+    /// The plugins, to have them read their files again.
+    pub fn plugins(&self) -> RunningAgentPlugins {
+        self.plugins.clone()
+    }
+
     /// The public socket.
     pub fn socket(&self) -> &Path {
         self.socket.path()

@@ -56,7 +56,13 @@ pub struct RunningAgentPlugins {
 }
 
 /// What came of reading one plugin's configuration again.
-pub type ReloadOutcome = (&'static str, Result<Reloaded, ReloadError>);
+#[derive(Debug)]
+pub struct ReloadOutcome {
+    /// Such as `KeyManager`.
+    pub kind: &'static str,
+    pub name: &'static str,
+    pub outcome: Result<Reloaded, ReloadError>,
+}
 
 impl ServerPlugins {
     /// `plugin_data` of the DataStore `sql`, for the server to read; nothing when it is not configured, which
@@ -104,14 +110,19 @@ impl ServerPlugins {
 impl RunningServerPlugins {
     /// Has each plugin read its `plugin_data_file` again (SPIRE: on SIGUSR1).
     pub async fn reload(&self) -> Vec<ReloadOutcome> {
-        let mut outcomes = vec![reload(&self.key_manager).await];
+        let mut outcomes = vec![reload("KeyManager", &self.key_manager).await];
         if let Some(upstream) = &self.upstream_authority {
-            outcomes.push(reload(upstream).await);
+            outcomes.push(reload("UpstreamAuthority", upstream).await);
         }
         for attestor in &self.node_attestors {
-            outcomes.push(reload(attestor).await);
+            outcomes.push(reload("NodeAttestor", attestor).await);
         }
         outcomes
+    }
+
+    /// As [`Self::reload`], with what came of it in the log.
+    pub async fn reload_logged(&self) {
+        log_outcomes(&self.reload().await);
     }
 
     pub async fn stop(&self) {
@@ -157,13 +168,18 @@ impl RunningAgentPlugins {
     /// Has each plugin read its `plugin_data_file` again (SPIRE: on SIGUSR1).
     pub async fn reload(&self) -> Vec<ReloadOutcome> {
         let mut outcomes = vec![
-            reload(&self.key_manager).await,
-            reload(&self.node_attestor).await,
+            reload("KeyManager", &self.key_manager).await,
+            reload("NodeAttestor", &self.node_attestor).await,
         ];
         for attestor in &self.workload_attestors {
-            outcomes.push(reload(attestor).await);
+            outcomes.push(reload("WorkloadAttestor", attestor).await);
         }
         outcomes
+    }
+
+    /// As [`Self::reload`], with what came of it in the log.
+    pub async fn reload_logged(&self) {
+        log_outcomes(&self.reload().await);
     }
 
     pub async fn stop(&self) {
@@ -190,8 +206,42 @@ async fn open_all<T: ?Sized>(
     Ok(running)
 }
 
-async fn reload<T: ?Sized>(plugin: &Running<T>) -> ReloadOutcome {
-    (plugin.name(), plugin.reload().await)
+async fn reload<T: ?Sized>(kind: &'static str, plugin: &Running<T>) -> ReloadOutcome {
+    ReloadOutcome {
+        kind,
+        name: plugin.name(),
+        outcome: plugin.reload().await,
+    }
+}
+
+/// SPIRE: these texts. A plugin without a file of its own has nothing to say.
+fn log_outcomes(outcomes: &[ReloadOutcome]) {
+    for ReloadOutcome {
+        kind,
+        name,
+        outcome,
+    } in outcomes
+    {
+        match outcome {
+            Ok(Reloaded::NoFile) => {}
+            Ok(Reloaded::Unchanged) => tracing::info!(
+                plugin_type = kind,
+                plugin_name = name,
+                "Plugin not reconfigured since the config is unchanged"
+            ),
+            Ok(Reloaded::Changed) => tracing::info!(
+                plugin_type = kind,
+                plugin_name = name,
+                "Plugin reconfigured"
+            ),
+            Err(error) => tracing::error!(
+                plugin_type = kind,
+                plugin_name = name,
+                %error,
+                "Failed to reconfigure plugin; its former configuration stays in force"
+            ),
+        }
+    }
 }
 
 /// The plugins of one kind that are built in, with their configuration read; nothing when one of it cannot be used.

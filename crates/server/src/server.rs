@@ -430,6 +430,11 @@ impl ServiceParts {
 }
 
 impl Bound {
+    /// The plugins, to have them read their files again.
+    pub fn plugins(&self) -> RunningServerPlugins {
+        self.core.plugins.clone()
+    }
+
     /// Serves until `shutdown` completes, then stops gracefully: calls in flight get ten seconds.
     ///
     /// # Errors

@@ -208,7 +208,7 @@ async fn run(context: Context, args: Args) -> Result<Output, CliError> {
         log: Some(Arc::new(log.clone())),
         ..agent::Environment::default()
     };
-    let shutdown = daemon::until_signalled(log.clone())?;
+    let signals = daemon::Signals::catch(log.clone())?;
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         configuration = daemon::origin(&context, &args),
@@ -216,7 +216,14 @@ async fn run(context: Context, args: Args) -> Result<Output, CliError> {
         "Starting agent"
     );
     let outcome = match Agent::bind_in(config, environment).await {
-        Ok(bound) => Box::pin(bound.run(shutdown)).await,
+        Ok(bound) => {
+            let plugins = bound.plugins();
+            let shutdown = signals.until_shutdown(move || {
+                let plugins = plugins.clone();
+                async move { plugins.reload_logged().await }
+            });
+            Box::pin(bound.run(shutdown)).await
+        }
         Err(fault) => Err(fault),
     };
     daemon::ended(&context, &log, outcome)

@@ -135,7 +135,7 @@ async fn run(context: Context, args: Args) -> Result<Output, CliError> {
         file: config.log.file.as_deref(),
         source_location: config.log.source_location,
     })?;
-    let shutdown = daemon::until_signalled(log.clone())?;
+    let signals = daemon::Signals::catch(log.clone())?;
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         configuration = daemon::origin(&context, &args),
@@ -147,7 +147,14 @@ async fn run(context: Context, args: Args) -> Result<Output, CliError> {
         ..Environment::default()
     };
     let outcome = match Box::pin(Server::bind_in(config, environment)).await {
-        Ok(bound) => Box::pin(bound.run(shutdown)).await,
+        Ok(bound) => {
+            let plugins = bound.plugins();
+            let shutdown = signals.until_shutdown(move || {
+                let plugins = plugins.clone();
+                async move { plugins.reload_logged().await }
+            });
+            Box::pin(bound.run(shutdown)).await
+        }
         Err(fault) => Err(fault),
     };
     daemon::ended(&context, &log, outcome)

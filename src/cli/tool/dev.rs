@@ -69,7 +69,7 @@ async fn run(_context: Context, args: Args) -> Result<Output, CliError> {
         file: None,
         source_location: false,
     })?;
-    let interrupted = daemon::until_signalled(log.clone())?;
+    let signals = daemon::Signals::catch(log.clone())?;
     let place = DevDirectory::new(args.optional(DIR));
     place.claim()?;
     let claimed = Claimed(place);
@@ -89,7 +89,8 @@ async fn run(_context: Context, args: Args) -> Result<Output, CliError> {
     let node = Box::pin(join(&claimed.0, &domain, port)).await?;
     let agent = tokio::spawn(Box::pin(node.run(when_dropped(left))));
     let outcome = tokio::select! {
-        () = interrupted => Ok(()),
+        // Its plugins have no files of their own.
+        () = signals.until_shutdown(|| std::future::ready(())) => Ok(()),
         outcome = served(&claimed.0, &domain) => outcome,
     };
     // The agent first: it tells the server goodbye.

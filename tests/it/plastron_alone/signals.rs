@@ -2,6 +2,7 @@
 
 use std::io::Read as _;
 use std::os::fd::AsRawFd;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -34,6 +35,67 @@ fn sigusr1_is_logged_and_ends_neither_daemon() -> Result<()> {
         "the server suffered"
     );
     Ok(())
+}
+
+/// A self-signed CA in `<name>.crt` and `<name>.key`, and the configuration that names the two.
+fn upstream(directory: &Path, name: &str) -> Result<(String, String)> {
+    let key = rcgen::KeyPair::generate()?;
+    let mut params = rcgen::CertificateParams::default();
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    params.distinguished_name = rcgen::DistinguishedName::new();
+    params
+        .distinguished_name
+        .push(rcgen::DnType::CommonName, name);
+    let certificate = params.self_signed(&key)?.pem();
+    let (cert_path, key_path) = (
+        directory.join(format!("{name}.crt")),
+        directory.join(format!("{name}.key")),
+    );
+    std::fs::write(&cert_path, &certificate)?;
+    std::fs::write(&key_path, key.serialize_pem())?;
+    let configuration = format!("cert_file_path = {cert_path:?}\nkey_file_path = {key_path:?}\n");
+    Ok((configuration, certificate.replace("\r\n", "\n")))
+}
+
+#[test]
+fn sigusr1_has_a_plugin_read_its_file_again_and_a_bad_file_is_named_and_changes_nothing()
+-> Result<()> {
+    let mut server = Server::prepare(ServerOptions::default())?;
+    let directory = server.dir().to_owned();
+    let (one, first) = upstream(&directory, "one")?;
+    let (two, second) = upstream(&directory, "two")?;
+    let file = directory.join("upstream.conf");
+    std::fs::write(&file, &one)?;
+    server.options.plugins =
+        format!("UpstreamAuthority \"disk\" {{ plugin_data_file = {file:?} }}");
+    server.write_configuration()?;
+    server.launch()?;
+    ensure!(
+        server.bundle()?.contains(first.trim()),
+        "{}",
+        server.bundle()?
+    );
+    std::fs::write(&file, "cert_file = \"misspelled\"")?;
+    server.process()?.signal(libc::SIGUSR1)?;
+    until_logged(server.process()?, "Failed to reconfigure plugin")?;
+    let log = server.process()?.log();
+    ensure!(
+        log.contains("UpstreamAuthority") && log.contains("cert_file"),
+        "{log}"
+    );
+    ensure!(
+        server.bundle()?.contains(first.trim()),
+        "the former was lost"
+    );
+    std::fs::write(&file, &two)?;
+    server.process()?.signal(libc::SIGUSR1)?;
+    until_logged(server.process()?, "Plugin reconfigured")?;
+    // Its roots are followed, so the new one is in the bundle before anything is signed below it.
+    wait::until("the new root", LIMIT, || {
+        Ok(server.bundle()?.contains(second.trim()).then_some(()))
+    })?;
+    server.process()?.signal(libc::SIGUSR1)?;
+    until_logged(server.process()?, "config is unchanged")
 }
 
 #[test]

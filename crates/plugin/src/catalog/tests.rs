@@ -463,11 +463,11 @@ async fn a_plugin_that_needs_a_restart_says_so() {
     let running = agent(&text).unwrap().open(&host()).await.unwrap();
     std::fs::write(&path, "discover_workload_path = false").unwrap();
     let outcomes = running.reload().await;
-    let (name, outcome) = outcomes.last().unwrap();
-    assert_eq!(*name, "unix");
-    let error = outcome.as_ref().unwrap_err().to_string();
+    let last = outcomes.last().unwrap();
+    assert_eq!((last.kind, last.name), ("WorkloadAttestor", "unix"));
+    let error = last.outcome.as_ref().unwrap_err().to_string();
     assert!(error.contains("next start"), "{error}");
-    assert_eq!(*outcomes[0].1.as_ref().unwrap(), Reloaded::NoFile);
+    assert_eq!(*outcomes[0].outcome.as_ref().unwrap(), Reloaded::NoFile);
 }
 
 /// The pages in `docs/` that describe plugins: each has the same headings, names only codes that exist, and its
