@@ -4,12 +4,13 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use config::fault::{Code, Fault};
+use plugin::key_manager::signing_key;
 use rustls_pki_types::ServerName;
 use spiffe::bundle::{Bundle, X509Bundle};
-use spiffe::csr::build_csr;
+use spiffe::csr::{build_csr, build_csr_with};
 use spiffe::entry::Entry;
 use spiffe::id::SpiffeId;
-use spiffe::key::KeyPair;
+use spiffe::key::{KeyPair, Signer};
 use spiffe::svid::x509::BundleSource;
 use spiffe::tls::{
     CertResolver, Expected, InsecureServerVerifier, KeyExchange, SpiffeServerVerifier, TlsError,
@@ -72,18 +73,18 @@ pub(crate) fn as_node(
     trust: &TrustStore,
 ) -> Result<ServerClient, Fault> {
     let resolver = CertResolver::new();
-    resolver
-        .set(
-            identity.svid.chain.iter().map(Certificate::der),
-            &identity.key,
+    let chain = identity.svid.chain.iter().map(Certificate::der);
+    let shown = match identity.key.local() {
+        Some(key) => resolver.set(chain, key),
+        None => resolver.set_signing(chain, signing_key(Arc::clone(&identity.key))),
+    };
+    shown.map_err(|error| {
+        Fault::new(
+            Code::AgentDataInvalid,
+            "the node's SVID cannot be used for TLS",
         )
-        .map_err(|error| {
-            Fault::new(
-                Code::AgentDataInvalid,
-                "the node's SVID cannot be used for TLS",
-            )
-            .because(error)
-        })?;
+        .because(error)
+    })?;
     let expected = Expected::Id(SpiffeId::server(&node.config.trust_domain));
     let verifier = SpiffeServerVerifier::new(expected, Arc::new(trust.clone()));
     connect(node, verified_tls(node, verifier, Some(resolver))?)
@@ -133,8 +134,9 @@ fn no_tls(error: TlsError) -> Fault {
 ///
 /// # Errors
 /// When the key can't sign it.
-pub(crate) fn agent_csr(key: &KeyPair) -> Result<Vec<u8>, Fault> {
-    build_csr(key, &Subject::spire(), &[], &[]).map_err(|error| {
+pub(crate) async fn agent_csr(key: &dyn Signer) -> Result<Vec<u8>, Fault> {
+    let csr = build_csr_with(key, &Subject::spire(), &[], &[]).await;
+    csr.map_err(|error| {
         Fault::new(Code::Internal, "the signing request cannot be made").because(error)
     })
 }

@@ -10,7 +10,7 @@ use plugin::node_attestor::agent::NodeAttestor;
 use spiffe::bundle::Bundle;
 use spiffe::clock::Clock;
 use spiffe::id::SpiffeId;
-use spiffe::key::{KeyPair, KeyType, PublicKey};
+use spiffe::key::{KeyType, PublicKey, Signer};
 use spiffe::x509::Certificate;
 
 use crate::cache::Snapshot;
@@ -30,7 +30,8 @@ const CLOCK_SKEW: Duration = Duration::from_secs(1);
 #[derive(Debug, Clone)]
 pub(crate) struct NodeIdentity {
     pub(crate) svid: AgentSvid,
-    pub(crate) key: KeyPair,
+    /// It may live elsewhere: it signs, and is never taken out.
+    pub(crate) key: Arc<dyn Signer>,
 }
 
 impl NodeIdentity {
@@ -178,8 +179,8 @@ impl Node {
     /// A fresh key for the node's next SVID. The keys of the SVID in use and of the one stored stay untouched.
     ///
     /// # Errors
-    /// When both names are taken by these keys, or the key manager can't make one or does not hand it out.
-    pub(crate) async fn fresh_key(&self) -> Result<KeyPair, Fault> {
+    /// When both names are taken by these keys, or the key manager can't make one.
+    pub(crate) async fn fresh_key(&self) -> Result<Arc<dyn Signer>, Fault> {
         let stored = self.data().svid;
         let in_use = lock(&self.in_use).clone();
         let needed: Vec<&PublicKey> = stored
@@ -200,14 +201,8 @@ impl Node {
         let slot = free.ok_or_else(|| {
             key_fault(&"the SVID in use is not stored yet, and both it and the stored one need their keys")
         })?;
-        let signer = self
-            .keys
-            .generate_key(slot, KeyType::EcP256)
-            .await
-            .map_err(|error| error.to_fault())?;
-        signer.local().cloned().ok_or_else(|| {
-            key_fault(&"the key manager keeps the key to itself, and TLS needs it here")
-        })
+        let made = self.keys.generate_key(slot, KeyType::EcP256).await;
+        made.map_err(|error| error.to_fault())
     }
 
     /// Keeps the node's SVID and bundle for the next start.
@@ -375,13 +370,10 @@ impl Node {
         lock(&self.data).clone()
     }
 
-    async fn key_of(&self, svid: &AgentSvid) -> Result<Option<KeyPair>, Fault> {
+    async fn key_of(&self, svid: &AgentSvid) -> Result<Option<Arc<dyn Signer>>, Fault> {
         let keys = self.keys.keys().await.map_err(|error| error.to_fault())?;
-        Ok(keys
-            .iter()
-            .filter_map(|(_, signer)| signer.local())
-            .find(|key| *key.public_key() == svid.facts.public_key)
-            .cloned())
+        let mut keys = keys.into_iter().map(|(_, key)| key);
+        Ok(keys.find(|key| *key.public_key() == svid.facts.public_key))
     }
 }
 

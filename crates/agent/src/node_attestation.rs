@@ -226,7 +226,7 @@ async fn send_proof(
 ) -> Result<AttestedNode, Failure> {
     node.check_writable().await?;
     let key = node.fresh_key().await?;
-    let csr = dial::agent_csr(&key)?;
+    let csr = dial::agent_csr(key.as_ref()).await?;
     let attested = client.attest(node.attestor.name(), &mut *proof, csr).await;
     let svid = attested.map_err(|error| match error {
         AttestError::Client(error) => Failure::Client(error),

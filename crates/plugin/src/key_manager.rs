@@ -5,6 +5,7 @@
 
 #[cfg(test)]
 pub(crate) mod contract;
+mod tls;
 
 use std::sync::Arc;
 
@@ -12,6 +13,7 @@ use async_trait::async_trait;
 use spiffe::key::{KeyType, Signer};
 
 use crate::error::Error;
+pub use tls::signing_key;
 
 /// Keys by name. The names are the caller's, such as `x509-CA-A` or `agent-svid-B` (SPIRE: the same).
 #[async_trait]

@@ -1,6 +1,6 @@
 //! PKCS#10 signing requests. Of a request only what its signature covers counts, and mostly only the key.
 
-use crate::key::{KeyPair, PublicKey, PublicKeyError};
+use crate::key::{KeyPair, PublicKey, PublicKeyError, Signer, sign_with};
 use crate::x509::{
     BuildError, Subject, build, decode_algorithm, read_extension_list, tlv, write_san_extension,
 };
@@ -238,6 +238,25 @@ pub fn build_csr(
         .ok_or(BuildError::SigningKey)?;
     let info = request_info(&subject.to_der(), key.public_key(), uris, dns);
     let signature = key.sign_now(scheme, &info)?;
+    build::wrap_signed(&info, scheme, &signature)
+}
+
+/// The same with a key that may be elsewhere.
+///
+/// # Errors
+/// [`BuildError`] when the key does not sign requests, or cannot be reached.
+pub async fn build_csr_with(
+    signer: &dyn Signer,
+    subject: &Subject,
+    uris: &[&str],
+    dns: &[String],
+) -> Result<Vec<u8>, BuildError> {
+    let scheme = signer
+        .public_key()
+        .x509_scheme()
+        .ok_or(BuildError::SigningKey)?;
+    let info = request_info(&subject.to_der(), signer.public_key(), uris, dns);
+    let signature = sign_with(signer, scheme, &info).await?;
     build::wrap_signed(&info, scheme, &signature)
 }
 

@@ -42,6 +42,7 @@ fn upstream(directory: &Path, name: &str) -> Result<(String, String)> {
     let key = rcgen::KeyPair::generate()?;
     let mut params = rcgen::CertificateParams::default();
     params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    params.key_usages = vec![rcgen::KeyUsagePurpose::KeyCertSign];
     params.distinguished_name = rcgen::DistinguishedName::new();
     params
         .distinguished_name

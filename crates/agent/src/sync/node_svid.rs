@@ -299,10 +299,11 @@ async fn renew(
         Ok(key) => key,
         Err(fault) => {
             tracing::warn!(%fault, "no new key for the node's SVID; it is renewed with the present key");
-            current.key.clone()
+            Arc::clone(&current.key)
         }
     };
-    let csr = dial::agent_csr(&key).map_err(RenewalError::Node)?;
+    let csr = dial::agent_csr(key.as_ref()).await;
+    let csr = csr.map_err(RenewalError::Node)?;
     let mut svid = client.renew_agent(csr).await?;
     if svid.facts.public_key != *key.public_key() || svid.facts.spiffe_id != *current.id() {
         return Err(

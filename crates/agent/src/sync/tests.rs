@@ -2,8 +2,10 @@ use std::path::Path;
 
 use config::Document;
 use config::fault::Code;
+use plugin::key_manager::KeyManager;
 use plugin::node_attestor::agent::NodeAttestor;
 use proto::spire::api::types::permission_denied_details::Reason;
+use spiffe::key::{KeyType, PublicKey, SignError, SignatureScheme, Signer};
 use spiffe::random::SystemRandom;
 use spiffe::trust_domain::TrustDomain;
 use tokio::task::JoinHandle;
@@ -14,6 +16,7 @@ use crate::cache::svids::RotationRule;
 use crate::cache::update::{Identity, WorkloadUpdate};
 use crate::cache::{CacheOptions, Purpose};
 use crate::config::{Config, Overrides};
+use crate::node::NodePlugins;
 use crate::node_attestation;
 use crate::state::StateDir;
 use crate::stop::Stopper;
@@ -69,12 +72,26 @@ async fn start_in(
     attestor: Option<Arc<dyn NodeAttestor>>,
     prepare: impl FnOnce(&FakeServer),
 ) -> Fixture {
+    let change = |plugins: &mut NodePlugins| {
+        if let Some(attestor) = attestor {
+            plugins.attestor = attestor;
+        }
+    };
+    start_changed(directory, change, prepare).await
+}
+
+/// The same with plugins of its own.
+async fn start_changed(
+    directory: tempfile::TempDir,
+    change: impl FnOnce(&mut NodePlugins),
+    prepare: impl FnOnce(&FakeServer),
+) -> Fixture {
     let server = FakeServer::start("example.org").await;
     prepare(&server);
     let config = config(&server, directory.path());
     let clock = MovedClock::default();
     let mut plugins = crate::testing::node_plugins(&config).await;
-    plugins.attestor = attestor.unwrap_or(plugins.attestor);
+    change(&mut plugins);
     let state = StateDir::open(&config.data_dir).unwrap();
     let node = Arc::new(Node::open(config, state, plugins, Arc::new(clock.clone())).unwrap());
     let random: Arc<dyn Random> = Arc::new(SystemRandom);
@@ -846,6 +863,81 @@ async fn the_nodes_svid_is_renewed_at_half_life_with_the_other_key() {
     f.streams(2).await;
 }
 
+/// Keys that another process holds: they sign, and cannot be taken out.
+#[derive(Debug)]
+struct ExternalKeys(Arc<dyn KeyManager>);
+
+#[derive(Debug)]
+struct ExternalKey(Arc<dyn Signer>);
+
+#[async_trait::async_trait]
+impl Signer for ExternalKey {
+    fn public_key(&self) -> &PublicKey {
+        self.0.public_key()
+    }
+
+    async fn sign(&self, scheme: SignatureScheme, message: &[u8]) -> Result<Vec<u8>, SignError> {
+        // The answer comes later, by a timer of the runtime.
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        self.0.sign(scheme, message).await
+    }
+}
+
+fn external(key: Arc<dyn Signer>) -> Arc<dyn Signer> {
+    Arc::new(ExternalKey(key))
+}
+
+#[async_trait::async_trait]
+impl KeyManager for ExternalKeys {
+    async fn generate_key(&self, id: &str, ty: KeyType) -> Result<Arc<dyn Signer>, plugin::Error> {
+        self.0.generate_key(id, ty).await.map(external)
+    }
+
+    async fn key(&self, id: &str) -> Result<Option<Arc<dyn Signer>>, plugin::Error> {
+        Ok(self.0.key(id).await?.map(external))
+    }
+
+    async fn keys(&self) -> Result<Vec<(String, Arc<dyn Signer>)>, plugin::Error> {
+        let keys = self.0.keys().await?.into_iter();
+        Ok(keys.map(|(id, key)| (id, external(key))).collect())
+    }
+}
+
+async fn a_node_with_external_keys_attests_connects_and_renews() {
+    let change = |plugins: &mut NodePlugins| {
+        plugins.keys = Arc::new(ExternalKeys(Arc::clone(&plugins.keys)));
+    };
+    let prepare = |server: &FakeServer| server.change(|state| state.watch = true);
+    let mut f = start_changed(tempfile::tempdir().unwrap(), change, prepare).await;
+    f.status(|status| status.connected).await;
+    let before = f.ends.identity.borrow_and_update().clone();
+    assert!(before.key.local().is_none());
+    f.clock.advance(Duration::from_secs(1900));
+    // The clock was moved by hand: something has to make the task look at it.
+    f.token(&entry("a", "/a", &["unix:uid:1"]), "x")
+        .now_or_never();
+    tokio::time::timeout(LONG, f.ends.identity.changed())
+        .await
+        .expect("in time")
+        .unwrap();
+    let after = f.ends.identity.borrow().clone();
+    assert_ne!(before.key.public_key(), after.key.public_key());
+    assert!(after.key.local().is_none());
+    // The stream continues on a new connection, which the new key has signed for.
+    f.status(|status| status.connected).await;
+    f.streams(2).await;
+}
+
+#[tokio::test]
+async fn a_key_that_never_leaves_its_key_manager_serves_on_one_thread() {
+    Box::pin(a_node_with_external_keys_attests_connects_and_renews()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_key_that_never_leaves_its_key_manager_serves_where_threads_are_few() {
+    Box::pin(a_node_with_external_keys_attests_connects_and_renews()).await;
+}
+
 #[tokio::test]
 async fn half_of_a_change_does_not_outlive_the_link_it_came_on() {
     let made = entry("a", "/a", &["unix:uid:1"]);
@@ -950,7 +1042,7 @@ async fn one_failed_call_does_not_make_the_server_gone_for_ever() {
 async fn issuance_goes_on_at_once_when_the_server_returns_after_a_long_outage() {
     let clock = Duration::from_secs(1);
     let mut issuance = svids::Issuance::new(
-        KeyPool::new(spiffe::key::KeyType::EcP256),
+        KeyPool::new(KeyType::EcP256),
         Backoff::new(FIRST_SVID_PAUSE, LONGEST_SVID_PAUSE, Arc::new(SystemRandom)),
     );
     for _ in 0..30 {

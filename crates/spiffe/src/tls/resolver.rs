@@ -4,7 +4,7 @@ use crate::key::{KeyError, KeyPair};
 use rustls::client::ResolvesClientCert;
 use rustls::crypto::aws_lc_rs::sign::any_supported_type;
 use rustls::server::{ClientHello, ResolvesServerCert};
-use rustls::sign::CertifiedKey;
+use rustls::sign::{CertifiedKey, SigningKey};
 use rustls::{Error, SignatureScheme};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -41,6 +41,20 @@ impl CertResolver {
         chain: impl IntoIterator<Item = &'a [u8]>,
         key: &KeyPair,
     ) -> Result<(), ResolverError> {
+        let pkcs8 = key.to_pkcs8_der()?;
+        let der = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(pkcs8.expose().as_slice()));
+        self.set_signing(chain, any_supported_type(&der)?)
+    }
+
+    /// The same with a key that need not be in memory.
+    ///
+    /// # Errors
+    /// As for [`set`](Self::set).
+    pub fn set_signing<'a>(
+        &self,
+        chain: impl IntoIterator<Item = &'a [u8]>,
+        key: Arc<dyn SigningKey>,
+    ) -> Result<(), ResolverError> {
         let chain: Vec<_> = chain
             .into_iter()
             .map(|der| CertificateDer::from(der.to_vec()))
@@ -48,9 +62,7 @@ impl CertResolver {
         if chain.is_empty() {
             return Err(ResolverError::EmptyChain);
         }
-        let pkcs8 = key.to_pkcs8_der()?;
-        let der = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(pkcs8.expose().as_slice()));
-        let certified = CertifiedKey::new(chain, any_supported_type(&der)?);
+        let certified = CertifiedKey::new(chain, key);
         certified.keys_match()?;
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(certified));
         Ok(())
