@@ -28,6 +28,9 @@ const MAX_SEGMENT: usize = MAX_CLAIMS.div_ceil(3) * 4;
 pub const LEEWAY: i64 = 60;
 /// The last second of the year 9999: what a certificate or a log can still show as a date.
 const LAST_DATE: f64 = 253_402_300_799.0;
+/// As much of a key ID as an error repeats, in characters: whoever presents a token makes it up, and an error has to fit into
+/// the trailers of a call.
+const SHOWN_KEY_ID: usize = 128;
 /// Most audiences in one token.
 pub const MAX_AUDIENCES: usize = 32;
 
@@ -268,7 +271,7 @@ pub fn verify_jwt_svid(
     let authority = bundle
         .authority(&kid)
         .ok_or_else(|| JwtSvidError::KeyNotFound {
-            key_id: kid.clone(),
+            key_id: kid.chars().take(SHOWN_KEY_ID).collect(),
             trust_domain: trust_domain.to_string(),
         })?;
     let signature = URL_SAFE_NO_PAD

@@ -497,3 +497,15 @@ fn tls_1_2_peers_are_verified_too() {
     );
     assert_eq!(peer_of(server.peer_certificates()).as_deref(), Some(CLIENT));
 }
+
+#[test]
+fn a_peer_with_more_certificates_than_a_chain_may_have_is_refused() {
+    let mut pair = Pair::new();
+    let key = KeyPair::generate(KeyType::EcP256).unwrap();
+    let leaf = CertTemplate::leaf(CLIENT).sign(key.public_key(), &pair.ca.subject, &pair.ca.key);
+    let chain = std::iter::once(leaf.as_slice()).chain(vec![pair.ca.der.as_slice(); 19]);
+    let resolver = CertResolver::new();
+    resolver.set(chain, &key).unwrap();
+    pair.client = Some(Arc::new(resolver));
+    server_refuses(&pair, "ChainTooLong");
+}

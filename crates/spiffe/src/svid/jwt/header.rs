@@ -39,6 +39,10 @@ struct Written<'a> {
 
 impl Header {
     pub(super) fn read(json: &[u8]) -> Result<Self, JwtSvidError> {
+        if json.trim_ascii_start().first() != Some(&b'{') {
+            // A list of the members' values would be read as well.
+            return Err(JwtSvidError::Header);
+        }
         let read: Read =
             serde_json::from_slice(json).map_err(|_not_a_header| JwtSvidError::Header)?;
         let alg = read

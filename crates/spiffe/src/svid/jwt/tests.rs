@@ -645,3 +645,51 @@ fn holders_read_their_own_tokens_without_verifying() {
     );
     assert_eq!(inspect_jwt_svid("a.b.c").unwrap_err(), JwtSvidError::Form);
 }
+
+#[test]
+fn headers_made_to_mislead_are_refused() {
+    let authority = Authority::new();
+    let cases = [
+        (
+            r#"{"alg":"none","alg":"ES256","kid":"k1"}"#,
+            JwtSvidError::Header,
+        ),
+        (
+            r#"{"alg":"ES256","kid":"k0","kid":"k1"}"#,
+            JwtSvidError::Header,
+        ),
+        (
+            r#"{"alg":"ES256","kid":"k1","crit":[]}"#,
+            JwtSvidError::Critical,
+        ),
+        (
+            r#"{"alg":"ES256","kid":"k1","crit":null}"#,
+            JwtSvidError::Critical,
+        ),
+        (
+            r#"{"alg":"ES256","kid":"k1","b64":false,"crit":["b64"]}"#,
+            JwtSvidError::Critical,
+        ),
+        (r#"{"alg":["ES256"],"kid":"k1"}"#, JwtSvidError::Algorithm),
+        (r#"{"alg":"ES256","kid":["k1"]}"#, JwtSvidError::NoKeyId),
+        (r#"{"ALG":"ES256","kid":"k1"}"#, JwtSvidError::Algorithm),
+        (r#"["ES256","JWT","k1"]"#, JwtSvidError::Header),
+    ];
+    for (header, reason) in cases {
+        let token = authority.token(header, &claims().to_string());
+        assert_eq!(authority.verify(&token).unwrap_err(), reason, "{header}");
+    }
+}
+
+#[test]
+fn the_error_about_a_huge_key_id_stays_small() {
+    let authority = Authority::new();
+    let refusal = |length: usize| {
+        let header = json!({"alg": "ES256", "kid": "\u{1}".repeat(length)});
+        authority.with_header(&header).unwrap_err()
+    };
+    assert_eq!(refusal(1 << 20), JwtSvidError::TooLong);
+    let longest = refusal(10_000);
+    assert!(matches!(longest, JwtSvidError::KeyNotFound { .. }));
+    assert!(longest.to_string().len() < 2_000, "{longest}");
+}

@@ -333,3 +333,31 @@ fn own_chains_are_checked_on_loading() {
     );
     assert_eq!(X509Svid::parse(&[]).unwrap_err(), X509SvidError::EmptyChain);
 }
+
+#[test]
+fn uris_that_are_almost_spiffe_ids_name_nobody() {
+    for uri in [
+        "spiffe://example.org:443/w",
+        "spiffe://user@example.org/w",
+        "spiffe://example.org/w?query",
+        "spiffe://example.org/w#part",
+        "spiffe://example.org/%77",
+        "spiffe://example.org/w/%2e%2e/v",
+        "spiffe://example.org//w",
+        "spiffe://example.org/w/",
+        "spiffe://example.org/./w",
+        "spiffe://example.org/v/../w",
+        "spiffe://example.org/*",
+        "spiffe://*.org/w",
+        "spiffe:///w",
+        "spiffe:example.org/w",
+        " spiffe://example.org/w",
+        "spiffe://example.org/w\n",
+        "spiffe://example.org/w\0",
+        "spiffe://ex\u{e4}mple.org/w",
+        "spiffe://example.org/\u{202e}w",
+        "spiffe://EXAMPLE.org/w",
+    ] {
+        outcome(&CertTemplate::leaf(uri)).unwrap_err();
+    }
+}
