@@ -7,6 +7,7 @@ pub mod agent;
 pub mod clients;
 pub mod deployment;
 pub mod postgres;
+pub mod postgres_server;
 pub mod process;
 pub mod rpc;
 pub mod server;
@@ -15,6 +16,7 @@ pub mod wait;
 
 pub use agent::{Agent, AgentOptions, Bootstrap};
 pub use deployment::Deployment;
+pub use postgres_server::PostgresServer;
 pub use process::{Process, Ran};
 pub use server::{Database, Entry, Server, ServerOptions};
 pub use subject::{Role, Subject};

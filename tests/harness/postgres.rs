@@ -69,7 +69,8 @@ impl Drop for PostgresDatabase {
     }
 }
 
-fn execute(url: &str, statements: &str) -> Result<()> {
+/// Runs statements on the database of this URL, without TLS.
+pub(crate) fn execute(url: &str, statements: &str) -> Result<()> {
     let statements = statements.to_owned();
     connected(url, async move |client| {
         Ok(client.batch_execute(&statements).await?)

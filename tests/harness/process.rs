@@ -45,6 +45,21 @@ impl Ran {
     }
 }
 
+/// Sends a signal to a process, which the caller knows to be there.
+#[expect(
+    unsafe_code,
+    reason = "kill(2) has no safe form in the standard library"
+)]
+pub fn signal(process: u32, signal: libc::c_int) -> Result<()> {
+    let process = libc::pid_t::try_from(process)?;
+    // SAFETY: kill takes plain numbers.
+    let outcome = unsafe { libc::kill(process, signal) };
+    if outcome != 0 {
+        return Err(anyhow!(std::io::Error::last_os_error()).context("kill"));
+    }
+    Ok(())
+}
+
 /// Runs a command to its end, which must come within `limit`.
 pub fn run(command: &mut Command, limit: Duration) -> Result<Ran> {
     let mut out = tempfile::tempfile()?;
@@ -163,18 +178,9 @@ impl Process {
         Ok(())
     }
 
-    #[expect(
-        unsafe_code,
-        reason = "kill(2) has no safe form in the standard library"
-    )]
     pub fn signal(&self, signal: libc::c_int) -> Result<()> {
-        let pid = libc::pid_t::try_from(self.child.id())?;
-        // SAFETY: kill takes plain numbers; the child has not been waited for, so the number is still its own.
-        let outcome = unsafe { libc::kill(pid, signal) };
-        if outcome != 0 {
-            return Err(anyhow!(std::io::Error::last_os_error()).context("kill"));
-        }
-        Ok(())
+        // The child has not been waited for, so the number is still its own.
+        self::signal(self.id(), signal)
     }
 
     /// Resident memory, in bytes.

@@ -1,6 +1,7 @@
 //! What Plastron promises beyond SPIRE: runs only when both roles are Plastron's.
 
 mod crash;
+mod database_away;
 mod dev;
 mod entry_mistakes;
 mod fault_corpus;
