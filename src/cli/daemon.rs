@@ -4,6 +4,7 @@ use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 
+use ::daemon::log_config::{LogConfig, LogFlags};
 use config::Document;
 use config::fault::{Code, Fault, Faults};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -14,7 +15,7 @@ use super::context::{Context, Frontend};
 use super::error::CliError;
 use super::flag::{Flag, FlagSpec};
 use super::output::{self, Output};
-use crate::logging::{Log, LogConfig, LogFormat, parse_level};
+use crate::logging::{self, Log, LogFormat, parse_level};
 
 pub(super) const CONFIG: Flag<String> = Flag::text(
     "config",
@@ -96,12 +97,12 @@ pub(super) fn origin(context: &Context, args: &Args) -> String {
         .to_string()
 }
 
-/// The configuration as `read` takes it from the file that `-config` names; or, without a file, from what
-/// `from_flags` makes of the flags.
+/// The configuration as `read` takes it from the file that `-config` names; or, without a file, what `from_flags` makes of
+/// the flags, if they say enough.
 pub(super) fn configuration<C>(
     context: &Context,
     args: &Args,
-    from_flags: fn(&Args) -> Option<String>,
+    from_flags: impl FnOnce() -> Option<Result<C, Faults>>,
     read: impl FnOnce(&Document) -> Result<C, Faults>,
 ) -> Result<C, Faults> {
     if !is_without_file(context, args) {
@@ -112,10 +113,8 @@ pub(super) fn configuration<C>(
                 Frontend::Spire => with_spire_flags(faults),
             });
     }
-    match from_flags(args) {
-        Some(text) => Document::parse("the command line", &text, None)
-            .and_then(|document| read(&document))
-            .map_err(of_flags),
+    match from_flags() {
+        Some(config) => config.map_err(of_flags),
         None => Err(no_file(context.program, &file(context, args)).into()),
     }
 }
@@ -233,6 +232,16 @@ pub(super) fn switch(args: &Args, flag: Flag<bool>) -> Option<bool> {
     args.given(flag).then(|| args.get(flag))
 }
 
+/// The flags that say how a daemon logs.
+pub(super) fn log_flags(args: &Args) -> LogFlags {
+    LogFlags {
+        level: text(args, LOG_LEVEL),
+        format: text(args, LOG_FORMAT),
+        file: path(args, LOG_FILE),
+        source_location: switch(args, LOG_SOURCE),
+    }
+}
+
 /// A port flag: a number that can be a port.
 pub(super) fn port(args: &Args, flag: Flag<String>) -> Result<Option<u16>, CliError> {
     match args.optional(flag) {
@@ -276,29 +285,21 @@ pub(super) fn verdict(
     }
 }
 
-/// The log settings of either daemon, as its configuration has them.
-pub(super) struct LogSettings<'s> {
-    pub(super) level: &'s str,
-    pub(super) json: bool,
-    pub(super) file: Option<&'s Path>,
-    pub(super) source_location: bool,
-}
-
-pub(super) fn start_log(settings: &LogSettings<'_>) -> Result<Log, CliError> {
-    let config = LogConfig {
-        level: parse_level(settings.level).unwrap_or(tracing::level_filters::LevelFilter::INFO),
+pub(super) fn start_log(settings: &LogConfig) -> Result<Log, CliError> {
+    let config = logging::LogConfig {
+        level: parse_level(&settings.level).unwrap_or(tracing::level_filters::LevelFilter::INFO),
         format: if settings.json {
             LogFormat::Json
         } else {
             LogFormat::Text
         },
-        file: settings.file.map(Path::to_owned),
+        file: settings.file.clone(),
         source_location: settings.source_location,
     };
     Log::install(&config).map_err(|error| {
         let mut fault =
             Fault::new(Code::FileUnwritable, "the log file cannot be opened").because(error);
-        if let Some(file) = settings.file {
+        if let Some(file) = &settings.file {
             fault = fault.at(file.display().to_string());
         }
         fault.into()

@@ -34,6 +34,8 @@ pub struct Config {
     /// Where the token of a node that attests with one comes from.
     pub join_token: Option<TokenSource>,
     pub log: LogConfig,
+    /// Prefixes of selectors that may be logged, such as `k8s:ns`.
+    pub log_selectors: Vec<String>,
     pub health: Option<HealthConfig>,
     pub workload_key_type: KeyType,
     /// Renew X509-SVIDs so early that at least this much life is left.
@@ -86,19 +88,9 @@ pub enum BundleFormat {
     Spiffe,
 }
 
-/// What the face sets up logging with.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LogConfig {
-    /// As written, upper case: `DEBUG`, `INFO`, `WARN`, `ERROR`.
-    pub level: String,
-    pub json: bool,
-    pub file: Option<PathBuf>,
-    pub source_location: bool,
-    /// Prefixes of selectors that may be logged, such as `k8s:ns`.
-    pub selectors: Vec<String>,
-}
-
 pub use daemon::http_probes::HealthConfig;
+pub use daemon::log_config::{LogConfig, LogFlags};
+pub use plugin::catalog::KeyStorage;
 
 /// Calls per second and set of selectors; 0 is no limit.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -115,10 +107,7 @@ pub struct Overrides {
     pub data_dir: Option<PathBuf>,
     pub join_token: Option<String>,
     pub join_token_file: Option<PathBuf>,
-    pub log_file: Option<PathBuf>,
-    pub log_format: Option<String>,
-    pub log_level: Option<String>,
-    pub log_source_location: Option<bool>,
+    pub log: LogFlags,
     pub server_address: Option<String>,
     pub server_port: Option<u16>,
     pub socket_path: Option<PathBuf>,
@@ -147,9 +136,22 @@ impl Config {
     pub fn from_document(document: &Document, overrides: &Overrides) -> Result<Self, Faults> {
         let root = document.root();
         root.unsupported(&[("telemetry", "metrics are not there yet; remove the block")]);
-        let health = agent_section::health(&root);
+        let health = HealthConfig::read(&root);
         let plugins = AgentPlugins::from_section(&root);
         let config = agent_section::read(&root, overrides, health, plugins);
+        document.check()?;
+        config.ok_or_else(|| Faults(document.faults()))
+    }
+
+    /// The configuration of an agent that has no file: what the flags say, and defaults.
+    ///
+    /// # Errors
+    /// Every fault found: PLA-12xx.
+    pub fn without_file(overrides: &Overrides, keys: KeyStorage) -> Result<Self, Faults> {
+        let plugins = AgentPlugins::without_file(keys);
+        let document = Document::without_file("the command line");
+        let block = document.root().section_or_empty("agent");
+        let config = agent_section::read_block(&block, overrides, None, Some(plugins));
         document.check()?;
         config.ok_or_else(|| Faults(document.faults()))
     }

@@ -394,7 +394,7 @@ fn new_cache(node: &Node, random: &Arc<dyn Random>) -> Cache {
 
 fn gate_options(node: &Node) -> GateOptions {
     GateOptions {
-        log_selectors: node.config.log.selectors.clone(),
+        log_selectors: node.config.log_selectors.clone(),
         exempt: std::process::id(),
     }
 }

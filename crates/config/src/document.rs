@@ -10,6 +10,7 @@ use crate::json;
 use crate::parser;
 use crate::section::{Section, Shared};
 use crate::source::Source;
+use crate::syntax::Tree;
 
 /// The largest configuration file that is read.
 pub const MAX_BYTES: usize = 4 << 20;
@@ -54,6 +55,18 @@ impl Document {
                 }
                 .into())
             }
+        }
+    }
+
+    /// A document in which nothing is written, for a configuration that has no file. `name` is what faults name in its
+    /// place.
+    pub fn without_file(name: &str) -> Self {
+        let tree = Tree {
+            items: Vec::new(),
+            root: Vec::new(),
+        };
+        Self {
+            shared: Arc::new(Shared::new(Source::new(name, "", None), tree)),
         }
     }
 

@@ -79,6 +79,42 @@ fn add(total: Duration, number: &str, nanoseconds: f64) -> Result<Duration, &'st
     Ok(sum)
 }
 
+/// Hours, minutes and seconds, as the configuration writes them: `4h`, `1h30m5s`. Parts of a second are left out.
+pub fn duration_text(duration: Duration) -> String {
+    in_units(duration, &[(3_600, 'h'), (60, 'm'), (1, 's')], usize::MAX)
+}
+
+/// The two largest units, for messages: `1d1h`, `2h5m`, `7s`.
+pub fn rough_duration_text(duration: Duration) -> String {
+    in_units(
+        duration,
+        &[(86_400, 'd'), (3_600, 'h'), (60, 'm'), (1, 's')],
+        2,
+    )
+}
+
+/// At most `most` units from the largest that is not zero; those of them that are zero are left out.
+fn in_units(duration: Duration, units: &[(u64, char)], most: usize) -> String {
+    let mut rest = duration.as_secs();
+    let mut parts = Vec::with_capacity(units.len());
+    for (seconds, unit) in units {
+        parts.push((rest / seconds, unit));
+        rest %= seconds;
+    }
+    let text: String = parts
+        .iter()
+        .skip_while(|(number, _)| *number == 0)
+        .take(most)
+        .filter(|(number, _)| *number > 0)
+        .map(|(number, unit)| format!("{number}{unit}"))
+        .collect();
+    if text.is_empty() {
+        "0s".to_owned()
+    } else {
+        text
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -106,6 +142,24 @@ mod tests {
                 Ok(Duration::from_millis(milliseconds)),
                 "{text}"
             );
+        }
+    }
+
+    #[test]
+    fn writes_whole_and_rough_durations() {
+        for (seconds, whole, rough) in [
+            (0, "0s", "0s"),
+            (7, "7s", "7s"),
+            (60, "1m", "1m"),
+            (5_405, "1h30m5s", "1h30m"),
+            (7_201, "2h1s", "2h"),
+            (90_061, "25h1m1s", "1d1h"),
+            (604_800, "168h", "7d"),
+        ] {
+            let duration = Duration::from_secs(seconds);
+            assert_eq!(duration_text(duration), whole);
+            assert_eq!(rough_duration_text(duration), rough);
+            assert_eq!(parse_duration(whole), Ok(duration));
         }
     }
 

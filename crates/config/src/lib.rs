@@ -19,6 +19,6 @@ mod suggest;
 mod syntax;
 
 pub use document::{Document, Environment, MAX_BYTES};
-pub use duration::parse_duration;
+pub use duration::{duration_text, parse_duration, rough_duration_text};
 pub use section::{Located, Section};
 pub use suggest::closest;

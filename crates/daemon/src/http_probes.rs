@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use config::Section;
 use config::fault::{Code, Fault};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::Full;
@@ -39,6 +40,44 @@ pub struct HealthConfig {
     pub bind_port: u16,
     pub live_path: String,
     pub ready_path: String,
+}
+
+impl HealthConfig {
+    /// Reads the `health_checks` block at the top level; nothing when the listener is off. What is wrong is recorded on
+    /// the document. SPIRE: the same defaults.
+    pub fn read(root: &Section) -> Option<Self> {
+        let checks = root.section("health_checks")?;
+        let enabled = checks.boolean("listener_enabled").unwrap_or(false);
+        let address = checks.non_empty_string("bind_address");
+        let path = |key: &str, default: &str| {
+            let path = checks
+                .non_empty_string(key)
+                .unwrap_or_else(|| default.to_owned());
+            if !path.starts_with('/') {
+                checks.fault_at(
+                    key,
+                    format!("{key} must begin with a slash"),
+                    format!("for instance {key} = {default:?}"),
+                );
+            }
+            path
+        };
+        let config = Self {
+            bind_address: address.unwrap_or_else(|| "localhost".to_owned()),
+            bind_port: checks.port("bind_port").unwrap_or(80),
+            live_path: path("live_path", "/live"),
+            ready_path: path("ready_path", "/ready"),
+        };
+        if config.live_path == config.ready_path {
+            checks.fault(
+                Code::ConflictingKeys,
+                "ready_path",
+                "live_path and ready_path must differ",
+                "a daemon may be alive without being ready: probes ask for each by its path",
+            );
+        }
+        enabled.then_some(config)
+    }
 }
 
 /// What a daemon says of itself.

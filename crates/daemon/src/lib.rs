@@ -2,6 +2,7 @@
 //! identities.
 
 pub mod http_probes;
+pub mod log_config;
 pub mod log_control;
 pub mod log_limit;
 pub mod runtime_dir;

@@ -6,6 +6,7 @@
 
 mod plugin_block;
 mod table;
+mod without_file;
 
 use std::sync::Arc;
 
@@ -19,6 +20,8 @@ use crate::node_attestor::{agent, server};
 use crate::upstream_authority::UpstreamAuthority;
 use crate::workload_attestor::WorkloadAttestor;
 use plugin_block::{Entry, entries};
+pub use without_file::KeyStorage;
+
 use table::{Count, DATA_STORE, Example, Kind, Row, Side};
 
 /// The server's plugins, configured.

@@ -128,6 +128,14 @@ impl<T: ?Sized> Configured<T> {
         }
     }
 
+    /// One that no file configures.
+    pub(crate) fn of<P: Lifecycle>(name: &'static str, spec: PluginSpec<P, T>) -> Self
+    where
+        T: Send + Sync + 'static,
+    {
+        Self::new(name, None, Arc::new(spec))
+    }
+
     pub fn name(&self) -> &'static str {
         self.name
     }

@@ -13,7 +13,7 @@ mod tests;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use config::fault::{Code, Faults};
+use config::fault::Faults;
 use config::{Document, Section};
 use plugin::catalog::ServerPlugins;
 use spiffe::id::SpiffeId;
@@ -21,10 +21,6 @@ use spiffe::trust_domain::TrustDomain;
 
 use crate::ca::{IssuanceConfig, LostKeys};
 use crate::datastore::{DatastoreConfig, Environment};
-
-/// SPIRE: defaults of health_checks.
-const HEALTH_ADDRESS: &str = "localhost";
-const HEALTH_PORT: u16 = 80;
 
 /// The server's configuration, validated.
 #[derive(Debug, Clone)]
@@ -58,16 +54,6 @@ pub struct Config {
     pub notices: Vec<String>,
 }
 
-/// What the face sets up logging with.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LogConfig {
-    /// Upper case: `DEBUG`, `INFO`, `WARN`, `ERROR`.
-    pub level: String,
-    pub json: bool,
-    pub file: Option<PathBuf>,
-    pub source_location: bool,
-}
-
 /// Which calls are limited in their rate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RateLimitConfig {
@@ -85,6 +71,8 @@ pub struct PruningConfig {
 }
 
 pub use daemon::http_probes::HealthConfig;
+pub use daemon::log_config::{LogConfig, LogFlags};
+pub use plugin::catalog::KeyStorage;
 
 /// Flags of the command line; each wins over the file.
 #[derive(Debug, Clone, Default)]
@@ -92,10 +80,7 @@ pub struct Overrides {
     pub bind_address: Option<String>,
     pub server_port: Option<u16>,
     pub data_dir: Option<PathBuf>,
-    pub log_file: Option<PathBuf>,
-    pub log_format: Option<String>,
-    pub log_level: Option<String>,
-    pub log_source_location: Option<bool>,
+    pub log: LogFlags,
     pub trust_domain: Option<String>,
     pub socket_path: Option<PathBuf>,
     /// What to do when keys of active authorities are lost.
@@ -112,7 +97,7 @@ impl Config {
     pub fn from_document(document: &Document, overrides: &Overrides) -> Result<Self, Faults> {
         let root = document.root();
         refuse_telemetry(&root);
-        let health = health(&root);
+        let health = HealthConfig::read(&root);
         let plugins = ServerPlugins::from_section(&root);
         let datastore = ServerPlugins::data_store(&root)
             .and_then(|data| data_store::read(&data, Environment::of_process()));
@@ -127,6 +112,26 @@ impl Config {
             },
         );
         complete.ok_or_else(|| Faults(document.faults()))
+    }
+
+    /// The configuration of a server that has no file: what the flags say, and defaults.
+    ///
+    /// # Errors
+    /// Every fault found: PLA-12xx.
+    pub fn without_file(
+        overrides: &Overrides,
+        keys: KeyStorage,
+        datastore: DatastoreConfig,
+    ) -> Result<Self, Faults> {
+        let document = Document::without_file("the command line");
+        let block = document.root().section_or_empty("server");
+        let config = server_section::read_block(&block, overrides);
+        document.check()?;
+        let config = config.ok_or_else(|| Faults(document.faults()))?;
+        Ok(Self {
+            lost_keys: overrides.lost_keys,
+            ..config.with(None, ServerPlugins::without_file(keys), datastore)
+        })
     }
 }
 
@@ -149,40 +154,6 @@ fn refuse_telemetry(root: &Section) {
     for key in SINKS.into_iter().chain(GENERAL) {
         telemetry.unsupported(&[(key, "metrics are not exported yet; remove the block")]);
     }
-}
-
-fn health(root: &Section) -> Option<HealthConfig> {
-    let block = root.section("health_checks")?;
-    let enabled = block.boolean("listener_enabled").unwrap_or(false);
-    let path = |key: &str, default: &str| {
-        let path = block
-            .non_empty_string(key)
-            .unwrap_or_else(|| default.to_owned());
-        if !path.starts_with('/') {
-            block.fault_at(
-                key,
-                format!("{key} must begin with a slash"),
-                format!("for instance {key} = {default:?}"),
-            );
-        }
-        path
-    };
-    let config = HealthConfig {
-        bind_address: without_brackets(
-            block
-                .non_empty_string("bind_address")
-                .as_deref()
-                .unwrap_or(HEALTH_ADDRESS),
-        ),
-        bind_port: block.port("bind_port").unwrap_or(HEALTH_PORT),
-        live_path: path("live_path", "/live"),
-        ready_path: path("ready_path", "/ready"),
-    };
-    if config.live_path == config.ready_path {
-        let what = "live_path and ready_path must differ";
-        block.fault(Code::ConflictingKeys, "ready_path", what, "");
-    }
-    enabled.then_some(config)
 }
 
 /// IPv6 addresses may be written in brackets (SPIRE: the same).

@@ -1,17 +1,17 @@
 //! `agent run` and `agent validate`.
 
-use std::path::Path;
 use std::sync::Arc;
 
 use ::daemon::runtime_dir::SocketName;
+use agent::config::KeyStorage;
 use agent::{Agent, Config, Overrides};
+use config::fault::Faults;
 
 use crate::cli::args::Args;
 use crate::cli::command::{Command, Kind, Prints, Program};
 use crate::cli::context::{Context, Frontend};
 use crate::cli::daemon::{
-    self, DATA_DIR, EXPAND_ENV, LOG_FILE, LOG_FORMAT, LOG_LEVEL, LOG_SOURCE, LogSettings,
-    TRUST_DOMAIN,
+    self, DATA_DIR, EXPAND_ENV, LOG_FILE, LOG_FORMAT, LOG_LEVEL, LOG_SOURCE, TRUST_DOMAIN,
 };
 use crate::cli::error::CliError;
 use crate::cli::flag::{Flag, FlagSpec};
@@ -145,10 +145,7 @@ fn overrides(context: &Context, args: &Args) -> Result<Overrides, CliError> {
         data_dir: daemon::path(args, DATA_DIR),
         join_token: daemon::text(args, JOIN_TOKEN),
         join_token_file: daemon::path(args, JOIN_TOKEN_FILE),
-        log_file: daemon::path(args, LOG_FILE),
-        log_format: daemon::text(args, LOG_FORMAT),
-        log_level: daemon::text(args, LOG_LEVEL),
-        log_source_location: daemon::switch(args, LOG_SOURCE),
+        log: daemon::log_flags(args),
         server_address: daemon::text(args, SERVER_ADDRESS),
         server_port,
         socket_path: daemon::path(args, SOCKET_PATH),
@@ -169,41 +166,34 @@ fn overrides(context: &Context, args: &Args) -> Result<Overrides, CliError> {
 
 fn validate(context: &Context, args: &Args) -> Result<Output, CliError> {
     let overrides = overrides(context, args)?;
-    let outcome = daemon::configuration(context, args, from_flags, |document| {
-        Config::from_document(document, &overrides).map(drop)
-    });
+    let outcome = configuration(context, args, &overrides).map(drop);
     daemon::verdict(context, args, outcome)
 }
 
+fn configuration(context: &Context, args: &Args, overrides: &Overrides) -> Result<Config, Faults> {
+    daemon::configuration(
+        context,
+        args,
+        || from_flags(overrides),
+        |document| Config::from_document(document, overrides),
+    )
+}
+
 /// The configuration of an agent that has no file: its keys lie in the data directory.
-fn from_flags(args: &Args) -> Option<String> {
-    args.optional(TRUST_DOMAIN)?;
-    args.optional(SERVER_ADDRESS)?;
-    let data = Path::new(args.optional(DATA_DIR)?);
-    Some(format!(
-        r#"agent {{}}
-plugins {{
-  NodeAttestor "join_token" {{ plugin_data {{}} }}
-  KeyManager "disk" {{ plugin_data {{ directory = {data:?} }} }}
-  WorkloadAttestor "unix" {{ plugin_data {{ discover_workload_path = true }} }}
-}}"#
-    ))
+fn from_flags(overrides: &Overrides) -> Option<Result<Config, Faults>> {
+    overrides.trust_domain.as_ref()?;
+    overrides.server_address.as_ref()?;
+    let keys = overrides.data_dir.as_deref()?.join("keys.json");
+    Some(Config::without_file(overrides, KeyStorage::File(keys)))
 }
 
 async fn run(context: Context, args: Args) -> Result<Output, CliError> {
     daemon::harden();
     daemon::need_file(&context, &args)?;
     let overrides = overrides(&context, &args)?;
-    let config = daemon::configuration(&context, &args, from_flags, |document| {
-        Config::from_document(document, &overrides)
-    })
-    .map_err(|faults| daemon::refuse(&faults))?;
-    let log = daemon::start_log(&LogSettings {
-        level: &config.log.level,
-        json: config.log.json,
-        file: config.log.file.as_deref(),
-        source_location: config.log.source_location,
-    })?;
+    let config =
+        configuration(&context, &args, &overrides).map_err(|faults| daemon::refuse(&faults))?;
+    let log = daemon::start_log(&config.log)?;
     let environment = agent::Environment {
         log: Some(Arc::new(log.clone())),
         ..agent::Environment::default()

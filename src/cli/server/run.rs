@@ -1,19 +1,19 @@
 //! `server run` and `server validate`.
 
-use std::path::Path;
 use std::sync::Arc;
 
 use ::daemon::runtime_dir::SocketName;
+use config::fault::Faults;
 use server::ca::LostKeys;
-use server::config::Overrides;
+use server::config::{KeyStorage, Overrides};
+use server::datastore::{DatastoreConfig, DatastoreKind};
 use server::{Config, Environment, Server};
 
 use crate::cli::args::Args;
 use crate::cli::command::{Command, Kind, Prints, Program};
 use crate::cli::context::{Context, Frontend};
 use crate::cli::daemon::{
-    self, DATA_DIR, EXPAND_ENV, LOG_FILE, LOG_FORMAT, LOG_LEVEL, LOG_SOURCE, LogSettings,
-    TRUST_DOMAIN,
+    self, DATA_DIR, EXPAND_ENV, LOG_FILE, LOG_FORMAT, LOG_LEVEL, LOG_SOURCE, TRUST_DOMAIN,
 };
 use crate::cli::error::CliError;
 use crate::cli::flag::{Flag, FlagSpec};
@@ -81,10 +81,7 @@ fn overrides(context: &Context, args: &Args) -> Result<Overrides, CliError> {
         bind_address: daemon::text(args, BIND_ADDRESS),
         server_port: daemon::port(args, SERVER_PORT)?,
         data_dir: daemon::path(args, DATA_DIR),
-        log_file: daemon::path(args, LOG_FILE),
-        log_format: daemon::text(args, LOG_FORMAT),
-        log_level: daemon::text(args, LOG_LEVEL),
-        log_source_location: daemon::switch(args, LOG_SOURCE),
+        log: daemon::log_flags(args),
         trust_domain: daemon::text(args, TRUST_DOMAIN),
         socket_path: daemon::path(args, SOCKET_PATH),
         lost_keys: if args.get(NEW_AUTHORITIES) {
@@ -99,42 +96,36 @@ fn overrides(context: &Context, args: &Args) -> Result<Overrides, CliError> {
 
 fn validate(context: &Context, args: &Args) -> Result<Output, CliError> {
     let overrides = overrides(context, args)?;
-    let outcome = daemon::configuration(context, args, from_flags, |document| {
-        Config::from_document(document, &overrides).map(drop)
-    });
+    let outcome = configuration(context, args, &overrides).map(drop);
     daemon::verdict(context, args, outcome)
 }
 
+fn configuration(context: &Context, args: &Args, overrides: &Overrides) -> Result<Config, Faults> {
+    daemon::configuration(
+        context,
+        args,
+        || from_flags(overrides),
+        |document| Config::from_document(document, overrides),
+    )
+}
+
 /// The configuration of a server that has no file: everything it keeps lies in the data directory.
-fn from_flags(args: &Args) -> Option<String> {
-    args.optional(TRUST_DOMAIN)?;
-    let data = Path::new(args.optional(DATA_DIR)?);
-    Some(format!(
-        r#"server {{}}
-plugins {{
-  DataStore "sql" {{ plugin_data {{ database_type = "sqlite3" connection_string = {store:?} }} }}
-  KeyManager "disk" {{ plugin_data {{ keys_path = {keys:?} }} }}
-  NodeAttestor "join_token" {{ plugin_data {{}} }}
-}}"#,
-        store = data.join("datastore.sqlite3"),
-        keys = data.join("keys.json"),
-    ))
+fn from_flags(overrides: &Overrides) -> Option<Result<Config, Faults>> {
+    overrides.trust_domain.as_ref()?;
+    let data = overrides.data_dir.as_deref()?;
+    let path = data.join("datastore.sqlite3");
+    let datastore = DatastoreConfig::new(DatastoreKind::Sqlite { path });
+    let keys = KeyStorage::File(data.join("keys.json"));
+    Some(Config::without_file(overrides, keys, datastore))
 }
 
 async fn run(context: Context, args: Args) -> Result<Output, CliError> {
     daemon::harden();
     daemon::need_file(&context, &args)?;
     let overrides = overrides(&context, &args)?;
-    let config = daemon::configuration(&context, &args, from_flags, |document| {
-        Config::from_document(document, &overrides)
-    })
-    .map_err(|faults| daemon::refuse(&faults))?;
-    let log = daemon::start_log(&LogSettings {
-        level: &config.log.level,
-        json: config.log.json,
-        file: config.log.file.as_deref(),
-        source_location: config.log.source_location,
-    })?;
+    let config =
+        configuration(&context, &args, &overrides).map_err(|faults| daemon::refuse(&faults))?;
+    let log = daemon::start_log(&config.log)?;
     let signals = daemon::Signals::catch(log.clone())?;
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),

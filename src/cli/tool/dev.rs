@@ -3,14 +3,16 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use ::daemon::log_config::LogConfig;
 use agent::Agent;
-use config::Document;
-use config::fault::{Fault, Faults};
+use config::fault::Fault;
 use proto::spire::api::server::agent::v1::CreateJoinTokenRequest;
 use proto::spire::api::server::agent::v1::agent_client::AgentClient;
 use proto::spire::api::server::bundle::v1::GetBundleRequest;
 use proto::spire::api::server::bundle::v1::bundle_client::BundleClient;
 use server::Server;
+use server::config::KeyStorage;
+use server::datastore::{DatastoreConfig, DatastoreKind};
 use spiffe::TrustDomain;
 use tokio::sync::watch;
 use tonic_health::pb::HealthCheckRequest;
@@ -21,7 +23,7 @@ use super::sockets::DevDirectory;
 use crate::cli::args::Args;
 use crate::cli::command::Command;
 use crate::cli::context::Context;
-use crate::cli::daemon::{self, LOG_LEVEL, LogSettings};
+use crate::cli::daemon::{self, LOG_LEVEL};
 use crate::cli::error::CliError;
 use crate::cli::flag::{Flag, FlagSpec};
 use crate::cli::output::{self, Output};
@@ -63,8 +65,8 @@ async fn run(_context: Context, args: Args) -> Result<Output, CliError> {
     let domain = TrustDomain::parse(args.get(TRUST_DOMAIN))
         .map_err(|error| CliError::usage(error.to_string()))?;
     let level = args.optional(LOG_LEVEL).unwrap_or("warn");
-    let log = daemon::start_log(&LogSettings {
-        level,
+    let log = daemon::start_log(&LogConfig {
+        level: level.to_owned(),
         json: false,
         file: None,
         source_location: false,
@@ -117,26 +119,18 @@ fn ended(outcome: Result<Result<(), Fault>, tokio::task::JoinError>) -> Result<(
 
 fn server_config(place: &DevDirectory, domain: &TrustDomain) -> Result<server::Config, CliError> {
     let data = place.directory.join("server");
-    let text = format!(
-        r#"server {{ trust_domain = {domain:?} bind_address = "127.0.0.1" bind_port = 0 socket_path = {socket:?} data_dir = {data:?} }}
-plugins {{
-  DataStore "sql" {{ plugin_data {{ database_type = "sqlite3" connection_string = {store:?} }} }}
-  KeyManager "memory" {{ plugin_data {{}} }}
-  NodeAttestor "join_token" {{ plugin_data {{}} }}
-}}"#,
-        domain = domain.as_str(),
-        socket = place.server_socket(),
-        store = data.join("datastore.sqlite3"),
-    );
-    parsed(&text)
-        .and_then(|document| {
-            server::Config::from_document(&document, &server::config::Overrides::default())
-        })
+    let path = data.join("datastore.sqlite3");
+    let overrides = server::config::Overrides {
+        trust_domain: Some(domain.to_string()),
+        bind_address: Some("127.0.0.1".to_owned()),
+        server_port: Some(0),
+        socket_path: Some(place.server_socket()),
+        data_dir: Some(data),
+        ..Default::default()
+    };
+    let datastore = DatastoreConfig::new(DatastoreKind::Sqlite { path });
+    server::Config::without_file(&overrides, KeyStorage::Memory, datastore)
         .map_err(|faults| daemon::refuse(&faults))
-}
-
-fn parsed(text: &str) -> Result<Document, Faults> {
-    Document::parse("the development instance", text, None)
 }
 
 /// Makes a token, keeps the bundle, and binds the agent: what an operator does by hand on a real node.
@@ -184,24 +178,17 @@ fn agent_config(
     bundle: &Path,
     token: String,
 ) -> Result<agent::Config, CliError> {
-    let text = format!(
-        r#"agent {{ trust_domain = {domain:?} server_address = "127.0.0.1" server_port = {port} socket_path = {socket:?}
-  data_dir = {data:?} trust_bundle_path = {bundle:?} }}
-plugins {{
-  NodeAttestor "join_token" {{ plugin_data {{}} }}
-  KeyManager "memory" {{ plugin_data {{}} }}
-  WorkloadAttestor "unix" {{ plugin_data {{ discover_workload_path = true }} }}
-}}"#,
-        domain = domain.as_str(),
-        socket = place.workload_socket(),
-        data = place.directory.join("agent"),
-    );
     let overrides = agent::Overrides {
+        trust_domain: Some(domain.to_string()),
+        server_address: Some("127.0.0.1".to_owned()),
+        server_port: Some(port),
+        socket_path: Some(place.workload_socket()),
+        data_dir: Some(place.directory.join("agent")),
+        trust_bundle_path: Some(bundle.to_owned()),
         join_token: Some(token),
         ..Default::default()
     };
-    parsed(&text)
-        .and_then(|document| agent::Config::from_document(&document, &overrides))
+    agent::Config::without_file(&overrides, KeyStorage::Memory)
         .map_err(|faults| daemon::refuse(&faults))
 }
 

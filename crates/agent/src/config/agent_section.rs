@@ -31,37 +31,47 @@ pub(super) fn read(
         no_agent_block(root);
         return None;
     }
-    let agent = root.section("agent")?;
-    refuse_unsupported(&agent);
-    rebootstrap(&agent, flags);
+    read_block(&root.section("agent")?, flags, health, plugins)
+}
+
+/// Reads the block itself, which is empty where there is no file.
+pub(super) fn read_block(
+    agent: &Section,
+    flags: &Overrides,
+    health: Option<HealthConfig>,
+    plugins: Option<AgentPlugins>,
+) -> Option<Config> {
+    refuse_unsupported(agent);
+    rebootstrap(agent, flags);
     let experimental = agent.section_or_empty("experimental");
-    let trust = trust::read(&agent, flags);
-    let trust_domain = trust_domain(&agent, flags);
+    let trust = trust::read(agent, flags);
+    let trust_domain = trust_domain(agent, flags);
     let server_address = required(
-        &agent,
+        agent,
         flags.server_address.clone(),
         "server_address",
         "10.0.0.5",
     );
-    let server_port = server_port(&agent, flags);
-    let (socket_path, admin_socket_path) = sockets(&agent, flags);
-    let join_token = join_token(&agent, flags);
-    let log = log(&agent, flags);
-    let workload_key_type = workload_key_type(&agent);
-    let availability_target = availability_target(&agent);
-    let x509_svid_cache_max_size = cache_size(&agent, "x509_svid_cache_max_size");
-    let jwt_svid_cache_max_size = cache_size(&agent, "jwt_svid_cache_max_size");
+    let server_port = server_port(agent, flags);
+    let (socket_path, admin_socket_path) = sockets(agent, flags);
+    let join_token = join_token(agent, flags);
+    let log = LogConfig::read(agent, &flags.log);
+    let log_selectors = agent.strings("log_selectors").unwrap_or_default();
+    let workload_key_type = workload_key_type(agent);
+    let availability_target = availability_target(agent);
+    let x509_svid_cache_max_size = cache_size(agent, "x509_svid_cache_max_size");
+    let jwt_svid_cache_max_size = cache_size(agent, "jwt_svid_cache_max_size");
     let allowed_foreign_jwt_claims = agent
         .strings("allowed_foreign_jwt_claims")
         .unwrap_or_default();
     let allow = agent.boolean("allow_unauthenticated_verifiers");
     let disabled = agent.boolean("disable_workload_api");
     let disabled = flags.disable_workload_api.or(disabled).unwrap_or(false);
-    sds(&agent, flags);
+    sds(agent, flags);
     let data_dir = flags
         .data_dir
         .clone()
-        .or(path(&agent, "data_dir"))
+        .or(path(agent, "data_dir"))
         .unwrap_or_else(|| PathBuf::from("."));
     let sync_interval = sync_interval(&experimental);
     let jwt_svid_cache_hit_timeout = cache_hit_timeout(&experimental);
@@ -83,6 +93,7 @@ pub(super) fn read(
         trust_bundle_format,
         join_token,
         log: log?,
+        log_selectors,
         health,
         workload_key_type,
         availability_target,
@@ -307,64 +318,6 @@ fn no_agent_block(root: &Section) {
     root.fault_here(Code::MissingKey, what, hint);
 }
 
-fn log(agent: &Section, flags: &Overrides) -> Option<LogConfig> {
-    let written_level = agent.string("log_level");
-    let written_format = agent.string("log_format");
-    let file = path(agent, "log_file");
-    let source_location = agent.boolean("log_source_location");
-    let selectors = agent.strings("log_selectors").unwrap_or_default();
-    let level = flags
-        .log_level
-        .clone()
-        .or(written_level)
-        .unwrap_or_else(|| "INFO".to_owned())
-        .to_uppercase();
-    let level = match level.as_str() {
-        "WARNING" => "WARN".to_owned(),
-        "TRACE" | "DEBUG" | "INFO" | "WARN" | "ERROR" => level,
-        "FATAL" | "PANIC" => "ERROR".to_owned(),
-        _ => {
-            agent.fault_of_value(
-                "log_level",
-                flags.log_level.is_some(),
-                format!("\"{level}\" is not a log level"),
-                "one of DEBUG, INFO, WARN, ERROR",
-            );
-            return None;
-        }
-    };
-    let json = match flags
-        .log_format
-        .clone()
-        .or(written_format)
-        .unwrap_or_default()
-        .to_lowercase()
-        .as_str()
-    {
-        "" | "text" => false,
-        "json" => true,
-        other => {
-            agent.fault_of_value(
-                "log_format",
-                flags.log_format.is_some(),
-                format!("\"{other}\" is not a log format"),
-                "text or json",
-            );
-            return None;
-        }
-    };
-    Some(LogConfig {
-        level,
-        json,
-        file: flags.log_file.clone().or(file),
-        source_location: flags
-            .log_source_location
-            .or(source_location)
-            .unwrap_or(false),
-        selectors,
-    })
-}
-
 fn workload_key_type(agent: &Section) -> KeyType {
     match agent.one_of(
         "workload_x509_svid_key_type",
@@ -442,35 +395,4 @@ fn rate_limits(experimental: &Section) -> RateLimits {
         fetch_x509_bundles: limit("fetch_x509_bundles"),
         fetch_jwt_bundles: limit("fetch_jwt_bundles"),
     }
-}
-
-/// The `health_checks` block; nothing when the listener is off.
-pub(super) fn health(root: &Section) -> Option<HealthConfig> {
-    let checks = root.section("health_checks")?;
-    let enabled = checks.boolean("listener_enabled").unwrap_or(false);
-    let bind_address = checks
-        .non_empty_string("bind_address")
-        .unwrap_or_else(|| "localhost".to_owned());
-    let bind_port = checks.port("bind_port").unwrap_or(80);
-    let probe_path = |key: &str, default: &str| {
-        let path = checks
-            .non_empty_string(key)
-            .unwrap_or_else(|| default.to_owned());
-        if !path.starts_with('/') {
-            checks.fault_at(
-                key,
-                format!("\"{path}\" is not a path"),
-                format!("{key} = \"{default}\""),
-            );
-        }
-        path
-    };
-    let live_path = probe_path("live_path", "/live");
-    let ready_path = probe_path("ready_path", "/ready");
-    enabled.then_some(HealthConfig {
-        bind_address,
-        bind_port,
-        live_path,
-        ready_path,
-    })
 }

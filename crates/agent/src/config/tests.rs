@@ -40,7 +40,10 @@ fn a_flag_wins_over_the_key_that_the_file_sets_too() {
         socket_path: Some("/elsewhere/api.sock".into()),
         server_address: Some("other".to_owned()),
         server_port: Some(9),
-        log_level: Some("debug".to_owned()),
+        log: LogFlags {
+            level: Some("debug".to_owned()),
+            ..LogFlags::default()
+        },
         ..Overrides::default()
     };
     let config = Config::from_document(&document, &overrides).unwrap();
@@ -98,7 +101,7 @@ fn the_full_file_is_read_to_the_last_key() {
         Some(Duration::from_secs(5))
     );
     assert_eq!(config.health.unwrap().bind_port, 8082);
-    assert_eq!(config.log.selectors, ["unix:user", "k8s:ns"]);
+    assert_eq!(config.log_selectors, ["unix:user", "k8s:ns"]);
 }
 
 #[test]
@@ -159,6 +162,130 @@ fn keys_of_spire_that_are_missing_here_are_refused_by_name() {
         ))),
         [Code::NotYetSupported]
     );
+}
+
+/// One fault that names the key and its line.
+fn refused_at(key: &str, line: &str) {
+    let faults = with(line).expect_err(line);
+    let text = faults.to_string();
+    assert_eq!(faults.iter().count(), 1, "{line}: {text}");
+    assert!(
+        text.contains(key) && text.contains("agent.conf:4"),
+        "{line}: {text}"
+    );
+}
+
+#[test]
+fn times_without_a_unit_negative_endless_or_unreadable_are_refused() {
+    for (key, block) in [
+        ("availability_target", ""),
+        ("sync_interval", "experimental"),
+        ("jwt_svid_cache_hit_timeout", "experimental"),
+        ("rebootstrap_delay", ""),
+    ] {
+        for value in [
+            "\"\"",
+            "30",
+            "\"30\"",
+            "\"-1h\"",
+            "\"9999999999h\"",
+            "\"99999999999999999999s\"",
+            "\"1 h\"",
+            "\"1d\"",
+            "true",
+            "[\"1h\"]",
+        ] {
+            let line = match block {
+                "" => format!("{key} = {value}"),
+                block => format!("{block} {{ {key} = {value} }}"),
+            };
+            refused_at(key, &line);
+        }
+    }
+}
+
+#[test]
+fn numbers_that_are_negative_too_large_or_none_are_refused() {
+    for (key, block) in [
+        ("x509_svid_cache_max_size", ""),
+        ("jwt_svid_cache_max_size", ""),
+        ("fetch_x509_svid", "experimental { ratelimit"),
+        ("fetch_jwt_svid", "experimental { ratelimit"),
+        ("fetch_x509_bundles", "experimental { ratelimit"),
+        ("fetch_jwt_bundles", "experimental { ratelimit"),
+    ] {
+        for value in [
+            "-1",
+            "1.5",
+            "\"ten\"",
+            "\"\"",
+            "4294967296",
+            "99999999999999999999",
+            "true",
+        ] {
+            let line = match block {
+                "" => format!("{key} = {value}"),
+                block => format!("{block} {{ {key} = {value} }} }}"),
+            };
+            refused_at(key, &line);
+        }
+    }
+}
+
+#[test]
+fn probes_that_share_a_path_are_refused() {
+    let probes = |lines: &str| {
+        read(&format!(
+            "{MINIMAL}\nhealth_checks {{ listener_enabled = true\n{lines} }}"
+        ))
+    };
+    assert!(probes("").unwrap().health.is_some());
+    let shared = probes("live_path = \"/x\"\nready_path = \"/x\"");
+    assert_eq!(codes(shared), [Code::ConflictingKeys]);
+    let default = probes("live_path = \"/ready\"");
+    assert_eq!(codes(default), [Code::ConflictingKeys]);
+    assert_eq!(codes(probes("live_path = \"live\"")), [Code::InvalidValue]);
+    assert_eq!(codes(probes("bind_port = 65536")), [Code::InvalidValue]);
+}
+
+#[test]
+fn without_a_file_the_flags_are_checked_as_the_file_is() {
+    let overrides = || Overrides {
+        trust_domain: Some("example.org".to_owned()),
+        server_address: Some("server".to_owned()),
+        server_port: Some(8081),
+        insecure_bootstrap: Some(true),
+        ..Overrides::default()
+    };
+    let config = Config::without_file(&overrides(), KeyStorage::Memory).unwrap();
+    assert_eq!(config.server(), "server:8081");
+    assert_eq!(config.plugins.workload_attestors.len(), 1);
+    for (broken, code) in [
+        (
+            Overrides {
+                trust_domain: Some("NOT ONE".to_owned()),
+                ..overrides()
+            },
+            Code::InvalidValue,
+        ),
+        (
+            Overrides {
+                insecure_bootstrap: None,
+                ..overrides()
+            },
+            Code::NoBootstrapBundle,
+        ),
+        (
+            Overrides {
+                server_address: None,
+                ..overrides()
+            },
+            Code::MissingKey,
+        ),
+    ] {
+        let refused = Config::without_file(&broken, KeyStorage::Memory);
+        assert_eq!(codes(refused), [code]);
+    }
 }
 
 #[test]

@@ -11,7 +11,8 @@ use rustls::AlertDescription;
 use rustls_pki_types::UnixTime;
 use tonic::{Code, Status};
 
-use crate::timefmt::{rfc3339, span};
+use crate::timefmt::rfc3339;
+use config::rough_duration_text;
 use daemon::telemetry::CallError;
 
 /// Why a call to the server brought nothing.
@@ -89,12 +90,12 @@ impl fmt::Display for ClockGap {
             Ok(gap) => write!(
                 f,
                 "this node's clock is ahead of the server's by at least {}: it says {here}, but the server's certificate expired at {limit}",
-                span(gap)
+                rough_duration_text(gap)
             ),
             Err(gap) => write!(
                 f,
                 "this node's clock is behind the server's by at least {}: it says {here}, but the server's certificate is valid only from {limit}",
-                span(gap.duration())
+                rough_duration_text(gap.duration())
             ),
         }
     }

@@ -75,7 +75,7 @@ macro_rules! row {
 }
 
 /// A plugin without keys of its own.
-fn no_keys(_data: &Section) -> Option<()> {
+pub(super) fn no_keys(_data: &Section) -> Option<()> {
     Some(())
 }
 

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use config::duration_text;
 use spiffe::rotation::max_guaranteed_ttl;
 
 /// The part of a CA's life in which it no longer signs.
@@ -16,41 +17,21 @@ pub(super) fn notice(name: &str, ttl: Duration, ca_ttl: Duration) -> Option<Stri
     let advice = if ttl < LONGEST {
         format!(
             "set {name} to {} or less, or ca_ttl to {} or more",
-            go_duration(max_guaranteed_ttl(ca_ttl)),
-            go_duration(ttl * DIVISOR)
+            duration_text(max_guaranteed_ttl(ca_ttl)),
+            duration_text(ttl * DIVISOR)
         )
     } else if ca_ttl < LONGEST * DIVISOR {
         format!(
             "set {name} to {} or less and ca_ttl to {} or more",
-            go_duration(LONGEST),
-            go_duration(LONGEST * DIVISOR)
+            duration_text(LONGEST),
+            duration_text(LONGEST * DIVISOR)
         )
     } else {
-        format!("set {name} to {} or less", go_duration(LONGEST))
+        format!("set {name} to {} or less", duration_text(LONGEST))
     };
     Some(format!(
         "{name} is too high for the life of the CA: SVIDs issued shortly before a rotation live shorter; {advice}"
     ))
-}
-
-/// As an operator writes it: `4h`, `30m`, `1h30m5s`.
-fn go_duration(duration: Duration) -> String {
-    let seconds = duration.as_secs();
-    let parts = [
-        (seconds / 3_600, 'h'),
-        (seconds / 60 % 60, 'm'),
-        (seconds % 60, 's'),
-    ];
-    let text: String = parts
-        .iter()
-        .filter(|(n, _)| *n > 0)
-        .map(|(n, unit)| format!("{n}{unit}"))
-        .collect();
-    if text.is_empty() {
-        "0s".to_owned()
-    } else {
-        text
-    }
 }
 
 #[cfg(test)]

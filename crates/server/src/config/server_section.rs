@@ -99,9 +99,13 @@ pub(super) fn read(root: &Section, flags: &Overrides) -> Option<ServerSection> {
         root.fault_here(Code::MissingKey, "the block server is missing", hint);
         return None;
     }
-    let server = root.section("server")?;
+    read_block(&root.section("server")?, flags)
+}
+
+/// Reads the block itself, which is empty where there is no file.
+pub(super) fn read_block(server: &Section, flags: &Overrides) -> Option<ServerSection> {
     let mut notices = Vec::new();
-    refuse_unsupported(&server);
+    refuse_unsupported(server);
     server.replaced(&[
         (
             "default_svid_ttl",
@@ -110,10 +114,10 @@ pub(super) fn read(root: &Section, flags: &Overrides) -> Option<ServerSection> {
         ("registration_uds_path", "use socket_path"),
         ("wit_key_type", "it belongs in experimental"),
     ]);
-    let experimental = experimental(&server, &mut notices);
-    let trust_domain = trust_domain(&server, flags, &mut notices);
+    let experimental = experimental(server, &mut notices);
+    let trust_domain = trust_domain(server, flags, &mut notices);
     let data_dir = required(
-        &server,
+        server,
         flags.data_dir.clone(),
         "data_dir",
         "/var/lib/plastron/server",
@@ -127,12 +131,12 @@ pub(super) fn read(root: &Section, flags: &Overrides) -> Option<ServerSection> {
         .map(PathBuf::from)
         .or_else(|| flags.default_socket_path.clone())
         .unwrap_or_else(|| PathBuf::from(DEFAULT_SOCKET));
-    let admin_ids = admin_ids(&server);
-    let log = log(&server, flags);
-    let rate_limits = rate_limits(&server);
-    let pruning = pruning(&server, &mut notices);
-    let max_staleness = max_staleness(&server, &mut notices);
-    let issuance = issuance(&server, &mut notices);
+    let admin_ids = admin_ids(server);
+    let log = LogConfig::read(server, &flags.log);
+    let rate_limits = rate_limits(server);
+    let pruning = pruning(server, &mut notices);
+    let max_staleness = max_staleness(server, &mut notices);
+    let issuance = issuance(server, &mut notices);
     let audit_log = server.boolean("audit_log_enabled").unwrap_or(false);
     let agent_id_as_selector = experimental
         .boolean("agent_spiffe_id_as_selector")
@@ -318,58 +322,6 @@ fn admin_ids(server: &Section) -> Vec<SpiffeId> {
         }
     }
     ids
-}
-
-fn log(server: &Section, flags: &Overrides) -> Option<LogConfig> {
-    let level = flags
-        .log_level
-        .clone()
-        .or(server.non_empty_string("log_level"));
-    let level = level
-        .unwrap_or_else(|| "INFO".to_owned())
-        .to_ascii_uppercase();
-    let level = match level.as_str() {
-        "WARNING" => "WARN".to_owned(),
-        // SPIRE takes logrus' levels; those beyond ours are the nearest one.
-        "FATAL" | "PANIC" => "ERROR".to_owned(),
-        "TRACE" | "DEBUG" | "INFO" | "WARN" | "ERROR" => level,
-        _ => {
-            server.fault_of_value(
-                "log_level",
-                flags.log_level.is_some(),
-                "log_level must be one of DEBUG, INFO, WARN, ERROR",
-                "",
-            );
-            return None;
-        }
-    };
-    let format = flags
-        .log_format
-        .clone()
-        .or(server.non_empty_string("log_format"));
-    let format = format
-        .unwrap_or_else(|| "text".to_owned())
-        .to_ascii_lowercase();
-    if format != "text" && format != "json" {
-        server.fault_of_value(
-            "log_format",
-            flags.log_format.is_some(),
-            "log_format must be one of text, json",
-            "",
-        );
-        return None;
-    }
-    let file = server.non_empty_string("log_file").map(PathBuf::from);
-    let source_location = server.boolean("log_source_location");
-    Some(LogConfig {
-        level,
-        json: format == "json",
-        file: flags.log_file.clone().or(file),
-        source_location: flags
-            .log_source_location
-            .or(source_location)
-            .unwrap_or(false),
-    })
 }
 
 fn rate_limits(server: &Section) -> RateLimitConfig {

@@ -71,8 +71,11 @@ fn a_flag_wins_over_the_key_that_the_file_sets_too() {
         bind_address: Some("127.0.0.1".to_owned()),
         server_port: Some(9),
         data_dir: Some("/elsewhere".into()),
-        log_format: Some("json".to_owned()),
-        log_level: Some("debug".to_owned()),
+        log: LogFlags {
+            level: Some("debug".to_owned()),
+            format: Some("json".to_owned()),
+            ..LogFlags::default()
+        },
         socket_path: Some("/elsewhere/api.sock".into()),
         ..Overrides::default()
     };
@@ -141,7 +144,10 @@ fn lets_flags_win_over_the_file() {
         bind_address: Some("[::1]".to_owned()),
         server_port: Some(0),
         trust_domain: Some("other.test".to_owned()),
-        log_level: Some("debug".to_owned()),
+        log: LogFlags {
+            level: Some("debug".to_owned()),
+            ..LogFlags::default()
+        },
         socket_path: Some("/s".into()),
         ..Overrides::default()
     };
@@ -300,6 +306,71 @@ fn checks_ignored_settings_all_the_same() {
         Code::InvalidValue,
         "batch_size",
     );
+}
+
+#[test]
+fn refuses_times_without_a_unit_negative_endless_or_unreadable() {
+    for key in [
+        "ca_ttl",
+        "agent_ttl",
+        "default_x509_svid_ttl",
+        "default_jwt_svid_ttl",
+        "max_attested_node_info_staleness",
+        "prune_attested_nodes_expired_for",
+    ] {
+        for value in [
+            "30",
+            "\"30\"",
+            "\"-1h\"",
+            "\"9999999999h\"",
+            "\"99999999999999999999s\"",
+            "\"1 h\"",
+            "\"1d\"",
+        ] {
+            refused_with(server(&format!("{key} = {value}")), Code::InvalidValue, key);
+        }
+        for value in ["true", "[\"1h\"]"] {
+            refused_with(server(&format!("{key} = {value}")), Code::WrongType, key);
+        }
+    }
+}
+
+#[test]
+fn refuses_numbers_that_are_negative_too_large_or_none() {
+    for key in ["bind_port", "prune_attested_nodes_batch_size"] {
+        for value in ["-1", "2147483648"] {
+            refused_with(server(&format!("{key} = {value}")), Code::InvalidValue, key);
+        }
+        for value in ["1.5", "\"ten\"", "\"\"", "99999999999999999999", "true"] {
+            refused_with(server(&format!("{key} = {value}")), Code::WrongType, key);
+        }
+    }
+}
+
+#[test]
+fn without_a_file_the_flags_are_checked_as_the_file_is() {
+    let overrides = || Overrides {
+        trust_domain: Some("example.org".to_owned()),
+        data_dir: Some("/d".into()),
+        ..Overrides::default()
+    };
+    let without_file = |overrides: &Overrides| {
+        let path = "/d/datastore.sqlite3".into();
+        let datastore = DatastoreConfig::new(DatastoreKind::Sqlite { path });
+        Config::without_file(overrides, KeyStorage::Memory, datastore)
+    };
+    let config = without_file(&overrides()).unwrap();
+    assert_eq!(config.bind_port, 8081);
+    let broken = Overrides {
+        trust_domain: Some("NOT ONE".to_owned()),
+        ..overrides()
+    };
+    refused_with(without_file(&broken), Code::InvalidValue, "trust domain");
+    let nowhere = Overrides {
+        data_dir: None,
+        ..overrides()
+    };
+    refused_with(without_file(&nowhere), Code::MissingKey, "data_dir");
 }
 
 #[test]
