@@ -77,6 +77,17 @@ const WIRE: [&str; 5] = ["tonic", "prost", "prost_types", "proto", "hyper"];
 /// Handles by which the server is changed: only operations hold them, the services of `api` convert.
 const CHANGES_THE_SERVER: [&str; 2] = ["Datastore", "Ca"];
 
+/// The whole of something, and who may hold it; everybody else gets the parts that it needs.
+const WHOLE: [(&str, &[&str]); 2] = [
+    // All writes.
+    ("Datastore", &["datastore.rs", "datastore/", "server.rs"]),
+    // All changes of what is in memory. Who holds a `Registry` reads it.
+    (
+        "RegistryWriter",
+        &["datastore.rs", "datastore/", "registry.rs", "registry/"],
+    ),
+];
+
 /// Pairs of files that are one idea: a trust domain has an ID and an ID a trust domain, and a request is a
 /// certificate's draft.
 const ONE_IDEA: [(&str, &str); 2] = [("id", "trust_domain"), ("csr", "x509")];
@@ -224,14 +235,38 @@ fn the_servers_services_hold_no_handle_by_which_it_is_changed() -> Result<()> {
         if name == "api.rs" || name.starts_with("api/") {
             files += 1;
             for handle in CHANGES_THE_SERVER {
-                let named = text
-                    .split(|letter: char| !letter.is_alphanumeric() && letter != '_')
-                    .any(|word| word == handle);
-                ensure!(!named, "{name} names {handle}; only operations do");
+                ensure!(
+                    !has_word(&text, handle),
+                    "{name} names {handle}; only operations do"
+                );
             }
         }
     }
     ensure!(files > 10, "the services were not found");
+    Ok(())
+}
+
+#[test]
+fn writes_and_changes_of_memory_are_given_out_in_parts() -> Result<()> {
+    let dir = root().join("crates/server/src");
+    let sources = sources(&dir)?;
+    for (whole, holders) in WHOLE {
+        let mut named = 0;
+        for (name, text) in &sources {
+            if !has_word(text, whole) {
+                continue;
+            }
+            named += 1;
+            let mut holders = holders.iter();
+            ensure!(
+                holders
+                    .any(|holder| name == holder
+                        || holder.ends_with('/') && name.starts_with(holder)),
+                "{name} names {whole}; it takes the handles that it needs"
+            );
+        }
+        ensure!(named > 1, "nothing names {whole}");
+    }
     Ok(())
 }
 
@@ -249,6 +284,12 @@ fn the_agents_cache_knows_no_wire() -> Result<()> {
     }
     ensure!(files > 5, "the cache was not found");
     Ok(())
+}
+
+/// Whether the text has this word, and not only one that contains it.
+fn has_word(text: &str, wanted: &str) -> bool {
+    text.split(|letter: char| !letter.is_alphanumeric() && letter != '_')
+        .any(|word| word == wanted)
 }
 
 /// Whether the text has a path that begins with the library.

@@ -109,7 +109,7 @@ async fn fill(datastore: &Datastore, from: usize, count: usize) {
                         return;
                     }
                     let batch = (first..first + BATCH).map(entry).collect();
-                    for outcome in datastore.create_entries(batch).await.unwrap() {
+                    for outcome in datastore.entries.create(batch).await.unwrap() {
                         outcome.unwrap();
                     }
                 }

@@ -19,7 +19,7 @@ use spiffe::secret::Secret;
 use spiffe::selector::{Selector, SelectorSet};
 use spiffe::trust_domain::TrustDomain;
 
-use crate::datastore::{Datastore, TokenError};
+use crate::datastore::{self, Agents, TokenError};
 use crate::error::{Kind, OpError, failed, refused, write_failed};
 use crate::registry::{Agent, Registry};
 
@@ -59,7 +59,7 @@ impl Attested {
 pub(crate) struct Attestation {
     pub(crate) trust_domain: TrustDomain,
     pub(crate) registry: Arc<Registry>,
-    pub(crate) datastore: Datastore,
+    pub(crate) agents: Agents,
     /// One of each type.
     pub(crate) attestors: Vec<Arc<dyn NodeAttestor>>,
     /// SPIRE: experimental.agent_spiffe_id_as_selector.
@@ -153,8 +153,8 @@ impl Attestation {
             selectors: SelectorSet::from(attested.selectors),
             agent_version: agent_version.unwrap_or_default(),
         };
-        self.datastore
-            .put_agent(agent)
+        self.agents
+            .put(agent)
             .await
             .map_err(|error| write_failed("failed to create attested agent", &error))
             .and_then(|written| {
@@ -194,14 +194,14 @@ fn refusal(attestor: &str, error: &PluginError) -> OpError {
 /// The join tokens of the datastore, for the attestor that redeems them.
 #[derive(Debug)]
 pub(crate) struct Tokens {
-    pub(crate) datastore: Datastore,
+    pub(crate) tokens: datastore::Tokens,
     pub(crate) clock: Arc<dyn Clock>,
 }
 
 #[async_trait]
 impl JoinTokens for Tokens {
     async fn redeem(&self, token: &str) -> Result<(), TokenRefusal> {
-        let redeemed = self.datastore.redeem_join_token(token, self.clock.now());
+        let redeemed = self.tokens.redeem(token, self.clock.now());
         redeemed.await.map_err(|error| match error {
             TokenError::Unknown => TokenRefusal::Unknown,
             TokenError::Expired => TokenRefusal::Expired,

@@ -14,7 +14,7 @@ use spiffe::id::SpiffeId;
 
 use crate::audit::CallRecord;
 use crate::caller::{Authority, Caller, Connection, Entitlement};
-use crate::datastore::{AgentWriteError, Datastore};
+use crate::datastore::{AgentWriteError, Agents};
 use crate::error::{self, AgentRefusal, Kind, OpError};
 use crate::principal::{PeerSvid, Principal};
 use crate::registry::{Registry, Stale};
@@ -34,7 +34,7 @@ const PROMOTION_TIMEOUT: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(crate) struct Authorizer {
     pub(crate) registry: Arc<Registry>,
-    pub(crate) datastore: Datastore,
+    pub(crate) agents: Agents,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) admin_ids: HashSet<SpiffeId>,
     /// How long an agent that seems unknown may be another server's news. Zero when there is no other server.
@@ -181,9 +181,7 @@ impl Authorizer {
     /// Makes a renewed SVID the agent's current one. A database that is away must not lock the agent out: memory knows
     /// that this SVID was issued in a renewal, and the next call tries to write it again.
     async fn promote(&self, svid: &PeerSvid) -> Result<(), Denial> {
-        let promotion = self
-            .datastore
-            .promote_agent_serial(svid.id(), svid.serial());
+        let promotion = self.agents.promote_serial(svid.id(), svid.serial());
         match tokio::time::timeout(PROMOTION_TIMEOUT, promotion).await {
             Ok(Ok(_)) => return Ok(()),
             // Another call under the same SVID was quicker, or a ban or an eviction.

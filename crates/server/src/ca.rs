@@ -37,8 +37,9 @@ use spiffe::x509::Subject;
 use tokio::sync::Notify;
 
 use crate::audit::Auditor;
-use crate::datastore::{BundleError, Datastore};
+use crate::datastore::{BundleError, Bundles, Journals, Leases};
 use crate::metrics::{BUNDLE_PRUNED, BUNDLE_PRUNING};
+use crate::registry::Registry;
 use authority::{Authority, AuthorityContext};
 use journal::Journal;
 use jwt::JwtKind;
@@ -93,7 +94,10 @@ pub struct IssuanceConfig {
 pub struct CaParts {
     pub keys: Arc<dyn KeyManager>,
     pub upstream: Option<Arc<dyn UpstreamAuthority>>,
-    pub datastore: Datastore,
+    pub registry: Arc<Registry>,
+    pub bundles: Bundles,
+    pub journals: Journals,
+    pub leases: Leases,
     pub clock: Arc<dyn Clock>,
     pub random: Arc<dyn Random>,
     /// For what the server issues to itself.
@@ -134,7 +138,7 @@ pub struct Ca {
     random: Arc<dyn Random>,
     auditor: Auditor,
     telemetry: Telemetry,
-    datastore: Datastore,
+    leases: Leases,
     context: Arc<AuthorityContext>,
     /// All kinds, in the order in which they rotate. X.509 is the first: without it the server is of no use.
     kinds: Vec<(AuthorityKind, Arc<dyn AuthorityOps>)>,
@@ -189,14 +193,15 @@ impl Ca {
     /// There is no X.509 authority to issue with: the key manager, the datastore or the upstream authority failed.
     pub async fn open(config: IssuanceConfig, parts: CaParts) -> Result<Self, CaError> {
         let now = parts.clock.now();
-        let journal = Journal::open(&parts.datastore, parts.keys.as_ref()).await?;
+        let journal = Journal::open(&parts.journals, parts.keys.as_ref()).await?;
         let refuse_lost_keys = check_lost_keys(&parts, &journal, now).await?;
         let context = Arc::new(AuthorityContext {
             refuse_lost_keys,
             trust_domain: config.trust_domain.clone(),
             clock: Arc::clone(&parts.clock),
             keys: parts.keys,
-            datastore: parts.datastore.clone(),
+            registry: parts.registry,
+            bundles: parts.bundles,
             journal,
             server_svid_due: Notify::new(),
             telemetry: parts.telemetry.clone(),
@@ -248,7 +253,7 @@ impl Ca {
             random: parts.random,
             auditor: parts.auditor,
             telemetry: parts.telemetry,
-            datastore: parts.datastore,
+            leases: parts.leases,
             context,
             kinds,
             x509,
@@ -295,11 +300,7 @@ impl Ca {
     /// The datastore failed, or nothing would be left.
     pub async fn prune_bundle(&self, now: SystemTime) -> Result<bool, BundleError> {
         match now.checked_sub(PRUNE_BUNDLE_AFTER) {
-            Some(before) => {
-                self.datastore
-                    .prune_bundle(&self.trust_domain, before)
-                    .await
-            }
+            Some(before) => self.context.bundles.prune(&self.trust_domain, before).await,
             None => Ok(false),
         }
     }
@@ -415,7 +416,7 @@ impl Ca {
     /// Of several servers on one database one does it.
     async fn prune_bundle_by_lease(&self) {
         let now = self.clock.now();
-        let lease = self.datastore.acquire_lease(
+        let lease = self.leases.acquire(
             "prune-bundle",
             self.context.journal.id(),
             ROTATION_EVERY * 6,

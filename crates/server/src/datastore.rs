@@ -25,6 +25,7 @@ mod stored_bundle;
 mod tests;
 mod tokens;
 mod upstream;
+mod write_queue;
 mod writer;
 
 use std::path::PathBuf;
@@ -36,25 +37,25 @@ use spiffe::clock::Clock;
 use spiffe::trust_domain::TrustDomain;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::registry::Registry;
+use crate::registry::{Registry, RegistryWriter};
 use backend::Backend;
 use database::Database;
-use draft::Draft;
-use entries::CommonSelectors;
 use monitor::Monitor;
-use writer::{Operation, QUEUE, Work, Writer};
+use write_queue::WriteQueue;
+use writer::{QUEUE, Writer};
 
 #[cfg(any(test, fuzzing))]
 pub(crate) use postgres::check_connection_string;
 
-pub use agents::AgentWriteError;
-pub use bundles::{BundleError, BundleMask, DeleteMode};
-pub use entries::{Created, EntryPatch, EntryWriteError};
+pub use agents::{AgentWriteError, Agents};
+pub use bundles::{BundleError, BundleMask, Bundles, DeleteMode};
+pub use entries::{Created, Entries, EntryPatch, EntryWriteError};
 pub(crate) use error::WriteFailure;
 pub use error::{DatastoreError, SettingsError};
-pub use federation::RelationshipError;
+pub use federation::{FederationRelationships, RelationshipError};
+pub use journals::{Journals, Leases};
 pub use postgres::{Environment, PostgresConfig};
-pub use tokens::{JoinToken, TokenError};
+pub use tokens::{JoinToken, TokenError, Tokens};
 pub use upstream::{RootsSynced, UpstreamRoots};
 
 /// Agents are served from memory for so long while the database is away.
@@ -101,20 +102,25 @@ struct Settings {
     telemetry: Telemetry,
 }
 
-/// A handle on the writer. Cheap to clone; the writer ends after the last handle is dropped.
+/// The open database, as whoever opened it holds it: everybody else gets the handles that it needs and no other. Cheap to
+/// clone, as each handle is.
 #[derive(Clone)]
 pub struct Datastore {
-    queue: mpsc::Sender<Box<dyn Work>>,
+    pub entries: Entries,
+    pub agents: Agents,
+    pub bundles: Bundles,
+    pub tokens: Tokens,
+    pub federation_relationships: FederationRelationships,
+    pub journals: Journals,
+    pub leases: Leases,
+    queue: Arc<WriteQueue>,
     closing: mpsc::Sender<oneshot::Sender<()>>,
-    registry: Arc<Registry>,
-    clock: Arc<dyn Clock>,
-    common: Arc<Mutex<CommonSelectors>>,
 }
 
 impl std::fmt::Debug for Datastore {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Datastore")
-            .field("revision", &self.registry.revision())
+            .field("queue", &self.queue)
             .finish_non_exhaustive()
     }
 }
@@ -179,45 +185,54 @@ impl Datastore {
         let mut database = Database::open(backend, trust_domain.clone()).await?;
         // On the heap: it holds a whole state in the making.
         let state = Box::pin(database.load()).await?;
-        let registry = Arc::new(Registry::new(
+        let registry_writer = RegistryWriter::new(
             state,
             trust_domain,
             Arc::clone(&clock),
             max_staleness,
             telemetry.clone(),
-        ));
-        let (queue, queued) = mpsc::channel(QUEUE);
+        );
+        let registry = Arc::clone(registry_writer.registry());
+        let (operations, queued) = mpsc::channel(QUEUE);
         let (closing, asked) = mpsc::channel(1);
         let writer = Writer {
             database,
             queue: queued,
             closing: asked,
-            monitor: Monitor::new(Arc::clone(&registry)),
-            registry: Arc::clone(&registry),
+            monitor: Monitor::default(),
+            registry: registry_writer,
             telemetry,
         };
         tokio::spawn(writer.run());
-        Ok((
-            Self {
-                queue,
-                closing,
-                registry: Arc::clone(&registry),
-                clock,
-                common: Arc::default(),
-            },
-            registry,
-        ))
+        let queue = Arc::new(WriteQueue {
+            operations,
+            registry: Arc::clone(&registry),
+            clock,
+            common: Mutex::default(),
+        });
+        let datastore = Self {
+            entries: Entries(Arc::clone(&queue)),
+            agents: Agents(Arc::clone(&queue)),
+            bundles: Bundles(Arc::clone(&queue)),
+            tokens: Tokens(Arc::clone(&queue)),
+            federation_relationships: FederationRelationships(Arc::clone(&queue)),
+            journals: Journals(Arc::clone(&queue)),
+            leases: Leases(Arc::clone(&queue)),
+            queue,
+            closing,
+        };
+        Ok((datastore, registry))
     }
 
     /// The state in memory that this datastore feeds.
     pub fn registry(&self) -> &Arc<Registry> {
-        &self.registry
+        &self.queue.registry
     }
 
     /// Returns when the writer has ended although nobody closed the datastore: it panicked, or lost the thread that
     /// holds the database. A server that can neither write nor follow must stop.
     pub async fn stopped(&self) {
-        self.queue.closed().await;
+        self.queue.operations.closed().await;
     }
 
     /// Commits what is queued and leaves the files as a backup should find them; later writes fail with `Closed`.
@@ -241,27 +256,9 @@ impl Datastore {
     /// Makes the writer panic in the middle of an operation.
     #[cfg(test)]
     pub(crate) async fn poison(&self) -> DatastoreError {
-        let poisoned = self.submit(1, |_| -> () { panic!("a poisoned operation") });
+        let poisoned = self
+            .queue
+            .submit(1, |_| -> () { panic!("a poisoned operation") });
         poisoned.await.unwrap_err()
-    }
-
-    /// Queues an operation and waits until it is durable.
-    async fn submit<T: Send + 'static>(
-        &self,
-        weight: usize,
-        evaluate: impl FnMut(&mut Draft<'_>) -> T + Send + 'static,
-    ) -> Result<T, DatastoreError> {
-        let (reply, answer) = oneshot::channel();
-        let operation = Box::new(Operation {
-            weight,
-            evaluate,
-            outcome: None,
-            reply,
-        });
-        self.queue
-            .send(operation)
-            .await
-            .map_err(|_closed| DatastoreError::Closed)?;
-        answer.await.map_err(|_gone| DatastoreError::Closed)?
     }
 }

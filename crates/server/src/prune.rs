@@ -9,7 +9,7 @@ use spiffe::clock::Clock;
 use spiffe::random::{Random, unit_interval};
 
 use crate::config::PruningConfig;
-use crate::datastore::Datastore;
+use crate::datastore::{Agents, Entries, Tokens};
 use crate::metrics::{ENTRY_PRUNING, NODE_PRUNING};
 use daemon::tasks::Shutdown;
 use daemon::telemetry::Telemetry;
@@ -22,7 +22,9 @@ const AGENTS_JITTER: f64 = 0.25;
 
 #[derive(Debug)]
 pub(crate) struct Pruning {
-    pub(crate) datastore: Datastore,
+    pub(crate) entries: Entries,
+    pub(crate) agents: Agents,
+    pub(crate) tokens: Tokens,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) random: Arc<dyn Random>,
     pub(crate) telemetry: Telemetry,
@@ -44,7 +46,7 @@ impl Pruning {
         // Batch by batch: other writes find their turn in between.
         loop {
             let timer = self.telemetry.start(&ENTRY_PRUNING, []);
-            let pruned = self.datastore.prune_entries(now).await;
+            let pruned = self.entries.prune(now).await;
             timer.end_with(&pruned);
             match pruned {
                 Ok(pruned) if pruned.is_empty() => break,
@@ -63,7 +65,7 @@ impl Pruning {
             }
         }
         loop {
-            match self.datastore.prune_join_tokens(now).await {
+            match self.tokens.prune(now).await {
                 Ok(0) => return,
                 Ok(pruned) => tracing::info!(pruned, "pruned expired join tokens"),
                 Err(error) => {
@@ -91,7 +93,7 @@ impl Pruning {
         };
         loop {
             let timer = self.telemetry.start(&NODE_PRUNING, []);
-            let pruned = self.datastore.prune_agents(before, config.tofu_nodes).await;
+            let pruned = self.agents.prune(before, config.tofu_nodes).await;
             timer.end_with(&pruned);
             match pruned {
                 Ok(pruned) if pruned.is_empty() => return,
@@ -116,7 +118,9 @@ mod tests {
 
     fn pruning(server: &TestServer) -> Pruning {
         Pruning {
-            datastore: server.datastore.clone(),
+            entries: server.datastore.entries.clone(),
+            agents: server.datastore.agents.clone(),
+            tokens: server.datastore.tokens.clone(),
             clock: Arc::new(server.clock.clone()),
             random: Arc::new(spiffe::random::SystemRandom),
             telemetry: Telemetry::default(),
@@ -147,7 +151,7 @@ mod tests {
     async fn leaves_nodes_that_cannot_come_back_and_banned_ones() {
         let server = TestServer::start().await;
         let (node, banned) = (server.agent().await, server.agent().await);
-        server.datastore.ban_agent(&banned.id).await.unwrap();
+        server.datastore.agents.ban(&banned.id).await.unwrap();
         server.advance(7_200);
         let expired_for = Duration::from_secs(60);
         let careful = PruningConfig {

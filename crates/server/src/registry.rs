@@ -18,9 +18,10 @@ mod state;
 #[cfg(test)]
 mod tests;
 mod tokens;
+mod writer;
 
 use std::fmt;
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
 
 use daemon::telemetry::Telemetry;
@@ -48,11 +49,13 @@ pub use records::{
 pub(crate) use records::{Unknown, Write};
 pub(crate) use snapshot::Snapshot;
 pub(crate) use state::State;
+pub(crate) use writer::RegistryWriter;
 
 /// Entries looked at before the lock is given back during a long scan.
 const SCAN_BUDGET: usize = 8_192;
 
-/// The state, and a channel of its revisions. Reads take a shared lock for microseconds.
+/// The state, and a channel of its revisions. Reads take a shared lock for microseconds. Who holds a registry can only read
+/// it: changes take its one [`RegistryWriter`], which the datastore's writer owns.
 pub struct Registry {
     state: RwLock<State>,
     revision: watch::Sender<u64>,
@@ -71,7 +74,7 @@ impl fmt::Debug for Registry {
 }
 
 impl Registry {
-    pub(crate) fn new(
+    fn new(
         state: State,
         trust_domain: TrustDomain,
         clock: Arc<dyn Clock>,
@@ -110,7 +113,7 @@ impl Registry {
         self.read().cursor
     }
 
-    /// Told of each new revision that changed more than leases and journals. Late readers see the latest only.
+    /// Receives each new revision that changed more than leases and journals. Late readers see the latest only.
     pub fn subscribe(&self) -> watch::Receiver<u64> {
         self.revision.subscribe()
     }
@@ -316,34 +319,6 @@ impl Registry {
         self.state.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Applies the writes of the commits `passed`, then tells the subscribers.
-    pub(crate) fn apply(&self, passed: &[Cursor], writes: Vec<Write>) {
-        // What servers note for themselves concerns nobody who reads here: no agent's watch wakes for it.
-        let concerns_readers = writes
-            .iter()
-            .any(|write| !matches!(write.kind, Kind::Lease | Kind::Journal));
-        let reached = {
-            let mut state = self.write();
-            state.apply(passed, writes);
-            state.cursor.revision()
-        };
-        self.revision.send_if_modified(|revision| {
-            *revision = reached;
-            concerns_readers
-        });
-        self.report_sizes();
-    }
-
-    /// Starts over from a snapshot, because the way to it is unknown.
-    pub(crate) fn replace(&self, state: State) {
-        let revision = state.cursor.revision();
-        let old = std::mem::replace(&mut *self.write(), state);
-        // A million entries take a while to free: not under the lock.
-        drop(old);
-        self.revision.send_replace(revision);
-        self.report_sizes();
-    }
-
     fn report_sizes(&self) {
         if !self.telemetry.is_enabled() {
             return;
@@ -361,10 +336,6 @@ impl Registry {
         for (gauge, size) in sizes {
             self.telemetry.set_number(gauge, size, []);
         }
-    }
-
-    fn write(&self) -> RwLockWriteGuard<'_, State> {
-        self.state.write().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn now(&self) -> i64 {

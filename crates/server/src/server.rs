@@ -218,8 +218,7 @@ impl Core {
             Arc::clone(&environment.clock),
             telemetry.clone(),
         )
-        .await
-        .map_err(Fault::from)?;
+        .await?;
         let auditor = environment.auditor(config.audit_log);
         let plugins = open_plugins(&config.plugins, &environment, &datastore).await?;
         let upstream = plugins.upstream_authority.as_ref();
@@ -227,7 +226,10 @@ impl Core {
         let parts = CaParts {
             keys: Arc::clone(plugins.key_manager.plugin()),
             upstream: upstream.map(|upstream| Arc::clone(upstream.plugin())),
-            datastore: datastore.clone(),
+            registry: Arc::clone(&registry),
+            bundles: datastore.bundles.clone(),
+            journals: datastore.journals.clone(),
+            leases: datastore.leases.clone(),
             clock: Arc::clone(&environment.clock),
             random: Arc::clone(&environment.random),
             auditor: auditor.clone(),
@@ -242,7 +244,7 @@ impl Core {
         );
         let authorizer = Arc::new(Authorizer {
             registry: Arc::clone(&registry),
-            datastore: datastore.clone(),
+            agents: datastore.agents.clone(),
             clock: Arc::clone(&environment.clock),
             admin_ids: HashSet::from_iter(config.admin_ids),
             follow_for: follow_for(shared),
@@ -250,7 +252,7 @@ impl Core {
         let attestation = Attestation {
             trust_domain,
             registry: Arc::clone(&registry),
-            datastore: datastore.clone(),
+            agents: datastore.agents.clone(),
             attestors: environment.attestors(&plugins),
             agent_id_as_selector: config.agent_id_as_selector,
         };
@@ -262,7 +264,7 @@ impl Core {
         ));
         let agents = Arc::new(Agents {
             registry: Arc::clone(&registry),
-            datastore: datastore.clone(),
+            agents: datastore.agents.clone(),
             ca: Arc::clone(&ca),
         });
         let watch = watch_service(&agents, &limits, &authorizer, &notifier, &environment.clock);
@@ -275,7 +277,7 @@ impl Core {
             ca: Arc::clone(&ca),
             ca_ttl,
         };
-        let api = Arc::new(parts.api(watch, &environment));
+        let api = Arc::new(parts.api(watch, &datastore, &environment));
         Ok(Self {
             environment,
             plugins,
@@ -309,7 +311,7 @@ async fn open_plugins(
         Arc::clone(&environment.random),
     );
     let tokens = Tokens {
-        datastore: datastore.clone(),
+        tokens: datastore.tokens.clone(),
         clock: Arc::clone(&environment.clock),
     };
     plugins.open(&host.with_join_tokens(Arc::new(tokens))).await
@@ -346,7 +348,7 @@ struct ServiceParts {
 
 impl ServiceParts {
     /// Gives each service what it needs and nothing else.
-    fn api(self, watch: WatchService, environment: &Environment) -> Api {
+    fn api(self, watch: WatchService, datastore: &Datastore, environment: &Environment) -> Api {
         let Self {
             agents,
             authorizer,
@@ -357,7 +359,6 @@ impl ServiceParts {
             ca_ttl,
         } = self;
         let registry = || Arc::clone(&authorizer.registry);
-        let datastore = || authorizer.datastore.clone();
         let clock = || Arc::clone(&environment.clock);
         let trust_domain = || authorizer.registry.trust_domain().clone();
         Api {
@@ -365,7 +366,7 @@ impl ServiceParts {
                 Bundles {
                     trust_domain: trust_domain(),
                     registry: registry(),
-                    datastore: datastore(),
+                    bundles: datastore.bundles.clone(),
                 },
                 Arc::clone(&limits),
             )),
@@ -376,7 +377,7 @@ impl ServiceParts {
                 entries: Entries {
                     trust_domain: trust_domain(),
                     registry: registry(),
-                    datastore: datastore(),
+                    entries: datastore.entries.clone(),
                     ca_ttl,
                 },
                 authorizer: Arc::clone(&authorizer),
@@ -406,7 +407,7 @@ impl ServiceParts {
             trust_domain: TrustDomainServer::new(TrustDomainService {
                 federation: Federation {
                     registry: registry(),
-                    datastore: datastore(),
+                    relationships: datastore.federation_relationships.clone(),
                 },
             }),
             watch: Arc::new(watch),
@@ -416,7 +417,7 @@ impl ServiceParts {
                 attestations: Arc::new(Attestations { attestation, ca }),
                 tokens: JoinTokenOps {
                     trust_domain: trust_domain(),
-                    datastore: datastore(),
+                    tokens: datastore.tokens.clone(),
                     clock: clock(),
                 },
                 limits,
@@ -551,7 +552,9 @@ impl Core {
             }
         });
         let pruning = || Pruning {
-            datastore: self.datastore.clone(),
+            entries: self.datastore.entries.clone(),
+            agents: self.datastore.agents.clone(),
+            tokens: self.datastore.tokens.clone(),
             clock: Arc::clone(&self.environment.clock),
             random: Arc::clone(&self.environment.random),
             telemetry: self.environment.telemetry.clone(),

@@ -6,7 +6,7 @@ use spiffe::selector::{Selector, SelectorSet};
 use spiffe::trust_domain::TrustDomain;
 
 use super::*;
-use crate::datastore::{DEFAULT_STALENESS, DatastoreConfig, DatastoreKind};
+use crate::datastore::{DEFAULT_STALENESS, Datastore, DatastoreConfig, DatastoreKind};
 use crate::principal::Class;
 use crate::registry::Agent;
 
@@ -14,6 +14,7 @@ const NOW: i64 = 1_800_000_000;
 
 struct Fixture {
     authorizer: Arc<Authorizer>,
+    datastore: Datastore,
     clock: ManualClock,
     directory: tempfile::TempDir,
 }
@@ -50,13 +51,14 @@ async fn world_with(max_staleness: Duration) -> Fixture {
     let admin_ids = HashSet::from([SpiffeId::parse("spiffe://far.example/admin").unwrap()]);
     let authorizer = Authorizer {
         registry,
-        datastore,
+        agents: datastore.agents.clone(),
         clock: Arc::new(clock.clone()),
         admin_ids,
         follow_for: Duration::ZERO,
     };
     Fixture {
         authorizer: Arc::new(authorizer),
+        datastore,
         clock,
         directory,
     }
@@ -150,9 +152,9 @@ async fn denies_an_agent_whose_svid_is_expired() {
     let fixture = fixture().await;
     let node = id("/spire/agent/join_token/x");
     fixture
-        .authorizer
         .datastore
-        .put_agent(agent(node.clone(), "1", ""))
+        .agents
+        .put(agent(node.clone(), "1", ""))
         .await
         .unwrap();
     fixture
@@ -169,9 +171,9 @@ async fn denies_an_agent_under_a_former_svid() {
     let fixture = fixture().await;
     let node = id("/spire/agent/join_token/x");
     fixture
-        .authorizer
         .datastore
-        .put_agent(agent(node.clone(), "2", ""))
+        .agents
+        .put(agent(node.clone(), "2", ""))
         .await
         .unwrap();
     let refused = fixture
@@ -191,14 +193,14 @@ async fn denies_a_banned_agent_even_on_an_open_connection() {
     let fixture = fixture().await;
     let node = id("/spire/agent/join_token/x");
     fixture
-        .authorizer
         .datastore
-        .put_agent(agent(node.clone(), "1", ""))
+        .agents
+        .put(agent(node.clone(), "1", ""))
         .await
         .unwrap();
     let connection = remote(Some(svid(node.clone(), "1")));
     fixture.ask(SIGN, Arc::clone(&connection)).await.unwrap();
-    fixture.authorizer.datastore.ban_agent(&node).await.unwrap();
+    fixture.datastore.agents.ban(&node).await.unwrap();
     assert_eq!(
         reason(&fixture.refusal(SIGN, connection).await),
         AgentRefusal::Banned
@@ -214,14 +216,18 @@ async fn denies_a_banned_agent_even_on_an_open_connection() {
 async fn a_call_that_waited_is_denied_when_its_agent_was_banned_meanwhile() {
     let fixture = fixture().await;
     let node = id("/spire/agent/join_token/x");
-    let store = &fixture.authorizer.datastore;
-    store.put_agent(agent(node.clone(), "1", "")).await.unwrap();
+    let store = &fixture.datastore;
+    store
+        .agents
+        .put(agent(node.clone(), "1", ""))
+        .await
+        .unwrap();
     let caller = fixture
         .ask(SIGN, remote(Some(svid(node.clone(), "1"))))
         .await
         .unwrap();
     caller.still_entitled().unwrap();
-    store.ban_agent(&node).await.unwrap();
+    store.agents.ban(&node).await.unwrap();
     assert_eq!(
         reason(&caller.still_entitled().unwrap_err()),
         AgentRefusal::Banned
@@ -232,16 +238,17 @@ async fn a_call_that_waited_is_denied_when_its_agent_was_banned_meanwhile() {
 async fn a_call_that_waited_while_its_agent_renewed_is_asked_to_retry() {
     let fixture = fixture().await;
     let node = id("/spire/agent/join_token/x");
-    let store = &fixture.authorizer.datastore;
+    let store = &fixture.datastore;
     store
-        .put_agent(agent(node.clone(), "1", "2"))
+        .agents
+        .put(agent(node.clone(), "1", "2"))
         .await
         .unwrap();
     let caller = fixture
         .ask(SIGN, remote(Some(svid(node.clone(), "1"))))
         .await
         .unwrap();
-    store.promote_agent_serial(&node, "2").await.unwrap();
+    store.agents.promote_serial(&node, "2").await.unwrap();
     assert_eq!(
         caller.still_entitled().unwrap_err().kind(),
         Kind::Unavailable
@@ -251,9 +258,9 @@ async fn a_call_that_waited_while_its_agent_renewed_is_asked_to_retry() {
 #[tokio::test]
 async fn a_call_that_waited_is_denied_when_its_downstream_entry_was_deleted_meanwhile() {
     let fixture = fixture().await;
-    let store = &fixture.authorizer.datastore;
+    let store = &fixture.datastore;
     let below = entry("/below", |entry| entry.downstream = true);
-    let made = store.create_entries(vec![below]).await.unwrap().remove(0);
+    let made = store.entries.create(vec![below]).await.unwrap().remove(0);
     let made = made.unwrap().entry;
     let caller = fixture
         .ask(DOWNSTREAM_CA, remote(Some(svid(id("/below"), "7"))))
@@ -261,7 +268,8 @@ async fn a_call_that_waited_is_denied_when_its_downstream_entry_was_deleted_mean
         .unwrap();
     caller.still_entitled().unwrap();
     store
-        .delete_entries(vec![made.id.as_ref().to_owned()])
+        .entries
+        .delete(vec![made.id.as_ref().to_owned()])
         .await
         .unwrap();
     assert_eq!(
@@ -274,10 +282,18 @@ async fn a_call_that_waited_is_denied_when_its_downstream_entry_was_deleted_mean
 async fn an_attestation_in_flight_does_not_lift_a_ban() {
     let fixture = fixture().await;
     let node = id("/spire/agent/join_token/x");
-    let store = &fixture.authorizer.datastore;
-    store.put_agent(agent(node.clone(), "1", "")).await.unwrap();
-    store.ban_agent(&node).await.unwrap();
-    let written = store.put_agent(agent(node.clone(), "2", "")).await.unwrap();
+    let store = &fixture.datastore;
+    store
+        .agents
+        .put(agent(node.clone(), "1", ""))
+        .await
+        .unwrap();
+    store.agents.ban(&node).await.unwrap();
+    let written = store
+        .agents
+        .put(agent(node.clone(), "2", ""))
+        .await
+        .unwrap();
     assert!(written.banned);
     let refused = fixture.refusal(SIGN, remote(Some(svid(node, "2")))).await;
     assert_eq!(reason(&refused), AgentRefusal::Banned);
@@ -288,17 +304,12 @@ async fn denies_an_evicted_agent() {
     let fixture = fixture().await;
     let node = id("/spire/agent/join_token/x");
     fixture
-        .authorizer
         .datastore
-        .put_agent(agent(node.clone(), "1", ""))
+        .agents
+        .put(agent(node.clone(), "1", ""))
         .await
         .unwrap();
-    fixture
-        .authorizer
-        .datastore
-        .delete_agent(&node)
-        .await
-        .unwrap();
+    fixture.datastore.agents.delete(&node).await.unwrap();
     assert_eq!(
         reason(&fixture.refusal(SIGN, remote(Some(svid(node, "1")))).await),
         AgentRefusal::NotAttested
@@ -310,9 +321,9 @@ async fn makes_a_renewed_svid_the_current_one_on_first_use_and_denies_the_former
     let fixture = fixture().await;
     let node = id("/spire/agent/join_token/x");
     fixture
-        .authorizer
         .datastore
-        .put_agent(agent(node.clone(), "1", "2"))
+        .agents
+        .put(agent(node.clone(), "1", "2"))
         .await
         .unwrap();
     fixture
@@ -352,15 +363,15 @@ async fn denies_agents_and_plain_workloads_what_administrators_do() {
     let fixture = fixture().await;
     let node = id("/spire/agent/join_token/x");
     fixture
-        .authorizer
         .datastore
-        .put_agent(agent(node.clone(), "1", ""))
+        .agents
+        .put(agent(node.clone(), "1", ""))
         .await
         .unwrap();
     fixture
-        .authorizer
         .datastore
-        .create_entries(vec![entry("/web", |_| {})])
+        .entries
+        .create(vec![entry("/web", |_| {})])
         .await
         .unwrap();
     fixture.refusal(LIST, remote(Some(svid(node, "1")))).await;
@@ -391,9 +402,9 @@ async fn knows_administrators_by_configuration_and_by_entry() {
     let near = svid(id("/admin"), "7");
     fixture.refusal(LIST, remote(Some(near.clone()))).await;
     fixture
-        .authorizer
         .datastore
-        .create_entries(vec![entry("/admin", |entry| entry.admin = true)])
+        .entries
+        .create(vec![entry("/admin", |entry| entry.admin = true)])
         .await
         .unwrap();
     assert_eq!(
@@ -424,9 +435,9 @@ async fn denies_administrators_whose_entry_or_svid_has_expired() {
         entry.expires_at = NOW + 60;
     });
     fixture
-        .authorizer
         .datastore
-        .create_entries(vec![expiring])
+        .entries
+        .create(vec![expiring])
         .await
         .unwrap();
     let caller = svid(id("/admin"), "7");
@@ -445,9 +456,9 @@ async fn denies_administrators_whose_entry_or_svid_has_expired() {
 async fn tells_downstream_servers_from_administrators() {
     let fixture = fixture().await;
     fixture
-        .authorizer
         .datastore
-        .create_entries(vec![entry("/below", |entry| entry.downstream = true)])
+        .entries
+        .create(vec![entry("/below", |entry| entry.downstream = true)])
         .await
         .unwrap();
     let caller = svid(id("/below"), "7");
@@ -468,10 +479,11 @@ async fn tells_the_class_of_a_principal_by_what_is_registered_now() {
         let principal = fixture.authorizer.principal(svid(id.clone(), serial));
         principal.class()
     };
-    let store = &fixture.authorizer.datastore;
+    let store = &fixture.datastore;
     assert_eq!(class(&node, "1"), Class::Workload, "not attested");
     store
-        .put_agent(agent(node.clone(), "1", "2"))
+        .agents
+        .put(agent(node.clone(), "1", "2"))
         .await
         .unwrap();
     assert_eq!(class(&node, "1"), Class::Agent);
@@ -481,18 +493,18 @@ async fn tells_the_class_of_a_principal_by_what_is_registered_now() {
         Class::Workload,
         "another SVID of that ID"
     );
-    store.ban_agent(&node).await.unwrap();
+    store.agents.ban(&node).await.unwrap();
     assert_eq!(class(&node, "1"), Class::Workload, "banned");
 
     assert_eq!(class(&peer, "9"), Class::Workload);
     let downstream = entry("/peer", |entry| entry.downstream = true);
-    store.create_entries(vec![downstream]).await.unwrap();
+    store.entries.create(vec![downstream]).await.unwrap();
     assert_eq!(class(&peer, "9"), Class::Downstream);
     let brief = entry("/brief", |entry| {
         entry.admin = true;
         entry.expires_at = NOW + 60;
     });
-    store.create_entries(vec![brief]).await.unwrap();
+    store.entries.create(vec![brief]).await.unwrap();
     assert_eq!(class(&id("/brief"), "9"), Class::Admin);
     fixture.clock.advance(Duration::from_secs(60));
     assert_eq!(
@@ -510,14 +522,18 @@ async fn tells_the_class_of_a_principal_by_what_is_registered_now() {
 async fn refuses_those_whose_rights_the_database_may_have_changed_when_memory_is_stale() {
     // Nothing is ever fresh enough.
     let fixture = world_with(Duration::ZERO).await;
-    let store = &fixture.authorizer.datastore;
+    let store = &fixture.datastore;
     let node = id("/spire/agent/join_token/x");
-    store.put_agent(agent(node.clone(), "1", "")).await.unwrap();
+    store
+        .agents
+        .put(agent(node.clone(), "1", ""))
+        .await
+        .unwrap();
     let privileged = vec![
         entry("/down", |entry| entry.downstream = true),
         entry("/admin", |entry| entry.admin = true),
     ];
-    store.create_entries(privileged).await.unwrap();
+    store.entries.create(privileged).await.unwrap();
     for (method, who) in [
         (SIGN, node),
         (DOWNSTREAM_CA, id("/down")),
@@ -549,10 +565,11 @@ async fn refuses_those_whose_rights_the_database_may_have_changed_when_memory_is
 #[tokio::test]
 async fn lets_a_renewed_agent_in_although_the_database_cannot_be_written() {
     let fixture = fixture().await;
-    let store = &fixture.authorizer.datastore;
+    let store = &fixture.datastore;
     let node = id("/spire/agent/join_token/x");
     store
-        .put_agent(agent(node.clone(), "1", "2"))
+        .agents
+        .put(agent(node.clone(), "1", "2"))
         .await
         .unwrap();
     let other = rusqlite::Connection::open(fixture.directory.path().join("data.sqlite3")).unwrap();

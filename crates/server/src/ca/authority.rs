@@ -25,8 +25,9 @@ use super::CaError;
 use super::journal::{Journal, Record, SlotName, Status};
 use super::kind::Kind;
 use super::slots::{AuthorityState, AuthorityStates, Next, Slot, Slots, state_of};
-use crate::datastore::Datastore;
+use crate::datastore::Bundles;
 use crate::metrics::{AUTHORITY_ACTIVATED, AUTHORITY_EXPIRES, AUTHORITY_PREPARED};
+use crate::registry::Registry;
 use daemon::telemetry::Telemetry;
 
 /// What all kinds stand on.
@@ -35,7 +36,8 @@ pub(super) struct AuthorityContext {
     pub(super) trust_domain: TrustDomain,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) keys: Arc<dyn KeyManager>,
-    pub(super) datastore: Datastore,
+    pub(super) registry: Arc<Registry>,
+    pub(super) bundles: Bundles,
     pub(super) journal: Journal,
     pub(super) telemetry: Telemetry,
     /// Whether lost keys of active authorities are a reason not to start.
@@ -201,7 +203,7 @@ impl<K: Kind> Authority<K> {
         // Journal first: what is in the bundle but in no journal would be trusted without anybody to answer for it,
         // while a record that the bundle lacks is dropped at the next start.
         journal.append(K::SERIES, record.clone()).await?;
-        let published = self.context.datastore.append_bundle(draft.publication);
+        let published = self.context.bundles.append(draft.publication);
         if let Err(error) = published.await {
             journal.forget(K::SERIES, &record.authority_id).await;
             return Err(error.into());
@@ -271,12 +273,12 @@ impl<K: Kind> Authority<K> {
     async fn load(&self, now: SystemTime) -> Result<Slots<K::Issuer>, CaError> {
         let AuthorityContext {
             trust_domain,
-            datastore,
+            registry,
             journal,
             ..
         } = self.context.as_ref();
         let (mut current, mut next) = (None, None);
-        let Some(bundle) = datastore.registry().bundle(trust_domain) else {
+        let Some(bundle) = registry.bundle(trust_domain) else {
             return Ok(Slots::default());
         };
         for record in journal.records(K::SERIES).await.into_iter().rev() {

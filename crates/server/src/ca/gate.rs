@@ -217,7 +217,7 @@ impl Ca {
         self.check_downstream(grant)?;
         // An entry that was deleted while a remote key signed gives no identity any more.
         match &grant.entry {
-            Some(entry) if !self.datastore.registry().is_still_authorized(entry) => {
+            Some(entry) if !self.context.registry.is_still_authorized(entry) => {
                 Err(IssueError::EntryWithdrawn)
             }
             _ => Ok(issued),
@@ -229,7 +229,7 @@ impl Ca {
         let Some(granted) = &grant.downstream else {
             return Ok(());
         };
-        let registry = self.datastore.registry();
+        let registry = &self.context.registry;
         match registry.entry(&granted.id) {
             Some(entry) if Arc::ptr_eq(&entry, granted) => Ok(()),
             Some(_) => Err(IssueError::EntryChanged),

@@ -13,7 +13,7 @@ use spiffe::x509::Certificate;
 use tokio::sync::Mutex;
 
 use super::CaError;
-use crate::datastore::Datastore;
+use crate::datastore::Journals;
 
 /// SPIRE: no more than ten entries of a kind are kept.
 const MOST_RECORDS: usize = 10;
@@ -144,7 +144,7 @@ struct State {
 /// This server's journal row.
 pub(crate) struct Journal {
     id: String,
-    datastore: Datastore,
+    journals: Journals,
     state: Mutex<State>,
 }
 
@@ -162,16 +162,13 @@ impl Journal {
     /// # Errors
     /// The datastore or the key manager does not answer. A row that cannot be read is somebody else's or damaged: it is
     /// left alone and never a reason not to start.
-    pub(super) async fn open(
-        datastore: &Datastore,
-        keys: &dyn KeyManager,
-    ) -> Result<Self, CaError> {
+    pub(super) async fn open(journals: &Journals, keys: &dyn KeyManager) -> Result<Self, CaError> {
         let mut held = BTreeSet::new();
         for (_, signer) in keys.keys().await.map_err(CaError::Keys)? {
             held.insert(signer.public_key().spki_der().to_vec());
         }
         let mut found: Option<(String, Entries)> = None;
-        for journal in datastore.load_journals() {
+        for journal in journals.all() {
             let Ok(entries) = serde_json::from_slice::<Entries>(&journal.data) else {
                 tracing::warn!(
                     journal = journal.id,
@@ -193,7 +190,7 @@ impl Journal {
             found.unwrap_or_else(|| (uuid::Uuid::new_v4().to_string(), Entries::default()));
         Ok(Self {
             id,
-            datastore: datastore.clone(),
+            journals: journals.clone(),
             state: Mutex::new(State {
                 entries,
                 unsaved: false,
@@ -213,7 +210,7 @@ impl Journal {
                 .find(|record| record.status == Status::Active && record.not_after > now)
                 .map(|record| record.authority_id.clone())
         };
-        let journals = self.datastore.load_journals().into_iter();
+        let journals = self.journals.all().into_iter();
         journals
             .filter_map(|journal| serde_json::from_slice::<Entries>(&journal.data).ok())
             .find_map(|entries| active(&entries))
@@ -222,7 +219,7 @@ impl Journal {
     /// The CA certificates of all servers that have not expired, with what leads from each to an upstream root: what is
     /// valid was signed below these.
     pub(super) fn certificates_in_use(&self, now: i64) -> Vec<Certificate> {
-        let journals = self.datastore.load_journals().into_iter();
+        let journals = self.journals.all().into_iter();
         let entries =
             journals.filter_map(|journal| serde_json::from_slice::<Entries>(&journal.data).ok());
         let records = entries.flat_map(|entries| entries.x509);
@@ -254,11 +251,11 @@ impl Journal {
     /// # Errors
     /// The datastore does not answer.
     pub(super) async fn prune_others(&self, before: i64) -> Result<(), CaError> {
-        for journal in self.datastore.load_journals() {
+        for journal in self.journals.all() {
             let ended = serde_json::from_slice::<Entries>(&journal.data)
                 .is_ok_and(|entries| entries.all().all(|record| record.not_after < before));
             if ended && journal.id != self.id {
-                self.datastore.delete_journal(&journal.id).await?;
+                self.journals.delete(&journal.id).await?;
             }
         }
         Ok(())
@@ -331,7 +328,7 @@ impl Journal {
     async fn store(&self, entries: &Entries) -> Result<(), CaError> {
         let bytes =
             serde_json::to_vec(entries).map_err(|error| CaError::Journal(error.to_string()))?;
-        Ok(self.datastore.save_journal(&self.id, bytes).await?)
+        Ok(self.journals.save(&self.id, bytes).await?)
     }
 }
 

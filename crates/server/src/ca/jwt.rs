@@ -211,11 +211,11 @@ impl Kind for JwtKind {
         authority_id: &str,
     ) -> Result<(), BundleError> {
         let AuthorityContext {
-            datastore,
+            bundles,
             trust_domain,
             ..
         } = context;
-        let tainted = datastore.taint_jwt_authority(trust_domain, authority_id);
+        let tainted = bundles.taint_jwt_authority(trust_domain, authority_id);
         tainted.await.map(|_bundle| ())
     }
 
@@ -225,11 +225,11 @@ impl Kind for JwtKind {
         authority_id: &str,
     ) -> Result<(), BundleError> {
         let AuthorityContext {
-            datastore,
+            bundles,
             trust_domain,
             ..
         } = context;
-        let revoked = datastore.revoke_jwt_authority(trust_domain, authority_id);
+        let revoked = bundles.revoke_jwt_authority(trust_domain, authority_id);
         revoked.await.map(|_bundle| ())
     }
 }

@@ -138,7 +138,7 @@ impl<K: Kind> AuthorityOps for Authority<K> {
         if AuthorityState::is(&states.active, authority_id) {
             return Err(invalid("unable to use current authority"));
         }
-        let registry = self.context.datastore.registry();
+        let registry = &self.context.registry;
         let bundle = registry.bundle(&self.context.trust_domain);
         let revocable = self
             .kind
@@ -226,7 +226,8 @@ impl Ca {
     pub async fn taint_upstream(&self, subject_key_id: &str) -> Result<String, OperationError> {
         let id = self.upstream_of_old(subject_key_id, "provided subject key id is not valid")?;
         let tainted = self
-            .datastore
+            .context
+            .bundles
             .taint_x509_authority(&self.trust_domain, &id)
             .await;
         tainted.map_err(|error| OperationError::Failed {
@@ -244,7 +245,8 @@ impl Ca {
     pub async fn revoke_upstream(&self, subject_key_id: &str) -> Result<String, OperationError> {
         let id = self.upstream_of_old(subject_key_id, "invalid subject key ID")?;
         let revoked = self
-            .datastore
+            .context
+            .bundles
             .revoke_x509_authority(&self.trust_domain, &id)
             .await;
         revoked.map_err(|error| OperationError::Failed {

@@ -92,7 +92,7 @@ impl Ca {
     /// # Errors
     /// It is due and could not be renewed; the current one stays.
     pub async fn tick_server_svid(&self, now: SystemTime) -> Result<(), CaError> {
-        let bundle = self.datastore.registry().bundle(&self.trust_domain);
+        let bundle = self.context.registry.bundle(&self.trust_domain);
         let tainted: Vec<Vec<u8>> = bundle
             .iter()
             .flat_map(|bundle| &bundle.x509_authorities)

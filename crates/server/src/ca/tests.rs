@@ -23,7 +23,7 @@ use super::*;
 use crate::attest::Attested;
 use crate::audit::CallRecord;
 use crate::caller::AdminCaller;
-use crate::datastore::{DatastoreConfig, DatastoreKind};
+use crate::datastore::{Datastore, DatastoreConfig, DatastoreKind};
 use crate::registry::Authorized;
 
 pub(super) const HOUR: Duration = Duration::from_secs(3_600);
@@ -78,7 +78,10 @@ impl Fixture {
             telemetry: Telemetry::default(),
             keys,
             upstream: self.upstream.clone(),
-            datastore: self.datastore.clone(),
+            registry: Arc::clone(self.datastore.registry()),
+            bundles: self.datastore.bundles.clone(),
+            journals: self.datastore.journals.clone(),
+            leases: self.datastore.leases.clone(),
             clock: Arc::new(self.clock.clone()),
             random: Arc::new(SystemRandom),
             auditor: Auditor::new(None, Arc::new(self.clock.clone())),

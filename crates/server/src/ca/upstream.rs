@@ -118,7 +118,7 @@ impl Upstream {
             match self.keys.next(&mut current).await {
                 Some(Ok(named)) if named.is_empty() => self.names_nothing("JWT key"),
                 Some(Ok(named)) => {
-                    let synced = context.datastore.sync_upstream_keys(
+                    let synced = context.bundles.sync_upstream_keys(
                         &context.trust_domain,
                         self.source(),
                         named,
@@ -262,7 +262,7 @@ impl RootsFollower {
             in_use,
         };
         let synced = context
-            .datastore
+            .bundles
             .sync_upstream_roots(&context.trust_domain, roots);
         let synced = match synced.await {
             Ok(synced) => synced,

@@ -309,11 +309,11 @@ impl Kind for X509Kind {
         authority_id: &str,
     ) -> Result<(), BundleError> {
         let AuthorityContext {
-            datastore,
+            bundles,
             trust_domain,
             ..
         } = context;
-        let tainted = datastore.taint_x509_authority(trust_domain, authority_id);
+        let tainted = bundles.taint_x509_authority(trust_domain, authority_id);
         tainted.await.map(|_bundle| ())
     }
 
@@ -323,11 +323,11 @@ impl Kind for X509Kind {
         authority_id: &str,
     ) -> Result<(), BundleError> {
         let AuthorityContext {
-            datastore,
+            bundles,
             trust_domain,
             ..
         } = context;
-        let revoked = datastore.revoke_x509_authority(trust_domain, authority_id);
+        let revoked = bundles.revoke_x509_authority(trust_domain, authority_id);
         revoked.await.map(|_bundle| ())
     }
 }

@@ -8,7 +8,8 @@ use spiffe::entry::Entry;
 use spiffe::id::SpiffeId;
 
 use super::draft::Draft;
-use super::{Datastore, DatastoreError, PRUNE_BATCH};
+use super::write_queue::WriteQueue;
+use super::{DatastoreError, PRUNE_BATCH};
 use crate::registry::{Agent, AgentPatch, Kind, Object};
 
 /// Why an agent was not written.
@@ -26,33 +27,38 @@ pub enum AgentWriteError {
     Store(#[from] DatastoreError),
 }
 
-impl Datastore {
+/// The handle by which attested nodes are written.
+#[derive(Debug, Clone)]
+pub struct Agents(pub(super) Arc<WriteQueue>);
+
+impl Agents {
     /// Writes an attested agent, new or re-attested. Attesting again does not lift a ban, not even one that came after
     /// the caller looked: the agent then stays banned and without a valid SVID.
     ///
     /// # Errors
     /// When the store could not write.
-    pub async fn put_agent(&self, agent: Agent) -> Result<Arc<Agent>, DatastoreError> {
+    pub async fn put(&self, agent: Agent) -> Result<Arc<Agent>, DatastoreError> {
         let agent = Arc::new(agent);
-        self.submit(1, move |draft| {
-            let mut agent = Arc::clone(&agent);
-            if draft.agent(&agent.id).is_some_and(|known| known.banned) {
-                let banned = Arc::make_mut(&mut agent);
-                banned.banned = true;
-                banned.serial.clear();
-                banned.new_serial.clear();
-            }
-            draft.put(Object::Agent(Arc::clone(&agent)));
-            agent
-        })
-        .await
+        self.0
+            .submit(1, move |draft| {
+                let mut agent = Arc::clone(&agent);
+                if draft.agent(&agent.id).is_some_and(|known| known.banned) {
+                    let banned = Arc::make_mut(&mut agent);
+                    banned.banned = true;
+                    banned.serial.clear();
+                    banned.new_serial.clear();
+                }
+                draft.put(Object::Agent(Arc::clone(&agent)));
+                agent
+            })
+            .await
     }
 
     /// Writes the given fields of an agent.
     ///
     /// # Errors
     /// [`AgentWriteError::NotFound`], or the store could not write.
-    pub async fn update_agent(
+    pub async fn update(
         &self,
         id: &SpiffeId,
         patch: AgentPatch,
@@ -84,7 +90,7 @@ impl Datastore {
     /// # Errors
     /// [`AgentWriteError::Superseded`] when `new_serial` is no longer the one of the last renewal,
     /// [`AgentWriteError::NotFound`], or the store could not write.
-    pub async fn promote_agent_serial(
+    pub async fn promote_serial(
         &self,
         id: &SpiffeId,
         new_serial: &str,
@@ -111,7 +117,7 @@ impl Datastore {
     /// # Errors
     /// [`AgentWriteError::Banned`], [`AgentWriteError::Superseded`] when `held` is no longer valid,
     /// [`AgentWriteError::NotFound`], or the store could not write.
-    pub async fn renew_agent(
+    pub async fn renew(
         &self,
         id: &SpiffeId,
         held: &str,
@@ -141,7 +147,7 @@ impl Datastore {
     ///
     /// # Errors
     /// [`AgentWriteError::NotFound`], or the store could not write.
-    pub async fn ban_agent(&self, id: &SpiffeId) -> Result<Arc<Agent>, AgentWriteError> {
+    pub async fn ban(&self, id: &SpiffeId) -> Result<Arc<Agent>, AgentWriteError> {
         self.change_agent(id, |agent| {
             agent.banned = true;
             agent.serial.clear();
@@ -155,14 +161,15 @@ impl Datastore {
     ///
     /// # Errors
     /// [`AgentWriteError::NotFound`], or the store could not write.
-    pub async fn delete_agent(&self, id: &SpiffeId) -> Result<Arc<Agent>, AgentWriteError> {
+    pub async fn delete(&self, id: &SpiffeId) -> Result<Arc<Agent>, AgentWriteError> {
         let id = id.clone();
-        self.submit(1, move |draft| {
-            let agent = draft.agent(&id).ok_or(AgentWriteError::NotFound)?;
-            delete(draft, &agent);
-            Ok(agent)
-        })
-        .await?
+        self.0
+            .submit(1, move |draft| {
+                let agent = draft.agent(&id).ok_or(AgentWriteError::NotFound)?;
+                delete(draft, &agent);
+                Ok(agent)
+            })
+            .await?
     }
 
     /// Deletes agents whose SVID ended before `expired_before`, banned ones excepted; those that can't attest again
@@ -170,7 +177,7 @@ impl Datastore {
     ///
     /// # Errors
     /// When the store could not write.
-    pub async fn prune_agents(
+    pub async fn prune(
         &self,
         expired_before: SystemTime,
         include_non_reattestable: bool,
@@ -182,7 +189,8 @@ impl Datastore {
                 && (include_non_reattestable || agent.can_reattest)
         };
         if !self
-            .registry()
+            .0
+            .registry
             .read()
             .agents
             .iter()
@@ -190,23 +198,24 @@ impl Datastore {
         {
             return Ok(Vec::new());
         }
-        self.submit(1, move |draft| {
-            let candidates = draft
-                .committed()
-                .agents
-                .iter()
-                .filter(|agent| expired(agent))
-                .take(PRUNE_BATCH);
-            let mut pruned = Vec::new();
-            for agent in candidates {
-                if let Some(agent) = draft.agent(&agent.id).filter(|agent| expired(agent)) {
-                    delete(draft, &agent);
-                    pruned.push(agent);
+        self.0
+            .submit(1, move |draft| {
+                let candidates = draft
+                    .committed()
+                    .agents
+                    .iter()
+                    .filter(|agent| expired(agent))
+                    .take(PRUNE_BATCH);
+                let mut pruned = Vec::new();
+                for agent in candidates {
+                    if let Some(agent) = draft.agent(&agent.id).filter(|agent| expired(agent)) {
+                        delete(draft, &agent);
+                        pruned.push(agent);
+                    }
                 }
-            }
-            pruned
-        })
-        .await
+                pruned
+            })
+            .await
     }
 
     async fn change_agent(
@@ -215,14 +224,15 @@ impl Datastore {
         change: impl Fn(&mut Agent) -> Result<(), AgentWriteError> + Send + 'static,
     ) -> Result<Arc<Agent>, AgentWriteError> {
         let id = id.clone();
-        self.submit(1, move |draft| {
-            let mut agent = Agent::clone(&*draft.agent(&id).ok_or(AgentWriteError::NotFound)?);
-            change(&mut agent)?;
-            let agent = Arc::new(agent);
-            draft.put(Object::Agent(Arc::clone(&agent)));
-            Ok(agent)
-        })
-        .await?
+        self.0
+            .submit(1, move |draft| {
+                let mut agent = Agent::clone(&*draft.agent(&id).ok_or(AgentWriteError::NotFound)?);
+                change(&mut agent)?;
+                let agent = Arc::new(agent);
+                draft.put(Object::Agent(Arc::clone(&agent)));
+                Ok(agent)
+            })
+            .await?
     }
 }
 

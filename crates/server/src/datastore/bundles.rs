@@ -9,8 +9,9 @@ use spiffe::clock::unix_seconds;
 use spiffe::entry::Entry;
 use spiffe::trust_domain::TrustDomain;
 
+use super::DatastoreError;
 use super::draft::Draft;
-use super::{Datastore, DatastoreError};
+use super::write_queue::WriteQueue;
 use crate::registry::{Kind, Object};
 
 /// Which parts of a bundle to write (SPIRE: `BundleMask`).
@@ -93,116 +94,125 @@ impl CallError for BundleError {
     }
 }
 
-impl Datastore {
+/// The handle by which bundles are written.
+#[derive(Debug, Clone)]
+pub struct Bundles(pub(super) Arc<WriteQueue>);
+
+impl Bundles {
     /// Adds the authorities that the stored bundle lacks and counts its sequence number up if there were any.
     /// Creates the bundle when there is none. An authority that is known stays as it is, tainted or not.
     ///
     /// # Errors
     /// When the store could not write.
-    pub async fn append_bundle(&self, bundle: Bundle) -> Result<Arc<Bundle>, DatastoreError> {
-        self.submit(1, move |draft| append(draft, &bundle)).await
+    pub async fn append(&self, bundle: Bundle) -> Result<Arc<Bundle>, DatastoreError> {
+        self.0.submit(1, move |draft| append(draft, &bundle)).await
     }
 
-    /// As [`append_bundle`](Self::append_bundle), with room for `most` JWT authorities.
+    /// As [`append`](Self::append), with room for `most` JWT authorities.
     ///
     /// # Errors
     /// [`BundleError::JwtAuthoritiesFull`], or the store could not write.
-    pub async fn append_bundle_up_to(
+    pub async fn append_up_to(
         &self,
         bundle: Bundle,
         most: usize,
     ) -> Result<Arc<Bundle>, BundleError> {
-        self.submit(1, move |draft| {
-            if let Some(stored) = draft.bundle(&bundle.trust_domain) {
-                let known = |key: &JwtAuthority| {
-                    let mut keys = stored.jwt_authorities.iter();
-                    keys.any(|known| known.key_id == key.key_id)
-                };
-                let new = bundle.jwt_authorities.iter().filter(|key| !known(key));
-                let new = new.count();
-                if new > 0 && stored.jwt_authorities.len() + new > most {
-                    return Err(BundleError::JwtAuthoritiesFull(most));
+        self.0
+            .submit(1, move |draft| {
+                if let Some(stored) = draft.bundle(&bundle.trust_domain) {
+                    let known = |key: &JwtAuthority| {
+                        let mut keys = stored.jwt_authorities.iter();
+                        keys.any(|known| known.key_id == key.key_id)
+                    };
+                    let new = bundle.jwt_authorities.iter().filter(|key| !known(key));
+                    let new = new.count();
+                    if new > 0 && stored.jwt_authorities.len() + new > most {
+                        return Err(BundleError::JwtAuthoritiesFull(most));
+                    }
                 }
-            }
-            Ok(append(draft, &bundle))
-        })
-        .await?
+                Ok(append(draft, &bundle))
+            })
+            .await?
     }
 
     /// # Errors
     /// [`BundleError::Exists`], or the store could not write.
-    pub async fn create_bundle(&self, bundle: Bundle) -> Result<Arc<Bundle>, BundleError> {
-        self.submit(1, move |draft| {
-            if draft.bundle(&bundle.trust_domain).is_some() {
-                return Err(BundleError::Exists);
-            }
-            Ok(write(draft, bundle.clone()))
-        })
-        .await?
+    pub async fn create(&self, bundle: Bundle) -> Result<Arc<Bundle>, BundleError> {
+        self.0
+            .submit(1, move |draft| {
+                if draft.bundle(&bundle.trust_domain).is_some() {
+                    return Err(BundleError::Exists);
+                }
+                Ok(write(draft, bundle.clone()))
+            })
+            .await?
     }
 
     /// Writes the parts of the mask.
     ///
     /// # Errors
     /// [`BundleError::NotFound`], [`BundleError::Keyless`] when it would take all keys away, or the store could not write.
-    pub async fn update_bundle(
+    pub async fn update(
         &self,
         bundle: Bundle,
         mask: BundleMask,
     ) -> Result<Arc<Bundle>, BundleError> {
-        self.submit(1, move |draft| {
-            let stored = draft
-                .bundle(&bundle.trust_domain)
-                .ok_or(BundleError::NotFound)?;
-            replace(draft, &stored, masked(&stored, &bundle, mask))
-        })
-        .await?
+        self.0
+            .submit(1, move |draft| {
+                let stored = draft
+                    .bundle(&bundle.trust_domain)
+                    .ok_or(BundleError::NotFound)?;
+                replace(draft, &stored, masked(&stored, &bundle, mask))
+            })
+            .await?
     }
 
     /// Creates or replaces.
     ///
     /// # Errors
     /// [`BundleError::Keyless`] when it would take all keys away, or the store could not write.
-    pub async fn set_bundle(&self, bundle: Bundle) -> Result<Arc<Bundle>, BundleError> {
-        self.submit(1, move |draft| match draft.bundle(&bundle.trust_domain) {
-            Some(stored) => replace(draft, &stored, bundle.clone()),
-            None => Ok(write(draft, bundle.clone())),
-        })
-        .await?
+    pub async fn set(&self, bundle: Bundle) -> Result<Arc<Bundle>, BundleError> {
+        self.0
+            .submit(1, move |draft| match draft.bundle(&bundle.trust_domain) {
+                Some(stored) => replace(draft, &stored, bundle.clone()),
+                None => Ok(write(draft, bundle.clone())),
+            })
+            .await?
     }
 
     /// # Errors
     /// [`BundleError::NotFound`], [`BundleError::Referenced`] in mode Restrict, or the store could not write.
-    pub async fn delete_bundle(
+    pub async fn delete(
         &self,
         trust_domain: &TrustDomain,
         mode: DeleteMode,
     ) -> Result<(), BundleError> {
         let trust_domain = trust_domain.clone();
-        self.submit(1, move |draft| {
-            draft.bundle(&trust_domain).ok_or(BundleError::NotFound)?;
-            let federated =
-                draft.entries_where(|entry| entry.federates_with.contains(&trust_domain));
-            match mode {
-                DeleteMode::Restrict if federated.is_empty() => {}
-                DeleteMode::Restrict => return Err(BundleError::Referenced(federated.len())),
-                DeleteMode::Delete => federated
-                    .iter()
-                    .for_each(|entry| draft.delete(Kind::Entry, &entry.id)),
-                DeleteMode::Dissociate => {
-                    for entry in &federated {
-                        let mut entry = Entry::clone(entry);
-                        entry.federates_with.retain(|other| *other != trust_domain);
-                        // SPIRE's agents fetch an entry again when this number has changed.
-                        entry.revision_number += 1;
-                        draft.put(Object::Entry(Arc::new(entry)));
+        self.0
+            .submit(1, move |draft| {
+                draft.bundle(&trust_domain).ok_or(BundleError::NotFound)?;
+                let federated =
+                    draft.entries_where(|entry| entry.federates_with.contains(&trust_domain));
+                match mode {
+                    DeleteMode::Restrict if federated.is_empty() => {}
+                    DeleteMode::Restrict => return Err(BundleError::Referenced(federated.len())),
+                    DeleteMode::Delete => federated
+                        .iter()
+                        .for_each(|entry| draft.delete(Kind::Entry, &entry.id)),
+                    DeleteMode::Dissociate => {
+                        for entry in &federated {
+                            let mut entry = Entry::clone(entry);
+                            entry.federates_with.retain(|other| *other != trust_domain);
+                            // SPIRE's agents fetch an entry again when this number has changed.
+                            entry.revision_number += 1;
+                            draft.put(Object::Entry(Arc::new(entry)));
+                        }
                     }
                 }
-            }
-            draft.delete(Kind::Bundle, trust_domain.as_str());
-            Ok(())
-        })
-        .await?
+                draft.delete(Kind::Bundle, trust_domain.as_str());
+                Ok(())
+            })
+            .await?
     }
 
     /// Removes authorities that ended by `before`; returns whether there were any. A missing bundle has none.
@@ -210,49 +220,50 @@ impl Datastore {
     /// # Errors
     /// [`BundleError::WouldPruneAllX509`] or [`BundleError::WouldPruneAllJwt`] when that is all there would be to remove,
     /// or the store could not write.
-    pub async fn prune_bundle(
+    pub async fn prune(
         &self,
         trust_domain: &TrustDomain,
         before: SystemTime,
     ) -> Result<bool, BundleError> {
         let trust_domain = trust_domain.clone();
-        self.submit(1, move |draft| {
-            let Some(stored) = draft.bundle(&trust_domain) else {
-                return Ok(false);
-            };
-            let mut pruned = Bundle::clone(&stored);
-            pruned
-                .x509_authorities
-                .retain(|authority| authority.certificate.not_after() > before);
-            let live = |authority: &JwtAuthority| {
-                authority
-                    .expires_at
-                    .is_none_or(|end| end > unix_seconds(before))
-            };
-            pruned.jwt_authorities.retain(live);
-            pruned.wit_authorities.retain(live);
-            // One list that would be emptied keeps its authorities and holds the others up no longer than itself: a server
-            // that makes no JWT authorities any more still gets rid of its old X.509 ones.
-            let mut refused = None;
-            if pruned.jwt_authorities.is_empty() && !stored.jwt_authorities.is_empty() {
-                pruned.jwt_authorities.clone_from(&stored.jwt_authorities);
-                refused = Some(BundleError::WouldPruneAllJwt);
-            }
-            if pruned.x509_authorities.is_empty() && !stored.x509_authorities.is_empty() {
-                pruned.x509_authorities.clone_from(&stored.x509_authorities);
-                refused = Some(BundleError::WouldPruneAllX509);
-            }
-            let changed = pruned != *stored;
-            if changed {
-                pruned.sequence_number += 1;
-                write(draft, pruned);
-            }
-            match refused {
-                Some(error) if !changed => Err(error),
-                _ => Ok(changed),
-            }
-        })
-        .await?
+        self.0
+            .submit(1, move |draft| {
+                let Some(stored) = draft.bundle(&trust_domain) else {
+                    return Ok(false);
+                };
+                let mut pruned = Bundle::clone(&stored);
+                pruned
+                    .x509_authorities
+                    .retain(|authority| authority.certificate.not_after() > before);
+                let live = |authority: &JwtAuthority| {
+                    authority
+                        .expires_at
+                        .is_none_or(|end| end > unix_seconds(before))
+                };
+                pruned.jwt_authorities.retain(live);
+                pruned.wit_authorities.retain(live);
+                // One list that would be emptied keeps its authorities and holds the others up no longer than itself: a server
+                // that makes no JWT authorities any more still gets rid of its old X.509 ones.
+                let mut refused = None;
+                if pruned.jwt_authorities.is_empty() && !stored.jwt_authorities.is_empty() {
+                    pruned.jwt_authorities.clone_from(&stored.jwt_authorities);
+                    refused = Some(BundleError::WouldPruneAllJwt);
+                }
+                if pruned.x509_authorities.is_empty() && !stored.x509_authorities.is_empty() {
+                    pruned.x509_authorities.clone_from(&stored.x509_authorities);
+                    refused = Some(BundleError::WouldPruneAllX509);
+                }
+                let changed = pruned != *stored;
+                if changed {
+                    pruned.sequence_number += 1;
+                    write(draft, pruned);
+                }
+                match refused {
+                    Some(error) if !changed => Err(error),
+                    _ => Ok(changed),
+                }
+            })
+            .await?
     }
 
     /// Marks an X.509 authority as no longer to be trusted for new SVIDs. `subject_key_id` is lower-case hex.
@@ -378,14 +389,15 @@ impl Datastore {
         change: impl Fn(&mut Bundle) -> Result<(), BundleError> + Send + 'static,
     ) -> Result<Arc<Bundle>, BundleError> {
         let trust_domain = trust_domain.clone();
-        self.submit(1, move |draft| {
-            let mut bundle =
-                Bundle::clone(&*draft.bundle(&trust_domain).ok_or(BundleError::NotFound)?);
-            change(&mut bundle)?;
-            bundle.sequence_number += 1;
-            Ok(write(draft, bundle))
-        })
-        .await?
+        self.0
+            .submit(1, move |draft| {
+                let mut bundle =
+                    Bundle::clone(&*draft.bundle(&trust_domain).ok_or(BundleError::NotFound)?);
+                change(&mut bundle)?;
+                bundle.sequence_number += 1;
+                Ok(write(draft, bundle))
+            })
+            .await?
     }
 }
 

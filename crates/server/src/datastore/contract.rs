@@ -199,7 +199,7 @@ pub(super) fn entry(parent: &str, path: &str, list: &[&str]) -> Entry {
 }
 
 pub(super) async fn create(datastore: &Datastore, entry: Entry) -> Arc<Entry> {
-    let mut created = datastore.create_entries(vec![entry]).await.unwrap();
+    let mut created = datastore.entries.create(vec![entry]).await.unwrap();
     created.remove(0).unwrap().entry
 }
 

@@ -1,7 +1,7 @@
 //! Writes of registration entries.
 
 use std::collections::HashSet;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use spiffe::clock::unix_seconds;
@@ -11,7 +11,8 @@ use spiffe::selector::{Selector, SelectorSet};
 use spiffe::trust_domain::TrustDomain;
 
 use super::draft::Draft;
-use super::{Datastore, DatastoreError, PRUNE_BATCH};
+use super::write_queue::WriteQueue;
+use super::{DatastoreError, PRUNE_BATCH};
 use crate::registry::{Kind, Object};
 
 /// The fields of an entry to write; `None` leaves a field as it is.
@@ -56,7 +57,11 @@ pub enum EntryWriteError {
     Invalid(#[from] EntryError),
 }
 
-impl Datastore {
+/// The handle by which entries are written.
+#[derive(Debug, Clone)]
+pub struct Entries(pub(super) Arc<WriteQueue>);
+
+impl Entries {
     /// Creates each entry or says why not. An empty ID is replaced by a new UUID; a creation time of 0 by now.
     ///
     /// An ID that its creator chose may be that of an entry deleted lately, also before a restart. The new entry's revision number then starts
@@ -65,124 +70,112 @@ impl Datastore {
     ///
     /// # Errors
     /// When the store could not write any of them.
-    pub async fn create_entries(
+    pub async fn create(
         &self,
         entries: Vec<Entry>,
     ) -> Result<Vec<Result<Created, EntryWriteError>>, DatastoreError> {
-        let trust_domain = self.registry().trust_domain().clone();
+        let trust_domain = self.0.registry.trust_domain().clone();
         let prepared: Vec<_> = entries
             .into_iter()
             .map(|entry| {
                 let chosen = !entry.id.is_empty();
-                let entry = self.completed(entry);
+                let entry = self.0.completed(entry);
                 entry
                     .validate(&trust_domain)
                     .map(|()| (Arc::new(entry), chosen))
             })
             .collect();
-        self.submit(prepared.len(), move |draft| {
-            let committed = draft.committed();
-            let outcomes = prepared.iter().map(|prepared| match prepared {
-                Ok((entry, true))
-                    if committed.deleted_entries.contains(&entry.id)
-                        || committed.entries.get(&entry.id).is_some() =>
-                {
-                    let entry = Entry {
-                        revision_number: draft.revision(),
-                        ..Entry::clone(entry)
-                    };
-                    create(draft, &Arc::new(entry)).map(|entry| Created { entry })
-                }
-                Ok((entry, _)) => create(draft, entry).map(|entry| Created { entry }),
-                Err(error) => Err(EntryWriteError::Invalid(error.clone())),
-            });
-            outcomes.collect()
-        })
-        .await
-    }
-
-    /// Fills in what the creator left to the store, and lets what entries have in common share its memory.
-    pub(super) fn completed(&self, mut entry: Entry) -> Entry {
-        let now = self.clock.now();
-        if entry.id.is_empty() {
-            entry.id = Arc::from(new_id(now));
-        }
-        if entry.created_at == 0 {
-            entry.created_at = unix_seconds(now);
-        }
-        let mut common = self.common.lock().unwrap_or_else(PoisonError::into_inner);
-        let shared = entry
-            .selectors
-            .iter()
-            .map(|selector| common.shared(selector));
-        entry.selectors = SelectorSet::from(shared.collect::<Vec<_>>());
-        entry
+        self.0
+            .submit(prepared.len(), move |draft| {
+                let committed = draft.committed();
+                let outcomes = prepared.iter().map(|prepared| match prepared {
+                    Ok((entry, true))
+                        if committed.deleted_entries.contains(&entry.id)
+                            || committed.entries.get(&entry.id).is_some() =>
+                    {
+                        let entry = Entry {
+                            revision_number: draft.revision(),
+                            ..Entry::clone(entry)
+                        };
+                        create(draft, &Arc::new(entry)).map(|entry| Created { entry })
+                    }
+                    Ok((entry, _)) => create(draft, entry).map(|entry| Created { entry }),
+                    Err(error) => Err(EntryWriteError::Invalid(error.clone())),
+                });
+                outcomes.collect()
+            })
+            .await
     }
 
     /// Writes the given fields of each entry and counts its revision number up.
     ///
     /// # Errors
     /// When the store could not write any of them.
-    pub async fn update_entries(
+    pub async fn update(
         &self,
         patches: Vec<EntryPatch>,
     ) -> Result<Vec<Result<Arc<Entry>, EntryWriteError>>, DatastoreError> {
-        let trust_domain = self.registry().trust_domain().clone();
-        self.submit(patches.len(), move |draft| {
-            patches
-                .iter()
-                .map(|patch| update(draft, patch, &trust_domain))
-                .collect()
-        })
-        .await
+        let trust_domain = self.0.registry.trust_domain().clone();
+        self.0
+            .submit(patches.len(), move |draft| {
+                patches
+                    .iter()
+                    .map(|patch| update(draft, patch, &trust_domain))
+                    .collect()
+            })
+            .await
     }
 
     /// Deletes by ID; the item is the deleted entry.
     ///
     /// # Errors
     /// When the store could not delete any of them.
-    pub async fn delete_entries(
+    pub async fn delete(
         &self,
         ids: Vec<String>,
     ) -> Result<Vec<Result<Arc<Entry>, EntryWriteError>>, DatastoreError> {
-        self.submit(ids.len(), move |draft| {
-            let outcomes = ids.iter().map(|id| {
-                let entry = draft.entry(id).ok_or(EntryWriteError::NotFound)?;
-                draft.delete(Kind::Entry, id);
-                Ok(entry)
-            });
-            outcomes.collect()
-        })
-        .await
+        self.0
+            .submit(ids.len(), move |draft| {
+                let outcomes = ids.iter().map(|id| {
+                    let entry = draft.entry(id).ok_or(EntryWriteError::NotFound)?;
+                    draft.delete(Kind::Entry, id);
+                    Ok(entry)
+                });
+                outcomes.collect()
+            })
+            .await
     }
 
     /// Deletes what has expired at `now`, not more than a batch of it, and returns it. Call again while there is any.
     ///
     /// # Errors
     /// When the store could not write.
-    pub async fn prune_entries(&self, now: SystemTime) -> Result<Vec<Arc<Entry>>, DatastoreError> {
+    pub async fn prune(&self, now: SystemTime) -> Result<Vec<Arc<Entry>>, DatastoreError> {
         let now = unix_seconds(now);
         // Most of the time there is nothing to do, and looking costs no transaction.
         let is_nothing_due = {
-            let state = self.registry().read();
+            let state = self.0.registry.read();
             state.entries.expiring(i64::MIN, now).next().is_none()
         };
         if is_nothing_due {
             return Ok(Vec::new());
         }
-        self.submit(1, move |draft| {
-            let due = draft.committed().entries.expiring(i64::MIN, now);
-            let mut pruned = Vec::new();
-            for entry in due.take(PRUNE_BATCH) {
-                // An operation before this one may have changed it.
-                if let Some(entry) = draft.entry(&entry.id).filter(|entry| entry.is_expired(now)) {
-                    draft.delete(Kind::Entry, &entry.id);
-                    pruned.push(entry);
+        self.0
+            .submit(1, move |draft| {
+                let due = draft.committed().entries.expiring(i64::MIN, now);
+                let mut pruned = Vec::new();
+                for entry in due.take(PRUNE_BATCH) {
+                    // An operation before this one may have changed it.
+                    if let Some(entry) =
+                        draft.entry(&entry.id).filter(|entry| entry.is_expired(now))
+                    {
+                        draft.delete(Kind::Entry, &entry.id);
+                        pruned.push(entry);
+                    }
                 }
-            }
-            pruned
-        })
-        .await
+                pruned
+            })
+            .await
     }
 }
 
@@ -194,7 +187,7 @@ impl CommonSelectors {
     /// Beyond this many it starts afresh: what is common will soon be there again.
     const LIMIT: usize = 8_192;
 
-    fn shared(&mut self, selector: &Selector) -> Selector {
+    pub(super) fn shared(&mut self, selector: &Selector) -> Selector {
         if let Some(known) = self.0.get(selector) {
             return known.clone();
         }
@@ -208,7 +201,7 @@ impl CommonSelectors {
 
 /// A UUID that begins with the time (version 7): rows created together then lie together in the database's index,
 /// which makes a batch several times cheaper to write than random ones.
-fn new_id(now: SystemTime) -> String {
+pub(super) fn new_id(now: SystemTime) -> String {
     let millis = now
         .duration_since(UNIX_EPOCH)
         .map_or(0, |elapsed| elapsed.as_millis());
@@ -259,7 +252,7 @@ fn update(
         // No new revision: nobody has to fetch the entry or renew an SVID for it.
         return Ok(current);
     }
-    // Once for each commit (see `create_entries`): what was between two commits nobody has seen.
+    // Once for each commit (see [`Entries::create`]): what was between two commits nobody has seen.
     entry.revision_number = match draft.committed().get(Kind::Entry, &patch.id) {
         Some(Object::Entry(committed)) => entry.revision_number.max(committed.revision_number + 1),
         _ => entry.revision_number,

@@ -5,45 +5,58 @@ use std::time::{Duration, SystemTime};
 
 use spiffe::clock::unix_seconds;
 
-use super::{Datastore, DatastoreError};
+use super::DatastoreError;
+use super::write_queue::WriteQueue;
 use crate::registry::{Journal, Kind, Lease, Object};
 
-impl Datastore {
+/// The handle by which servers keep their authority journals.
+#[derive(Debug, Clone)]
+pub struct Journals(pub(super) Arc<WriteQueue>);
+
+/// The handle by which one of several servers takes a periodic job.
+#[derive(Debug, Clone)]
+pub struct Leases(pub(super) Arc<WriteQueue>);
+
+impl Journals {
     /// The journals of all servers of this database, those of other servers as of the last revision followed.
-    pub fn load_journals(&self) -> Vec<Arc<Journal>> {
-        self.registry().journals()
+    pub fn all(&self) -> Vec<Arc<Journal>> {
+        self.0.registry.journals()
     }
 
     /// Creates or replaces a journal.
     ///
     /// # Errors
     /// When the store could not write.
-    pub async fn save_journal(&self, id: &str, data: Vec<u8>) -> Result<(), DatastoreError> {
+    pub async fn save(&self, id: &str, data: Vec<u8>) -> Result<(), DatastoreError> {
         let journal = Arc::new(Journal {
             id: id.to_owned(),
             data,
         });
-        self.submit(1, move |draft| {
-            draft.put(Object::Journal(Arc::clone(&journal)));
-        })
-        .await
+        self.0
+            .submit(1, move |draft| {
+                draft.put(Object::Journal(Arc::clone(&journal)));
+            })
+            .await
     }
 
     /// Deletes a journal, if there is one.
     ///
     /// # Errors
     /// When the store could not write.
-    pub async fn delete_journal(&self, id: &str) -> Result<(), DatastoreError> {
+    pub async fn delete(&self, id: &str) -> Result<(), DatastoreError> {
         let id = id.to_owned();
-        self.submit(1, move |draft| draft.delete(Kind::Journal, &id))
+        self.0
+            .submit(1, move |draft| draft.delete(Kind::Journal, &id))
             .await
     }
+}
 
+impl Leases {
     /// Takes a lease, or keeps one that `holder` has, until `now + ttl`. False when another holds it.
     ///
     /// # Errors
     /// When the store could not write.
-    pub async fn acquire_lease(
+    pub async fn acquire(
         &self,
         name: &str,
         holder: &str,
@@ -56,7 +69,7 @@ impl Datastore {
             expires_at: unix_seconds(now + ttl),
         });
         let now = unix_seconds(now);
-        self.submit(1, move |draft| {
+        self.0.submit(1, move |draft| {
             let taken = matches!(
                 draft.get(Kind::Lease, &lease.name),
                 Some(Object::Lease(held)) if held.holder != lease.holder && held.expires_at > now

@@ -7,76 +7,65 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::error::DatastoreError;
-use crate::registry::{Condition, Registry};
+use crate::registry::{Condition, RegistryWriter};
 
-/// Belongs to the writer; ends the confirmation of memory when the writer ends.
-#[derive(Debug)]
+/// Belongs to the writer, whose registry it marks as current or not.
+#[derive(Debug, Default)]
 pub(super) struct Monitor {
-    registry: Arc<Registry>,
     /// Why writes fail although reads work.
     unwritable: Option<Arc<str>>,
     /// Since when something is wrong.
     since: Option<Instant>,
     /// Whether the log says that agents are refused.
-    told_of_staleness: bool,
+    stale_is_logged: bool,
 }
 
 impl Monitor {
-    pub(super) fn new(registry: Arc<Registry>) -> Self {
-        Self {
-            registry,
-            unwritable: None,
-            since: None,
-            told_of_staleness: false,
-        }
-    }
-
     /// Whether a write failed and none has worked since.
     pub(super) fn is_unwritable(&self) -> bool {
         self.unwritable.is_some()
     }
 
     /// A look at the database that began at `began` left memory current.
-    pub(super) fn current(&mut self, began: Instant) {
-        self.registry.freshness().confirm(began);
+    pub(super) fn current(&mut self, registry: &mut RegistryWriter, began: Instant) {
+        registry.confirm(began);
         let condition = match &self.unwritable {
             None => Condition::Well,
             Some(because) => Condition::Unwritable {
                 because: Arc::clone(because),
             },
         };
-        self.enter(condition);
+        self.enter(registry, condition);
     }
 
     /// The database took a write.
-    pub(super) fn writable(&mut self, began: Instant) {
+    pub(super) fn writable(&mut self, registry: &mut RegistryWriter, began: Instant) {
         self.unwritable = None;
-        self.current(began);
+        self.current(registry, began);
     }
 
     /// A round trip failed. What one write did wrong says nothing about the database.
-    pub(super) fn failed(&mut self, error: &DatastoreError) {
+    pub(super) fn failed(&mut self, registry: &mut RegistryWriter, error: &DatastoreError) {
         if error.is_about_content() {
             return;
         }
         let because: Arc<str> = Arc::from(error.to_string());
         if error.is_about_writing() {
             self.unwritable = Some(Arc::clone(&because));
-            self.enter(Condition::Unwritable { because });
+            self.enter(registry, Condition::Unwritable { because });
         } else {
-            self.enter(Condition::Away { because });
+            self.enter(registry, Condition::Away { because });
         }
     }
 
     /// Memory cannot follow the database, whatever the reason.
-    pub(super) fn lost(&mut self, error: &DatastoreError) {
+    pub(super) fn lost(&mut self, registry: &mut RegistryWriter, error: &DatastoreError) {
         let because = Arc::from(error.to_string());
-        self.enter(Condition::Away { because });
+        self.enter(registry, Condition::Away { because });
     }
 
-    fn enter(&mut self, condition: Condition) {
-        let freshness = self.registry.freshness();
-        let former = freshness.condition();
+    fn enter(&mut self, registry: &mut RegistryWriter, condition: Condition) {
+        let former = registry.freshness().condition();
         let same = std::mem::discriminant(&former) == std::mem::discriminant(&condition);
         match (&condition, same) {
             (Condition::Well, false) => {
@@ -103,18 +92,12 @@ impl Monitor {
             (_, true) => {}
         }
         if former != condition {
-            freshness.set_condition(condition);
+            registry.set_condition(condition);
         }
-        let stale = freshness.check().err();
-        if let (Some(stale), false) = (&stale, self.told_of_staleness) {
+        let stale = registry.freshness().check().err();
+        if let (Some(stale), false) = (&stale, self.stale_is_logged) {
             tracing::error!(error = %stale, "agents are refused until the database is back");
         }
-        self.told_of_staleness = stale.is_some();
-    }
-}
-
-impl Drop for Monitor {
-    fn drop(&mut self) {
-        self.registry.freshness().end();
+        self.stale_is_logged = stale.is_some();
     }
 }

@@ -68,7 +68,7 @@ async fn a_full_disk_refuses_writes_and_harms_nothing() {
     let big = (0..3000)
         .map(|n| entry("/spire/agent/x", &format!("/{n}"), &["a:1"]))
         .collect();
-    let refused = datastore.create_entries(big).await.unwrap_err();
+    let refused = datastore.entries.create(big).await.unwrap_err();
     assert!(matches!(refused, DatastoreError::Full { .. }), "{refused}");
     assert_eq!(registry.revision(), 1);
     assert_eq!(registry.entry_count(&EntryFilter::default()), 1);
@@ -84,7 +84,8 @@ async fn a_copy_of_the_file_after_closing_is_a_whole_backup() {
     create(&datastore, entry("/spire/agent/x", "/web", &["a:1"])).await;
     datastore.close().await;
     let refused = datastore
-        .create_entries(vec![entry("/spire/agent/x", "/late", &["a:1"])])
+        .entries
+        .create(vec![entry("/spire/agent/x", "/late", &["a:1"])])
         .await;
     assert!(matches!(refused, Err(DatastoreError::Closed)));
     let copy = Subject::sqlite();
@@ -101,7 +102,8 @@ async fn a_database_locked_by_another_process_says_so() {
     let other = Connection::open(subject.path().unwrap()).unwrap();
     other.execute_batch("BEGIN IMMEDIATE").unwrap();
     let refused = datastore
-        .create_entries(vec![entry("/spire/agent/x", "/web", &["a:1"])])
+        .entries
+        .create(vec![entry("/spire/agent/x", "/web", &["a:1"])])
         .await
         .unwrap_err();
     assert!(matches!(refused, DatastoreError::Locked { .. }));
@@ -125,7 +127,7 @@ async fn one_write_that_the_database_refuses_does_not_harm_its_group() {
             } else {
                 n.to_string()
             };
-            tokio::spawn(async move { datastore.save_journal(&id, Vec::new()).await })
+            tokio::spawn(async move { datastore.journals.save(&id, Vec::new()).await })
         })
         .collect();
     let mut refused = 0;
@@ -303,7 +305,8 @@ async fn a_panic_in_an_operation_ends_the_writer_and_is_noticed() {
     assert_eq!(datastore.poison().await, DatastoreError::Closed);
     datastore.stopped().await;
     let refused = datastore
-        .create_entries(vec![entry("/spire/agent/x", "/after", &["a:1"])])
+        .entries
+        .create(vec![entry("/spire/agent/x", "/after", &["a:1"])])
         .await;
     assert_eq!(refused.unwrap_err(), DatastoreError::Closed);
     datastore.close().await;
@@ -329,7 +332,8 @@ async fn a_database_that_takes_no_writes_is_noticed_and_comes_back() {
     let (datastore, registry, back_door) = open_with_back_door(&subject).await;
     back_door.sql("PRAGMA query_only = 1");
     let refused = datastore
-        .create_entries(vec![entry("/spire/agent/x", "/web", &["a:1"])])
+        .entries
+        .create(vec![entry("/spire/agent/x", "/web", &["a:1"])])
         .await
         .unwrap_err();
     assert!(
@@ -458,7 +462,8 @@ async fn a_replacement_of_another_trust_domain_is_never_written_to() {
     std::fs::rename(copy.path().unwrap(), subject.path().unwrap()).unwrap();
     for _ in 0..2 {
         let refused = datastore
-            .create_entries(vec![entry("/spire/agent/x", "/new", &["a:1"])])
+            .entries
+            .create(vec![entry("/spire/agent/x", "/new", &["a:1"])])
             .await
             .unwrap_err();
         assert!(

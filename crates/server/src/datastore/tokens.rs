@@ -12,7 +12,8 @@ use spiffe::trust_domain::TrustDomain;
 
 use super::codec::hex_sha256;
 use super::entries::{EntryWriteError, create};
-use super::{Datastore, DatastoreError, PRUNE_BATCH};
+use super::write_queue::WriteQueue;
+use super::{DatastoreError, PRUNE_BATCH};
 use crate::registry::{JoinTokenRecord, Kind, Object};
 
 /// A join token to create. `Debug` keeps the token to itself.
@@ -69,33 +70,38 @@ fn alias_of(named: SpiffeId, node: SpiffeId) -> Entry {
     )
 }
 
-impl Datastore {
+/// The handle by which join tokens are made and redeemed.
+#[derive(Debug, Clone)]
+pub struct Tokens(pub(super) Arc<WriteQueue>);
+
+impl Tokens {
     /// Makes a token. Nothing of it is stored in clear, so that neither a copy of the store nor a listing of entries
     /// redeems it: its alias waits in the token's own record.
     ///
     /// # Errors
     /// [`TokenError::Taken`], [`TokenError::Alias`], or the store could not write.
-    pub async fn create_join_token(&self, token: JoinToken) -> Result<(), TokenError> {
+    pub async fn create(&self, token: JoinToken) -> Result<(), TokenError> {
         let record = Arc::new(JoinTokenRecord {
             digest: hex_sha256(token.token.as_bytes()),
             expires_at: token.expires_at,
             alias: token.alias.clone(),
         });
         if let Some(named) = token.alias {
-            let trust_domain = self.registry().trust_domain();
+            let trust_domain = self.0.registry.trust_domain();
             let alias =
                 alias_entry(named, trust_domain, &token.token).ok_or(TokenError::Unknown)?;
             let valid = alias.validate(trust_domain);
             valid.map_err(|error| TokenError::Alias(EntryWriteError::Invalid(error)))?;
         }
-        self.submit(1, move |draft| {
-            if draft.get(Kind::JoinToken, &record.digest).is_some() {
-                return Err(TokenError::Taken);
-            }
-            draft.put(Object::JoinToken(Arc::clone(&record)));
-            Ok(())
-        })
-        .await?
+        self.0
+            .submit(1, move |draft| {
+                if draft.get(Kind::JoinToken, &record.digest).is_some() {
+                    return Err(TokenError::Taken);
+                }
+                draft.put(Object::JoinToken(Arc::clone(&record)));
+                Ok(())
+            })
+            .await?
     }
 
     /// Uses a token up, and makes its alias entry in the same transaction. Of any number of callers on any number of servers at most one gets `Ok`. An expired
@@ -103,33 +109,34 @@ impl Datastore {
     ///
     /// # Errors
     /// [`TokenError::Unknown`], [`TokenError::Expired`], or the store could not write.
-    pub async fn redeem_join_token(&self, token: &str, now: SystemTime) -> Result<(), TokenError> {
+    pub async fn redeem(&self, token: &str, now: SystemTime) -> Result<(), TokenError> {
         let digest = hex_sha256(token.as_bytes());
-        let blank = token_node(self.registry().trust_domain(), token)
-            .map(|node| self.completed(alias_of(node.clone(), node)));
+        let blank = token_node(self.0.registry.trust_domain(), token)
+            .map(|node| self.0.completed(alias_of(node.clone(), node)));
         let now = unix_seconds(now);
-        self.submit(2, move |draft| {
-            let Some(Object::JoinToken(record)) = draft.get(Kind::JoinToken, &digest) else {
-                return Err(TokenError::Unknown);
-            };
-            draft.delete(Kind::JoinToken, &digest);
-            if record.is_expired(now) {
-                return Err(TokenError::Expired);
-            }
-            if let (Some(named), Some(blank)) = (&record.alias, &blank) {
-                let alias = Arc::new(Entry {
-                    spiffe_id: named.clone(),
-                    ..blank.clone()
-                });
-                match create(draft, &alias) {
-                    // A node of this token's name was here before, with the same alias.
-                    Ok(_) | Err(EntryWriteError::Similar(_)) => {}
-                    Err(error) => return Err(TokenError::Alias(error)),
+        self.0
+            .submit(2, move |draft| {
+                let Some(Object::JoinToken(record)) = draft.get(Kind::JoinToken, &digest) else {
+                    return Err(TokenError::Unknown);
+                };
+                draft.delete(Kind::JoinToken, &digest);
+                if record.is_expired(now) {
+                    return Err(TokenError::Expired);
                 }
-            }
-            Ok(())
-        })
-        .await?
+                if let (Some(named), Some(blank)) = (&record.alias, &blank) {
+                    let alias = Arc::new(Entry {
+                        spiffe_id: named.clone(),
+                        ..blank.clone()
+                    });
+                    match create(draft, &alias) {
+                        // A node of this token's name was here before, with the same alias.
+                        Ok(_) | Err(EntryWriteError::Similar(_)) => {}
+                        Err(error) => return Err(TokenError::Alias(error)),
+                    }
+                }
+                Ok(())
+            })
+            .await?
     }
 
     /// Deletes tokens that have expired at `now`, not more than a batch of them; returns how many. Call again while there
@@ -137,23 +144,24 @@ impl Datastore {
     ///
     /// # Errors
     /// When the store could not write.
-    pub async fn prune_join_tokens(&self, now: SystemTime) -> Result<usize, DatastoreError> {
+    pub async fn prune(&self, now: SystemTime) -> Result<usize, DatastoreError> {
         let now = unix_seconds(now);
         // Most of the time there is nothing to do, and looking costs no transaction.
-        if self.registry().read().tokens.expired(now).next().is_none() {
+        if self.0.registry.read().tokens.expired(now).next().is_none() {
             return Ok(0);
         }
-        self.submit(1, move |draft| {
-            let expired = draft.committed().tokens.expired(now).take(PRUNE_BATCH);
-            let mut pruned = 0;
-            for digest in expired {
-                if draft.get(Kind::JoinToken, digest).is_some() {
-                    draft.delete(Kind::JoinToken, digest);
-                    pruned += 1;
+        self.0
+            .submit(1, move |draft| {
+                let expired = draft.committed().tokens.expired(now).take(PRUNE_BATCH);
+                let mut pruned = 0;
+                for digest in expired {
+                    if draft.get(Kind::JoinToken, digest).is_some() {
+                        draft.delete(Kind::JoinToken, digest);
+                        pruned += 1;
+                    }
                 }
-            }
-            pruned
-        })
-        .await
+                pruned
+            })
+            .await
     }
 }

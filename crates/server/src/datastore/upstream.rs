@@ -7,8 +7,7 @@ use spiffe::bundle::{AuthoritySource, Bundle, JwtAuthority, X509Authority};
 use spiffe::trust_domain::TrustDomain;
 use spiffe::x509::Certificate;
 
-use super::Datastore;
-use super::bundles::{BundleError, write};
+use super::bundles::{BundleError, Bundles, write};
 
 /// The roots that an upstream authority names.
 #[derive(Debug, Clone)]
@@ -40,7 +39,7 @@ impl RootsSynced {
     }
 }
 
-impl Datastore {
+impl Bundles {
     /// Has the bundle hold the named roots. A root that is not named any more is removed at once if it is tainted (SPIRE:
     /// it is revoked), else as soon as nothing in use leads to it.
     ///
@@ -52,23 +51,24 @@ impl Datastore {
         roots: UpstreamRoots,
     ) -> Result<RootsSynced, BundleError> {
         let trust_domain = trust_domain.clone();
-        self.submit(1, move |draft| {
-            let stored = draft.bundle(&trust_domain);
-            let mut bundle = match &stored {
-                Some(stored) => Bundle::clone(stored),
-                None => Bundle::new(trust_domain.clone()),
-            };
-            let synced = sync_roots(&mut bundle, &roots);
-            if bundle.x509_authorities.is_empty() {
-                return Err(BundleError::WouldPruneAllX509);
-            }
-            if synced.is_change() {
-                bundle.sequence_number += 1;
-                write(draft, bundle);
-            }
-            Ok(synced)
-        })
-        .await?
+        self.0
+            .submit(1, move |draft| {
+                let stored = draft.bundle(&trust_domain);
+                let mut bundle = match &stored {
+                    Some(stored) => Bundle::clone(stored),
+                    None => Bundle::new(trust_domain.clone()),
+                };
+                let synced = sync_roots(&mut bundle, &roots);
+                if bundle.x509_authorities.is_empty() {
+                    return Err(BundleError::WouldPruneAllX509);
+                }
+                if synced.is_change() {
+                    bundle.sequence_number += 1;
+                    write(draft, bundle);
+                }
+                Ok(synced)
+            })
+            .await?
     }
 
     /// Has the bundle hold the named JWT keys of an upstream authority, and none that it named before and does not now.
@@ -83,30 +83,32 @@ impl Datastore {
         named: Vec<JwtAuthority>,
     ) -> Result<bool, BundleError> {
         let trust_domain = trust_domain.clone();
-        self.submit(1, move |draft| {
-            let stored = draft.bundle(&trust_domain).ok_or(BundleError::NotFound)?;
-            let mut bundle = Bundle::clone(&stored);
-            let is_named = |key: &JwtAuthority| named.iter().any(|one| one.key_id == key.key_id);
-            bundle
-                .jwt_authorities
-                .retain(|key| key.source != source || is_named(key));
-            for key in &named {
-                let mut known = bundle.jwt_authorities.iter();
-                if !known.any(|known| known.key_id == key.key_id) {
-                    bundle.jwt_authorities.push(JwtAuthority {
-                        source: source.clone(),
-                        ..key.clone()
-                    });
+        self.0
+            .submit(1, move |draft| {
+                let stored = draft.bundle(&trust_domain).ok_or(BundleError::NotFound)?;
+                let mut bundle = Bundle::clone(&stored);
+                let is_named =
+                    |key: &JwtAuthority| named.iter().any(|one| one.key_id == key.key_id);
+                bundle
+                    .jwt_authorities
+                    .retain(|key| key.source != source || is_named(key));
+                for key in &named {
+                    let mut known = bundle.jwt_authorities.iter();
+                    if !known.any(|known| known.key_id == key.key_id) {
+                        bundle.jwt_authorities.push(JwtAuthority {
+                            source: source.clone(),
+                            ..key.clone()
+                        });
+                    }
                 }
-            }
-            let changed = bundle != *stored;
-            if changed {
-                bundle.sequence_number += 1;
-                write(draft, bundle);
-            }
-            Ok(changed)
-        })
-        .await?
+                let changed = bundle != *stored;
+                if changed {
+                    bundle.sequence_number += 1;
+                    write(draft, bundle);
+                }
+                Ok(changed)
+            })
+            .await?
     }
 }
 

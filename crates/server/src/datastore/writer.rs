@@ -1,8 +1,6 @@
 //! The only task that writes: it takes what is queued, evaluates it against memory, commits it as one transaction,
 //! then changes memory and answers. It also follows what other servers commit, so memory has one author.
 
-use std::sync::Arc;
-
 use daemon::telemetry::Telemetry;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
@@ -13,7 +11,7 @@ use super::draft::Draft;
 use super::error::DatastoreError;
 use super::monitor::Monitor;
 use crate::metrics::{COMMIT, COMMIT_WRITES, RELOAD};
-use crate::registry::{Cursor, Registry};
+use crate::registry::{Cursor, RegistryWriter};
 
 /// Operations that may wait. More callers than this wait for a place in the queue.
 pub(super) const QUEUE: usize = 4_096;
@@ -66,7 +64,8 @@ pub(super) struct Writer<B> {
     /// Who asked the writer to stop, to be notified when it has.
     pub(super) closing: mpsc::Receiver<oneshot::Sender<()>>,
     pub(super) monitor: Monitor,
-    pub(super) registry: Arc<Registry>,
+    /// Nothing else changes what is in memory.
+    pub(super) registry: RegistryWriter,
     pub(super) telemetry: Telemetry,
 }
 
@@ -119,19 +118,20 @@ impl<B: Backend> Writer<B> {
         };
         match followed {
             Ok(Some(because)) => {
-                self.monitor.failed(&DatastoreError::ReadOnly { because });
-                self.monitor.current(began);
+                self.monitor
+                    .failed(&mut self.registry, &DatastoreError::ReadOnly { because });
+                self.monitor.current(&mut self.registry, began);
             }
             Ok(None) if self.monitor.is_unwritable() => match self.database.probe().await {
-                Ok(()) => self.monitor.writable(began),
+                Ok(()) => self.monitor.writable(&mut self.registry, began),
                 Err(error) => {
-                    self.monitor.failed(&error);
-                    self.monitor.current(began);
+                    self.monitor.failed(&mut self.registry, &error);
+                    self.monitor.current(&mut self.registry, began);
                 }
             },
-            Ok(None) => self.monitor.current(began),
+            Ok(None) => self.monitor.current(&mut self.registry, began),
             Err(error) => {
-                self.monitor.lost(&error);
+                self.monitor.lost(&mut self.registry, &error);
                 return Err(error);
             }
         }
@@ -167,7 +167,7 @@ impl<B: Backend> Writer<B> {
             if error.is_about_content() {
                 tracing::warn!(%error, operations = group.len(), "a write failed");
             }
-            self.monitor.failed(error);
+            self.monitor.failed(&mut self.registry, error);
         }
         for work in group {
             work.finish(result.clone());
@@ -178,7 +178,7 @@ impl<B: Backend> Writer<B> {
     async fn commit(&mut self, group: &mut [Box<dyn Work>]) -> Result<(), DatastoreError> {
         let began = Instant::now();
         let cursor = self.begin().await?;
-        self.monitor.current(began);
+        self.monitor.current(&mut self.registry, began);
         let (rows, writes) = {
             let state = self.registry.read();
             let mut draft = Draft::new(&state, cursor.revision());
@@ -193,7 +193,7 @@ impl<B: Backend> Writer<B> {
         }
         self.database.commit(cursor, &rows).await?;
         self.registry.apply(&[cursor], writes);
-        self.monitor.writable(began);
+        self.monitor.writable(&mut self.registry, began);
         Ok(())
     }
 

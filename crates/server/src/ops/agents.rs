@@ -10,7 +10,7 @@ use crate::attest::requested_key;
 use crate::audit::Fields;
 use crate::ca::{Ca, Grant, IssuedX509};
 use crate::caller::Caller;
-use crate::datastore::{AgentWriteError, Datastore};
+use crate::datastore::{self, AgentWriteError};
 use crate::error::{AgentRefusal, Kind, OpError, failed, refused, write_failed};
 use crate::registry::{Agent, AgentFilter, AgentPatch, Listing, Page, Registry};
 
@@ -20,7 +20,7 @@ const MAX_VERSION: usize = 255;
 #[derive(Debug)]
 pub(crate) struct Agents {
     pub(crate) registry: Arc<Registry>,
-    pub(crate) datastore: Datastore,
+    pub(crate) agents: datastore::Agents,
     pub(crate) ca: Arc<Ca>,
 }
 
@@ -52,7 +52,7 @@ impl Agents {
     /// # Errors
     /// NotFound, or the store could not write.
     pub(crate) async fn delete(&self, id: &SpiffeId) -> Result<(), OpError> {
-        let deleted = self.datastore.delete_agent(id).await;
+        let deleted = self.agents.delete(id).await;
         deleted.map_err(|error| refusal(error, "failed to remove agent"))?;
         tracing::info!(spiffe_id = %id, "Agent deleted");
         Ok(())
@@ -63,7 +63,7 @@ impl Agents {
     /// # Errors
     /// NotFound, or the store could not write.
     pub(crate) async fn ban(&self, id: &SpiffeId) -> Result<(), OpError> {
-        let banned = self.datastore.ban_agent(id).await;
+        let banned = self.agents.ban(id).await;
         banned.map_err(|error| refusal(error, "failed to ban agent"))?;
         tracing::info!(spiffe_id = %id, "Agent banned");
         Ok(())
@@ -97,7 +97,7 @@ impl Agents {
             .await
             .map_err(super::not_issued("failed to sign X509 SVID"))?;
         // A ban or an eviction during the signature counts: what was signed then is thrown away.
-        let renewed = self.datastore.renew_agent(
+        let renewed = self.agents.renew(
             id,
             agent.serial(),
             &issued.serial,
@@ -150,7 +150,7 @@ impl Agents {
     }
 
     async fn patch(&self, id: &SpiffeId, patch: AgentPatch) -> Result<(), OpError> {
-        let outcome = self.datastore.update_agent(id, patch).await;
+        let outcome = self.agents.update(id, patch).await;
         outcome
             .map(|_| ())
             .map_err(|error| refusal(error, "failed to update agent"))

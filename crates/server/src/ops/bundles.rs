@@ -9,7 +9,7 @@ use spiffe::trust_domain::TrustDomain;
 use super::Batch;
 use super::page::by_trust_domain;
 use crate::caller::Caller;
-use crate::datastore::{BundleError, BundleMask, Datastore, DeleteMode};
+use crate::datastore::{self, BundleError, BundleMask, DeleteMode};
 use crate::error::{Kind, OpError, failed, malformed, refused, write_failed};
 use crate::registry::{Listing, Page, Registry};
 
@@ -20,7 +20,7 @@ pub(crate) const MAX_JWT_AUTHORITIES: usize = 1_024;
 pub(crate) struct Bundles {
     pub(crate) trust_domain: TrustDomain,
     pub(crate) registry: Arc<Registry>,
-    pub(crate) datastore: Datastore,
+    pub(crate) bundles: datastore::Bundles,
 }
 
 /// How a federated bundle is written.
@@ -100,7 +100,7 @@ impl Bundles {
             authority.tainted = false;
             authority.source = AuthoritySource::Administrator;
         }
-        let appended = self.datastore.append_bundle(more).await;
+        let appended = self.bundles.append(more).await;
         appended.map_err(|error| write_failed("failed to append bundle", &error))
     }
 
@@ -117,9 +117,7 @@ impl Bundles {
         }
         let mut more = Bundle::new(self.trust_domain.clone());
         more.jwt_authorities = vec![key.clone()];
-        let published = self
-            .datastore
-            .append_bundle_up_to(more, MAX_JWT_AUTHORITIES);
+        let published = self.bundles.append_up_to(more, MAX_JWT_AUTHORITIES);
         let published = published.await;
         let published = published.map_err(|error| refusal(error, "failed to publish JWT key"))?;
         // A known ID stays with the key that it has; tokens of another key would be accepted by nobody.
@@ -166,9 +164,9 @@ impl Bundles {
     /// InvalidArgument, AlreadyExists, NotFound, or the store could not write.
     async fn write(&self, bundle: Bundle, how: Write) -> Result<Arc<Bundle>, OpError> {
         let outcome = match how {
-            Write::Create => self.datastore.create_bundle(bundle).await,
-            Write::Update(mask) => self.datastore.update_bundle(bundle, mask).await,
-            Write::Set => self.datastore.set_bundle(bundle).await,
+            Write::Create => self.bundles.create(bundle).await,
+            Write::Update(mask) => self.bundles.update(bundle, mask).await,
+            Write::Set => self.bundles.set(bundle).await,
         };
         outcome.map_err(|error| refusal(error, how.failure()))
     }
@@ -180,7 +178,7 @@ impl Bundles {
             trust_domain,
             "removing the bundle for the server trust domain is not allowed",
         )?;
-        let outcome = self.datastore.delete_bundle(&name, mode).await;
+        let outcome = self.bundles.delete(&name, mode).await;
         outcome.map_err(|error| refusal(error, "failed to delete federated bundle"))
     }
 

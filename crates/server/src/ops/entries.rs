@@ -11,7 +11,7 @@ use spiffe::trust_domain::TrustDomain;
 use super::Batch;
 use crate::audit::Outcome;
 use crate::caller::Caller;
-use crate::datastore::{Datastore, EntryPatch, EntryWriteError};
+use crate::datastore::{self, EntryPatch, EntryWriteError};
 use crate::error::{Kind, OpError, failed, refused, write_failed};
 use crate::registry::{EntryFilter, Listing, Page, Registry};
 
@@ -19,7 +19,7 @@ use crate::registry::{EntryFilter, Listing, Page, Registry};
 pub(crate) struct Entries {
     pub(crate) trust_domain: TrustDomain,
     pub(crate) registry: Arc<Registry>,
-    pub(crate) datastore: Datastore,
+    pub(crate) entries: datastore::Entries,
     /// SVIDs live no longer than the authority that signs them.
     pub(crate) ca_ttl: Duration,
 }
@@ -107,7 +107,7 @@ impl Entries {
         let entries = batch.take();
         let mut written = Vec::new();
         if !entries.is_empty() {
-            let created = self.datastore.create_entries(entries).await;
+            let created = self.entries.create(entries).await;
             written = created.map_err(|error| write_failed("failed to create entry", &error))?;
         }
         let written = written.into_iter().map(|outcome| match outcome {
@@ -139,7 +139,7 @@ impl Entries {
         let patches = batch.take();
         let mut written = Vec::new();
         if !patches.is_empty() {
-            let updated = self.datastore.update_entries(patches).await;
+            let updated = self.entries.update(patches).await;
             written = updated.map_err(|error| write_failed("failed to update entry", &error))?;
         }
         let written = written.into_iter().map(|outcome| match outcome {
@@ -170,7 +170,7 @@ impl Entries {
         let ids = batch.take();
         let mut written = Vec::new();
         if !ids.is_empty() {
-            let deleted = self.datastore.delete_entries(ids).await;
+            let deleted = self.entries.delete(ids).await;
             written = deleted.map_err(|error| write_failed("failed to delete entry", &error))?;
         }
         let written = written

@@ -9,14 +9,14 @@ use spiffe::bundle::Bundle;
 use spiffe::trust_domain::TrustDomain;
 
 use super::page::by_trust_domain;
-use crate::datastore::{Datastore, RelationshipError};
+use crate::datastore::{FederationRelationships, RelationshipError};
 use crate::error::{Kind, OpError, malformed, refused, write_failed};
 use crate::registry::{FederationRelationship, Listing, Page, Registry};
 
 #[derive(Debug)]
 pub(crate) struct Federation {
     pub(crate) registry: Arc<Registry>,
-    pub(crate) datastore: Datastore,
+    pub(crate) relationships: FederationRelationships,
 }
 
 /// A relationship with the bundle that its trust domain has here, if it has one.
@@ -70,7 +70,7 @@ impl Federation {
             return Err(refused(Kind::InvalidArgument, "missing trust domain"));
         }
         let name = parse(trust_domain)?;
-        let deleted = self.datastore.delete_federation_relationship(&name).await;
+        let deleted = self.relationships.delete(&name).await;
         deleted.map_err(|error| match error {
             RelationshipError::NotFound => refused(Kind::NotFound, error.to_string()),
             other => write_failed("failed to delete federation relationship", &other),

@@ -7,7 +7,7 @@ use spiffe::clock::{Clock, unix_seconds};
 use spiffe::id::SpiffeId;
 use spiffe::trust_domain::TrustDomain;
 
-use crate::datastore::{Datastore, JoinToken, TokenError};
+use crate::datastore::{self, JoinToken, TokenError};
 use crate::error::{Kind, OpError, failed, refused, write_failed};
 
 /// The longest token that fits an ID's path segment with room to spare.
@@ -16,7 +16,7 @@ const MAX_TOKEN: usize = 255;
 #[derive(Debug)]
 pub(crate) struct Tokens {
     pub(crate) trust_domain: TrustDomain,
-    pub(crate) datastore: Datastore,
+    pub(crate) tokens: datastore::Tokens,
     pub(crate) clock: Arc<dyn Clock>,
 }
 
@@ -62,7 +62,7 @@ impl Tokens {
             expires_at,
             alias: named,
         };
-        let created = self.datastore.create_join_token(made).await;
+        let created = self.tokens.create(made).await;
         created.map_err(|error| match error {
             TokenError::Taken => failed(Kind::AlreadyExists, "failed to create token", error),
             TokenError::Alias(error) => {

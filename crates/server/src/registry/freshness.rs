@@ -69,20 +69,20 @@ impl Freshness {
     }
 
     /// Memory was current at `at`, which is when the look at the database began.
-    pub(crate) fn confirm(&self, at: Instant) {
+    pub(super) fn confirm(&self, at: Instant) {
         let millis = at.saturating_duration_since(self.origin).as_millis();
         let millis = u64::try_from(millis).unwrap_or(u64::MAX - 1);
         self.confirmed.store(millis + 1, Ordering::Release);
     }
 
     /// Nothing will be confirmed again: memory counts as stale from now on.
-    pub(crate) fn end(&self) {
+    pub(super) fn end(&self) {
         self.confirmed.store(NEVER, Ordering::Release);
         let because = Arc::from("the datastore's writer has stopped");
         self.condition.send_replace(Condition::Away { because });
     }
 
-    pub(crate) fn set_condition(&self, condition: Condition) {
+    pub(super) fn set_condition(&self, condition: Condition) {
         self.condition.send_replace(condition);
     }
 

@@ -75,7 +75,7 @@ fn at(revision: u64) -> Cursor {
     Cursor::new(revision, 0)
 }
 
-fn registry(entries: Vec<Entry>, agents: Vec<Object>) -> Registry {
+fn registry(entries: Vec<Entry>, agents: Vec<Object>) -> RegistryWriter {
     let mut state = State::empty(&td(), Cursor::default());
     let objects = entries
         .into_iter()
@@ -86,7 +86,7 @@ fn registry(entries: Vec<Entry>, agents: Vec<Object>) -> Registry {
     }
     let clock = ManualClock::new(UNIX_EPOCH + Duration::from_secs(NOW.unsigned_abs()));
     let bound = Duration::from_secs(300);
-    Registry::new(state, td(), Arc::new(clock), bound, Telemetry::default())
+    RegistryWriter::new(state, td(), Arc::new(clock), bound, Telemetry::default())
 }
 
 /// The authorized entries' names, in order; each asked for alone as well.
@@ -213,7 +213,7 @@ fn an_alias_gives_its_children_to_agents_that_have_all_its_selectors() {
 
 #[test]
 fn a_cycle_of_parents_ends() {
-    let registry = registry(
+    let mut registry = registry(
         vec![
             entry("/spire/agent/x", "/a"),
             entry("/a", "/b"),
@@ -308,7 +308,7 @@ fn an_id_that_very_many_entries_give_is_answered_rightly() {
 
 #[test]
 fn a_changed_alias_is_found_by_its_new_selectors_only() {
-    let registry = registry(
+    let mut registry = registry(
         vec![alias("/pool", &["a:1"]), entry("/pool", "/web")],
         vec![
             agent("/spire/agent/one", &["a:1"]),
@@ -334,7 +334,7 @@ fn other(name: &str) -> TrustDomain {
     TrustDomain::parse(name).unwrap()
 }
 
-fn filtered() -> Registry {
+fn filtered() -> RegistryWriter {
     registry(
         vec![
             Entry {
@@ -496,7 +496,7 @@ fn a_scan_longer_than_its_budget_goes_on_where_it_stopped() {
 
 #[test]
 fn subscribers_hear_of_each_new_revision() {
-    let registry = registry(vec![], vec![]);
+    let mut registry = registry(vec![], vec![]);
     let mut heard = registry.subscribe();
     assert!(!heard.has_changed().unwrap());
     registry.apply(&[at(1)], vec![write(entry("/p", "/1"))]);

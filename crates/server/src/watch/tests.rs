@@ -134,7 +134,8 @@ async fn pushes_what_is_created_changed_and_deleted_and_nothing_of_others() {
     );
     server
         .datastore
-        .delete_entries(vec![made.id.clone()])
+        .entries
+        .delete(vec![made.id.clone()])
         .await
         .unwrap();
     let event = stream.event().await;
@@ -152,9 +153,9 @@ async fn ends_the_stream_of_an_agent_that_is_banned_or_evicted() {
     let mut two = watch(&server, &evicted, WatchRequest::default()).await;
     one.event().await;
     two.event().await;
-    server.datastore.ban_agent(&banned.id).await.unwrap();
+    server.datastore.agents.ban(&banned.id).await.unwrap();
     assert_eq!(reason(&one.denial().await), Reason::AgentBanned);
-    server.datastore.delete_agent(&evicted.id).await.unwrap();
+    server.datastore.agents.delete(&evicted.id).await.unwrap();
     assert_eq!(reason(&two.denial().await), Reason::AgentNotAttested);
 }
 
@@ -252,7 +253,8 @@ async fn follows_aliases_as_they_come_and_as_the_node_changes() {
     };
     server
         .datastore
-        .update_agent(&node.id, patch)
+        .agents
+        .update(&node.id, patch)
         .await
         .unwrap();
     let event = stream.event().await;
@@ -264,7 +266,8 @@ async fn follows_aliases_as_they_come_and_as_the_node_changes() {
     };
     server
         .datastore
-        .update_agent(&node.id, patch)
+        .agents
+        .update(&node.id, patch)
         .await
         .unwrap();
     let event = stream.event().await;
@@ -281,7 +284,8 @@ async fn sends_federated_bundles_with_the_entries_that_name_them() {
     let far = TrustDomain::parse("far.example").unwrap();
     server
         .datastore
-        .set_bundle(Bundle::new(far.clone()))
+        .bundles
+        .set(Bundle::new(far.clone()))
         .await
         .unwrap();
     let mut stream = watch(&server, &node, WatchRequest::default()).await;
@@ -300,7 +304,7 @@ async fn sends_federated_bundles_with_the_entries_that_name_them() {
     );
     let mut changed = Bundle::new(far);
     changed.refresh_hint = 77;
-    server.datastore.set_bundle(changed).await.unwrap();
+    server.datastore.bundles.set(changed).await.unwrap();
     let event = stream.event().await;
     assert_eq!(
         (event.bundles[0].refresh_hint, event.entries.len()),
@@ -308,7 +312,8 @@ async fn sends_federated_bundles_with_the_entries_that_name_them() {
     );
     server
         .datastore
-        .delete_entries(vec![made.id.clone()])
+        .entries
+        .delete(vec![made.id.clone()])
         .await
         .unwrap();
     let event = stream.event().await;
@@ -341,7 +346,8 @@ async fn ends_without_blame_when_the_agent_goes_on_under_a_renewed_svid() {
     };
     server
         .datastore
-        .update_agent(&node.id, patch)
+        .agents
+        .update(&node.id, patch)
         .await
         .unwrap();
     assert!(stream.next().await.unwrap().is_none());
@@ -363,7 +369,8 @@ async fn takes_back_what_hung_below_an_entry_that_goes() {
     assert_eq!(stream.event().await.entries.len(), 2);
     server
         .datastore
-        .delete_entries(vec![mid.id.clone()])
+        .entries
+        .delete(vec![mid.id.clone()])
         .await
         .unwrap();
     let mut removed = stream.event().await.removed_entry_ids;
@@ -382,7 +389,7 @@ async fn takes_back_a_whole_branch_that_goes_in_one_commit() {
     let mut stream = watch(&server, &node, WatchRequest::default()).await;
     assert_eq!(stream.event().await.entries.len(), 3);
     let all = vec![lower.id, low.id, mid.id];
-    server.datastore.delete_entries(all).await.unwrap();
+    server.datastore.entries.delete(all).await.unwrap();
     let mut removed = 0;
     while removed < 3 {
         removed += stream.event().await.removed_entry_ids.len();
@@ -493,7 +500,8 @@ async fn takes_back_what_expired_while_the_agent_was_away() {
     );
     server
         .datastore
-        .delete_entries(vec![short.id.clone()])
+        .entries
+        .delete(vec![short.id.clone()])
         .await
         .unwrap();
     let event = watch(&server, &node, again).await.event().await;
@@ -516,7 +524,8 @@ async fn continues_at_the_cursor_through_a_branch_that_is_gone() {
     for id in [&low.id, &mid.id] {
         server
             .datastore
-            .delete_entries(vec![id.clone()])
+            .entries
+            .delete(vec![id.clone()])
             .await
             .unwrap();
     }
@@ -577,7 +586,8 @@ async fn sends_every_node_of_an_alias_what_is_created_below_it_and_no_other_node
         };
         server
             .datastore
-            .update_agent(&node.id, patch)
+            .agents
+            .update(&node.id, patch)
             .await
             .unwrap();
         let mut stream = watch(&server, &node, WatchRequest::default()).await;

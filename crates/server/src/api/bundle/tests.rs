@@ -463,7 +463,7 @@ async fn publishes_no_second_key_under_an_id_that_is_taken() {
     let bundles = Bundles {
         trust_domain: own(),
         registry: Arc::clone(&server.registry),
-        datastore: server.datastore.clone(),
+        bundles: server.datastore.bundles.clone(),
     };
     let key = |wire: &types::JwtKey| {
         let wire = types::JwtKey {
@@ -515,7 +515,7 @@ async fn refuses_a_source_that_asks_for_the_bundle_without_end_and_nobody_else()
     let bundles = Bundles {
         trust_domain: own(),
         registry: Arc::clone(&server.registry),
-        datastore: server.datastore.clone(),
+        bundles: server.datastore.bundles.clone(),
     };
     let service = BundleService::new(bundles, Arc::new(limits));
     tokio::time::pause();

@@ -332,7 +332,7 @@ async fn no_ca_is_made_of_an_entry_that_changed_while_the_call_waited() {
     below.downstream = true;
     below.selectors = vec![spiffe::selector::Selector::parse("a:1").unwrap()].into();
     let register = async |entry: &spiffe::entry::Entry| {
-        let created = fixture.datastore.create_entries(vec![entry.clone()]).await;
+        let created = fixture.datastore.entries.create(vec![entry.clone()]).await;
         created.unwrap().remove(0).unwrap().entry
     };
     let found = register(&below).await;
@@ -343,7 +343,7 @@ async fn no_ca_is_made_of_an_entry_that_changed_while_the_call_waited() {
     let grant = grant.unwrap();
     let issue = async || ca.issue_downstream_ca(&grant, &key(), None, &quiet()).await;
     issue().await.unwrap();
-    let deleted = fixture.datastore.delete_entries(vec![found.id.to_string()]);
+    let deleted = fixture.datastore.entries.delete(vec![found.id.to_string()]);
     deleted.await.unwrap().remove(0).unwrap();
     let refused = issue().await.unwrap_err();
     assert!(matches!(refused, IssueError::EntryWithdrawn), "{refused}");

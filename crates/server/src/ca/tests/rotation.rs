@@ -107,7 +107,7 @@ async fn never_signs_with_what_was_not_published_before_through_days_of_restarts
         "{:?}",
         published(&fixture.bundle())
     );
-    assert_eq!(fixture.datastore.load_journals().len(), 1);
+    assert_eq!(fixture.datastore.journals.all().len(), 1);
 }
 
 #[tokio::test]
@@ -222,13 +222,14 @@ async fn a_further_server_on_a_shared_database_starts_with_authorities_of_its_ow
 async fn the_journal_is_found_by_its_keys_whatever_the_certificates_call_them() {
     let fixture = Fixture::new().await;
     let former = active(&fixture.server().await);
-    let journal = fixture.datastore.load_journals().remove(0);
+    let journal = fixture.datastore.journals.all().remove(0);
     let mut entries: serde_json::Value = serde_json::from_slice(&journal.data).unwrap();
     entries["x509"][0]["authority_id"] = "0123".into();
     let changed = serde_json::to_vec(&entries).unwrap();
     fixture
         .datastore
-        .save_journal(&journal.id, changed)
+        .journals
+        .save(&journal.id, changed)
         .await
         .unwrap();
     let ca = fixture.server().await;
@@ -240,14 +241,15 @@ async fn the_journal_is_found_by_its_keys_whatever_the_certificates_call_them() 
 async fn a_record_of_an_earlier_version_says_its_origin_by_its_upstream_id() {
     let fixture = Fixture::new().await;
     let former = active(&fixture.server().await);
-    let journal = fixture.datastore.load_journals().remove(0);
+    let journal = fixture.datastore.journals.all().remove(0);
     let mut entries: serde_json::Value = serde_json::from_slice(&journal.data).unwrap();
     assert_eq!(entries["x509"][0]["origin"], "self_signed");
     entries["x509"][0].as_object_mut().unwrap().remove("origin");
     let earlier = serde_json::to_vec(&entries).unwrap();
     fixture
         .datastore
-        .save_journal(&journal.id, earlier)
+        .journals
+        .save(&journal.id, earlier)
         .await
         .unwrap();
     assert_eq!(active(&fixture.server().await), former);
@@ -261,9 +263,9 @@ async fn does_not_resume_an_authority_that_the_bundle_lost() {
     bundle.x509_authorities.clear();
     bundle.jwt_authorities.clear();
     let own = trust_domain();
-    let deleted = fixture.datastore.delete_bundle(&own, DeleteMode::Restrict);
+    let deleted = fixture.datastore.bundles.delete(&own, DeleteMode::Restrict);
     deleted.await.unwrap();
-    fixture.datastore.create_bundle(bundle).await.unwrap();
+    fixture.datastore.bundles.create(bundle).await.unwrap();
     let ca = fixture.server().await;
     let now = active(&ca);
     assert_ne!((now.0 != former.0, now.1 != former.1), (false, false));
@@ -275,7 +277,7 @@ async fn does_not_resume_an_authority_that_the_bundle_lost() {
 async fn does_not_trust_a_journal_that_was_tampered_with() {
     let fixture = Fixture::new().await;
     let former = active(&fixture.server().await);
-    let journal = fixture.datastore.load_journals().remove(0);
+    let journal = fixture.datastore.journals.all().remove(0);
     // Another key under the published key id.
     let mut entries: serde_json::Value = serde_json::from_slice(&journal.data).unwrap();
     let foreign =
@@ -283,7 +285,8 @@ async fn does_not_trust_a_journal_that_was_tampered_with() {
     entries["jwt"][0]["public_key"] = foreign.into();
     fixture
         .datastore
-        .save_journal(&journal.id, serde_json::to_vec(&entries).unwrap())
+        .journals
+        .save(&journal.id, serde_json::to_vec(&entries).unwrap())
         .await
         .unwrap();
     let now = active(&fixture.server().await);
@@ -296,11 +299,12 @@ async fn leaves_an_unreadable_journal_alone_and_starts() {
     let fixture = Fixture::new().await;
     fixture
         .datastore
-        .save_journal("somebody", b"\xff not json".to_vec())
+        .journals
+        .save("somebody", b"\xff not json".to_vec())
         .await
         .unwrap();
     drop(fixture.server().await);
-    assert_eq!(fixture.datastore.load_journals().len(), 2);
+    assert_eq!(fixture.datastore.journals.all().len(), 2);
 }
 
 #[tokio::test]
@@ -350,7 +354,7 @@ async fn two_servers_on_one_database_keep_apart_and_share_the_bundle() {
     let (first, second) = (active(&one), active(&two));
     assert_ne!(first, second);
     assert_eq!(published(&fixture.bundle()).len(), 4);
-    assert_eq!(fixture.datastore.load_journals().len(), 2);
+    assert_eq!(fixture.datastore.journals.all().len(), 2);
     fixture.verify(&svid(&one).await).unwrap();
     fixture.verify(&svid(&two).await).unwrap();
     drop((one, two));
@@ -381,13 +385,13 @@ async fn forgets_the_journals_of_servers_that_are_no_more() {
         .prune_others(unix_seconds(fixture.clock.now() + HOUR * 23))
         .await
         .unwrap();
-    assert_eq!(fixture.datastore.load_journals().len(), 2);
+    assert_eq!(fixture.datastore.journals.all().len(), 2);
     ca.context
         .journal
         .prune_others(unix_seconds(fixture.clock.now() + HOUR * 25))
         .await
         .unwrap();
-    assert_eq!(fixture.datastore.load_journals().len(), 1);
+    assert_eq!(fixture.datastore.journals.all().len(), 1);
     let before = active(&ca);
     drop(ca);
     assert_eq!(active(&fixture.server().await), before);

@@ -453,7 +453,7 @@ async fn only_what_the_upstream_authority_put_there_leaves_with_its_word() {
             source,
             ..named(certificate)
         }];
-        fixture.datastore.append_bundle(bundle).await.unwrap();
+        fixture.datastore.bundles.append(bundle).await.unwrap();
     };
     put(&administrators, AuthoritySource::Administrator).await;
     put(&former, AuthoritySource::Unknown).await;
@@ -482,10 +482,12 @@ async fn a_root_that_was_revoked_does_not_come_back_by_being_named_again() {
     let id = journal::hex(other.subject_key_id().unwrap());
     let (datastore, trust_domain) = (&fixture.datastore, trust_domain());
     datastore
+        .bundles
         .taint_x509_authority(&trust_domain, &id)
         .await
         .unwrap();
     datastore
+        .bundles
         .revoke_x509_authority(&trust_domain, &id)
         .await
         .unwrap();
@@ -577,6 +579,7 @@ async fn jwt_keys_of_the_upstream_authority_come_and_leave_too() {
         let source = ca.upstream.as_ref().unwrap().source();
         let synced = fixture
             .datastore
+            .bundles
             .sync_upstream_keys(&own_domain, source, keys);
         synced.await.unwrap()
     };

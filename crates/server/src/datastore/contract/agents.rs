@@ -42,8 +42,8 @@ async fn an_agent_survives_a_restart(subject: Subject) {
         selectors: selectors(&["a:1", "b:2"]),
         ..agent("/spire/agent/x")
     };
-    datastore.put_agent(full.clone()).await.unwrap();
-    datastore.put_agent(agent("/spire/agent/y")).await.unwrap();
+    datastore.agents.put(full.clone()).await.unwrap();
+    datastore.agents.put(agent("/spire/agent/y")).await.unwrap();
     let (_again, reloaded) = subject.open().await;
     assert_eq!(*reloaded.agent(&full.id).unwrap(), full);
     assert_eq!(content(&reloaded), content(&registry));
@@ -51,13 +51,14 @@ async fn an_agent_survives_a_restart(subject: Subject) {
 
 async fn an_update_writes_the_given_fields_only(subject: Subject) {
     let (datastore, registry) = subject.open().await;
-    datastore.put_agent(agent("/spire/agent/x")).await.unwrap();
+    datastore.agents.put(agent("/spire/agent/x")).await.unwrap();
     let patch = AgentPatch {
         agent_version: Some("9".to_owned()),
         ..AgentPatch::default()
     };
     datastore
-        .update_agent(&id("/spire/agent/x"), patch.clone())
+        .agents
+        .update(&id("/spire/agent/x"), patch.clone())
         .await
         .unwrap();
     let expected = Agent {
@@ -65,7 +66,7 @@ async fn an_update_writes_the_given_fields_only(subject: Subject) {
         ..agent("/spire/agent/x")
     };
     assert_eq!(*registry.agent(&expected.id).unwrap(), expected);
-    let absent = datastore.update_agent(&id("/spire/agent/z"), patch).await;
+    let absent = datastore.agents.update(&id("/spire/agent/z"), patch).await;
     assert_eq!(absent, Err(AgentWriteError::NotFound));
 }
 
@@ -76,8 +77,8 @@ async fn a_renewed_serial_is_promoted_once(subject: Subject) {
         new_expires_at: NOW + 99,
         ..agent("/spire/agent/x")
     };
-    datastore.put_agent(node.clone()).await.unwrap();
-    let promote = |serial: &'static str| datastore.promote_agent_serial(&node.id, serial);
+    datastore.agents.put(node.clone()).await.unwrap();
+    let promote = |serial: &'static str| datastore.agents.promote_serial(&node.id, serial);
     assert_eq!(promote("3").await, Err(AgentWriteError::Superseded));
     assert_eq!(promote("").await, Err(AgentWriteError::Superseded));
     promote("2").await.unwrap();
@@ -100,18 +101,18 @@ async fn a_banned_agent_has_no_serial_and_is_not_promoted(subject: Subject) {
         new_serial: "2".to_owned(),
         ..agent("/spire/agent/x")
     };
-    datastore.put_agent(node.clone()).await.unwrap();
-    datastore.ban_agent(&node.id).await.unwrap();
+    datastore.agents.put(node.clone()).await.unwrap();
+    datastore.agents.ban(&node.id).await.unwrap();
     let banned = registry.agent(&node.id).unwrap();
     assert!(banned.banned && banned.serial.is_empty() && banned.new_serial.is_empty());
     for serial in ["", "1", "2"] {
         assert_eq!(
-            datastore.promote_agent_serial(&node.id, serial).await,
+            datastore.agents.promote_serial(&node.id, serial).await,
             Err(AgentWriteError::Superseded)
         );
     }
     assert_eq!(
-        datastore.ban_agent(&id("/spire/agent/z")).await,
+        datastore.agents.ban(&id("/spire/agent/z")).await,
         Err(AgentWriteError::NotFound)
     );
 }
@@ -119,25 +120,37 @@ async fn a_banned_agent_has_no_serial_and_is_not_promoted(subject: Subject) {
 async fn a_renewal_is_of_the_svid_that_is_held(subject: Subject) {
     let (datastore, registry) = subject.open().await;
     let x = id("/spire/agent/x");
-    datastore.put_agent(agent("/spire/agent/x")).await.unwrap();
+    datastore.agents.put(agent("/spire/agent/x")).await.unwrap();
     let serials = || {
         let agent = registry.agent(&x).unwrap();
         let ends = (agent.expires_at, agent.new_expires_at);
         (agent.serial.clone(), agent.new_serial.clone(), ends)
     };
-    datastore.renew_agent(&x, "1", "2", NOW + 70).await.unwrap();
+    datastore
+        .agents
+        .renew(&x, "1", "2", NOW + 70)
+        .await
+        .unwrap();
     let expected = ("1".to_owned(), "2".to_owned(), (NOW + 60, NOW + 70));
     assert_eq!(serials(), expected);
     // Its answer was lost.
-    datastore.renew_agent(&x, "1", "3", NOW + 80).await.unwrap();
-    let lost = datastore.renew_agent(&x, "2", "4", NOW + 90).await;
+    datastore
+        .agents
+        .renew(&x, "1", "3", NOW + 80)
+        .await
+        .unwrap();
+    let lost = datastore.agents.renew(&x, "2", "4", NOW + 90).await;
     assert_eq!(lost, Err(AgentWriteError::Superseded));
     // Under the renewed SVID, before any other call promoted it.
-    datastore.renew_agent(&x, "3", "4", NOW + 90).await.unwrap();
+    datastore
+        .agents
+        .renew(&x, "3", "4", NOW + 90)
+        .await
+        .unwrap();
     let expected = ("3".to_owned(), "4".to_owned(), (NOW + 80, NOW + 90));
     assert_eq!(serials(), expected);
     for held in ["1", "2", ""] {
-        let refused = datastore.renew_agent(&x, held, "5", NOW + 99).await;
+        let refused = datastore.agents.renew(&x, held, "5", NOW + 99).await;
         assert_eq!(refused, Err(AgentWriteError::Superseded), "{held}");
     }
     assert_eq!(serials(), expected);
@@ -146,15 +159,15 @@ async fn a_renewal_is_of_the_svid_that_is_held(subject: Subject) {
 async fn a_renewal_does_not_survive_a_ban_or_a_new_attestation(subject: Subject) {
     let (datastore, registry) = subject.open().await;
     let x = id("/spire/agent/x");
-    let renew = || datastore.renew_agent(&x, "1", "2", NOW + 120);
+    let renew = || datastore.agents.renew(&x, "1", "2", NOW + 120);
     assert_eq!(renew().await, Err(AgentWriteError::NotFound));
     let attested = Agent {
         serial: "9".to_owned(),
         ..agent("/spire/agent/x")
     };
-    datastore.put_agent(attested).await.unwrap();
+    datastore.agents.put(attested).await.unwrap();
     assert_eq!(renew().await, Err(AgentWriteError::Superseded));
-    datastore.ban_agent(&x).await.unwrap();
+    datastore.agents.ban(&x).await.unwrap();
     assert_eq!(renew().await, Err(AgentWriteError::Banned));
     assert_eq!(registry.agent(&x).unwrap().new_serial, "");
 }
@@ -162,16 +175,16 @@ async fn a_renewal_does_not_survive_a_ban_or_a_new_attestation(subject: Subject)
 async fn deleting_takes_the_token_alias_along(subject: Subject) {
     let (datastore, registry) = subject.open().await;
     let path = "/spire/agent/join_token/t";
-    datastore.put_agent(agent(path)).await.unwrap();
+    datastore.agents.put(agent(path)).await.unwrap();
     create(
         &datastore,
         entry(path, "/node", &[&format!("spiffe_id:{}", id(path))]),
     )
     .await;
     let kept = create(&datastore, entry(path, "/web", &["a:1"])).await;
-    datastore.delete_agent(&id(path)).await.unwrap();
+    datastore.agents.delete(&id(path)).await.unwrap();
     assert_eq!(
-        datastore.delete_agent(&id(path)).await,
+        datastore.agents.delete(&id(path)).await,
         Err(AgentWriteError::NotFound)
     );
     assert!(registry.agent(&id(path)).is_none());
@@ -203,10 +216,10 @@ async fn pruning_spares_banned_and_unexpired_agents(subject: Subject) {
             ..expired("/spire/agent/banned")
         },
     ] {
-        datastore.put_agent(node).await.unwrap();
+        datastore.agents.put(node).await.unwrap();
     }
     let before = subject.now() - Duration::from_secs(30);
-    let pruned = datastore.prune_agents(before, false).await.unwrap();
+    let pruned = datastore.agents.prune(before, false).await.unwrap();
     assert_eq!(
         pruned
             .iter()
@@ -214,8 +227,8 @@ async fn pruning_spares_banned_and_unexpired_agents(subject: Subject) {
             .collect::<Vec<_>>(),
         [id("/spire/agent/again")]
     );
-    assert_eq!(datastore.prune_agents(before, false).await.unwrap(), []);
-    assert_eq!(datastore.prune_agents(before, true).await.unwrap().len(), 1);
+    assert_eq!(datastore.agents.prune(before, false).await.unwrap(), []);
+    assert_eq!(datastore.agents.prune(before, true).await.unwrap().len(), 1);
     assert_eq!(registry.agent_count(&AgentFilter::default()), 2);
 }
 
@@ -238,7 +251,7 @@ async fn filters_add_up(subject: Subject) {
             ..agent("/spire/agent/d")
         },
     ] {
-        datastore.put_agent(node).await.unwrap();
+        datastore.agents.put(node).await.unwrap();
     }
     let listed = |filter: AgentFilter| {
         let items = registry.agents(&filter, &Page::default()).unwrap().items;

@@ -83,7 +83,8 @@ async fn appending_counts_up_when_something_is_new(subject: Subject) {
     let first = bundle("example.org").await;
     assert_eq!(
         datastore
-            .append_bundle(first.clone())
+            .bundles
+            .append(first.clone())
             .await
             .unwrap()
             .sequence_number,
@@ -92,7 +93,8 @@ async fn appending_counts_up_when_something_is_new(subject: Subject) {
     let revision = registry.revision();
     assert_eq!(
         datastore
-            .append_bundle(first.clone())
+            .bundles
+            .append(first.clone())
             .await
             .unwrap()
             .sequence_number,
@@ -107,7 +109,7 @@ async fn appending_counts_up_when_something_is_new(subject: Subject) {
         jwt_authorities: vec![impostor, jwt("two", NOW + 200)],
         ..Bundle::new(td("example.org"))
     };
-    let merged = datastore.append_bundle(more).await.unwrap();
+    let merged = datastore.bundles.append(more).await.unwrap();
     assert_eq!((merged.sequence_number, merged.refresh_hint), (4, 60));
     assert_eq!(merged.x509_authorities.len(), 2);
     assert_eq!(merged.jwt_authorities.len(), 2);
@@ -122,14 +124,16 @@ async fn appending_counts_up_when_something_is_new(subject: Subject) {
 async fn creating_refuses_an_existing_bundle(subject: Subject) {
     let (datastore, registry) = subject.open().await;
     let first = datastore
-        .create_bundle(bundle("other.org").await)
+        .bundles
+        .create(bundle("other.org").await)
         .await
         .unwrap();
-    let again = datastore.create_bundle(bundle("other.org").await).await;
+    let again = datastore.bundles.create(bundle("other.org").await).await;
     assert_eq!(again, Err(BundleError::Exists));
     assert_eq!(registry.bundle(&td("other.org")), Some(first));
     let replaced = datastore
-        .set_bundle(bundle("other.org").await)
+        .bundles
+        .set(bundle("other.org").await)
         .await
         .unwrap();
     assert_eq!(registry.bundle(&td("other.org")), Some(replaced));
@@ -138,7 +142,8 @@ async fn creating_refuses_an_existing_bundle(subject: Subject) {
 async fn updating_writes_the_masked_parts_only(subject: Subject) {
     let (datastore, registry) = subject.open().await;
     let old = datastore
-        .create_bundle(bundle("other.org").await)
+        .bundles
+        .create(bundle("other.org").await)
         .await
         .unwrap();
     let new = Bundle {
@@ -153,13 +158,14 @@ async fn updating_writes_the_masked_parts_only(subject: Subject) {
         refresh_hint: true,
         sequence_number: false,
     };
-    datastore.update_bundle(new.clone(), mask).await.unwrap();
+    datastore.bundles.update(new.clone(), mask).await.unwrap();
     let stored = registry.bundle(&td("other.org")).unwrap();
     assert_eq!(stored.x509_authorities, old.x509_authorities);
     assert_eq!(stored.jwt_authorities, new.jwt_authorities);
     assert_eq!((stored.refresh_hint, stored.sequence_number), (5, 3));
     let absent = datastore
-        .update_bundle(Bundle::new(td("third.org")), BundleMask::ALL)
+        .bundles
+        .update(Bundle::new(td("third.org")), BundleMask::ALL)
         .await;
     assert_eq!(absent, Err(BundleError::NotFound));
 }
@@ -172,21 +178,21 @@ async fn no_write_takes_all_keys_of_a_bundle_away(subject: Subject) {
         x509_authorities: Vec::new(),
         ..keys.clone()
     };
-    let stored = datastore.create_bundle(of_one_kind).await.unwrap();
+    let stored = datastore.bundles.create(of_one_kind).await.unwrap();
     let empty = || Bundle::new(other.clone());
     let refused = Err(BundleError::Keyless);
-    assert_eq!(datastore.set_bundle(empty()).await, refused);
+    assert_eq!(datastore.bundles.set(empty()).await, refused);
     let jwt_only = BundleMask {
         x509_authorities: false,
         ..BundleMask::ALL
     };
     for mask in [BundleMask::ALL, jwt_only] {
-        assert_eq!(datastore.update_bundle(empty(), mask).await, refused);
+        assert_eq!(datastore.bundles.update(empty(), mask).await, refused);
     }
     assert_eq!(registry.bundle(&other), Some(stored));
     // One that keeps keys of another kind may lose these.
-    datastore.set_bundle(keys).await.unwrap();
-    let kept = datastore.update_bundle(empty(), jwt_only).await.unwrap();
+    datastore.bundles.set(keys).await.unwrap();
+    let kept = datastore.bundles.update(empty(), jwt_only).await.unwrap();
     assert!(kept.jwt_authorities.is_empty() && !kept.x509_authorities.is_empty());
 }
 
@@ -195,7 +201,7 @@ async fn no_more_jwt_authorities_are_appended_than_there_is_room_for(subject: Su
     let publish = |key_id: &str| {
         let mut more = Bundle::new(td("example.org"));
         more.jwt_authorities = vec![jwt(key_id, NOW + 60)];
-        datastore.append_bundle_up_to(more, 2)
+        datastore.bundles.append_up_to(more, 2)
     };
     // All at once: each is checked against what the others wrote.
     let (a, b, c) = tokio::join!(publish("a"), publish("b"), publish("c"));
@@ -210,7 +216,7 @@ async fn a_referenced_bundle_is_deleted_as_the_mode_says(subject: Subject) {
     let (datastore, registry) = subject.open().await;
     let (one, two) = (td("one.org"), td("two.org"));
     for name in ["one.org", "two.org"] {
-        datastore.create_bundle(bundle(name).await).await.unwrap();
+        datastore.bundles.create(bundle(name).await).await.unwrap();
     }
     let federated = |path: &str, with: &[&str]| Entry {
         federates_with: with.iter().map(|name| td(name)).collect(),
@@ -220,7 +226,8 @@ async fn a_referenced_bundle_is_deleted_as_the_mode_says(subject: Subject) {
     create(&datastore, federated("/two", &["two.org"])).await;
     create(&datastore, federated("/none", &[])).await;
     let refused = datastore
-        .delete_bundle(&one, DeleteMode::Restrict)
+        .bundles
+        .delete(&one, DeleteMode::Restrict)
         .await
         .unwrap_err();
     assert_eq!(
@@ -228,7 +235,8 @@ async fn a_referenced_bundle_is_deleted_as_the_mode_says(subject: Subject) {
         "cannot delete bundle; federated with 1 registration entries"
     );
     datastore
-        .delete_bundle(&one, DeleteMode::Dissociate)
+        .bundles
+        .delete(&one, DeleteMode::Dissociate)
         .await
         .unwrap();
     let dissociated = &registry.entries_for_spiffe_id(&id("/both"))[0];
@@ -238,13 +246,14 @@ async fn a_referenced_bundle_is_deleted_as_the_mode_says(subject: Subject) {
         "agents are to fetch it again"
     );
     datastore
-        .delete_bundle(&two, DeleteMode::Delete)
+        .bundles
+        .delete(&two, DeleteMode::Delete)
         .await
         .unwrap();
     assert_eq!(registry.entry_count(&EntryFilter::default()), 1);
     assert_eq!(registry.bundles(), []);
     assert_eq!(
-        datastore.delete_bundle(&two, DeleteMode::Restrict).await,
+        datastore.bundles.delete(&two, DeleteMode::Restrict).await,
         Err(BundleError::NotFound)
     );
     let (_again, reloaded) = subject.open().await;
@@ -255,41 +264,51 @@ async fn only_a_tainted_x509_authority_is_revoked(subject: Subject) {
     let (datastore, registry) = subject.open().await;
     let own = td("example.org");
     assert_eq!(
-        datastore.taint_x509_authority(&own, "00").await,
+        datastore.bundles.taint_x509_authority(&own, "00").await,
         Err(BundleError::NotFound)
     );
     let stored = datastore
-        .append_bundle(bundle("example.org").await)
+        .bundles
+        .append(bundle("example.org").await)
         .await
         .unwrap();
     let key = key_id(&stored.x509_authorities[0]);
     assert_eq!(
-        datastore.taint_x509_authority(&own, "00").await,
+        datastore.bundles.taint_x509_authority(&own, "00").await,
         Err(BundleError::NoX509Authority)
     );
     assert_eq!(
-        datastore.revoke_x509_authority(&own, &key).await,
+        datastore.bundles.revoke_x509_authority(&own, &key).await,
         Err(BundleError::X509NotTainted)
     );
-    let tainted = datastore.taint_x509_authority(&own, &key).await.unwrap();
+    let tainted = datastore
+        .bundles
+        .taint_x509_authority(&own, &key)
+        .await
+        .unwrap();
     assert!(tainted.x509_authorities[0].tainted);
     assert_eq!(tainted.sequence_number, 4);
     assert_eq!(
-        datastore.taint_x509_authority(&own, &key).await,
+        datastore.bundles.taint_x509_authority(&own, &key).await,
         Err(BundleError::X509AlreadyTainted)
     );
     let appended = datastore
-        .append_bundle(Bundle::clone(&stored))
+        .bundles
+        .append(Bundle::clone(&stored))
         .await
         .unwrap();
     assert!(
         appended.x509_authorities[0].tainted,
         "appending lifts no taint"
     );
-    datastore.revoke_x509_authority(&own, &key).await.unwrap();
+    datastore
+        .bundles
+        .revoke_x509_authority(&own, &key)
+        .await
+        .unwrap();
     assert_eq!(registry.bundle(&own).unwrap().x509_authorities.len(), 0);
     assert_eq!(
-        datastore.revoke_x509_authority(&own, &key).await,
+        datastore.bundles.revoke_x509_authority(&own, &key).await,
         Err(BundleError::NoX509Authority)
     );
 }
@@ -298,28 +317,37 @@ async fn only_a_tainted_jwt_authority_is_revoked(subject: Subject) {
     let (datastore, registry) = subject.open().await;
     let own = td("example.org");
     datastore
-        .append_bundle(bundle("example.org").await)
+        .bundles
+        .append(bundle("example.org").await)
         .await
         .unwrap();
     assert_eq!(
-        datastore.taint_jwt_authority(&own, "none").await,
+        datastore.bundles.taint_jwt_authority(&own, "none").await,
         Err(BundleError::NoJwtAuthority)
     );
     assert_eq!(
-        datastore.revoke_jwt_authority(&own, "one").await,
+        datastore.bundles.revoke_jwt_authority(&own, "one").await,
         Err(BundleError::JwtNotTainted)
     );
-    datastore.taint_jwt_authority(&own, "one").await.unwrap();
+    datastore
+        .bundles
+        .taint_jwt_authority(&own, "one")
+        .await
+        .unwrap();
     assert_eq!(
-        datastore.taint_jwt_authority(&own, "one").await,
+        datastore.bundles.taint_jwt_authority(&own, "one").await,
         Err(BundleError::JwtAlreadyTainted)
     );
     let (_again, reloaded) = subject.open().await;
     assert!(reloaded.bundle(&own).unwrap().jwt_authorities[0].tainted);
-    datastore.revoke_jwt_authority(&own, "one").await.unwrap();
+    datastore
+        .bundles
+        .revoke_jwt_authority(&own, "one")
+        .await
+        .unwrap();
     assert_eq!(registry.bundle(&own).unwrap().jwt_authorities.len(), 0);
     assert_eq!(
-        datastore.revoke_jwt_authority(&own, "one").await,
+        datastore.bundles.revoke_jwt_authority(&own, "one").await,
         Err(BundleError::NoJwtAuthority)
     );
 }
@@ -327,7 +355,10 @@ async fn only_a_tainted_jwt_authority_is_revoked(subject: Subject) {
 async fn pruning_never_empties_a_bundle(subject: Subject) {
     let (datastore, registry) = subject.open().await;
     let own = td("example.org");
-    assert_eq!(datastore.prune_bundle(&own, subject.now()).await, Ok(false));
+    assert_eq!(
+        datastore.bundles.prune(&own, subject.now()).await,
+        Ok(false)
+    );
     let full = Bundle {
         x509_authorities: vec![
             x509(from_unix(NOW + 10)).await,
@@ -336,13 +367,13 @@ async fn pruning_never_empties_a_bundle(subject: Subject) {
         jwt_authorities: vec![jwt("a", NOW + 10), jwt("b", NOW + 60)],
         ..Bundle::new(own.clone())
     };
-    datastore.append_bundle(full).await.unwrap();
+    datastore.bundles.append(full).await.unwrap();
     assert_eq!(
-        datastore.prune_bundle(&own, from_unix(NOW)).await,
+        datastore.bundles.prune(&own, from_unix(NOW)).await,
         Ok(false)
     );
     assert_eq!(
-        datastore.prune_bundle(&own, from_unix(NOW + 10)).await,
+        datastore.bundles.prune(&own, from_unix(NOW + 10)).await,
         Ok(true)
     );
     let pruned = registry.bundle(&own).unwrap();
@@ -354,7 +385,7 @@ async fn pruning_never_empties_a_bundle(subject: Subject) {
         ),
         (1, 1, 1)
     );
-    let all_x509 = datastore.prune_bundle(&own, from_unix(NOW + 50)).await;
+    let all_x509 = datastore.bundles.prune(&own, from_unix(NOW + 50)).await;
     assert_eq!(all_x509, Err(BundleError::WouldPruneAllX509));
     assert_eq!(registry.bundle(&own), Some(pruned));
 }
@@ -371,8 +402,8 @@ async fn a_list_that_would_be_emptied_does_not_keep_the_other_from_being_pruned(
         jwt_authorities: vec![jwt("a", NOW + 10)],
         ..Bundle::new(own.clone())
     };
-    datastore.append_bundle(full).await.unwrap();
-    let prune = || datastore.prune_bundle(&own, from_unix(NOW + 20));
+    datastore.bundles.append(full).await.unwrap();
+    let prune = || datastore.bundles.prune(&own, from_unix(NOW + 20));
     assert_eq!(prune().await, Ok(true));
     let pruned = registry.bundle(&own).unwrap();
     assert_eq!(pruned.x509_authorities.len(), 1);
@@ -391,18 +422,21 @@ async fn relationships_are_created_changed_and_deleted(subject: Subject) {
     };
     let carried = bundle("other.org").await;
     datastore
-        .create_federation_relationship(web.clone(), Some(carried.clone()))
+        .federation_relationships
+        .create(web.clone(), Some(carried.clone()))
         .await
         .unwrap();
     let again = datastore
-        .create_federation_relationship(web.clone(), None)
+        .federation_relationships
+        .create(web.clone(), None)
         .await;
     assert_eq!(again, Err(RelationshipError::Exists));
     assert_eq!(*registry.bundle(&other).unwrap(), carried);
     let endpoint_spiffe_id = other.id();
     let spiffe = BundleEndpointProfile::HttpsSpiffe { endpoint_spiffe_id };
     datastore
-        .update_federation_relationship(&other, None, Some(spiffe.clone()), None)
+        .federation_relationships
+        .update(&other, None, Some(spiffe.clone()), None)
         .await
         .unwrap();
     let expected = FederationRelationship {
@@ -412,13 +446,15 @@ async fn relationships_are_created_changed_and_deleted(subject: Subject) {
     let (_again, reloaded) = subject.open().await;
     assert_eq!(*reloaded.federation_relationship(&other).unwrap(), expected);
     datastore
-        .delete_federation_relationship(&other)
+        .federation_relationships
+        .delete(&other)
         .await
         .unwrap();
-    let absent = datastore.delete_federation_relationship(&other).await;
+    let absent = datastore.federation_relationships.delete(&other).await;
     assert_eq!(absent, Err(RelationshipError::NotFound));
     let absent = datastore
-        .update_federation_relationship(&other, None, None, None)
+        .federation_relationships
+        .update(&other, None, None, None)
         .await;
     assert_eq!(absent, Err(RelationshipError::NotFound));
     assert!(registry.federation_relationship(&other).is_none());
@@ -426,12 +462,12 @@ async fn relationships_are_created_changed_and_deleted(subject: Subject) {
 
 async fn a_journal_survives_a_restart(subject: Subject) {
     let (datastore, registry) = subject.open().await;
-    datastore.save_journal("a", vec![0, 255, 7]).await.unwrap();
-    datastore.save_journal("b", Vec::new()).await.unwrap();
-    datastore.save_journal("b", vec![1]).await.unwrap();
-    datastore.delete_journal("absent").await.unwrap();
+    datastore.journals.save("a", vec![0, 255, 7]).await.unwrap();
+    datastore.journals.save("b", Vec::new()).await.unwrap();
+    datastore.journals.save("b", vec![1]).await.unwrap();
+    datastore.journals.delete("absent").await.unwrap();
     let (again, reloaded) = subject.open().await;
-    let journals = again.load_journals();
+    let journals = again.journals.all();
     assert_eq!(
         journals
             .iter()
@@ -448,38 +484,44 @@ async fn a_lease_has_one_holder_until_it_ends(subject: Subject) {
     let minute = Duration::from_secs(60);
     assert_eq!(
         first
-            .acquire_lease("prune", "a", minute, subject.now())
+            .leases
+            .acquire("prune", "a", minute, subject.now())
             .await,
         Ok(true)
     );
     assert_eq!(
         second
-            .acquire_lease("prune", "b", minute, subject.now())
+            .leases
+            .acquire("prune", "b", minute, subject.now())
             .await,
         Ok(false)
     );
     assert_eq!(
         second
-            .acquire_lease("other", "b", minute, subject.now())
+            .leases
+            .acquire("other", "b", minute, subject.now())
             .await,
         Ok(true)
     );
     assert_eq!(
         first
-            .acquire_lease("prune", "a", minute, subject.now())
+            .leases
+            .acquire("prune", "a", minute, subject.now())
             .await,
         Ok(true)
     );
     subject.clock.advance(minute);
     assert_eq!(
         second
-            .acquire_lease("prune", "b", minute, subject.clock.now())
+            .leases
+            .acquire("prune", "b", minute, subject.clock.now())
             .await,
         Ok(true)
     );
     assert_eq!(
         first
-            .acquire_lease("prune", "a", minute, subject.clock.now())
+            .leases
+            .acquire("prune", "a", minute, subject.clock.now())
             .await,
         Ok(false)
     );

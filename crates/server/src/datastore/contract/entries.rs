@@ -31,7 +31,8 @@ on_every_database!(
 async fn every_field_survives_a_restart(subject: Subject) {
     let (datastore, registry) = subject.open().await;
     datastore
-        .append_bundle(Bundle::new(td("other.org")))
+        .bundles
+        .append(Bundle::new(td("other.org")))
         .await
         .unwrap();
     let full = Entry {
@@ -84,7 +85,8 @@ async fn refuses_a_similar_entry_and_names_the_existing(subject: Subject) {
         ..entry("/spire/agent/x", "/web", &["a:2", "a:1"])
     };
     let outcome = datastore
-        .create_entries(vec![again])
+        .entries
+        .create(vec![again])
         .await
         .unwrap()
         .remove(0);
@@ -113,7 +115,8 @@ async fn refuses_a_taken_entry_id(subject: Subject) {
         ..entry("/spire/agent/x", "/db", &["a:1"])
     };
     let outcome = datastore
-        .create_entries(vec![taken])
+        .entries
+        .create(vec![taken])
         .await
         .unwrap()
         .remove(0);
@@ -128,7 +131,8 @@ async fn refuses_an_unknown_federated_bundle(subject: Subject) {
         ..entry("/spire/agent/x", "/web", &["a:1"])
     };
     let outcome = datastore
-        .create_entries(vec![federated])
+        .entries
+        .create(vec![federated])
         .await
         .unwrap()
         .remove(0)
@@ -144,7 +148,8 @@ async fn refuses_an_unknown_federated_bundle(subject: Subject) {
         ..EntryPatch::default()
     };
     let outcome = datastore
-        .update_entries(vec![patch])
+        .entries
+        .update(vec![patch])
         .await
         .unwrap()
         .remove(0);
@@ -164,7 +169,7 @@ async fn a_refused_item_does_not_harm_its_batch(subject: Subject) {
         entry("/spire/agent/x", "/spire/reserved", &["a:1"]),
         entry("/spire/agent/x", "/c", &["a:1"]),
     ];
-    let outcomes = datastore.create_entries(batch).await.unwrap();
+    let outcomes = datastore.entries.create(batch).await.unwrap();
     assert!(outcomes[0].is_ok() && outcomes[4].is_ok());
     assert_eq!(
         outcomes[1],
@@ -187,7 +192,8 @@ async fn one_of_many_racing_similar_creates_wins(subject: Subject) {
             };
             tokio::spawn(async move {
                 datastore
-                    .create_entries(vec![entry("/spire/agent/x", "/web", &["a:1"])])
+                    .entries
+                    .create(vec![entry("/spire/agent/x", "/web", &["a:1"])])
                     .await
                     .unwrap()
                     .remove(0)
@@ -233,7 +239,8 @@ async fn an_update_writes_the_given_fields_only(subject: Subject) {
         ..EntryPatch::default()
     };
     let outcomes = datastore
-        .update_entries(vec![patch, absent, invalid])
+        .entries
+        .update(vec![patch, absent, invalid])
         .await
         .unwrap();
     let expected = Entry {
@@ -258,7 +265,8 @@ async fn an_update_may_not_make_two_entries_similar(subject: Subject) {
         ..EntryPatch::default()
     };
     let outcome = datastore
-        .update_entries(vec![patch(&second.id, "a:1")])
+        .entries
+        .update(vec![patch(&second.id, "a:1")])
         .await
         .unwrap()
         .remove(0);
@@ -271,7 +279,8 @@ async fn an_update_may_not_make_two_entries_similar(subject: Subject) {
     ];
     assert!(
         datastore
-            .update_entries(steps)
+            .entries
+            .update(steps)
             .await
             .unwrap()
             .iter()
@@ -305,7 +314,8 @@ async fn an_update_keeps_the_place_in_listings(subject: Subject) {
         ..EntryPatch::default()
     };
     datastore
-        .update_entries(vec![patch])
+        .entries
+        .update(vec![patch])
         .await
         .unwrap()
         .remove(0)
@@ -336,7 +346,7 @@ async fn a_deleted_entry_leaves_room_for_its_like(subject: Subject) {
         "absent".to_owned(),
         first.id.to_string(),
     ];
-    let outcomes = datastore.delete_entries(ids).await.unwrap();
+    let outcomes = datastore.entries.delete(ids).await.unwrap();
     assert_eq!(
         outcomes,
         [
@@ -368,7 +378,7 @@ async fn pruning_takes_the_expired_only(subject: Subject) {
         )
         .await;
     }
-    let pruned = datastore.prune_entries(subject.now()).await.unwrap();
+    let pruned = datastore.entries.prune(subject.now()).await.unwrap();
     assert_eq!(
         pruned
             .iter()
@@ -380,7 +390,8 @@ async fn pruning_takes_the_expired_only(subject: Subject) {
     let revision = registry.revision();
     assert!(
         datastore
-            .prune_entries(subject.now())
+            .entries
+            .prune(subject.now())
             .await
             .unwrap()
             .is_empty()
@@ -401,7 +412,7 @@ async fn listing_pages_miss_and_repeat_nothing(subject: Subject) {
             &[["a:odd", "a:even"][n % 2]],
         )
     });
-    datastore.create_entries(batch.collect()).await.unwrap();
+    datastore.entries.create(batch.collect()).await.unwrap();
     let filter = EntryFilter {
         by_selectors: Some((selectors(&["a:odd"]), crate::registry::SetMatch::Exact)),
         ..EntryFilter::default()
@@ -426,7 +437,8 @@ async fn listing_pages_miss_and_repeat_nothing(subject: Subject) {
         // A deletion before the token moves no page.
         let gone = listing.items[0].id.to_string();
         datastore
-            .delete_entries(vec![gone])
+            .entries
+            .delete(vec![gone])
             .await
             .unwrap()
             .remove(0)
@@ -462,7 +474,7 @@ async fn an_update_that_changes_nothing_changes_nothing(subject: Subject) {
         selectors: Some(selectors(&["unix:uid:1"])),
         ..EntryPatch::default()
     };
-    let updated = datastore.update_entries(vec![patch]).await.unwrap();
+    let updated = datastore.entries.update(vec![patch]).await.unwrap();
     assert_eq!(updated[0].as_ref().unwrap(), &made);
     assert!(Arc::ptr_eq(&before, &registry.entry(&made.id).unwrap()));
 }
@@ -490,10 +502,10 @@ async fn no_entry_of_an_id_repeats_the_revision_number_of_an_earlier_one(subject
         assert!(made.revision_number > highest, "{made:?} after {highest}");
         // Several updates in one commit count once.
         let updates = (0..9).map(|round| hint(&format!("h{round}"))).collect();
-        let updated = datastore.update_entries(updates).await.unwrap();
+        let updated = datastore.entries.update(updates).await.unwrap();
         highest = updated[8].as_ref().unwrap().revision_number;
         assert!(highest > made.revision_number);
-        let deleted = datastore.delete_entries(vec!["chosen".to_owned()]).await;
+        let deleted = datastore.entries.delete(vec!["chosen".to_owned()]).await;
         deleted.unwrap()[0].as_ref().unwrap();
     }
 }
@@ -503,7 +515,8 @@ async fn a_dns_name_given_twice_is_refused_by_name(subject: Subject) {
     let twice = || vec!["a.b".to_owned(), "c.d".to_owned(), "a.b".to_owned()];
     let refused = EntryWriteError::Invalid(EntryError::DuplicateDnsName("a.b".to_owned()));
     let made = datastore
-        .create_entries(vec![Entry {
+        .entries
+        .create(vec![Entry {
             dns_names: twice(),
             ..entry("/spire/agent/x", "/web", &["unix:uid:1"])
         }])
@@ -516,7 +529,7 @@ async fn a_dns_name_given_twice_is_refused_by_name(subject: Subject) {
         dns_names: Some(twice()),
         ..EntryPatch::default()
     };
-    let updated = datastore.update_entries(vec![patch]).await.unwrap();
+    let updated = datastore.entries.update(vec![patch]).await.unwrap();
     assert_eq!(updated[0].as_ref().unwrap_err(), &refused);
 }
 
@@ -530,10 +543,10 @@ async fn pruning_goes_batch_by_batch_and_takes_what_has_expired_only(subject: Su
         },
         ..entry("/spire/agent/x", &format!("/w{n}"), &["a:1"])
     });
-    datastore.create_entries(entries.collect()).await.unwrap();
+    datastore.entries.create(entries.collect()).await.unwrap();
     let mut pruned = Vec::new();
     for _ in 0..3 {
-        pruned.push(datastore.prune_entries(subject.now()).await.unwrap().len());
+        pruned.push(datastore.entries.prune(subject.now()).await.unwrap().len());
     }
     assert_eq!(pruned, [1_000, 1, 0]);
     let paths: Vec<_> = registry

@@ -41,7 +41,8 @@ async fn a_writer_sees_what_another_committed_before(subject: Subject) {
     let (second, second_registry) = subject.open().await;
     let made = create(&first, entry("/spire/agent/x", "/web", &["a:1"])).await;
     let deleted = second
-        .delete_entries(vec![made.id.to_string()])
+        .entries
+        .delete(vec![made.id.to_string()])
         .await
         .unwrap()
         .remove(0);
@@ -120,13 +121,15 @@ async fn a_change_names_the_object_before_and_after(subject: Subject) {
         ..EntryPatch::default()
     };
     let patched = datastore
-        .update_entries(vec![patch])
+        .entries
+        .update(vec![patch])
         .await
         .unwrap()
         .remove(0)
         .unwrap();
     datastore
-        .delete_entries(vec![made.id.to_string()])
+        .entries
+        .delete(vec![made.id.to_string()])
         .await
         .unwrap()
         .remove(0)
@@ -204,7 +207,7 @@ async fn act(datastore: &Datastore, rng: &mut Rng) {
                 )
             });
             let batch = batch.collect();
-            drop(datastore.create_entries(batch).await.unwrap());
+            drop(datastore.entries.create(batch).await.unwrap());
         }
         4 | 5 => {
             let patch = EntryPatch {
@@ -213,40 +216,36 @@ async fn act(datastore: &Datastore, rng: &mut Rng) {
                 selectors: (rng.roll(2) == 0).then(|| selectors(&["a:3"])),
                 ..EntryPatch::default()
             };
-            drop(datastore.update_entries(vec![patch]).await.unwrap());
+            drop(datastore.entries.update(vec![patch]).await.unwrap());
         }
-        6 => drop(
-            datastore
-                .delete_entries(vec![any(rng), any(rng)])
-                .await
-                .unwrap(),
-        ),
-        7 => drop(
-            datastore
-                .prune_entries(spiffe::clock::from_unix(NOW))
-                .await
-                .unwrap(),
-        ),
-        8 => drop(datastore.put_agent(agent(&node)).await.unwrap()),
-        9 => drop(datastore.delete_agent(&id(&node)).await),
-        10 => drop(datastore.append_bundle(Bundle::new(foreign)).await.unwrap()),
+        6 => {
+            let ids = vec![any(rng), any(rng)];
+            drop(datastore.entries.delete(ids).await.unwrap());
+        }
+        7 => {
+            let now = spiffe::clock::from_unix(NOW);
+            drop(datastore.entries.prune(now).await.unwrap());
+        }
+        8 => drop(datastore.agents.put(agent(&node)).await.unwrap()),
+        9 => drop(datastore.agents.delete(&id(&node)).await),
+        10 => {
+            let bundle = Bundle::new(foreign);
+            drop(datastore.bundles.append(bundle).await.unwrap());
+        }
         _ => {
             let mode = [
                 DeleteMode::Restrict,
                 DeleteMode::Delete,
                 DeleteMode::Dissociate,
             ];
-            drop(
-                datastore
-                    .delete_bundle(&foreign, mode[usize::try_from(rng.roll(3)).unwrap()])
-                    .await,
-            );
+            let mode = mode[usize::try_from(rng.roll(3)).unwrap()];
+            drop(datastore.bundles.delete(&foreign, mode).await);
             let token = JoinToken {
                 token: format!("t{}", rng.roll(4)),
                 expires_at: NOW,
                 alias: None,
             };
-            drop(datastore.create_join_token(token).await);
+            drop(datastore.tokens.create(token).await);
         }
     }
 }
@@ -265,8 +264,8 @@ async fn a_follower_equals_a_fresh_load(subject: Subject) {
             if step % 10 == 0 {
                 let note = u8::try_from(seed).unwrap();
                 // A write of its own brings each follower to the end.
-                first.save_journal("a", vec![note, step]).await.unwrap();
-                second.save_journal("b", vec![note, step]).await.unwrap();
+                first.journals.save("a", vec![note, step]).await.unwrap();
+                second.journals.save("b", vec![note, step]).await.unwrap();
                 let (_fresh, fresh_registry) = subject.open().await;
                 assert_eq!(second_registry.cursor(), fresh_registry.cursor());
                 same(&second_registry, &fresh_registry, seed, step);
@@ -306,15 +305,15 @@ async fn a_follower_lists_in_the_order_of_a_fresh_load(subject: Subject) {
     create(&first, chosen.clone()).await;
     create(&first, entry("/spire/agent/x", "/other", &["a:1"])).await;
     for node in ["/spire/agent/1", "/spire/agent/2"] {
-        first.put_agent(agent(node)).await.unwrap();
+        first.agents.put(agent(node)).await.unwrap();
     }
-    second.save_journal("caught up", vec![1]).await.unwrap();
-    let deleted = first.delete_entries(vec!["chosen".to_owned()]).await;
+    second.journals.save("caught up", vec![1]).await.unwrap();
+    let deleted = first.entries.delete(vec!["chosen".to_owned()]).await;
     deleted.unwrap().remove(0).unwrap();
     create(&first, chosen).await;
-    first.delete_agent(&id("/spire/agent/1")).await.unwrap();
-    first.put_agent(agent("/spire/agent/1")).await.unwrap();
-    second.save_journal("caught up", vec![2]).await.unwrap();
+    first.agents.delete(&id("/spire/agent/1")).await.unwrap();
+    first.agents.put(agent("/spire/agent/1")).await.unwrap();
+    second.journals.save("caught up", vec![2]).await.unwrap();
     let (_fresh, fresh) = subject.open().await;
     assert_eq!(content(&followed), content(&fresh));
 }
@@ -332,7 +331,7 @@ async fn a_follower_far_behind_loads_everything(subject: Subject) {
         .await;
     create(&second, entry("/spire/agent/x", "/own", &["a:1"])).await;
     create(&first, entry("/spire/agent/x", "/last", &["a:1"])).await;
-    second.save_journal("a", vec![1]).await.unwrap();
+    second.journals.save("a", vec![1]).await.unwrap();
     assert_eq!(second_registry.revision(), 103);
     let (_fresh, fresh_registry) = subject.open().await;
     assert_eq!(content(&second_registry), content(&fresh_registry));
@@ -369,9 +368,9 @@ async fn what_servers_note_for_themselves_wakes_no_reader(subject: Subject) {
     let mut revisions = registry.subscribe();
     revisions.mark_unchanged();
     let minute = Duration::from_secs(60);
-    let taken = datastore.acquire_lease("job", "me", minute, subject.now());
+    let taken = datastore.leases.acquire("job", "me", minute, subject.now());
     assert!(taken.await.unwrap());
-    datastore.save_journal("mine", vec![1]).await.unwrap();
+    datastore.journals.save("mine", vec![1]).await.unwrap();
     assert!(!revisions.has_changed().unwrap());
     assert_eq!((registry.revision(), *revisions.borrow()), (2, 2));
     create(&datastore, entry("/spire/agent/x", "/web", &["a:1"])).await;

@@ -58,7 +58,7 @@ async fn fork(subject: &Subject, lost: &[&str], new: &[&str]) -> (Datastore, Arc
     write(&first, &["/common"]).await;
     let revoked = create(&first, entry("/spire/agent/x", "/revoked", &["a:1"])).await;
     save(subject, "common").await;
-    let deleted = first.delete_entries(vec![revoked.id.to_string()]).await;
+    let deleted = first.entries.delete(vec![revoked.id.to_string()]).await;
     deleted.unwrap().remove(0).unwrap();
     write(&first, new).await;
     save(subject, "new").await;
@@ -121,7 +121,8 @@ async fn a_writer_recognises_a_lost_history_before_it_writes(subject: Subject) {
     restore(&subject, "new").await;
     // In the lost history there is no such entry; in the new one there is.
     let made = server
-        .create_entries(vec![entry("/spire/agent/x", "/3", &["a:1"])])
+        .entries
+        .create(vec![entry("/spire/agent/x", "/3", &["a:1"])])
         .await
         .unwrap()
         .remove(0);

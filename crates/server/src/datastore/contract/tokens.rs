@@ -26,20 +26,14 @@ fn token(text: &str, expires_at: i64) -> JoinToken {
 
 async fn a_token_is_redeemed_once(subject: Subject) {
     let (datastore, _) = subject.open().await;
-    datastore
-        .create_join_token(token("t", NOW + 1))
-        .await
-        .unwrap();
+    datastore.tokens.create(token("t", NOW + 1)).await.unwrap();
     assert_eq!(
-        datastore.create_join_token(token("t", NOW + 1)).await,
+        datastore.tokens.create(token("t", NOW + 1)).await,
         Err(TokenError::Taken)
     );
+    assert_eq!(datastore.tokens.redeem("t", subject.now()).await, Ok(()));
     assert_eq!(
-        datastore.redeem_join_token("t", subject.now()).await,
-        Ok(())
-    );
-    assert_eq!(
-        datastore.redeem_join_token("t", subject.now()).await,
+        datastore.tokens.redeem("t", subject.now()).await,
         Err(TokenError::Unknown)
     );
 }
@@ -47,7 +41,7 @@ async fn a_token_is_redeemed_once(subject: Subject) {
 async fn one_of_many_racing_redemptions_wins(subject: Subject) {
     let (first, _) = subject.open().await;
     let (second, _) = subject.open().await;
-    first.create_join_token(token("t", NOW + 60)).await.unwrap();
+    first.tokens.create(token("t", NOW + 60)).await.unwrap();
     let now = subject.now();
     let racers: Vec<_> = (0..64)
         .map(|n| {
@@ -56,7 +50,7 @@ async fn one_of_many_racing_redemptions_wins(subject: Subject) {
             } else {
                 second.clone()
             };
-            tokio::spawn(async move { datastore.redeem_join_token("t", now).await })
+            tokio::spawn(async move { datastore.tokens.redeem("t", now).await })
         })
         .collect();
     let mut won = 0;
@@ -73,17 +67,14 @@ async fn an_expired_token_is_refused_and_gone(subject: Subject) {
     let (datastore, _) = subject.open().await;
     // The second of its expiry is no longer a token's own.
     for expiry in [NOW - 1, NOW] {
-        datastore
-            .create_join_token(token("t", expiry))
-            .await
-            .unwrap();
+        datastore.tokens.create(token("t", expiry)).await.unwrap();
         assert_eq!(
-            datastore.redeem_join_token("t", subject.now()).await,
+            datastore.tokens.redeem("t", subject.now()).await,
             Err(TokenError::Expired)
         );
     }
     assert_eq!(
-        datastore.redeem_join_token("t", subject.now()).await,
+        datastore.tokens.redeem("t", subject.now()).await,
         Err(TokenError::Unknown)
     );
 }
@@ -92,7 +83,7 @@ async fn an_unknown_token_is_refused(subject: Subject) {
     let (datastore, registry) = subject.open().await;
     for text in ["", "t", "T", "t\0"] {
         assert_eq!(
-            datastore.redeem_join_token(text, subject.now()).await,
+            datastore.tokens.redeem(text, subject.now()).await,
             Err(TokenError::Unknown)
         );
     }
@@ -110,11 +101,11 @@ fn with_alias(text: &str, named: &str) -> JoinToken {
 async fn a_redeemed_token_leaves_its_alias(subject: Subject) {
     let (datastore, registry) = subject.open().await;
     let made = with_alias("t", "/node");
-    datastore.create_join_token(made).await.unwrap();
+    datastore.tokens.create(made).await.unwrap();
     assert_eq!(registry.entry_count(&EntryFilter::default()), 0);
     // Another server, or this one after a restart, redeems it as well.
     let (again, _) = subject.open().await;
-    again.redeem_join_token("t", subject.now()).await.unwrap();
+    again.tokens.redeem("t", subject.now()).await.unwrap();
     let (_fresh, fresh) = subject.open().await;
     let aliases = fresh.entries_for_spiffe_id(&id("/node"));
     let [alias] = &aliases[..] else {
@@ -134,25 +125,23 @@ async fn a_token_that_is_not_redeemed_leaves_no_alias(subject: Subject) {
             expires_at: NOW - 1,
             ..with_alias(text, "/node")
         };
-        datastore.create_join_token(expired).await.unwrap();
+        datastore.tokens.create(expired).await.unwrap();
     }
-    let refused = datastore.redeem_join_token("late", subject.now()).await;
+    let refused = datastore.tokens.redeem("late", subject.now()).await;
     assert_eq!(refused, Err(TokenError::Expired));
-    assert_eq!(datastore.prune_join_tokens(subject.now()).await, Ok(1));
+    assert_eq!(datastore.tokens.prune(subject.now()).await, Ok(1));
     assert_eq!(registry.entry_count(&EntryFilter::default()), 0);
 }
 
 async fn an_alias_that_cannot_be_is_refused_with_its_token(subject: Subject) {
     let (datastore, _) = subject.open().await;
-    let refused = datastore
-        .create_join_token(with_alias("v", "/spire/x"))
-        .await;
+    let refused = datastore.tokens.create(with_alias("v", "/spire/x")).await;
     assert!(matches!(
         refused,
         Err(TokenError::Alias(EntryWriteError::Invalid(_)))
     ));
     assert_eq!(
-        datastore.redeem_join_token("v", subject.now()).await,
+        datastore.tokens.redeem("v", subject.now()).await,
         Err(TokenError::Unknown)
     );
 }
@@ -160,32 +149,28 @@ async fn an_alias_that_cannot_be_is_refused_with_its_token(subject: Subject) {
 async fn pruning_takes_expired_tokens_only(subject: Subject) {
     let (datastore, _) = subject.open().await;
     datastore
-        .create_join_token(token("old", NOW - 1))
+        .tokens
+        .create(token("old", NOW - 1))
         .await
         .unwrap();
     for (text, expiry) in [("due", NOW), ("new", NOW + 1)] {
-        datastore
-            .create_join_token(token(text, expiry))
-            .await
-            .unwrap();
+        datastore.tokens.create(token(text, expiry)).await.unwrap();
     }
-    assert_eq!(datastore.prune_join_tokens(subject.now()).await, Ok(2));
-    assert_eq!(datastore.prune_join_tokens(subject.now()).await, Ok(0));
+    assert_eq!(datastore.tokens.prune(subject.now()).await, Ok(2));
+    assert_eq!(datastore.tokens.prune(subject.now()).await, Ok(0));
     assert_eq!(
-        datastore.redeem_join_token("old", subject.now()).await,
+        datastore.tokens.redeem("old", subject.now()).await,
         Err(TokenError::Unknown)
     );
-    assert_eq!(
-        datastore.redeem_join_token("new", subject.now()).await,
-        Ok(())
-    );
+    assert_eq!(datastore.tokens.redeem("new", subject.now()).await, Ok(()));
 }
 
 async fn a_token_is_not_in_the_store_in_clear(subject: Subject) {
     let (datastore, registry) = subject.open().await;
     let secret = "b2f5ff47-1d3b-4a3a-8d0e-3b1f4f1c9a11";
     datastore
-        .create_join_token(with_alias(secret, "/node"))
+        .tokens
+        .create(with_alias(secret, "/node"))
         .await
         .unwrap();
     let listed = registry.entries(&EntryFilter::default(), &Page::default());

@@ -19,9 +19,10 @@ on_every_database!(
 /// Makes one object of each kind.
 async fn one_of_each(datastore: &Datastore) {
     create(datastore, entry("/spire/agent/x", "/web", &["a:1"])).await;
-    datastore.put_agent(agent("/spire/agent/x")).await.unwrap();
+    datastore.agents.put(agent("/spire/agent/x")).await.unwrap();
     datastore
-        .set_bundle(Bundle::new(td("other.org")))
+        .bundles
+        .set(Bundle::new(td("other.org")))
         .await
         .unwrap();
     let relationship = FederationRelationship {
@@ -29,18 +30,21 @@ async fn one_of_each(datastore: &Datastore) {
         bundle_endpoint_url: "https://other.org/bundle".to_owned(),
         bundle_endpoint_profile: BundleEndpointProfile::HttpsWeb,
     };
-    let made = datastore.create_federation_relationship(relationship, None);
+    let made = datastore
+        .federation_relationships
+        .create(relationship, None);
     made.await.unwrap();
     let token = JoinToken {
         token: "t".to_owned(),
         expires_at: NOW + 60,
         alias: Some(id("/node")),
     };
-    datastore.create_join_token(token).await.unwrap();
-    datastore.save_journal("j", vec![1]).await.unwrap();
+    datastore.tokens.create(token).await.unwrap();
+    datastore.journals.save("j", vec![1]).await.unwrap();
     let lease = std::time::Duration::from_secs(60);
     datastore
-        .acquire_lease("l", "h", lease, from_unix(NOW))
+        .leases
+        .acquire("l", "h", lease, from_unix(NOW))
         .await
         .unwrap();
 }
@@ -74,26 +78,30 @@ async fn members_of_a_newer_version_survive_a_write(subject: Subject) {
         ..EntryPatch::default()
     };
     datastore
-        .update_entries(vec![patch])
+        .entries
+        .update(vec![patch])
         .await
         .unwrap()
         .remove(0)
         .unwrap();
-    datastore.ban_agent(&id("/spire/agent/x")).await.unwrap();
+    datastore.agents.ban(&id("/spire/agent/x")).await.unwrap();
     let more = Bundle {
         jwt_authorities: vec![jwt("k", NOW + 60)],
         ..Bundle::new(td("other.org"))
     };
-    datastore.append_bundle(more).await.unwrap();
+    datastore.bundles.append(more).await.unwrap();
     let url = Some("https://other.org/other".to_owned());
     let other = td("other.org");
-    let updated = datastore.update_federation_relationship(&other, url, None, None);
+    let updated = datastore
+        .federation_relationships
+        .update(&other, url, None, None);
     updated.await.unwrap();
-    datastore.save_journal("j", vec![2]).await.unwrap();
+    datastore.journals.save("j", vec![2]).await.unwrap();
     let lease = std::time::Duration::from_secs(90);
     assert!(
         datastore
-            .acquire_lease("l", "h", lease, from_unix(NOW))
+            .leases
+            .acquire("l", "h", lease, from_unix(NOW))
             .await
             .unwrap()
     );
@@ -106,8 +114,8 @@ async fn members_of_a_newer_version_survive_a_write(subject: Subject) {
     );
     // And when they come by the log instead of a load.
     let (second, _) = subject.open().await;
-    second.save_journal("j", vec![3]).await.unwrap();
-    datastore.save_journal("j", vec![4]).await.unwrap();
+    second.journals.save("j", vec![3]).await.unwrap();
+    datastore.journals.save("j", vec![4]).await.unwrap();
     assert_eq!(newer(&subject, "journals").await, 1);
 }
 
@@ -119,8 +127,8 @@ async fn members_of_a_newer_version_go_with_their_object(subject: Subject) {
     let (datastore, registry) = subject.open().await;
     let node = id("/spire/agent/x");
     let known = Arc::clone(&registry.agent(&node).unwrap());
-    datastore.delete_agent(&node).await.unwrap();
-    datastore.put_agent(known.as_ref().clone()).await.unwrap();
+    datastore.agents.delete(&node).await.unwrap();
+    datastore.agents.put(known.as_ref().clone()).await.unwrap();
     assert_eq!(
         newer(&subject, "agents").await,
         0,

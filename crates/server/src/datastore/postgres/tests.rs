@@ -39,7 +39,8 @@ async fn a_commit_reaches_the_other_servers_by_itself() {
     reached(&second_registry, 1).await;
     assert_eq!(second_registry.entry(&made.id), Some(Arc::clone(&made)));
     second
-        .delete_entries(vec![made.id.to_string()])
+        .entries
+        .delete(vec![made.id.to_string()])
         .await
         .unwrap()
         .remove(0)
@@ -66,7 +67,8 @@ async fn a_server_goes_on_when_its_connections_were_cut() {
     let mut outcomes = Vec::new();
     for _ in 0..3 {
         let outcome = first
-            .create_entries(vec![entry("/spire/agent/x", "/after", &["a:1"])])
+            .entries
+            .create(vec![entry("/spire/agent/x", "/after", &["a:1"])])
             .await;
         let done = outcome.is_ok();
         outcomes.push(outcome);
@@ -138,7 +140,9 @@ async fn open_at(config: DatastoreConfig) -> (Datastore, Arc<Registry>) {
 }
 
 async fn write(datastore: &Datastore, path: &str) -> Result<(), DatastoreError> {
-    let made = datastore.create_entries(vec![entry("/spire/agent/x", path, &["a:1"])]);
+    let made = datastore
+        .entries
+        .create(vec![entry("/spire/agent/x", path, &["a:1"])]);
     made.await.map(|_| ())
 }
 
@@ -195,7 +199,8 @@ async fn what_others_wrote_while_the_database_was_away_from_us_is_followed() {
     proxy.set(Mode::Stopped);
     becomes(&registry, is_away).await;
     other
-        .delete_entries(vec![made.id.to_string()])
+        .entries
+        .delete(vec![made.id.to_string()])
         .await
         .unwrap()
         .remove(0)
