@@ -6,6 +6,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use ::config::fault::{Code, Fault};
 use daemon::http_probes::{HttpProbes, Report};
@@ -18,7 +19,7 @@ use plugin::lifecycle::HostServices;
 use spiffe::clock::{Clock, SystemClock};
 use spiffe::random::{Random, SystemRandom};
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
 
 mod admin_api;
 mod attestor;
@@ -173,6 +174,7 @@ impl Bound {
     /// PLA-11xx: why the node cannot be attested, or is no longer a member.
     pub async fn run(self, shutdown: impl Future<Output = ()> + Send) -> Result<(), Fault> {
         let (stopper, stop) = Stopper::new();
+        let plugins = self.plugins;
         let node = Arc::new(self.node);
         let cache = Arc::new(new_cache(&node, &self.random));
         let (jwt, orders) = watch::channel(None);
@@ -249,6 +251,7 @@ impl Bound {
         while let Some(ended) = tasks.join_next().await {
             outcome = outcome.and(flatten(ended));
         }
+        plugins.stop().await;
         outcome
     }
 }
@@ -302,8 +305,8 @@ impl Membership {
         if outcome.is_err() {
             // The node is no member any more: what was kept for it is gone and is not to be written again.
             writer.abort();
-        } else if let Err(error) = writer.await {
-            tracing::warn!(%error, "last good state not stored");
+        } else {
+            last_write(writer).await;
         }
         if outcome.is_ok() {
             let agent_id = current.borrow().id().clone();
@@ -445,6 +448,21 @@ async fn show_state(
         };
         if changed.is_err() {
             return;
+        }
+    }
+}
+
+/// A disk that hangs holds up the stop no longer than this.
+const LAST_WRITE: Duration = Duration::from_secs(5);
+
+/// Waits for the writer of the last good state to end, which writes once more when the agent stops.
+async fn last_write(mut writer: JoinHandle<()>) {
+    match tokio::time::timeout(LAST_WRITE, &mut writer).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::warn!(%error, "last good state not stored"),
+        Err(_elapsed) => {
+            writer.abort();
+            tracing::error!("last good state not stored: the disk does not answer");
         }
     }
 }

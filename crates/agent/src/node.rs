@@ -1,5 +1,6 @@
 //! The node's own identity: its SVID, the key behind it, and where both are kept between runs.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -14,6 +15,7 @@ use spiffe::key::{KeyType, PublicKey, Signer};
 use spiffe::x509::Certificate;
 
 use crate::cache::Snapshot;
+use crate::cache::bundles::TaintedKeys;
 use crate::config::{Config, WorkloadKeys};
 use crate::server_client::issued::AgentSvid;
 use crate::state::last_good::{self, Digest};
@@ -44,6 +46,13 @@ impl NodeIdentity {
         spiffe::rotation::half_life(self.svid.facts.not_before, self.svid.facts.not_after)
     }
 
+    /// Whether an authority that signed the SVID is tainted in the node's own bundle.
+    pub(crate) fn is_signed_by_tainted(&self, own: &Bundle) -> bool {
+        let tainted = TaintedKeys::of(own).x509;
+        let mut issuers = self.svid.facts.issuers.iter();
+        issuers.any(|issuer| tainted.contains(issuer))
+    }
+
     pub(crate) fn is_expired(&self, now: SystemTime) -> bool {
         now + CLOCK_SKEW >= self.svid.facts.not_after
     }
@@ -64,6 +73,8 @@ pub(crate) struct Node {
     in_use: Mutex<Option<PublicKey>>,
     /// Why there is no identity, once one was removed.
     removal: Mutex<Option<Removal>>,
+    /// The identity was removed, and the process ends: a renewal that was under way stores nothing any more.
+    forgotten: AtomicBool,
     /// One writer of the state directory at a time, so that nothing is written for an identity after its removal.
     /// Taken on blocking threads only; `data` may be taken while it is held, never the other way round.
     disk: Mutex<()>,
@@ -123,6 +134,7 @@ impl Node {
             data,
             in_use: Mutex::new(None),
             removal,
+            forgotten: AtomicBool::new(false),
             disk: Mutex::new(()),
         })
     }
@@ -214,6 +226,12 @@ impl Node {
         change: impl FnOnce(&mut AgentData) + Send + 'static,
     ) -> Result<(), Fault> {
         self.on_disk(move |node| {
+            if node.forgotten.load(Ordering::Relaxed) {
+                return Err(Fault::new(
+                    Code::Internal,
+                    "nothing is stored any more: the node's identity was removed",
+                ));
+            }
             let mut next = node.data();
             change(&mut next);
             node.state.store(&next)?;
@@ -346,6 +364,7 @@ impl Node {
         };
         let removed = self
             .on_disk(move |node| {
+                node.forgotten.store(true, Ordering::Relaxed);
                 *lock(&node.removal) = Some(removal.clone());
                 {
                     let mut data = lock(&node.data);

@@ -29,7 +29,6 @@ mod watching;
 pub(crate) use jwt::{JwtError, JwtRequest, Reply};
 
 use crate::backoff::{Backoff, spread};
-use crate::cache::bundles::TaintedKeys;
 use crate::cache::keys::KeyPool;
 use crate::cache::{Cache, Delta};
 use crate::dial;
@@ -216,7 +215,13 @@ impl Sync {
         let outcome = self.follow().await;
         if let Some(reason) = self.removal {
             let agent_id = self.identity.id().clone();
-            self.node.forget(agent_id, reason).await;
+            let forgotten = self.node.forget(agent_id, reason);
+            let forgotten = tokio::time::timeout(node_svid::SAVE_AT_STOP, forgotten);
+            if forgotten.await.is_err() {
+                tracing::error!(
+                    "the node's SVID is not removed from disk: the disk does not answer"
+                );
+            }
         } else {
             self.save_at_stop().await;
         }
@@ -344,9 +349,7 @@ impl Sync {
 
     /// Renews the node's own SVID when a tainted authority signed it, also when that was known before a restart.
     fn renew_if_tainted(&mut self, bundle: &Bundle) {
-        let tainted = TaintedKeys::of(bundle).x509;
-        let issuers = &self.identity.svid.facts.issuers;
-        if issuers.iter().any(|issuer| tainted.contains(issuer)) {
+        if self.identity.is_signed_by_tainted(bundle) {
             self.renewal.hurry();
         }
     }

@@ -535,3 +535,16 @@ async fn under_systemd_svids_outlive_a_restart_without_a_server_and_touch_no_dis
     assert_eq!(messages[0], "FDSTOREREMOVE=1\nFDNAME=plastron-svids");
     nix::unistd::close(descriptor).unwrap();
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_disk_that_hangs_does_not_hold_up_the_stop() {
+    let hangs = tokio::spawn(std::future::pending());
+    last_write(hangs).await;
+    let (done, written) = oneshot::channel();
+    last_write(tokio::spawn(async move {
+        tokio::time::sleep(LAST_WRITE / 2).await;
+        done.send(()).unwrap();
+    }))
+    .await;
+    written.await.unwrap();
+}

@@ -1,7 +1,7 @@
 //! The calls that were not answered with an identity, by the request ID in the caller's error: what an operator who is given
 //! that ID needs to see which selector was missing or which attestor did not answer.
 //!
-//! Kept in memory, for a while and in bounded number: of each user the last few, and of so many users, so that none
+//! Kept in memory while the agent runs, in bounded number: of each user the last few, and of so many users, so that none
 //! pushes out what is known of the others. Selectors are here as they were found; the code that shows them
 //! decides which.
 
@@ -69,22 +69,40 @@ impl RequestRecord {
 
 /// The last of them.
 #[derive(Debug, Default)]
-pub(crate) struct RequestLog(Mutex<HashMap<u32, VecDeque<RequestRecord>>>);
+pub(crate) struct RequestLog(Mutex<Table>);
+
+#[derive(Debug, Default)]
+struct Table {
+    users: HashMap<u32, Calls>,
+    /// Calls so far. Their order, which a clock that is set back does not change.
+    number: u64,
+}
+
+/// The calls of one user.
+#[derive(Debug, Default)]
+struct Calls {
+    records: VecDeque<RequestRecord>,
+    /// The number of the last one.
+    last: u64,
+}
 
 impl RequestLog {
     pub(super) fn add(&self, record: RequestRecord) {
-        let mut users = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut table = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let Table { users, number } = &mut *table;
+        *number += 1;
         if users.len() >= USERS && !users.contains_key(&record.uid) {
             // The user who has been without such a call longest is forgotten.
             let quietest = users
                 .iter()
-                .min_by_key(|(_, records)| records.back().map(|last| last.at))
+                .min_by_key(|(_, calls)| calls.last)
                 .map(|(user, _)| *user);
             if let Some(quietest) = quietest {
                 users.remove(&quietest);
             }
         }
-        let records = users.entry(record.uid).or_default();
+        let Calls { records, last } = users.entry(record.uid).or_default();
+        *last = *number;
         if records.len() >= OF_USER {
             records.pop_front();
         }
@@ -94,9 +112,9 @@ impl RequestLog {
     /// The call of this name, if it is still known.
     #[cfg_attr(not(test), expect(dead_code, reason = "for `explain --request`"))]
     pub(crate) fn find(&self, id: &str) -> Option<RequestRecord> {
-        let users = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let found = users.values().flatten().find(|record| record.id == id);
-        found.cloned()
+        let table = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut records = table.users.values().flat_map(|calls| &calls.records);
+        records.find(|record| record.id == id).cloned()
     }
 }
 
@@ -123,7 +141,8 @@ mod tests {
     }
 
     fn len(log: &RequestLog) -> usize {
-        log.0.lock().unwrap().values().map(VecDeque::len).sum()
+        let table = log.0.lock().unwrap();
+        table.users.values().map(|calls| calls.records.len()).sum()
     }
 
     #[test]
@@ -157,9 +176,25 @@ mod tests {
             // Keeps being refused.
             log.add(record("r-zero", 0, u64::from(user)));
         }
-        assert_eq!(log.0.lock().unwrap().len(), USERS);
+        assert_eq!(log.0.lock().unwrap().users.len(), USERS);
         assert!(log.find("r-zero").is_some() && log.find("r-199").is_some());
         assert!(log.find("r-1").is_none());
+    }
+
+    #[test]
+    fn after_a_clock_was_set_back_new_users_push_out_the_old_ones_and_not_each_other() {
+        let log = RequestLog::default();
+        let users = u32::try_from(USERS).unwrap();
+        for user in 0..users {
+            log.add(record(&format!("r-{user}"), user, 3600));
+        }
+        for user in users..users + 2 {
+            log.add(record(&format!("r-{user}"), user, u64::from(user)));
+        }
+        for kept in [users, users + 1] {
+            assert!(log.find(&format!("r-{kept}")).is_some());
+        }
+        assert!(log.find("r-0").is_none() && log.find("r-1").is_none());
     }
 
     #[test]

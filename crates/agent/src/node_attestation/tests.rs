@@ -619,3 +619,15 @@ async fn an_attestor_that_cannot_answer_ends_the_attestation() {
     assert!(fault.to_string().contains("answers none"), "{fault}");
     assert_eq!(server.calls("AttestAgent"), 1);
 }
+
+#[tokio::test]
+async fn an_identity_that_was_removed_is_not_stored_again_by_a_renewal_that_was_under_way() {
+    let server = FakeServer::start("example.org").await;
+    let directory = tempfile::tempdir().unwrap();
+    let node = node(server.port, directory.path(), &FixtureOptions::default()).await;
+    let identity = attested(&node, None).await.unwrap().identity;
+    node.forget(identity.id().clone(), Reason::Banned).await;
+    node.store_identity(&identity).await.unwrap_err();
+    assert!(node.state.load().unwrap().svid.is_empty());
+    assert_eq!(node.state.removal().unwrap().reason, Reason::Banned);
+}

@@ -5,11 +5,13 @@ use std::time::{Duration, SystemTime};
 
 use config::fault::{Code, Fault};
 use daemon::telemetry::CallError;
+use spiffe::bundle::Bundle;
 use spiffe::rotation::earliest_renewal;
 use tokio::time::Instant;
 
 use super::{Following, Outcome, Sync};
 use crate::backoff::Backoff;
+use crate::cache::Delta;
 use crate::dial;
 use crate::metrics::SVID_RENEWAL;
 use crate::node::{Node, NodeIdentity};
@@ -20,8 +22,8 @@ use crate::timefmt::rfc3339;
 /// Between attempts to write an SVID to disk that could not be written.
 const SAVE_PAUSE: Duration = Duration::from_secs(5);
 
-/// A disk that hangs holds up the stop no longer than this.
-const SAVE_AT_STOP: Duration = Duration::from_secs(5);
+/// A disk that hangs holds up the end of the task no longer than this.
+pub(super) const SAVE_AT_STOP: Duration = Duration::from_secs(5);
 
 /// The state of renewal.
 #[derive(Debug)]
@@ -92,6 +94,11 @@ impl Renewal {
         self.unsaved.get_or_insert(Instant::now() + SAVE_PAUSE);
     }
 
+    /// The next attempt waits for a while that grows.
+    fn pause(&mut self) {
+        self.not_before = Some(Instant::now() + self.backoff.next());
+    }
+
     /// Until what is not on disk is written again.
     pub(super) fn save_pause_left(&self) -> Option<Duration> {
         self.unsaved
@@ -145,15 +152,21 @@ impl Sync {
         self.call(async move { Outcome::Saved(saving.await) });
     }
 
+    fn own_bundle(&self) -> Option<Arc<Bundle>> {
+        let own = &self.node.config.trust_domain;
+        let mut bundles = self.cache.bundles().into_iter();
+        bundles.find(|bundle| bundle.trust_domain == *own)
+    }
+
+    fn is_signed_by_tainted(&self, identity: &NodeIdentity) -> bool {
+        self.own_bundle()
+            .is_some_and(|own| identity.is_signed_by_tainted(&own))
+    }
+
     /// Writes the SVID in use and the trust bundle to disk.
     fn save(&self) -> impl Future<Output = Result<(), Fault>> + Send + use<> {
         let (node, identity) = (Arc::clone(&self.node), self.identity.clone());
-        let own = &self.node.config.trust_domain;
-        let bundle = self
-            .cache
-            .bundles()
-            .into_iter()
-            .find(|bundle| bundle.trust_domain == *own);
+        let bundle = self.own_bundle();
         async move {
             node.store_identity(&identity).await?;
             match bundle {
@@ -214,8 +227,14 @@ impl Sync {
             let attested = node_attestation::attest_node(&node, None, random, stop).await;
             Outcome::Renewed(match attested {
                 Ok(Some(AttestedNode {
-                    identity, unsaved, ..
-                })) => Ok(Renewed { identity, unsaved }),
+                    identity,
+                    bundle,
+                    unsaved,
+                })) => Ok(Renewed {
+                    identity,
+                    unsaved,
+                    bundle: Some(bundle),
+                }),
                 Ok(None) => Err(ClientError::Unavailable("the agent stops".to_owned()).into()),
                 Err(fault) => Err(RenewalError::Node(fault)),
             })
@@ -230,7 +249,11 @@ impl Sync {
         self.renewal.busy = false;
         let now = self.node.clock.now();
         match outcome {
-            Ok(Renewed { identity, unsaved }) => {
+            Ok(Renewed {
+                identity,
+                unsaved,
+                bundle,
+            }) => {
                 tracing::info!(id = %identity.id(), "the node's SVID was renewed");
                 self.renewal.hurry = false;
                 let not_after = identity.svid.facts.not_after;
@@ -241,17 +264,33 @@ impl Sync {
                         now = rfc3339(now),
                         "the renewed SVID is expired by this node's clock: the clock is ahead of the server's"
                     );
-                    self.renewal.not_before = Some(Instant::now() + self.renewal.backoff.next());
+                    self.renewal.pause();
+                } else if self.is_signed_by_tainted(&identity) {
+                    tracing::warn!(
+                        "a tainted authority signed the renewed SVID too: the server has not replaced it yet"
+                    );
+                    self.renewal.pause();
                 } else {
                     self.renewal.backoff.reset();
                     self.renewal.not_before = None;
                 }
                 self.renewal.not_sooner = Some(earliest_renewal(now, not_after));
-                self.renewal.unsaved = unsaved.then(|| Instant::now() + SAVE_PAUSE);
-                self.use_identity(identity)
+                // What was unsaved before stays so: it may be the trust bundle.
+                if unsaved {
+                    self.renewal.save_later();
+                }
+                self.use_identity(identity)?;
+                if let Some(bundle) = bundle {
+                    // The server that attested the node may have another authority than the one before.
+                    self.apply(Delta {
+                        bundles: vec![bundle],
+                        ..Delta::default()
+                    });
+                }
+                Ok(())
             }
             Err(error) => {
-                self.renewal.not_before = Some(Instant::now() + self.renewal.backoff.next());
+                self.renewal.pause();
                 match error {
                     RenewalError::Client(error) => {
                         self.failed(current, "the node's SVID not renewed", &error)
@@ -287,6 +326,8 @@ pub(super) struct Renewed {
     identity: NodeIdentity,
     /// It is not on disk yet.
     unsaved: bool,
+    /// Of the server that attested the node again.
+    bundle: Option<Bundle>,
 }
 
 async fn renew(
@@ -319,5 +360,9 @@ async fn renew(
             true
         }
     };
-    Ok(Renewed { identity, unsaved })
+    Ok(Renewed {
+        identity,
+        unsaved,
+        bundle: None,
+    })
 }

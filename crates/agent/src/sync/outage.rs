@@ -82,9 +82,14 @@ impl Sync {
         }
     }
 
-    /// The server answered a call: whatever failed before, it is there.
+    /// The server answered a call: whatever failed before, it is there. A fault that somebody had to mend is over too,
+    /// such as a clock that was wrong.
     pub(super) fn answered(&mut self) {
-        if !self.status.borrow().connected {
+        let is_well = {
+            let status = self.status.borrow();
+            status.connected && !status.broken
+        };
+        if !is_well {
             self.connected();
         }
     }

@@ -15,7 +15,7 @@ use super::*;
 use crate::cache::svids::RotationRule;
 use crate::cache::update::{Identity, WorkloadUpdate};
 use crate::cache::{CacheOptions, Purpose};
-use crate::config::{Config, Overrides};
+use crate::config::{Config, Overrides, TrustSource};
 use crate::node::NodePlugins;
 use crate::node_attestation;
 use crate::state::StateDir;
@@ -72,7 +72,7 @@ async fn start_in(
     attestor: Option<Arc<dyn NodeAttestor>>,
     prepare: impl FnOnce(&FakeServer),
 ) -> Fixture {
-    let change = |plugins: &mut NodePlugins| {
+    let change = |_: &mut Config, plugins: &mut NodePlugins| {
         if let Some(attestor) = attestor {
             plugins.attestor = attestor;
         }
@@ -80,18 +80,18 @@ async fn start_in(
     start_changed(directory, change, prepare).await
 }
 
-/// The same with plugins of its own.
+/// The same with a configuration and plugins of its own.
 async fn start_changed(
     directory: tempfile::TempDir,
-    change: impl FnOnce(&mut NodePlugins),
+    change: impl FnOnce(&mut Config, &mut NodePlugins),
     prepare: impl FnOnce(&FakeServer),
 ) -> Fixture {
     let server = FakeServer::start("example.org").await;
     prepare(&server);
-    let config = config(&server, directory.path());
+    let mut config = config(&server, directory.path());
     let clock = MovedClock::default();
     let mut plugins = crate::testing::node_plugins(&config).await;
-    change(&mut plugins);
+    change(&mut config, &mut plugins);
     let state = StateDir::open(&config.data_dir).unwrap();
     let node = Arc::new(Node::open(config, state, plugins, Arc::new(clock.clone())).unwrap());
     let random: Arc<dyn Random> = Arc::new(SystemRandom);
@@ -904,7 +904,7 @@ impl KeyManager for ExternalKeys {
 }
 
 async fn a_node_with_external_keys_attests_connects_and_renews() {
-    let change = |plugins: &mut NodePlugins| {
+    let change = |_: &mut Config, plugins: &mut NodePlugins| {
         plugins.keys = Arc::new(ExternalKeys(Arc::clone(&plugins.keys)));
     };
     let prepare = |server: &FakeServer| server.change(|state| state.watch = true);
@@ -1174,6 +1174,142 @@ async fn a_node_that_can_prove_itself_again_comes_back_after_an_eviction_and_an_
         .unwrap();
     assert_eq!(f.server.calls("RenewAgent"), 0);
     assert!(!f.stored().svid.is_empty());
+}
+
+impl Fixture {
+    /// Waits until the server was synced so many times more.
+    async fn syncs(&self, more: usize) {
+        let before = self.server.calls("SyncAuthorizedEntries");
+        let later = async {
+            while self.server.calls("SyncAuthorizedEntries") < before + more {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(LONG, later).await.expect("in time");
+    }
+
+    /// Has the task look at the clock, which was moved by hand.
+    async fn wake(&self) {
+        let a = entry("a", "/a", &["unix:uid:1"]);
+        self.token(&a, "wake").await.ok();
+    }
+
+    async fn new_identity(&mut self) {
+        tokio::time::timeout(LONG, self.ends.identity.changed())
+            .await
+            .expect("in time")
+            .unwrap();
+        self.ends.identity.borrow_and_update();
+    }
+}
+
+#[tokio::test]
+async fn a_node_that_proves_itself_to_a_re_created_server_trusts_that_server() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("bootstrap.pem");
+    let change = |config: &mut Config, plugins: &mut NodePlugins| {
+        config.trust_source = TrustSource::Path(file.clone());
+        plugins.attestor = Arc::new(Repeatable);
+    };
+    let prepare = |server: &FakeServer| {
+        server.change(|state| {
+            std::fs::write(&file, state.authority.certificate.to_pem()).unwrap();
+        });
+    };
+    let mut f = start_changed(directory, change, prepare).await;
+    f.status(|status| status.connected).await;
+    f.ends.identity.borrow_and_update();
+    let next = f.server.show_certificate_of_another_authority();
+    std::fs::write(&file, next.certificate.to_pem()).unwrap();
+    f.server.change(|state| {
+        state.bundle = Bundle::new(trust_domain());
+        state.bundle.add_x509_authority(next.certificate.clone());
+        state.authority = next.clone();
+    });
+    f.server.cut_connections();
+    f.status(|status| !status.connected).await;
+    f.clock.advance(65 * HOUR / 60);
+    f.wake().await;
+    f.new_identity().await;
+    f.status(|status| status.connected && !status.broken).await;
+    assert_eq!(f.server.calls("AttestAgent"), 2);
+    assert_eq!(f.stored().bundle[0].der(), next.certificate.der());
+}
+
+#[tokio::test]
+async fn an_svid_that_a_tainted_authority_signed_again_is_not_renewed_without_pause() {
+    let mut f = start(|_| {}).await;
+    f.status(|status| status.connected).await;
+    f.ends.identity.borrow_and_update();
+    f.server
+        .change(|state| state.bundle.x509_authorities[0].tainted = true);
+    f.new_identity().await;
+    f.syncs(10).await;
+    assert_eq!(f.server.calls("RenewAgent"), 1);
+}
+
+#[tokio::test]
+async fn a_fault_of_the_clock_is_over_when_the_server_answers_though_nothing_changed() {
+    let mut f = start(|server| server.change(|state| state.watch = true)).await;
+    f.status(|status| status.connected).await;
+    f.ends.identity.borrow_and_update();
+    // Beyond the life of an agent's SVID, within that of the server's certificate.
+    f.clock.advance(65 * HOUR / 60);
+    f.wake().await;
+    f.new_identity().await;
+    f.streams(2).await;
+    f.status(|status| status.connected).await;
+    f.server.fault("NewJWTSVID", Status::not_found("no entry"));
+    let a = entry("a", "/a", &["unix:uid:1"]);
+    f.token(&a, "x").await.unwrap_err();
+    f.status(|status| status.connected && status.broken).await;
+    f.clock.set_back(65 * HOUR / 60);
+    add(&f.server, &a);
+    f.token(&a, "y").await.unwrap();
+    f.status(|status| status.connected && !status.broken).await;
+}
+
+#[tokio::test]
+async fn a_bundle_that_could_not_be_written_is_not_forgotten_over_a_renewal() {
+    let mut f = start(|server| server.change(|state| state.watch = true)).await;
+    f.status(|status| status.connected).await;
+    f.ends.identity.borrow_and_update();
+    let file = f.directory.path().join("agent-data.json");
+    let kept = std::fs::read(&file).unwrap();
+    std::fs::remove_file(&file).unwrap();
+    std::fs::create_dir(&file).unwrap();
+    let mut own = bundle("example.org");
+    f.server.change(|state| {
+        state
+            .bundle
+            .add_x509_authority(own.x509_authorities.remove(0).certificate);
+    });
+    let wire = proto::convert::bundle_to_wire(&f.server.state.lock().unwrap().bundle, None);
+    f.server
+        .events
+        .send(WatchEvent {
+            revision: 2,
+            epoch: "e1".into(),
+            bundles: vec![wire],
+            ..Default::default()
+        })
+        .unwrap();
+    f.until(&["unix:uid:1"], |update| own_authorities(update) == 2)
+        .await;
+    // Two calls later the failed write has been heard of.
+    f.wake().await;
+    f.wake().await;
+    std::fs::remove_dir(&file).unwrap();
+    std::fs::write(&file, kept).unwrap();
+    f.clock.advance(Duration::from_secs(1900));
+    f.wake().await;
+    f.new_identity().await;
+    let written = async {
+        while f.stored().bundle.len() < 2 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(LONG, written).await.expect("in time");
 }
 
 #[tokio::test]

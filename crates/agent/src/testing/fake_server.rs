@@ -233,15 +233,13 @@ impl FakeServer {
     }
 
     /// From the next handshake on the server is one of another authority.
-    pub(crate) fn show_certificate_of_another_authority(&self) {
+    pub(crate) fn show_certificate_of_another_authority(&self) -> Authority {
         let trust_domain = self.state.lock().unwrap().trust_domain.clone();
         let key = KeyPair::generate(KeyType::EcP256).unwrap();
-        let leaf = Authority::new(&trust_domain).issue(
-            &SpiffeId::server(&trust_domain),
-            key.public_key(),
-            OWN_LIFE,
-        );
+        let authority = Authority::new(&trust_domain);
+        let leaf = authority.issue(&SpiffeId::server(&trust_domain), key.public_key(), OWN_LIFE);
         self.certificate.set([leaf.der()], &key).unwrap();
+        authority
     }
 
     /// Ends every connection, as a restart does.
