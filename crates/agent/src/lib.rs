@@ -247,13 +247,37 @@ impl Bound {
         };
         handover.systemd().stopping();
         stopper.stop();
+        drained(tasks, ended, plugins.stop()).await
+    }
+}
+
+/// Whatever hangs, the agent ends so long after it was told to stop. What knows what it waits for has a shorter limit.
+const STOP_LIMIT: Duration = Duration::from_secs(20);
+
+/// Waits for the tasks, which were told to stop, then for the plugins. The first fault is the agent's outcome.
+async fn drained(
+    mut tasks: JoinSet<Result<(), Fault>>,
+    ended: Result<(), Fault>,
+    plugins: impl Future<Output = ()>,
+) -> Result<(), Fault> {
+    let first = ended.clone();
+    let all = async {
         let mut outcome = ended;
         while let Some(ended) = tasks.join_next().await {
             outcome = outcome.and(flatten(ended));
         }
-        plugins.stop().await;
+        plugins.await;
         outcome
-    }
+    };
+    tokio::time::timeout(STOP_LIMIT, all)
+        .await
+        .unwrap_or_else(|_elapsed| {
+            let seconds = STOP_LIMIT.as_secs();
+            let what = format!("the agent did not stop within {seconds} s");
+            first.and(Err(Fault::new(Code::Internal, what).because(
+                "a disk, a plugin or the service manager does not answer",
+            )))
+        })
 }
 
 /// The part of the agent that is a member of the trust domain.

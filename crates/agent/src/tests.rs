@@ -548,3 +548,38 @@ async fn a_disk_that_hangs_does_not_hold_up_the_stop() {
     .await;
     written.await.unwrap();
 }
+
+#[tokio::test(start_paused = true)]
+async fn plugins_are_stopped_when_all_else_has_ended() {
+    let (say, said) = oneshot::channel();
+    let mut tasks = JoinSet::new();
+    tasks.spawn(async {
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        say.send(()).unwrap();
+        Ok(())
+    });
+    let mut stopped = false;
+    drained(tasks, Ok(()), async {
+        said.await.unwrap();
+        stopped = true;
+    })
+    .await
+    .unwrap();
+    assert!(stopped);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_agent_ends_whatever_hangs_and_with_its_first_fault() {
+    let banned = Fault::new(Code::AgentBanned, "this node was banned");
+    for (ended, code) in [
+        (Ok(()), Code::Internal),
+        (Err(banned.clone()), Code::AgentBanned),
+    ] {
+        let mut tasks = JoinSet::new();
+        tasks.spawn(std::future::pending());
+        let fault = drained(tasks, ended, async {}).await.unwrap_err();
+        assert_eq!(fault.code, code);
+        let plugins = std::future::pending();
+        drained(JoinSet::new(), Ok(()), plugins).await.unwrap_err();
+    }
+}
