@@ -185,6 +185,72 @@ mod tests {
         assert_eq!(TABLE.len(), 66);
     }
 
+    /// The text of all files below a directory.
+    fn read(directory: &std::path::Path, texts: &mut Vec<String>) {
+        for file in std::fs::read_dir(directory).unwrap() {
+            let path = file.unwrap().path();
+            if path.is_dir() {
+                read(&path, texts);
+            } else {
+                texts.push(std::fs::read_to_string(&path).unwrap());
+            }
+        }
+    }
+
+    /// The methods of all services of a .proto file, with whether their requests and answers are streams.
+    fn declared(text: &str) -> Vec<(String, [bool; 2])> {
+        // A declaration may go over several lines; a comment may hold words of one.
+        let lines = text.lines().map(|line| line.split("//").next().unwrap());
+        let text = lines.collect::<Vec<_>>().join(" ");
+        let (mut package, mut service, mut methods) = ("", String::new(), Vec::new());
+        for statement in text.split([';', '{', '}']) {
+            let words: Vec<_> = statement.split_whitespace().collect();
+            match words.as_slice() {
+                ["package", name] => package = *name,
+                ["service", name] => service = format!("{package}.{name}"),
+                ["rpc", ..] => {
+                    let (name, rest) = statement.split_once('(').unwrap();
+                    let name = name.split_whitespace().nth(1).unwrap();
+                    let (request, answer) = rest.split_once("returns").unwrap();
+                    let streams = [request, answer].map(is_stream);
+                    methods.push((format!("/{service}/{name}"), streams));
+                }
+                _ => {}
+            }
+        }
+        methods
+    }
+
+    /// Of a type in parentheses, the opening one of which may be gone.
+    fn is_stream(ty: &str) -> bool {
+        let ty = ty.trim().trim_start_matches('(').trim_start();
+        ty.starts_with("stream ")
+    }
+
+    #[test]
+    fn has_a_row_for_each_method_that_the_protocol_files_declare_and_no_other() {
+        let files = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../proto");
+        let mut all = Vec::new();
+        read(&files.join("spire/api/server"), &mut all);
+        read(&files.join("plastron/server"), &mut all);
+        let mut methods: Vec<_> = all.iter().flat_map(|text| declared(text)).collect();
+        methods.sort();
+        // The health service is another project's, and comes with tonic.
+        let health = |row: &&Row| !row.method.starts_with("/grpc.health.v1.Health/");
+        let served: Vec<_> = TABLE.iter().filter(health).collect();
+        let served_names: Vec<_> = served.iter().map(|row| row.method).collect();
+        let names: Vec<_> = methods.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(served_names, names);
+        for (row, (_, streams)) in served.iter().zip(&methods) {
+            let lifetime = match streams {
+                [false, false] => Lifetime::Unary,
+                [false, true] => Lifetime::Subscription,
+                [true, _] => Lifetime::Conversation,
+            };
+            assert_eq!(row.lifetime, lifetime, "{}", row.method);
+        }
+    }
+
     #[test]
     fn refuses_what_it_does_not_list() {
         for method in [
