@@ -3,8 +3,10 @@
 //! A client certificate is optional, since an agent has none before it is attested. One that is shown must verify against
 //! the bundle of its own trust domain and belong to this trust domain or to a configured administrator.
 
+use std::future::Future;
 use std::io::ErrorKind;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -166,7 +168,12 @@ async fn serve(
         return;
     };
     let svid = peer.as_ref().map(PeerSvid::from);
-    let withdrawn = peer.map(|peer| peers.bundles.withdrawn(&peer));
+    // On the heap, since it is handed on: here it would have room for each of the hands.
+    let withdrawn: Pin<Box<dyn Future<Output = ()> + Send>> = match &peer {
+        Some(peer) => Box::pin(peers.bundles.withdrawn(peer)),
+        // Nobody vouched for it.
+        None => Box::pin(std::future::pending()),
+    };
     let authorizer = &serving.api.authorizer;
     if let Some(svid) = &svid
         && !authorizer.may_connect(svid.id())
@@ -194,13 +201,6 @@ async fn serve(
     };
     let budget = slot.enter(account, class);
     let connection = Connection::new(principal, Some(address), budget, slot.closing());
-    let withdrawn = async {
-        match withdrawn {
-            Some(withdrawn) => withdrawn.await,
-            // Nobody vouched for it.
-            None => std::future::pending().await,
-        }
-    };
     serve_connection(stream, connection, slot, serving, withdrawn).await;
 }
 
