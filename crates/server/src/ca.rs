@@ -363,9 +363,10 @@ impl Ca {
         );
         match self.x509.prepare_next(self.clock.now()).await {
             Ok(next) => {
-                // What another call has activated meanwhile is as new.
-                self.x509.activate_prepared(&next.authority_id).await;
-                follower.unreliable.clear();
+                // If another call has put one of its own in its place, it is looked again what signs then.
+                if self.x509.activate_prepared(&next.authority_id).await {
+                    follower.unreliable.clear();
+                }
                 self.context.server_svid_due.notify_one();
             }
             Err(error) => tracing::error!(%error, "Unable to rotate X509 CA"),

@@ -10,7 +10,7 @@
 //! they were.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use plugin::key_manager::KeyManager;
@@ -23,12 +23,15 @@ use tokio::sync::Notify;
 
 use super::CaError;
 use super::journal::{Journal, Record, SlotName, Status};
-use super::kind::Kind;
+use super::kind::{Draft, Kind};
 use super::slots::{AuthorityState, AuthorityStates, Next, Slot, Slots, state_of};
 use crate::datastore::Bundles;
 use crate::metrics::{AUTHORITY_ACTIVATED, AUTHORITY_EXPIRES, AUTHORITY_PREPARED};
 use crate::registry::Registry;
 use daemon::telemetry::Telemetry;
+
+/// How long a key manager and an upstream authority may take to make an authority; others wait meanwhile.
+const DRAFT_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// What all kinds stand on.
 #[derive(Debug)]
@@ -180,26 +183,10 @@ impl<K: Kind> Authority<K> {
         mut preparation: Preparation<'_, K>,
         now: SystemTime,
     ) -> Result<AuthorityState, CaError> {
-        let AuthorityContext { keys, journal, .. } = self.context.as_ref();
-        let slot = preparation.slot;
-        let key_id = key_id::<K>(slot);
-        let key = keys.generate_key(&key_id, self.kind.key_type()).await;
-        let key = key.map_err(CaError::Keys)?;
-        preparation.key_was_replaced();
-        let draft = self.kind.draft(&key, now).await?;
-        let record = Record {
-            slot,
-            status: Status::Prepared,
-            authority_id: draft.authority_id,
-            origin: draft.origin,
-            upstream_authority_id: draft.upstream_authority_id,
-            issued_at: unix_seconds(now),
-            not_after: unix_seconds(draft.not_after),
-            public_key: key.public_key().spki_der().to_vec(),
-            chain: draft.chain,
-        };
-        let trust = &draft.publication;
-        let issuer = self.kind.issuer(&record, key, trust, now).await?;
+        let journal = &self.context.journal;
+        let drafting = self.draft(&mut preparation, now);
+        let drafted = tokio::time::timeout(DRAFT_TIMEOUT, drafting).await;
+        let (record, issuer, draft) = drafted.map_err(|_elapsed| CaError::TookTooLong)??;
         // Journal first: what is in the bundle but in no journal would be trusted without anybody to answer for it,
         // while a record that the bundle lacks is dropped at the next start.
         journal.append(K::SERIES, record.clone()).await?;
@@ -218,6 +205,35 @@ impl<K: Kind> Authority<K> {
             issuer: Some(Arc::new(issuer)),
         });
         Ok(state)
+    }
+
+    /// Makes the key, the documents and what signs, and tries them. Nothing of it is stored yet.
+    async fn draft(
+        &self,
+        preparation: &mut Preparation<'_, K>,
+        now: SystemTime,
+    ) -> Result<(Record, K::Issuer, Draft), CaError> {
+        let slot = preparation.slot;
+        let key_id = key_id::<K>(slot);
+        let keys = &self.context.keys;
+        let key = keys.generate_key(&key_id, self.kind.key_type()).await;
+        let key = key.map_err(CaError::Keys)?;
+        preparation.key_was_replaced();
+        let mut draft = self.kind.draft(&key, now).await?;
+        let record = Record {
+            slot,
+            status: Status::Prepared,
+            authority_id: std::mem::take(&mut draft.authority_id),
+            origin: draft.origin,
+            upstream_authority_id: std::mem::take(&mut draft.upstream_authority_id),
+            issued_at: unix_seconds(now),
+            not_after: unix_seconds(draft.not_after),
+            public_key: key.public_key().spki_der().to_vec(),
+            chain: std::mem::take(&mut draft.chain),
+        };
+        let trust = &draft.publication;
+        let issuer = self.kind.issuer(&record, key, trust, now).await?;
+        Ok((record, issuer, draft))
     }
 
     /// Lets the prepared authority sign, if it is the one meant. What signs has changed before the first await, so that a

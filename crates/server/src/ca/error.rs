@@ -19,6 +19,8 @@ pub enum CaError {
     Upstream(#[source] plugin::Error),
     #[error("the upstream authority's answer cannot be used: {0}")]
     UnfitUpstream(String),
+    #[error("the key manager, or the upstream authority, took too long to make an authority")]
+    TookTooLong,
     #[error("the certificate could not be made: {0}")]
     Build(#[from] BuildError),
     /// A document made by the new authority does not verify against what would be published.
@@ -43,7 +45,7 @@ impl CallError for CaError {
         match self {
             Self::Store(error) => error.status(),
             Self::Bundle(error) => error.status(),
-            Self::Keys(_) | Self::Upstream(_) => "Unavailable",
+            Self::Keys(_) | Self::Upstream(_) | Self::TookTooLong => "Unavailable",
             _ => "Internal",
         }
     }

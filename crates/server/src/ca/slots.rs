@@ -14,9 +14,10 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use spiffe::clock::{from_unix, unix_seconds};
+use spiffe::clock::from_unix;
 use spiffe::rotation::{activate_at, prepare_at};
 
+use super::BACKDATE;
 use super::journal::{Record, SlotName, Status};
 
 /// How an authority presents itself to an operator.
@@ -127,10 +128,10 @@ impl<I> Slots<I> {
             .collect()
     }
 
-    /// Whether a successor is ready that has not expired.
+    /// Whether a successor is ready that is valid.
     pub(super) fn has_prepared(&self, now: SystemTime) -> bool {
         match &self.next {
-            Next::Prepared(slot) => slot.record.not_after > unix_seconds(now),
+            Next::Prepared(slot) => is_valid(&slot.record, now),
             _ => false,
         }
     }
@@ -147,11 +148,11 @@ impl<I> Slots<I> {
         self.has_prepared(now) && due.is_none_or(|(issued, end)| now >= activate_at(issued, end))
     }
 
-    /// From when until when the current authority lives; nothing once that is over.
+    /// From when until when the current authority lives; nothing when that is not now.
     fn lifetime(&self, now: SystemTime) -> Option<(SystemTime, SystemTime)> {
         let record = &self.current.as_ref()?.record;
-        let end = from_unix(record.not_after);
-        (now < end).then(|| (from_unix(record.issued_at), end))
+        let lifetime = (from_unix(record.issued_at), from_unix(record.not_after));
+        is_valid(record, now).then_some(lifetime)
     }
 
     /// Begins to make a successor. Gives the slot for its key, and what is there now, for [`Slots::abandon`]. Nothing
@@ -210,6 +211,13 @@ impl<I> Slots<I> {
             other => other,
         };
     }
+}
+
+/// Whether an authority can sign what is valid now. One from the future was made before a clock was set back: nobody accepts
+/// what it signs until then.
+fn is_valid(record: &Record, now: SystemTime) -> bool {
+    let is_from_the_future = from_unix(record.issued_at) > now + BACKDATE;
+    !is_from_the_future && from_unix(record.not_after) > now
 }
 
 pub(super) fn state_of(record: &Record) -> AuthorityState {
@@ -325,6 +333,28 @@ mod tests {
         assert!(!slots.preparation_is_due(from_unix(999)));
         assert!(!slots.activation_is_due(from_unix(1_000)));
         assert!(slots.preparation_is_due(from_unix(1_000)));
+    }
+
+    #[test]
+    fn an_authority_from_the_future_is_replaced_at_once() {
+        let mut slots = Slots::default();
+        let mut future = slot(SlotName::A, Status::Prepared, "1");
+        (future.record.issued_at, future.record.not_after) = (10_000, 20_000);
+        slots.begin().unwrap();
+        slots.finish(future);
+        slots.activate(|_| true).unwrap();
+        slots.recorded();
+        // Certificates are valid a little before they are made, for clocks that are a little behind.
+        assert!(!slots.preparation_is_due(from_unix(9_990)));
+        assert!(slots.preparation_is_due(from_unix(9_989)));
+        let mut future = slot(SlotName::B, Status::Prepared, "2");
+        (future.record.issued_at, future.record.not_after) = (10_000, 20_000);
+        slots.begin().unwrap();
+        slots.finish(future);
+        assert!(!slots.activation_is_due(from_unix(500)), "no better");
+        assert!(slots.preparation_is_due(from_unix(500)));
+        prepare(&mut slots, "3");
+        assert!(slots.activation_is_due(from_unix(500)));
     }
 
     #[test]

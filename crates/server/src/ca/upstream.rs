@@ -16,6 +16,7 @@ use spiffe::bundle::{AuthoritySource, JwtAuthority, X509Authority};
 use spiffe::clock::unix_seconds;
 use spiffe::x509::Certificate;
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use super::authority::{AuthorityContext, moment};
 use crate::datastore::UpstreamRoots;
@@ -23,8 +24,10 @@ use crate::datastore::UpstreamRoots;
 /// The first pause before a lost subscription is tried again; each further one is twice as long.
 const FIRST_PAUSE: Duration = Duration::from_secs(5);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
-/// How often it is looked whether a root that leaves is still in use.
+/// How often it is looked whether a root that leaves is still in use, and whether what could not be stored now can be.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
+/// How long an upstream authority may take to accept a subscription.
+const SUBSCRIBE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The upstream authority, and the newest subscriptions to it.
 #[derive(Debug)]
@@ -113,27 +116,9 @@ impl Upstream {
 
     /// Keeps the JWT keys of the upstream authority in the bundle. Never returns.
     pub(super) async fn run_keys(&self, context: &AuthorityContext) {
-        let mut current = None;
+        let mut follower = KeysFollower::default();
         loop {
-            match self.keys.next(&mut current).await {
-                Some(Ok(named)) if named.is_empty() => self.names_nothing("JWT key"),
-                Some(Ok(named)) => {
-                    let synced = context.bundles.sync_upstream_keys(
-                        &context.trust_domain,
-                        self.source(),
-                        named,
-                    );
-                    if let Err(error) = synced.await {
-                        tracing::error!(%error, "the JWT keys of the upstream authority could not be stored");
-                    }
-                }
-                // The next key that is published begins another subscription.
-                Some(Err(error)) if error.kind() != ErrorKind::NotOffered => {
-                    tracing::warn!(%error, plugin = self.plugin.name(), "the upstream authority tells of no more JWT keys for now");
-                    current = None;
-                }
-                Some(Err(_)) | None => current = None,
-            }
+            follower.step(self, context).await;
         }
     }
 
@@ -142,6 +127,76 @@ impl Upstream {
             plugin = self.plugin.name(),
             "the upstream authority names no {what} at all; those of the bundle stay"
         );
+    }
+}
+
+/// When it is time to look again at what has to wait. Kept from step to step: an upstream authority that never falls silent
+/// does not put it off.
+#[derive(Default)]
+struct NextLook(Option<Instant>);
+
+impl NextLook {
+    /// Returns when something has waited for long enough.
+    async fn due(&mut self, something_waits: bool) {
+        if !something_waits {
+            self.0 = None;
+            return std::future::pending().await;
+        }
+        let at = *self.0.get_or_insert_with(|| Instant::now() + LOOK_EVERY);
+        tokio::time::sleep_until(at).await;
+        self.0 = None;
+    }
+}
+
+/// Where a server stands in following the JWT keys.
+#[derive(Default)]
+pub(super) struct KeysFollower {
+    current: Option<Updates<JwtAuthority>>,
+    /// The last word, if it could not be stored yet.
+    unsaved: Option<Vec<JwtAuthority>>,
+    next_look: NextLook,
+}
+
+impl KeysFollower {
+    /// Waits for one thing to happen, and does what follows from it.
+    pub(super) async fn step(&mut self, upstream: &Upstream, context: &AuthorityContext) {
+        tokio::select! {
+            biased;
+            () = self.next_look.due(self.unsaved.is_some()) => {
+                if let Some(named) = self.unsaved.take() {
+                    self.sync(upstream, context, named).await;
+                }
+            }
+            item = upstream.keys.next(&mut self.current) => match item {
+                Some(Ok(named)) if named.is_empty() => upstream.names_nothing("JWT key"),
+                Some(Ok(named)) => self.sync(upstream, context, named).await,
+                // The next key that is published begins another subscription.
+                Some(Err(error)) if error.kind() != ErrorKind::NotOffered => {
+                    tracing::warn!(%error, plugin = upstream.plugin.name(), "the upstream authority tells of no more JWT keys for now");
+                    self.current = None;
+                }
+                Some(Err(_)) | None => self.current = None,
+            },
+        }
+    }
+
+    async fn sync(
+        &mut self,
+        upstream: &Upstream,
+        context: &AuthorityContext,
+        named: Vec<JwtAuthority>,
+    ) {
+        // An earlier word counts no more, stored or not.
+        self.unsaved = None;
+        let synced = context.bundles.sync_upstream_keys(
+            &context.trust_domain,
+            upstream.source(),
+            named.clone(),
+        );
+        if let Err(error) = synced.await {
+            tracing::error!(%error, "the JWT keys of the upstream authority could not be stored");
+            self.unsaved = Some(named);
+        }
     }
 }
 
@@ -161,6 +216,7 @@ pub(super) struct RootsFollower {
     is_away: bool,
     /// The plugin cannot tell of roots without a CA being minted.
     waits_for_mint: bool,
+    next_look: NextLook,
 }
 
 impl RootsFollower {
@@ -168,20 +224,22 @@ impl RootsFollower {
     pub(super) async fn step(&mut self, upstream: &Upstream, context: &AuthorityContext) {
         upstream.roots.take_newer(&mut self.current);
         let subscribes = self.current.is_none() && !self.waits_for_mint;
-        let wait = if subscribes {
-            Some(self.pause.unwrap_or(Duration::ZERO))
-        } else {
-            let waits = self.some_leave || self.unsaved.is_some() || !self.unreliable.is_empty();
-            waits.then_some(LOOK_EVERY)
-        };
-        let time = async {
-            match wait {
-                Some(wait) => tokio::time::sleep(wait).await,
-                None => std::future::pending().await,
+        let pause = self.pause.unwrap_or(Duration::ZERO);
+        let subscription_due = async {
+            match subscribes {
+                true => tokio::time::sleep(pause).await,
+                false => std::future::pending().await,
             }
         };
+        let waits = self.some_leave || self.unsaved.is_some() || !self.unreliable.is_empty();
         tokio::select! {
             biased;
+            () = self.next_look.due(waits) => {
+                let again = self.named.clone().filter(|_| self.some_leave);
+                if let Some(named) = self.unsaved.take().or(again) {
+                    self.sync(upstream, context, named).await;
+                }
+            }
             item = upstream.roots.next(&mut self.current) => match item {
                 Some(Ok(roots)) => self.take(upstream, context, roots).await,
                 Some(Err(error)) => self.lost(upstream, &error),
@@ -190,18 +248,21 @@ impl RootsFollower {
                     self.pause.get_or_insert(FIRST_PAUSE);
                 }
             },
-            () = time => {
-                if subscribes {
-                    match upstream.plugin.subscribe_roots().await {
-                        Ok(updates) => self.current = Some(updates),
-                        Err(error) => self.lost(upstream, &error),
-                    }
-                }
-                let again = self.named.clone().filter(|_| self.some_leave);
-                if let Some(named) = self.unsaved.take().or(again) {
-                    self.sync(upstream, context, named).await;
-                }
-            }
+            () = subscription_due => self.subscribe(upstream).await,
+        }
+    }
+
+    async fn subscribe(&mut self, upstream: &Upstream) {
+        let subscribing = upstream.plugin.subscribe_roots();
+        let subscribed = tokio::time::timeout(SUBSCRIBE_TIMEOUT, subscribing).await;
+        let too_long = |_elapsed| {
+            let message = "it took too long to subscribe to the roots";
+            let plugin = upstream.plugin.name().to_owned();
+            Err(Error::new(plugin, ErrorKind::Transient, message))
+        };
+        match subscribed.unwrap_or_else(too_long) {
+            Ok(updates) => self.current = Some(updates),
+            Err(error) => self.lost(upstream, &error),
         }
     }
 
@@ -236,7 +297,9 @@ impl RootsFollower {
         if roots.is_empty() {
             return upstream.names_nothing("root");
         }
-        if self.named.as_ref() != Some(&roots) || self.unsaved.take().is_some() {
+        // This word is newer than one that could not be stored, which must not be stored after it.
+        let was_behind = self.unsaved.take().is_some();
+        if was_behind || self.named.as_ref() != Some(&roots) {
             self.sync(upstream, context, roots).await;
         }
     }

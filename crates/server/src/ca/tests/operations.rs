@@ -352,3 +352,18 @@ async fn a_key_that_cannot_be_made_leaves_what_was_prepared() {
         assert_eq!(active_of(&ca, kind), prepared);
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_key_manager_that_never_answers_holds_nothing_up_for_ever() {
+    for kind in KINDS {
+        let fixture = Fixture::new().await;
+        let keys = SlowKeys::with_permits(2);
+        let ca = fixture.try_server(Arc::clone(&keys) as _, config()).await;
+        let ca = ca.unwrap();
+        let refused = ca.prepare(kind).await.unwrap_err();
+        assert!(refused.to_string().contains("took too long"), "{refused}");
+        keys.permits.add_permits(1);
+        let next = ca.prepare(kind).await.unwrap().authority_id;
+        ca.activate(kind, &next).await.unwrap();
+    }
+}

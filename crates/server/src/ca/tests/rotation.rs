@@ -461,6 +461,23 @@ async fn renews_the_servers_own_svid_when_the_clock_was_set_back() {
 }
 
 #[tokio::test]
+async fn replaces_authorities_from_the_future_when_the_clock_was_set_back() {
+    let fixture = Fixture::new().await;
+    let ca = fixture.server().await;
+    let first = active(&ca);
+    fixture.clock.set(fixture.clock.now() - HOUR * 2);
+    ca.tick(fixture.clock.now()).await.unwrap();
+    let second = active(&ca);
+    assert!(first.0 != second.0 && first.1 != second.1);
+    fixture.verify(&svid(&ca).await).unwrap();
+    token(&ca).await.unwrap();
+    // Once is enough, also when the time has come to which the clock was set before.
+    ca.tick(fixture.clock.now()).await.unwrap();
+    fixture.later(&ca, HOUR * 2).await;
+    assert_eq!(active(&ca), second);
+}
+
+#[tokio::test]
 async fn renews_the_servers_own_svid_at_half_of_its_life() {
     let fixture = Fixture::new().await;
     let ca = fixture.server().await;

@@ -14,7 +14,7 @@ use spiffe::key::PublicKey;
 use spiffe::x509::{CaTemplate, Certificate, Issuer, issue_ca, random_serial};
 
 use super::*;
-use crate::ca::upstream::LifetimeCut;
+use crate::ca::upstream::{KeysFollower, LifetimeCut};
 use crate::caller::DownstreamCaller;
 
 /// How the upstream authority behaves next.
@@ -427,6 +427,98 @@ async fn an_upstream_authority_that_repeats_itself_changes_nothing() {
     upstream.follow_roots(vec![], again.chain(stream::pending()).boxed());
     follow(&ca, &mut follower, 3).await;
     assert_eq!(fixture.bundle(), before);
+}
+
+/// Has the database refuse to write bundles, or accept it again.
+fn refuse_bundles(fixture: &Fixture, refuse: bool) {
+    let database = rusqlite::Connection::open(fixture.directory.path().join("db")).unwrap();
+    let statement = if refuse {
+        "CREATE TRIGGER refused BEFORE UPDATE ON bundles BEGIN SELECT RAISE(ABORT, 'no'); END"
+    } else {
+        "DROP TRIGGER refused"
+    };
+    database.execute_batch(statement).unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_word_that_could_not_be_stored_is_stored_later_but_not_after_a_newer_one() {
+    let (fixture, upstream) = fixture().await;
+    let own = upstream.root.clone();
+    let (second, third) = (other_root(&fixture).await, other_root(&fixture).await);
+    let words = vec![Ok(vec![named(&own)])];
+    let (ca, mut follower) = after(&fixture, &upstream, words).await;
+    let upstream = ca.upstream.clone().unwrap();
+    let says = |root: &Certificate| {
+        let both = vec![named(&own), named(root)];
+        upstream.follow_roots(both, stream::pending().boxed());
+    };
+    refuse_bundles(&fixture, true);
+    says(&second);
+    follow(&ca, &mut follower, 1).await;
+    assert_eq!(roots(&fixture), std::slice::from_ref(&own));
+    refuse_bundles(&fixture, false);
+    // Nothing is said; a minute later it is tried again.
+    follow(&ca, &mut follower, 1).await;
+    assert_eq!(roots(&fixture), [own.clone(), second.clone()]);
+
+    refuse_bundles(&fixture, true);
+    says(&third);
+    follow(&ca, &mut follower, 1).await;
+    refuse_bundles(&fixture, false);
+    let fourth = other_root(&fixture).await;
+    says(&fourth);
+    follow(&ca, &mut follower, 1).await;
+    assert_eq!(roots(&fixture), [own.clone(), fourth.clone()]);
+    // What could not be stored is not of today any more.
+    let again = tokio::time::timeout(HOUR, follow(&ca, &mut follower, 1));
+    again.await.unwrap_err();
+    assert_eq!(roots(&fixture), [own, fourth]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn keys_that_could_not_be_stored_are_stored_later() {
+    let (fixture, _) = fixture().await;
+    let ca = fixture.server().await;
+    let upstream = ca.upstream.clone().unwrap();
+    let of_upstream = JwtAuthority {
+        key_id: "theirs".to_owned(),
+        public_key: key(),
+        expires_at: None,
+        tainted: false,
+        source: AuthoritySource::Unknown,
+    };
+    let words = stream::iter([Ok(vec![of_upstream])]).chain(stream::pending());
+    upstream.follow_keys(words.boxed());
+    let keys = || fixture.bundle().jwt_authorities.len();
+    refuse_bundles(&fixture, true);
+    let mut follower = KeysFollower::default();
+    follower.step(&upstream, &ca.context).await;
+    assert_eq!(keys(), 1);
+    refuse_bundles(&fixture, false);
+    follower.step(&upstream, &ca.context).await;
+    assert_eq!(keys(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_upstream_authority_that_never_falls_silent_keeps_no_root_that_leaves() {
+    let (fixture, upstream) = fixture().await;
+    let (ca, old_root, mut follower) = active_x509(&fixture, &upstream).await;
+    let successor = Upstream::new(&fixture.clock).await;
+    *upstream.successor.lock().unwrap() = Some(Arc::clone(&successor));
+    let follows = ca.upstream.clone().unwrap();
+    let word = vec![named(&successor.root)];
+    follows.follow_roots(word.clone(), stream::pending().boxed());
+    follow(&ca, &mut follower, 1).await;
+    assert_eq!(roots(&fixture), [old_root, successor.root.clone()]);
+    fixture.clock.advance(HOUR * 25);
+    // It repeats itself twice as often as it is looked whether something may leave.
+    let repeats = stream::unfold(word.clone(), |word| async {
+        tokio::time::sleep(Duration::from_secs(30)).await;
+        Some((Ok(word.clone()), word))
+    });
+    follows.follow_roots(word, repeats.boxed());
+    follow(&ca, &mut follower, 6).await;
+    assert_eq!(roots(&fixture), std::slice::from_ref(&successor.root));
 }
 
 #[tokio::test]
