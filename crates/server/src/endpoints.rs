@@ -113,6 +113,7 @@ async fn serve_connection<S>(
         random,
         mut shutdown,
     } = serving;
+    let mut withdrawn = pin!(withdrawn);
     let connection = Arc::new(connection);
     let limits = Http2Limits::of(connection.principal().class());
     let served = (Arc::clone(&slot), Arc::clone(&connection));
@@ -157,7 +158,7 @@ async fn serve_connection<S>(
         }
         () = too_old => Ending::TooOld,
         () = slot.evicted() => return,
-        () = withdrawn => Ending::Withdrawn,
+        () = withdrawn.as_mut() => Ending::Withdrawn,
         () = shutdown.requested() => Ending::Stopping,
     };
     slot.close();
@@ -172,6 +173,8 @@ async fn serve_connection<S>(
     tokio::select! {
         _ended = serving => {}
         () = slot.evicted() => {}
+        // Calls in flight get no more time than those of a connection that ends for this reason alone.
+        () = withdrawn_after(withdrawn), if ending != Ending::Withdrawn => {}
         () = tokio::time::sleep(grace) => {
             tracing::debug!(
                 seconds = grace.as_secs(),
@@ -179,6 +182,12 @@ async fn serve_connection<S>(
             );
         }
     }
+}
+
+/// Completes when what a peer was accepted for has not held for the grace of such connections.
+async fn withdrawn_after(withdrawn: Pin<&mut impl Future<Output = ()>>) {
+    withdrawn.await;
+    tokio::time::sleep(WITHDRAWN_GRACE).await;
 }
 
 /// Answers a call, if the account of its peer has room for it. The permit is for as long as the answer is held.

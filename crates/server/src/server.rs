@@ -508,6 +508,10 @@ impl Bound {
     pub(crate) fn state_for_tests(&self) -> (Arc<Registry>, Datastore) {
         (Arc::clone(&self.core.registry), self.core.datastore.clone())
     }
+
+    pub(crate) fn api_for_tests(&self) -> Arc<Api> {
+        Arc::clone(&self.core.api)
+    }
 }
 
 impl Core {

@@ -1,8 +1,14 @@
+use std::convert::Infallible;
 use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use config::fault::Code;
+use futures_util::stream;
+use http_body_util::StreamBody;
+use hyper::body::Frame;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use proto::spire::api::server::agent::v1::agent_client::AgentClient;
 use proto::spire::api::server::agent::v1::{ListAgentsRequest, PostStatusRequest};
 use proto::spire::api::server::bundle::v1::GetBundleRequest;
@@ -18,9 +24,13 @@ use tonic::Code as Grpc;
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
 
+use super::admission::{Admission, Capacity};
+use super::{MAX_CONNECTION_AGE, Serving, WITHDRAWN_GRACE, serve_connection};
 use crate::Server;
+use crate::caller::Connection;
 use crate::config::HealthConfig;
 use crate::datastore::{DatastoreConfig, DatastoreKind};
+use crate::principal::{Account, Class, Principal};
 use crate::testing::{Identity, TestServer, config};
 
 #[tokio::test]
@@ -152,6 +162,54 @@ async fn answers_unimplemented_to_what_it_does_not_know() {
             .unwrap_err();
         assert_eq!(refused.code(), Grpc::Unimplemented, "{refused}");
     }
+}
+
+#[tokio::test]
+async fn a_connection_that_ends_for_its_age_ends_at_once_when_its_peer_is_withdrawn() {
+    let directory = tempfile::tempdir().unwrap();
+    let bound = Server::bind(config(directory.path())).await.unwrap();
+    let tasks = daemon::tasks::Tasks::new();
+    let serving = Serving {
+        api: bound.api_for_tests(),
+        random: Arc::new(spiffe::random::SystemRandom),
+        shutdown: tasks.shutdown(),
+    };
+    tokio::time::pause();
+    let began = tokio::time::Instant::now();
+    // Later than any connection is asked to end, and long before calls in flight are cut off for its age.
+    let withdrawn = MAX_CONNECTION_AGE.mul_f64(1.2);
+    let (client, server) = tokio::io::duplex(64 << 10);
+    let (ended, at) = tokio::sync::oneshot::channel();
+    let account = Account::Uid(0);
+    let mut connections = Admission::new(Capacity::of(1));
+    let admitted = connections.spawn(account.clone(), Class::Unauthenticated, |slot| async move {
+        let class = Class::Unauthenticated;
+        let budget = slot.enter(account, class);
+        let principal = Principal::Unauthenticated;
+        let connection = Connection::new(principal, None, budget, slot.closing());
+        let withdrawn = tokio::time::sleep(withdrawn);
+        serve_connection(server, connection, slot, serving, withdrawn).await;
+        ended.send(began.elapsed()).unwrap();
+    });
+    assert!(admitted);
+    let handshake =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(client));
+    let (mut client, connection) = handshake.await.unwrap();
+    let driven = tokio::spawn(connection);
+    // A call that lasts: its first message never comes.
+    let body = StreamBody::new(stream::pending::<Result<Frame<Bytes>, Infallible>>());
+    let call = http::Request::post("http://server/spire.api.server.agent.v1.Agent/AttestAgent")
+        .header("content-type", "application/grpc")
+        .body(body)
+        .unwrap();
+    let (call, ended) = tokio::join!(client.send_request(call), at);
+    // It was being answered until then.
+    drop(call.unwrap());
+    driven.await.unwrap().ok();
+    assert_eq!(
+        ended.unwrap().as_secs(),
+        (withdrawn + WITHDRAWN_GRACE).as_secs()
+    );
 }
 
 /// A leaf for `id` under an authority that the server does not know, or that only claims to be ours.

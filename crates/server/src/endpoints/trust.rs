@@ -50,6 +50,9 @@ impl PeerBundles {
         };
         let mut revisions = self.registry.subscribe();
         let mut seen = bundles();
+        // A connection that was accepted before this may have looked at what came before.
+        self.changes
+            .send_modify(|count| *count = count.wrapping_add(1));
         loop {
             tokio::select! {
                 () = shutdown.requested() => return,
