@@ -11,6 +11,7 @@ use super::args::Args;
 use super::command::{self, INSTANCE, SOCKET_PATH};
 use super::context::Frontend;
 use super::error::CliError;
+use super::output;
 use super::tool::sockets::DevDirectory;
 
 /// SPIRE's default sockets, which the shims use.
@@ -155,6 +156,12 @@ pub(crate) fn or_development(endpoint: Option<command::Endpoint>, socket: Socket
         Some(command::Endpoint::AgentAdmin) | None => return socket,
     };
     if instance.is_live() {
+        // Another server and another trust domain than the caller may have meant.
+        output::say(&format!(
+            "note: nobody answers at {}; `plastron dev` at {} does",
+            socket.path,
+            path.display()
+        ));
         Socket {
             path: path.display().to_string(),
             from: DEVELOPMENT,

@@ -636,3 +636,47 @@ fn every_list_has_three_formats() -> Result<()> {
     }
     Ok(())
 }
+
+#[test]
+fn an_authority_of_each_kind_is_replaced_by_hand() -> Result<()> {
+    let server = Bare::start()?;
+    for kind in ["x509", "jwt"] {
+        let step = |words: &[&str]| -> Result<String> {
+            let mut args = vec!["localauthority", kind];
+            args.extend(words);
+            server.admin(&args)?.ok()
+        };
+        let states = || -> Result<Vec<(String, String)>> {
+            let shown = step(&["show"])?;
+            let cells = |line: &str| -> Option<(String, String)> {
+                let mut cells = line.split_whitespace();
+                Some((cells.next()?.to_owned(), cells.next()?.to_owned()))
+            };
+            Ok(shown.lines().skip(1).filter_map(cells).collect())
+        };
+        let id = |state: &str| -> Result<String> {
+            let found = states()?.into_iter().find(|(word, _id)| word == state);
+            Ok(found
+                .with_context(|| format!("no {state} {kind} authority"))?
+                .1)
+        };
+        let first = id("active")?;
+        step(&["prepare"])?;
+        let second = id("prepared")?;
+        step(&["activate", &second])?;
+        ensure!(id("active")? == second && id("old")? == first, "{kind}");
+        step(&["taint", &first])?;
+        let revoked = step(&["revoke", &first])?;
+        ensure!(!revoked.contains("1970"), "{revoked}");
+        let bundle = server
+            .admin(&["bundle", "show", "--format", "spiffe"])?
+            .ok()?;
+        ensure!(!bundle.contains(&format!("{first:?}")), "{kind}: {bundle}");
+        ensure!(bundle.matches("x5c").count() == 1, "{kind}: {bundle}");
+        for refused in ["activate", "taint", "revoke"] {
+            let ran = server.admin(&["localauthority", kind, refused])?;
+            ensure!(ran.code == 2 && ran.stderr.contains("PLA-1008"), "{ran:?}");
+        }
+    }
+    Ok(())
+}

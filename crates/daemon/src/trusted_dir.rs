@@ -23,6 +23,9 @@ const ROOT: u32 = 0;
 const WRITABLE_BY_GROUP: u32 = 0o020;
 const WRITABLE_BY_ALL: u32 = 0o002;
 const STICKY: u32 = 0o1000;
+/// The mode of directories that are created above the one that is wanted. The server's admin socket is not for everybody,
+/// but `/run/plastron`, which the server may be the first to create, is the way to the agent's Workload API too.
+const ABOVE: u32 = 0o755;
 /// As many symbolic links as the kernel follows in one path.
 const MAX_LINKS: usize = 40;
 /// Components of a path, with those that links add. A path has at most 4096 bytes.
@@ -62,7 +65,8 @@ impl TrustedDir {
         Walk::new(None).to(path)
     }
 
-    /// Opens the directory; it and missing ones above it are created with this mode, whatever the umask is.
+    /// Opens the directory. A missing one is created with this mode, and missing ones above it with [`ABOVE`], whatever
+    /// the umask is: the mode says who may enter this directory, and others may lie beside it.
     ///
     /// # Errors
     /// When it cannot be created, or when somebody other than root and this user could redirect it.
@@ -141,7 +145,7 @@ impl Walk {
                 }
                 continue;
             }
-            if let Some(target) = self.enter(&name)? {
+            if let Some(target) = self.enter(&name, left.is_empty())? {
                 if target.is_absolute() {
                     self.stack.truncate(1);
                 }
@@ -180,8 +184,8 @@ impl Walk {
     }
 
     /// Goes down to `name`. When that is a link, nothing is entered and its target is returned.
-    fn enter(&mut self, name: &OsStr) -> Result<Option<PathBuf>, Untrusted> {
-        let (fd, path) = self.look_up(name)?;
+    fn enter(&mut self, name: &OsStr, is_last: bool) -> Result<Option<PathBuf>, Untrusted> {
+        let (fd, path) = self.look_up(name, is_last)?;
         let stat = fstat(&fd).map_err(failed(&path))?;
         match SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT {
             SFlag::S_IFDIR => self.push(fd, path, stat).map(|()| None),
@@ -199,14 +203,15 @@ impl Walk {
         }
     }
 
-    fn look_up(&self, name: &OsStr) -> Result<(OwnedFd, PathBuf), Untrusted> {
+    fn look_up(&self, name: &OsStr, is_last: bool) -> Result<(OwnedFd, PathBuf), Untrusted> {
         let parent = self
             .stack
             .last()
             .ok_or_else(|| Untrusted::NotDirectory(PathBuf::from(name)))?;
         let path = parent.path.join(name);
         let looked_up = openat(&parent.fd, name, directory_flags(), Mode::empty());
-        let opened = match (looked_up, self.create) {
+        let mode = self.create.map(|mode| if is_last { mode } else { ABOVE });
+        let opened = match (looked_up, mode) {
             (Err(Errno::ENOENT), Some(mode)) => create(parent, name, mode, self.user)
                 .map_err(failed(&path))
                 .and_then(|()| {

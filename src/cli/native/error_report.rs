@@ -8,7 +8,7 @@ use tonic_types::StatusExt;
 
 use super::spire_peers;
 use super::usage::usage;
-use crate::cli::command::Command;
+use crate::cli::command::{Command, Endpoint};
 use crate::cli::context::Format;
 use crate::cli::error::{Batch, CliError};
 
@@ -88,7 +88,7 @@ fn fault(error: &CliError, command: &Command) -> Fault {
             };
             Fault::new(*code, what).at(path).because(because)
         }
-        CliError::Check { code, text } => Fault::new(*code, text),
+        CliError::Check { code, text } => hinted(Fault::new(*code, text), command),
         CliError::Usage { native, .. } => usage(native, &command.words().join(" ")),
         CliError::Wrong { code, value, text } => wrong(*code, value, text),
         other => Fault::new(Code::Internal, other.to_string()),
@@ -171,7 +171,20 @@ fn hinted(fault: Fault, command: &Command) -> Fault {
             nix::unistd::getuid()
         ),
         Code::AgentNotReady => "`plastron agent healthcheck` reports when it is ready".to_owned(),
+        Code::TimedOut if command.endpoint() == Some(Endpoint::Workload) => {
+            "the agent has nothing to give yet: `plastron agent healthcheck`, and its log, say whether it reaches its server; \
+             a longer time is given with --timeout"
+                .to_owned()
+        }
         Code::TimedOut => "a longer time is given with --timeout".to_owned(),
+        Code::DatabaseUnreachable => {
+            "/ready of the server has the cause; the server recovers by itself when the database answers".to_owned()
+        }
+        Code::DiskFull => "free some space on the server's disk; the server recovers by itself".to_owned(),
+        Code::CheckFailed if command.words().last() == Some(&"healthcheck") => format!(
+            "the log of the {0} and its /ready (health_checks) have the cause",
+            command.program.word()
+        ),
         Code::Internal => format!("see the log of the {}", command.program.word()),
         _ => return fault,
     };

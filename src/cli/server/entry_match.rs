@@ -35,7 +35,7 @@ pub(crate) const COMMAND: Command = Command::of_server(
 .flags(&[SELECTOR.spec])
 .examples(
     "\
-When an agent issues no identity, its log line has the selectors of the process. An entry below another node is shown
+When an agent issues no identity, its log line has the user of the process, and the selectors that log_selectors names. An entry below another node is shown
 with that node.
 
   plastron server entry match --selector unix:uid:1000 --selector unix:user:web",
@@ -45,7 +45,7 @@ async fn run(context: Context, args: Args) -> Result<Output, CliError> {
     let given = selectors::parse_all(args.get(SELECTOR))?;
     if given.is_empty() {
         return Err(CliError::usage(
-            "at least one --selector is required: those of the process, as the agent's log has them",
+            "at least one --selector is required: those of the process, such as unix:uid:1000",
         ));
     }
     let channel = context.channel().await?;

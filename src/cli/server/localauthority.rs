@@ -165,7 +165,11 @@ async fn show(context: Context, kind: Type) -> Result<Output, CliError> {
 }
 
 async fn change(context: Context, args: Args, kind: Type, step: Step) -> Result<Output, CliError> {
-    let id = args.get(AUTHORITY_ID).to_owned();
+    // `prepare` makes a new authority, so it has no such flag.
+    let id = match step {
+        Step::Prepare => String::new(),
+        Step::Activate | Step::Taint | Step::Revoke => args.get(AUTHORITY_ID).to_owned(),
+    };
     if step != Step::Prepare && id.is_empty() {
         return Err(CliError::usage("an authority ID is required"));
     }
@@ -324,7 +328,11 @@ fn row(slot: &str, state: &AuthorityState) -> Vec<String> {
     vec![
         slot.to_owned(),
         state.authority_id.clone(),
-        timefmt::rfc3339(state.expires_at),
+        // The reply to `revoke` has no expiry.
+        match state.expires_at {
+            0 => String::new(),
+            at => timefmt::rfc3339(at),
+        },
         state.upstream_authority_subject_key_id.clone(),
     ]
 }

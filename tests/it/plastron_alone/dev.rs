@@ -67,6 +67,8 @@ fn beside_a_running_instance_other_commands_find_its_server() -> Result<()> {
         &mut start(&["server", "agent", "list", "-o", "json"])?,
         limit,
     )?;
+    // It is not the machine's own server, and the operator has to know.
+    ensure!(shown.stderr.contains("`plastron dev` at"), "{shown:?}");
     ensure!(shown.ok()?.contains("dev.local"), "{}", dev.tail());
     process::run(&mut start(&["agent", "healthcheck"])?, limit)?.ok()?;
     Ok(())

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use harness::agent::ids_of;
-use harness::{Agent, AgentOptions, Deployment, Server, ServerOptions, id};
+use harness::{Agent, AgentOptions, Deployment, Server, ServerOptions, id, wait};
 
 #[test]
 fn agent_restarted_without_a_server_keeps_serving_what_is_valid() -> Result<()> {
@@ -22,6 +22,24 @@ fn agent_restarted_without_a_server_keeps_serving_what_is_valid() -> Result<()> 
         .wait_for_ids(&[&id("/web")], Duration::from_secs(60))?;
     ensure!(ids_of(&answer) == [id("/web")], "{answer}");
     Ok(())
+}
+
+#[test]
+fn an_agent_that_logs_that_its_server_is_lost_logs_that_it_is_back() -> Result<()> {
+    let mut deployment = Deployment::start()?;
+    deployment.register("/web")?;
+    deployment.server.stop()?;
+    let limit = Duration::from_secs(60);
+    let agent = &mut deployment.agent;
+    wait::until("the outage in the agent's log", limit, || {
+        let log = agent.process()?.log();
+        Ok(log.contains("lost the update stream").then_some(()))
+    })?;
+    deployment.server.launch()?;
+    wait::until("its end in the agent's log", limit, || {
+        let log = deployment.agent.process()?.log();
+        Ok(log.contains("the server answers again").then_some(()))
+    })
 }
 
 #[test]
@@ -46,7 +64,7 @@ fn agent_that_was_never_attested_says_that_nobody_answers() -> Result<()> {
     server.stop()?;
     let mut agent = Agent::prepare(options)?;
     agent.spawn()?;
-    harness::wait::until("a word about the server", Duration::from_secs(10), || {
+    wait::until("a word about the server", Duration::from_secs(10), || {
         let log = agent.process()?.log();
         Ok((log.contains("PLA-1101") || log.contains("refused")).then_some(()))
     })?;

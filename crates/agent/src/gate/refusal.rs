@@ -41,17 +41,18 @@ impl Gate {
         let mut nearest = None;
         if let Some(left_out) = self.log_limits.by_user.admit(&peer.uid) {
             nearest = self.nearest(caller);
+            let shown = loggable(&caller.selectors, &self.options.log_selectors);
             tracing::warn!(
                 code = Code::NoIdentityIssued.as_str(),
                 %request,
                 pid = peer.pid,
                 uid = peer.uid,
                 selectors = caller.selectors.len(),
-                shown_selectors = %loggable(&caller.selectors, &self.options.log_selectors),
+                shown_selectors = shown,
                 entries = self.cache.counts().entries,
                 nearest = nearest.as_ref().map(|nearest| &*nearest.entry.id).unwrap_or_default(),
                 lacks = nearest.as_ref().map(|nearest| nearest.lacking).unwrap_or_default(),
-                hint = "`plastron server entry match --selector TYPE:VALUE` on the server, with these selectors, names entries of other nodes that match",
+                hint = for_operator(peer.uid, &shown),
                 nearest_expired = nearest.as_ref().is_some_and(|nearest| nearest.expired),
                 left_out,
                 "no identity issued"
@@ -203,6 +204,17 @@ fn where_to_look(uid: u32) -> String {
     )
 }
 
+/// What the agent's operator may do; by default no selector is logged.
+fn for_operator(uid: u32, shown: &str) -> String {
+    let look = where_to_look(uid);
+    if shown.is_empty() {
+        return format!(
+            "{look}; `log_selectors = [\"unix\"]` in the agent's configuration has this line show selectors of the process"
+        );
+    }
+    look
+}
+
 /// SDKs match on the first words.
 fn denied(request: &str, because: &str, hint: Option<String>) -> Status {
     let hint = hint.map(|hint| ("hint".to_owned(), hint));
@@ -257,6 +269,21 @@ fn loggable(selectors: &SelectorSet, prefixes: &[String]) -> String {
 mod tests {
     use super::*;
     use crate::testing::selectors;
+
+    #[test]
+    fn the_log_says_how_to_see_selectors_only_where_none_is_shown() {
+        let command = "plastron server entry match --selector unix:uid:7";
+        let unseen = for_operator(7, "");
+        assert!(
+            unseen.contains(command) && unseen.contains("log_selectors"),
+            "{unseen}"
+        );
+        let seen = for_operator(7, "unix:uid:7");
+        assert!(
+            seen.contains(command) && !seen.contains("log_selectors"),
+            "{seen}"
+        );
+    }
 
     #[test]
     fn only_selectors_with_a_named_prefix_are_logged() {

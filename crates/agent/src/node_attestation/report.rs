@@ -11,7 +11,7 @@ use crate::server_client::{ClientError, Refusal};
 use crate::state::removal::{Reason, Removal};
 use crate::timefmt::rfc3339;
 
-const NEW_TOKEN: &str = "on the server: plastron server token generate; then start the agent with -joinToken TOKEN or agent.join_token_file";
+const NEW_TOKEN: &str = "on the server: plastron server token generate; then start the agent with --join-token-file FILE (spire-agent: -joinToken TOKEN)";
 
 /// There is no token to attest with: what the operator has to know is why the node has to attest at all.
 pub(super) fn no_token(absence: Option<&Absence>) -> Fault {

@@ -95,9 +95,6 @@ impl Sync {
     }
 
     pub(super) fn synced(&mut self) {
-        if self.status.borrow().last_error.is_some() {
-            tracing::info!("the server answers again");
-        }
         self.connected();
         self.returned();
         self.cache.set_ready();
@@ -117,7 +114,9 @@ impl Sync {
     }
 
     fn connected(&mut self) {
-        self.reported = None;
+        if self.reported.take().is_some() {
+            tracing::info!("the server answers again");
+        }
         if !self.status_posted {
             self.post_status();
         }

@@ -294,7 +294,8 @@ codes! {
 
     NoIdentityIssued = 2101, Denied, "the agent has no identity for this process",
         "No entry matches the process, or none has reached this agent yet. Each selector of an entry must be among the selectors \
-         of the process; compare `plastron server entry show` with the selectors in the agent's log.";
+         of the process; `plastron server entry match --selector TYPE:VALUE` names the entries that match. The agent's log shows those of the \
+         process's selectors that `log_selectors` names.";
     WorkloadGone = 2102, Denied, "the process exited during attestation",
         "The caller exited, or was replaced by another program, before its identity was established. Nothing was issued.";
     AgentNotReady = 2103, Unreachable, "the agent is not ready yet",

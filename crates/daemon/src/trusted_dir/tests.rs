@@ -35,6 +35,28 @@ fn creates_missing_directories_with_their_mode() {
 }
 
 #[test]
+fn directories_that_are_created_above_a_private_one_are_open_to_those_who_pass_through() {
+    let base = directory();
+    for mode_below in [0o750, 0o700] {
+        let path = base.path().join(format!("{mode_below:o}/run/private"));
+        TrustedDir::open_or_create(&path, mode_below).unwrap();
+        assert_eq!(mode(&path), mode_below);
+        let above = path.parent().unwrap();
+        assert_eq!(mode(above), 0o755);
+        assert_eq!(mode(above.parent().unwrap()), 0o755);
+    }
+}
+
+#[test]
+fn the_mode_of_a_directory_that_is_there_is_left_alone() {
+    let base = directory();
+    let above = base.path().join("above");
+    make(&above, 0o700);
+    TrustedDir::open_or_create(&above.join("run/private"), 0o750).unwrap();
+    assert_eq!(mode(&above), 0o700);
+}
+
+#[test]
 fn knows_a_private_directory() {
     let base = directory();
     let private = TrustedDir::open_or_create(&base.path().join("p"), 0o700).unwrap();

@@ -18,8 +18,11 @@ use super::error::DatastoreError;
 use super::schema::{FOREIGN_TABLES, READABLE_FROM, VERSION};
 use crate::registry::{Cursor, Kind, State, Write};
 
-/// A write that changes nothing.
-const PROBE: &str = "UPDATE meta SET value = value WHERE name = 'schema_version'";
+/// What a probe writes and removes again: more than a group of small writes may find room for beside a full disk, and never
+/// the same twice, since SQLite writes no page that does not change.
+const PROBE_NAME: &str = "write_probe";
+const PROBE_BYTES: usize = 64 * 1024;
+const REMOVE_PROBE: &str = "DELETE FROM meta WHERE name = 'write_probe'";
 const META: &str = "SELECT value FROM meta WHERE name = $1";
 const SET_META: &str = "INSERT INTO meta (name, value) VALUES ($1, $2) \
                         ON CONFLICT (name) DO UPDATE SET value = excluded.value";
@@ -395,7 +398,14 @@ impl<B: Backend> Database<B> {
     /// # Errors
     /// It does not.
     pub(super) async fn probe(&mut self) -> Result<(), DatastoreError> {
-        let probe = vec![Statement::script(PROBE)];
+        let name = Value::Text(PROBE_NAME.to_owned());
+        let content = Value::Text("0".repeat(PROBE_BYTES));
+        let probe = vec![
+            // Left by a server that was killed meanwhile: with it in place the next statement might change nothing.
+            Statement::script(REMOVE_PROBE),
+            Statement::query(SET_META, vec![name, content]),
+            Statement::script(REMOVE_PROBE),
+        ];
         self.backend.run(probe).await.map(|_| ())
     }
 }

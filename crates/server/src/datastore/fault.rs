@@ -10,7 +10,7 @@ impl From<&DatastoreError> for Fault {
             DatastoreError::Unavailable { because } => {
                 Self::new(Code::DatabaseUnreachable, "the database cannot be reached")
                     .because(because)
-                    .hint("check connection_string, for instance with psql, and that the database runs and lets this host in")
+                    .hint("check connection_string, and that the database runs and lets this host in (psql), or that the disk of the SQLite file works")
             }
             DatastoreError::Locked { at } => {
                 Self::new(Code::DatabaseLocked, "the database is locked by another process")

@@ -425,11 +425,19 @@ impl ToSql for Value {
     }
 }
 
+fn is_out_of_space(error: &rusqlite::Error) -> bool {
+    error
+        .sqlite_error()
+        .is_some_and(|error| error.extended_code == rusqlite::ffi::SQLITE_IOERR_SHMSIZE)
+}
+
 fn fault(path: &Path, error: &rusqlite::Error) -> DatastoreError {
     let at = path.display().to_string();
     match error.sqlite_error_code() {
         Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => DatastoreError::Locked { at },
         Some(ErrorCode::DiskFull) => DatastoreError::Full { at },
+        // The shared memory beside the file is the first to find no space when a full disk is opened.
+        Some(ErrorCode::SystemIoFailure) if is_out_of_space(error) => DatastoreError::Full { at },
         Some(
             ErrorCode::NotADatabase
             | ErrorCode::DatabaseCorrupt

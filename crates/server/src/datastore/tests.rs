@@ -360,6 +360,49 @@ async fn a_database_that_takes_no_writes_is_noticed_and_comes_back() {
 }
 
 #[tokio::test]
+async fn a_disk_stays_full_until_there_is_space() {
+    let subject = Subject::sqlite();
+    let (datastore, registry, back_door) = open_with_back_door(&subject).await;
+    // Not above the size that it has: full for whatever needs another page.
+    back_door.sql("PRAGMA max_page_count = 1");
+    let big = (0..500)
+        .map(|n| entry("/spire/agent/x", &format!("/{n}"), &["a:1"]))
+        .collect();
+    let refused = datastore.entries.create(big).await.unwrap_err();
+    assert!(matches!(refused, DatastoreError::Full { .. }), "{refused}");
+    let mut conditions = registry.freshness().conditions();
+    // Each look at the database probes it, and then confirms that memory is current.
+    for _look in 0..2 {
+        let mut age = registry.freshness().age();
+        while registry.freshness().age() >= age {
+            age = registry.freshness().age();
+            tokio::task::yield_now().await;
+        }
+        let condition = registry.freshness().condition();
+        assert!(
+            matches!(condition, Condition::Unwritable { .. }),
+            "{condition:?}"
+        );
+    }
+    back_door.sql("PRAGMA max_page_count = 100000");
+    conditions
+        .wait_for(|condition| *condition == Condition::Well)
+        .await
+        .unwrap();
+    create(&datastore, entry("/spire/agent/x", "/web", &["a:1"])).await;
+    back_door.run(|connection| {
+        let left: u32 = connection
+            .query_row(
+                "SELECT count(*) FROM meta WHERE name = 'write_probe'",
+                [],
+                |row| row.get(0),
+            )
+            .unwrap();
+        assert_eq!(left, 0, "the probe is removed");
+    });
+}
+
+#[tokio::test]
 async fn two_servers_on_one_file_are_refused() {
     let subject = Subject::sqlite();
     let open = || {
