@@ -68,15 +68,17 @@ async fn finished(command: &Command, context: &Context, args: Args) -> Result<Ou
         tokio::time::sleep(limit).await;
     };
     tokio::select! {
+        // Polled first, and so listening before the command asks anybody: a Ctrl-C from then on is heard.
+        biased;
+        heard = tokio::signal::ctrl_c() => match heard {
+            Ok(()) => Err(CliError::Interrupted),
+            Err(error) => Err(CliError::failed(format!("cannot listen for Ctrl-C: {error}"))),
+        },
         outcome = running => outcome,
         () = over => Err(Fault::new(Code::TimedOut, format!("no answer within {}", duration::go_text(limit)))
             .at(&context.socket.path)
             .hint("a longer time is given with --timeout")
             .into()),
-        heard = tokio::signal::ctrl_c() => match heard {
-            Ok(()) => Err(CliError::Interrupted),
-            Err(error) => Err(CliError::failed(format!("cannot listen for Ctrl-C: {error}"))),
-        },
     }
 }
 

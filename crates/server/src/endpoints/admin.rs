@@ -50,7 +50,10 @@ impl AdminSocket {
         loop {
             let accepted = tokio::select! {
                 () = shutdown.requested() => break,
-                accepted = self.listener.accept() => accepted,
+                accepted = async {
+                    connections.settled().await;
+                    self.listener.accept().await
+                } => accepted,
             };
             match accepted {
                 Ok((stream, _)) => admit(stream, &mut connections, &serving, &log_limit),

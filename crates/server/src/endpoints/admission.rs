@@ -127,6 +127,7 @@ impl Drop for Occupied {
 pub(super) struct Admission {
     table: Arc<Mutex<Table>>,
     running: JoinSet<()>,
+    capacity: Capacity,
 }
 
 impl Admission {
@@ -134,7 +135,16 @@ impl Admission {
         Self {
             table: Arc::new(Mutex::new(Table::new(capacity))),
             running: JoinSet::new(),
+            capacity,
         }
+    }
+
+    /// Returns when evicted connections are not in the way of the next one. They end as soon as they get their turn and wait
+    /// for no peer; without this, a burst of connections would have others refused that come just after it.
+    pub(super) async fn settled(&mut self) {
+        while self.running.try_join_next().is_some() {}
+        let most = self.capacity.most.saturating_add(LEAVING);
+        while self.running.len() >= most && self.running.join_next().await.is_some() {}
     }
 
     /// Runs what `serve` makes of a new connection's slot, which counts for `account`. At a cap another connection is ended
@@ -451,6 +461,23 @@ mod tests {
         }
         assert_eq!(endpoint.events.recv().await, Some(1));
         endpoint.nobody_was_evicted().await;
+    }
+
+    #[tokio::test]
+    async fn a_burst_that_is_evicted_has_nobody_refused_who_comes_after_it() {
+        let mut endpoint = Endpoint::of(2, 2, 2);
+        // No evicted one gets its turn meanwhile.
+        let burst = u32::try_from(LEAVING).unwrap() + 2;
+        for name in 0..burst {
+            assert!(endpoint.open_idle(name, "192.0.2.1"));
+        }
+        endpoint.admission.settled().await;
+        assert!(endpoint.open_idle(burst, "192.0.2.2"));
+        // Who holds a place is not waited for.
+        while endpoint.admission.running.len() > 2 {
+            endpoint.admission.running.join_next().await;
+        }
+        endpoint.admission.settled().await;
     }
 
     #[tokio::test]

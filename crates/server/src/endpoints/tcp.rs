@@ -101,7 +101,10 @@ impl TcpEndpoint {
         loop {
             let accepted = tokio::select! {
                 () = shutdown.requested() => break,
-                accepted = self.listener.accept() => accepted,
+                accepted = async {
+                    connections.settled().await;
+                    self.listener.accept().await
+                } => accepted,
             };
             match accepted {
                 Ok((stream, address)) => {
