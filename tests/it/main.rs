@@ -9,6 +9,7 @@ mod fault_codes;
 mod jwt;
 mod layering;
 mod native_cli;
+mod partner_bundle;
 mod plastron_alone;
 mod refusal;
 mod removal;

@@ -13,16 +13,18 @@ use harness::{Process, wait};
 use serde_json::Value;
 
 const LIMIT: Duration = Duration::from_secs(20);
+const NOBODY: u32 = 65534;
+const SOCKET_VARIABLES: [&str; 3] = [
+    "SPIFFE_ENDPOINT_SOCKET",
+    "SPIRE_SERVER_PRIVATE_SOCKET",
+    "SPIRE_AGENT_PUBLIC_SOCKET",
+];
 
 /// Runs `plastron` in a directory where no configuration lies, without variables that name sockets.
 fn run_in(dir: &Path, args: &[&str]) -> Result<Ran> {
     let mut command = Command::new(plastron()?);
     command.args(args).current_dir(dir);
-    for name in [
-        "SPIFFE_ENDPOINT_SOCKET",
-        "SPIRE_SERVER_PRIVATE_SOCKET",
-        "SPIRE_AGENT_PUBLIC_SOCKET",
-    ] {
+    for name in SOCKET_VARIABLES {
         command.env_remove(name);
     }
     process::run(&mut command, LIMIT)
@@ -146,17 +148,24 @@ fn another_users_own_configuration_is_found_by_xdg() -> Result<()> {
 fn as_nobody(command: &mut Command) -> Result<&mut Command> {
     use std::os::unix::process::CommandExt as _;
     if harness::deployment::own_user() == "unix:uid:0" {
-        const NOBODY: u32 = 65534;
         command.uid(NOBODY).gid(NOBODY);
     }
     Ok(command)
 }
 
-fn open_to_all(dir: &Path) -> Result<()> {
+fn open_to_all(path: &Path) -> Result<()> {
+    set_mode(path, 0o755)
+}
+
+fn writable_by_all(path: &Path) -> Result<()> {
+    set_mode(path, 0o777)
+}
+
+fn set_mode(path: &Path, mode: u32) -> Result<()> {
     use std::os::unix::fs::PermissionsExt as _;
     Ok(std::fs::set_permissions(
-        dir,
-        std::fs::Permissions::from_mode(0o755),
+        path,
+        std::fs::Permissions::from_mode(mode),
     )?)
 }
 
@@ -189,23 +198,65 @@ fn a_flag_that_is_wrong_is_blamed_and_not_a_line_of_the_file() -> Result<()> {
     Ok(())
 }
 
+/// Runs `plastron` as root or as nobody on a machine where no daemon runs: `/run` is an empty file system that only the
+/// command sees.
+fn run_without_daemons(user: u32, runtime: &Path, program: &Path, words: &[&str]) -> Result<Ran> {
+    let mut command = Command::new("unshare");
+    command
+        .args(["--mount", "sh", "-c"])
+        .arg("mount -t tmpfs none /run && exec setpriv --reuid=$0 --regid=$0 --clear-groups -- \"$@\"")
+        .arg(user.to_string())
+        .arg(program)
+        .args(words)
+        .current_dir("/")
+        .env("XDG_RUNTIME_DIR", runtime);
+    for name in SOCKET_VARIABLES {
+        command.env_remove(name);
+    }
+    process::run(&mut command, LIMIT)
+}
+
 #[test]
+#[ignore = "makes a mount namespace and becomes another user: needs root, as tests/run has in the gate"]
 fn no_default_socket_lies_where_anybody_can_put_one() -> Result<()> {
-    for words in [
-        &["server", "entry", "show"][..],
-        &["agent", "api", "fetch", "x509"],
-        &["agent", "logger", "get"],
+    const ROOT: u32 = 0;
+    let home = temporary_directory("sockets")?;
+    open_to_all(home.path())?;
+    let program = home.path().join("program");
+    std::fs::copy(plastron()?, &program)?;
+    // A directory that anybody may write to, with a socket under each name that could be looked for.
+    let directory = home.path().join("plastron");
+    let mut listeners = Vec::new();
+    for name in [
+        "server/api.sock",
+        "agent/public/api.sock",
+        "agent/private/admin.sock",
     ] {
-        let home = temporary_directory("sockets")?;
-        let mut command = Command::new(plastron()?);
-        command.args(words).env("XDG_RUNTIME_DIR", home.path());
-        command.env_remove("SPIFFE_ENDPOINT_SOCKET");
-        let ran = process::run(&mut command, LIMIT)?;
+        let socket = directory.join(name);
+        let parent = socket.parent().context("no parent")?;
+        std::fs::create_dir_all(parent)?;
+        let listener = UnixListener::bind(&socket)?;
+        listener.set_nonblocking(true)?;
+        writable_by_all(&socket)?;
+        listeners.push(listener);
+    }
+    writable_by_all(&directory)?;
+    for (user, words) in [ROOT, NOBODY].into_iter().flat_map(|user| {
+        [
+            (user, &["server", "entry", "show"][..]),
+            (user, &["agent", "api", "fetch", "x509"]),
+            (user, &["agent", "logger", "get"]),
+        ]
+    }) {
+        let ran = run_without_daemons(user, home.path(), &program, words)?;
         let at = ran.stderr.lines().find(|line| line.starts_with("  at: "));
         ensure!(
             ran.code == 6 && at.is_some_and(|at| at.starts_with("  at: /run/plastron/")),
-            "{ran:?}"
+            "{user}: {ran:?}"
         );
+    }
+    for listener in &listeners {
+        ensure!(listener.accept().is_err(), "somebody came to {listener:?}");
     }
     Ok(())
 }

@@ -1,5 +1,6 @@
 //! What Plastron promises beyond SPIRE: runs only when both roles are Plastron's.
 
+mod alias;
 mod crash;
 mod database_away;
 mod dev;
@@ -9,5 +10,6 @@ mod freshness;
 mod malformed;
 mod offline;
 mod other_node;
+mod plain_user;
 mod signals;
 mod start_failures;
