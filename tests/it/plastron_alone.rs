@@ -3,6 +3,7 @@
 mod alias;
 mod crash;
 mod database_away;
+mod database_tls;
 mod dev;
 mod entry_mistakes;
 mod fault_corpus;

@@ -14,10 +14,10 @@ const INTERNAL: i32 = 1;
 const USAGE: i32 = 2;
 const DENIED: i32 = 4;
 const CONFLICT: i32 = 5;
-const UNREACHABLE: i32 = 6;
+pub(super) const UNREACHABLE: i32 = 6;
 
 /// Runs `plastron server run` on the files of `server`; it must end by itself.
-fn run(server: &Server) -> Result<Ran> {
+pub(super) fn run(server: &Server) -> Result<Ran> {
     let mut command = Command::new(plastron()?);
     command
         .args(["server", "run", "--config"])
@@ -25,7 +25,7 @@ fn run(server: &Server) -> Result<Ran> {
     process::run(&mut command, Duration::from_secs(20))
 }
 
-fn is_told(ran: &Ran, exit: i32, code: &str) -> Result<()> {
+pub(super) fn is_told(ran: &Ran, exit: i32, code: &str) -> Result<()> {
     let reported = ran.stderr.contains(&format!("error[{code}]"));
     ensure!(
         reported && ran.stderr.contains("hint: "),

@@ -1,6 +1,6 @@
-//! What only PostgreSQL does: telling the others, broken connections, TLS. Without a server to test on
-//! (`PLASTRON_TEST_POSTGRES_URL`; for TLS `PLASTRON_TEST_POSTGRES_TLS_URL`, whose certificate names `localhost` and
-//! whose authority its `sslrootcert` is) they are ignored, and fail when they are run all the same.
+//! What only PostgreSQL does: telling the others, broken connections. Without a server to test on
+//! (`PLASTRON_TEST_POSTGRES_URL`) they are ignored, and fail when they are run all the same. TLS is tested with the whole
+//! program, in `tests/it/plastron_alone/database_tls.rs`.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::sync::Arc;
@@ -396,32 +396,4 @@ async fn open(url: &str) -> Result<(), DatastoreError> {
     )
     .await
     .map(|_| ())
-}
-
-#[tokio::test]
-#[ignore = "needs PostgreSQL with TLS: PLASTRON_TEST_POSTGRES_TLS_URL"]
-async fn tls_checks_what_its_mode_asks_for() {
-    let url = std::env::var("PLASTRON_TEST_POSTGRES_TLS_URL")
-        .expect("a test that needs PostgreSQL has its URL");
-    let by_address = url.replace("localhost", "127.0.0.1");
-    let without_root = url.split('?').next().unwrap();
-    open(&format!("{url}&sslmode=verify-full")).await.unwrap();
-    open(&format!("{by_address}&sslmode=verify-ca"))
-        .await
-        .unwrap();
-    open(&format!("{without_root}?sslmode=require"))
-        .await
-        .unwrap();
-    for refused in [
-        format!("{by_address}&sslmode=verify-full"),
-        format!("{without_root}?sslmode=verify-full"),
-        format!("{without_root}?sslmode=verify-ca"),
-    ] {
-        let error = open(&refused).await.unwrap_err();
-        assert!(
-            matches!(error, DatastoreError::Unavailable { .. }),
-            "{refused}: {error}"
-        );
-        assert!(error.to_string().contains("certificate"), "{error}");
-    }
 }
