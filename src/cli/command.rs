@@ -285,21 +285,21 @@ pub(crate) const OUTPUT: Flag<String> =
 pub(crate) const SOCKET_PATH: Flag<String> = Flag::text(
     "socketPath",
     "socket-path",
-    "The server's admin socket (default: your own server's, or /run/plastron/server/api.sock)",
+    "The server's admin socket (of `plastron` by default your own server's, or /run/plastron/server/api.sock)",
 )
 .value("SOCKET")
 .or_on_spire(super::socket::SERVER_ADMIN);
 const WORKLOAD_SOCKET_PATH: Flag<String> = Flag::text(
     "socketPath",
     "socket-path",
-    "The agent's Workload API socket (default: your own agent's, or /run/plastron/agent/public/api.sock)",
+    "The agent's Workload API socket (of `plastron` by default your own agent's, or /run/plastron/agent/public/api.sock)",
 )
 .value("SOCKET")
 .or_on_spire(super::socket::WORKLOAD);
 const AGENT_ADMIN_SOCKET_PATH: Flag<String> = Flag::text(
     "socketPath",
     "socket-path",
-    "The agent's admin socket (default: your own agent's, or /run/plastron/agent/private/admin.sock)",
+    "The agent's admin socket (of `plastron` by default your own agent's, or /run/plastron/agent/private/admin.sock)",
 )
 .value("SOCKET")
 .or_on_spire(super::socket::AGENT_ADMIN);

@@ -20,7 +20,7 @@ use crate::logging::{self, Log, LogFormat, parse_level};
 pub(super) const CONFIG: Flag<String> = Flag::text(
     "config",
     "config",
-    "The configuration file; without it, the user's and then /etc/plastron's, if there is one",
+    "The configuration file (of `plastron` by default the user's, then /etc/plastron's)",
 )
 .value("FILE");
 pub(super) const EXPAND_ENV: Flag<bool> = Flag::switch(
