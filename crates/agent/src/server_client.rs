@@ -9,6 +9,7 @@ use std::time::Duration;
 use daemon::telemetry::{CallError, Telemetry};
 use plugin::node_attestor::agent::Attempt;
 use plugin::node_attestor::{MAX_CHALLENGES, MAX_MESSAGE as MAX_MESSAGE_OF_PLUGIN, TIME_LIMIT};
+use proto::convert::ReceivedBundle;
 use proto::plastron::server::v1::watch_client::WatchClient;
 use proto::plastron::server::v1::{WatchEvent, WatchRequest};
 use proto::spire::api::server::agent::v1 as agent_v1;
@@ -19,7 +20,6 @@ use proto::spire::api::server::svid::v1::svid_client::SvidClient;
 use proto::spire::api::server::svid::v1::{
     BatchNewX509svidRequest, NewJwtsvidRequest, NewX509svidParams,
 };
-use spiffe::bundle::Bundle;
 use spiffe::clock::from_unix;
 use spiffe::entry::Entry;
 use spiffe::id::SpiffeId;
@@ -193,21 +193,21 @@ impl ServerClient {
     }
 
     /// The bundle of the server's trust domain.
-    pub(crate) async fn bundle(&self) -> Result<Bundle, ClientError> {
+    pub(crate) async fn bundle(&self) -> Result<ReceivedBundle, ClientError> {
         let mut client =
             BundleClient::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE);
         let answer = self
             .call("GetBundle", client.get_bundle(GetBundleRequest::default()))
             .await?
             .into_inner();
-        proto::convert::bundle_from_wire(&answer).map_err(ClientError::malformed)
+        proto::convert::bundle_from_server(&answer).map_err(ClientError::malformed)
     }
 
     /// Another trust domain's bundle, nothing if the server has none.
     pub(crate) async fn federated_bundle(
         &self,
         trust_domain: &TrustDomain,
-    ) -> Result<Option<Bundle>, ClientError> {
+    ) -> Result<Option<ReceivedBundle>, ClientError> {
         let mut client =
             BundleClient::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE);
         let request = GetFederatedBundleRequest {
@@ -216,7 +216,7 @@ impl ServerClient {
         };
         let answer = self.call("GetFederatedBundle", client.get_federated_bundle(request));
         match answer.await {
-            Ok(answer) => proto::convert::bundle_from_wire(answer.get_ref())
+            Ok(answer) => proto::convert::bundle_from_server(answer.get_ref())
                 .map(Some)
                 .map_err(ClientError::malformed),
             Err(ClientError::Refused(Refusal::NotFound, _)) => Ok(None),

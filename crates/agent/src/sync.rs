@@ -18,12 +18,12 @@ use spiffe::random::Random;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
+mod bundle_reports;
 mod jwt;
 mod node_svid;
 mod outage;
 mod poll;
 mod svids;
-mod unreadable;
 mod watching;
 
 pub(crate) use jwt::{JwtError, JwtRequest, Reply};
@@ -125,7 +125,7 @@ pub(crate) struct Sync {
     changes: watching::Changes,
     /// A call failed because the server did not answer, and none has been answered since.
     server_lost: bool,
-    unreadable: unreadable::UnreadableBundles,
+    bundle_reports: bundle_reports::BundleReports,
 
     svids: svids::Issuance,
     jwt: jwt::Issuance,
@@ -179,7 +179,7 @@ impl Sync {
             watch_backoff: backoff(FIRST_WATCH_PAUSE, LONGEST_WATCH_PAUSE),
             changes: watching::Changes::default(),
             server_lost: false,
-            unreadable: unreadable::UnreadableBundles::default(),
+            bundle_reports: bundle_reports::BundleReports::default(),
             svids: svids::Issuance::new(
                 KeyPool::new(node.config.workload_key_type),
                 backoff(FIRST_SVID_PAUSE, LONGEST_SVID_PAUSE),

@@ -12,9 +12,9 @@ use spiffe::id::MembershipError;
 use spiffe::{IdError, Selector, SelectorError, SelectorSet, SpiffeId, TrustDomain};
 
 pub use bundle::{
-    bundle_from_caller, bundle_from_wire, bundle_to_wire, jwt_authorities_from_wire,
-    jwt_authority_to_wire, mask_bundle, wit_authorities_from_wire, wit_authority_to_wire,
-    x509_authorities_from_wire, x509_authority_to_wire,
+    ReceivedBundle, bundle_from_caller, bundle_from_server, bundle_from_wire, bundle_to_wire,
+    jwt_authorities_from_wire, jwt_authority_to_wire, mask_bundle, wit_authorities_from_wire,
+    wit_authority_to_wire, x509_authorities_from_wire, x509_authority_to_wire,
 };
 pub use entry::{
     EntryFields, agent_entry_mask, entry_fields_from_wire, entry_from_wire, entry_to_wire,
@@ -63,9 +63,22 @@ pub enum ConvertError {
     /// A certificate or public key that cannot be read.
     #[error("{0}")]
     Authority(String),
+    /// A well-formed certificate or public key with a key of a kind or size that we do not support.
+    #[error("{0}")]
+    UnsupportedAuthority(String),
 }
 
 impl ConvertError {
+    /// Whether it is [`UnsupportedAuthority`](Self::UnsupportedAuthority), in whichever part of the message.
+    #[must_use]
+    pub fn is_unsupported_authority(&self) -> bool {
+        match self {
+            Self::In { source, .. } => source.is_unsupported_authority(),
+            Self::UnsupportedAuthority(_) => true,
+            _ => false,
+        }
+    }
+
     fn within(what: &'static str) -> impl Fn(Self) -> Self {
         move |source| Self::In {
             what,

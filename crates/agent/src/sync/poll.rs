@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use config::fault::Fault;
 use futures_util::StreamExt as _;
+use proto::convert::{ConvertError, ReceivedBundle};
 use spiffe::bundle::Bundle;
 use spiffe::entry::Entry;
 use spiffe::trust_domain::TrustDomain;
@@ -21,6 +22,8 @@ const SIDE_BY_SIDE: usize = 10;
 #[derive(Debug)]
 pub(super) struct Polled {
     delta: Delta,
+    /// For each bundle that came, its authorities that were left out.
+    skipped: Vec<(TrustDomain, Vec<ConvertError>)>,
     /// Trust domains whose bundle could not be had this time, and why. The cache keeps the bundle it has.
     unreadable: Vec<(TrustDomain, ClientError)>,
 }
@@ -53,16 +56,25 @@ impl Sync {
             *busy = false;
         }
         match outcome {
-            Ok(Polled { delta, unreadable }) => {
-                for bundle in &delta.bundles {
-                    self.unreadable.clear(bundle.trust_domain.as_str());
+            Ok(Polled {
+                delta,
+                skipped,
+                unreadable,
+            }) => {
+                let reports = &mut self.bundle_reports;
+                for (trust_domain, skipped) in &skipped {
+                    reports.received(trust_domain.as_str(), skipped);
                 }
-                self.unreadable
-                    .keep_only(|name| unreadable.iter().any(|(named, _)| named.as_str() == name));
                 for (trust_domain, error) in &unreadable {
-                    self.unreadable
-                        .report(trust_domain.as_str(), &error.to_string());
+                    reports.report(trust_domain.as_str(), &error.to_string());
                 }
+                let (received, failed) = (
+                    skipped.iter().map(|(name, _)| name),
+                    unreadable.iter().map(|(name, _)| name),
+                );
+                let named: BTreeSet<&str> =
+                    received.chain(failed).map(TrustDomain::as_str).collect();
+                reports.keep_only(&named);
                 self.apply(delta);
                 self.synced();
                 self.pause_after_sync();
@@ -84,7 +96,10 @@ async fn fetch(
     cache: &Cache,
     own: &TrustDomain,
 ) -> Result<Polled, ClientError> {
-    let own_bundle = client.bundle().await?;
+    let ReceivedBundle {
+        bundle: own_bundle,
+        skipped: skipped_of_own,
+    } = client.bundle().await?;
     if own_bundle.trust_domain != *own || own_bundle.x509_authorities.is_empty() {
         return Err(ClientError::malformed(
             "the server's bundle is empty or of another trust domain",
@@ -104,6 +119,7 @@ async fn fetch(
         .collect();
     let Federated {
         mut bundles,
+        mut skipped,
         unreadable,
     } = federated(client, foreign).await?;
     let stays = |trust_domain: &TrustDomain| {
@@ -120,6 +136,7 @@ async fn fetch(
         .filter(|trust_domain| !stays(trust_domain))
         .collect();
     bundles.push(own_bundle);
+    skipped.push((own.clone(), skipped_of_own));
     Ok(Polled {
         delta: Delta {
             entries,
@@ -127,6 +144,7 @@ async fn fetch(
             bundles,
             removed_bundles,
         },
+        skipped,
         unreadable,
     })
 }
@@ -146,6 +164,7 @@ fn known(held: &[Arc<Entry>]) -> BTreeMap<Arc<str>, Known> {
 /// Bundles of other trust domains.
 struct Federated {
     bundles: Vec<Bundle>,
+    skipped: Vec<(TrustDomain, Vec<ConvertError>)>,
     unreadable: Vec<(TrustDomain, ClientError)>,
 }
 
@@ -165,14 +184,20 @@ async fn federated(
         .buffered(SIDE_BY_SIDE);
     let mut found = Federated {
         bundles: Vec::new(),
+        skipped: Vec::new(),
         unreadable: Vec::new(),
     };
     while let Some((trust_domain, answer)) = answers.next().await {
         match answer {
-            Ok(Some(bundle)) if bundle.trust_domain == trust_domain => found.bundles.push(bundle),
+            Ok(Some(received)) if received.bundle.trust_domain == trust_domain => {
+                found.bundles.push(received.bundle);
+                found.skipped.push((trust_domain, received.skipped));
+            }
             Ok(Some(other)) => {
-                let error =
-                    ClientError::malformed(format!("it is the bundle of {}", other.trust_domain));
+                let error = ClientError::malformed(format!(
+                    "it is the bundle of {}",
+                    other.bundle.trust_domain
+                ));
                 found.unreadable.push((trust_domain, error));
             }
             Ok(None) => {}

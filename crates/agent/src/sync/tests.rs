@@ -26,6 +26,7 @@ use crate::testing::{
 };
 
 mod full_disk;
+mod unsupported_authorities;
 
 const LONG: Duration = Duration::from_secs(20);
 

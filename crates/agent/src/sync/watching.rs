@@ -4,12 +4,13 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use config::fault::Fault;
+use proto::convert::ReceivedBundle;
 use proto::plastron::server::v1::WatchEvent;
 use spiffe::trust_domain::TrustDomain;
 use tokio::time::Instant;
 use tonic::Streaming;
 
-use super::unreadable::UnreadableBundles;
+use super::bundle_reports::BundleReports;
 use super::{Following, Outcome, Sync, VERSION};
 use crate::cache::{Cache, Delta};
 use crate::server_client::ClientError;
@@ -37,7 +38,7 @@ impl Changes {
         event: WatchEvent,
         own: &TrustDomain,
         cache: &Cache,
-        reports: &mut UnreadableBundles,
+        reports: &mut BundleReports,
     ) -> Option<Delta> {
         let gathered = self.gathered.get_or_insert_default();
         if event.reset {
@@ -61,14 +62,16 @@ impl Changes {
                 .map(|id| Arc::from(id.as_str())),
         );
         for wire in &event.bundles {
-            match proto::convert::bundle_from_wire(wire) {
+            match proto::convert::bundle_from_server(wire) {
                 // Nobody could verify anybody with it, and the server could not be reached again.
-                Ok(bundle) if bundle.trust_domain == *own && bundle.x509_authorities.is_empty() => {
+                Ok(ReceivedBundle { bundle, .. })
+                    if bundle.trust_domain == *own && bundle.x509_authorities.is_empty() =>
+                {
                     reports.report(&wire.trust_domain, "it has no X.509 authority");
                     gathered.unreadable.insert(bundle.trust_domain);
                 }
-                Ok(bundle) => {
-                    reports.clear(&wire.trust_domain);
+                Ok(ReceivedBundle { bundle, skipped }) => {
+                    reports.received(&wire.trust_domain, &skipped);
                     gathered.delta.bundles.push(bundle);
                 }
                 Err(because) => {
@@ -80,7 +83,7 @@ impl Changes {
             }
         }
         for name in &event.removed_bundles {
-            reports.clear(name);
+            reports.removed(name);
             gathered
                 .delta
                 .removed_bundles
@@ -178,7 +181,7 @@ impl Sync {
             Ok(Some(event)) => {
                 self.watch_backoff.reset();
                 let own = &self.node.config.trust_domain;
-                let (cache, reports) = (&self.cache, &mut self.unreadable);
+                let (cache, reports) = (&self.cache, &mut self.bundle_reports);
                 if let Some(delta) = self.changes.take(event, own, cache, reports) {
                     self.apply(delta);
                     self.synced();

@@ -24,6 +24,14 @@ pub enum PublicKeyError {
     Invalid,
 }
 
+impl PublicKeyError {
+    /// Whether the key may be good, but is of a kind or size that we do not support.
+    #[must_use]
+    pub fn is_unsupported(&self) -> bool {
+        matches!(self, Self::UnsupportedKind | Self::RsaSize)
+    }
+}
+
 /// A public key: EC on P-256, P-384 or P-521, or RSA of 2048 to 8192 bits. Cheap to clone; equal when the
 /// encoded bytes are.
 #[derive(Clone)]
