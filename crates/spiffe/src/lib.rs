@@ -30,10 +30,12 @@
 pub mod bundle;
 pub mod clock;
 pub mod csr;
+pub mod digest;
 pub mod entry;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
 pub mod id;
+mod json;
 pub mod key;
 pub mod pem;
 pub mod random;

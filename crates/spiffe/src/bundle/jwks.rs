@@ -1,6 +1,7 @@
 //! The JWT part of a bundle, and the plain JWK Set the Workload API carries it in.
 
 use super::{AuthoritySource, Bundle, BundleError, JwtAuthority, MAX_BUNDLE_LEN, MAX_KEYS};
+use crate::json::Object;
 use crate::key::{Jwk, JwkError, PublicKey};
 use crate::trust_domain::TrustDomain;
 use serde::de::DeserializeOwned;
@@ -155,8 +156,8 @@ impl JwkSet {
         }
         let mut entries = Vec::with_capacity(keys.len());
         for (at, key) in keys.iter().enumerate() {
-            match Jwk::deserialize(key) {
-                Ok(jwk) => entries.push((at, jwk)),
+            match Object::<Jwk>::deserialize(key) {
+                Ok(Object(jwk)) => entries.push((at, jwk)),
                 Err(fault) if is_svid_key(key) => {
                     let reason = fault.to_string();
                     return Err(BundleError::Key { at, reason });
@@ -189,11 +190,14 @@ pub(super) fn token_key(at: usize, jwk: &Jwk) -> Result<Option<(String, PublicKe
     }
 }
 
+/// Reads a document that is an object.
 pub(super) fn read_json<T: DeserializeOwned>(json: &[u8]) -> Result<T, BundleError> {
     if json.len() > MAX_BUNDLE_LEN {
         return Err(BundleError::TooLong);
     }
-    serde_json::from_slice(json).map_err(|fault| BundleError::Json(fault.to_string()))
+    let read: serde_json::Result<Object<T>> = serde_json::from_slice(json);
+    read.map(|object| object.0)
+        .map_err(|fault| BundleError::Json(fault.to_string()))
 }
 
 /// Indented by four blanks, like the documents of other implementations.

@@ -3,12 +3,11 @@
 
 use super::jwks::{read_json, write_json};
 use super::{Bundle, BundleError};
+use crate::json::UniqueMembers;
 use crate::trust_domain::TrustDomain;
-use serde::de::{Error, MapAccess, Visitor};
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::BTreeMap;
-use std::fmt;
 
 /// Most trust domains in one map.
 const MAX_TRUST_DOMAINS: usize = 4096;
@@ -19,39 +18,7 @@ pub struct BundleMap(pub BTreeMap<TrustDomain, Bundle>);
 
 #[derive(Deserialize)]
 struct Read {
-    trust_domains: Option<Unique>,
-}
-
-/// The members of an object, none of which came twice.
-struct Unique(BTreeMap<String, Value>);
-
-impl<'de> Deserialize<'de> for Unique {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_map(UniqueVisitor)
-    }
-}
-
-struct UniqueVisitor;
-
-impl<'de> Visitor<'de> for UniqueVisitor {
-    type Value = Unique;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an object of bundles by trust domain name")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> Result<Unique, A::Error> {
-        let mut members = BTreeMap::new();
-        while let Some((name, value)) = access.next_entry::<String, Value>()? {
-            if members.len() == MAX_TRUST_DOMAINS {
-                return Err(A::Error::custom("too many trust domains"));
-            }
-            if members.insert(name, value).is_some() {
-                return Err(A::Error::custom("a trust domain appears twice"));
-            }
-        }
-        Ok(Unique(members))
-    }
+    trust_domains: Option<UniqueMembers>,
 }
 
 #[derive(Serialize)]
@@ -68,6 +35,9 @@ impl BundleMap {
     pub fn from_json(json: &[u8]) -> Result<Self, BundleError> {
         let read: Read = read_json(json)?;
         let members = read.trust_domains.ok_or(BundleError::NoTrustDomains)?;
+        if members.0.len() > MAX_TRUST_DOMAINS {
+            return Err(BundleError::Json("too many trust domains".to_owned()));
+        }
         let mut bundles = BTreeMap::new();
         for (name, value) in members.0 {
             let trust_domain = TrustDomain::parse(&name)

@@ -2,6 +2,7 @@
 
 use super::jwks::{JwkSet, read_json, token_key, write_json};
 use super::{AuthoritySource, Bundle, BundleError, JwtAuthority, MAX_REFRESH_HINT, X509Authority};
+use crate::json::Object;
 use crate::key::Jwk;
 use crate::trust_domain::TrustDomain;
 use crate::x509::{Certificate, CertificateError};
@@ -91,8 +92,8 @@ impl Bundle {
         trust_domain: TrustDomain,
         value: &Value,
     ) -> Result<Self, BundleError> {
-        let set =
-            JwkSet::deserialize(value).map_err(|fault| BundleError::Json(fault.to_string()))?;
+        let Object(set) = Object::<JwkSet>::deserialize(value)
+            .map_err(|fault| BundleError::Json(fault.to_string()))?;
         Self::from_set(trust_domain, &set)
     }
 

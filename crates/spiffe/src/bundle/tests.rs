@@ -439,6 +439,41 @@ fn bd_17_a_trust_domain_named_twice_refuses_the_map() {
     }
 }
 
+/// serde reads a struct from a list of its members' values, too; no other reader of such a document would.
+#[test]
+fn a_list_in_the_place_of_an_object_is_no_bundle() {
+    let keys = document()["keys"].clone();
+    for list in [
+        json!([keys]),
+        json!([keys, 1, 60]),
+        json!([]),
+        json!([{"keys": keys}]),
+    ] {
+        let text = list.to_string();
+        assert!(matches!(read(&list), Err(BundleError::Json(_))), "{text}");
+        assert!(
+            Bundle::from_jwks(td("example.org"), text.as_bytes()).is_err(),
+            "{text}"
+        );
+        let map = json!({"trust_domains": {"example.org": list}}).to_string();
+        assert!(BundleMap::from_json(map.as_bytes()).is_err(), "{map}");
+    }
+    let map = json!([{"example.org": document()}]).to_string();
+    assert!(BundleMap::from_json(map.as_bytes()).is_err(), "{map}");
+}
+
+#[test]
+fn a_list_in_the_place_of_a_jwk_is_passed_over() {
+    let key = document()["keys"][2].clone();
+    // The values of `use`, `kty`, `kid`, `crv`, `alg`, `x` and `y`, in the order of the struct's fields.
+    let by_place = json!([
+        "jwt-svid", "EC", "by-place", "P-256", null, key["x"], key["y"]
+    ]);
+    let mut listed = document();
+    listed["keys"].as_array_mut().unwrap().push(by_place);
+    assert_eq!(counts(&read(&listed).unwrap()), counts(&bundle()));
+}
+
 #[test]
 fn bd_18_bd_19_hints_within_a_map_are_ignored_and_one_bad_bundle_refuses_it() {
     let hinted = br#"{"trust_domains":{"a":{"keys":[],"spiffe_refresh_hint":1}}}"#;

@@ -9,6 +9,7 @@ mod tests;
 use crate::bundle::JwtBundle;
 use crate::clock::unix_seconds;
 use crate::id::{IdError, MAX_ID_LEN, SpiffeId};
+use crate::json::UniqueMembers;
 use crate::key::{JwsAlgorithm, SignError, Signer, VerifyError, sign_with};
 use crate::secret::Secret;
 use crate::trust_domain::TrustDomain;
@@ -51,7 +52,7 @@ pub enum JwtSvidError {
     Critical,
     #[error("token header has no key id")]
     NoKeyId,
-    #[error("token claims are not a JSON object")]
+    #[error("token claims are not a JSON object, each claim once")]
     Claims,
     #[error("token has no subject")]
     NoSubject,
@@ -368,7 +369,10 @@ impl<'a> Token<'a> {
         let payload = URL_SAFE_NO_PAD
             .decode(self.payload)
             .map_err(|_not_base64url| JwtSvidError::Form)?;
-        serde_json::from_slice(&payload).map_err(|_not_an_object| JwtSvidError::Claims)
+        // RFC 7519 §4 leaves it to the reader whether a claim that comes twice is refused.
+        let claims: UniqueMembers =
+            serde_json::from_slice(&payload).map_err(|_unfit| JwtSvidError::Claims)?;
+        Ok(claims.0)
     }
 }
 

@@ -1,6 +1,7 @@
 //! The JOSE header of a JWT-SVID (JWT-SVID §2): read with the algorithm first, written with three members.
 
 use super::JwtSvidError;
+use crate::json::Object;
 use crate::key::JwsAlgorithm;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
@@ -39,11 +40,7 @@ struct Written<'a> {
 
 impl Header {
     pub(super) fn read(json: &[u8]) -> Result<Self, JwtSvidError> {
-        if json.trim_ascii_start().first() != Some(&b'{') {
-            // A list of the members' values would be read as well.
-            return Err(JwtSvidError::Header);
-        }
-        let read: Read =
+        let Object(read): Object<Read> =
             serde_json::from_slice(json).map_err(|_not_a_header| JwtSvidError::Header)?;
         let alg = read
             .alg

@@ -141,6 +141,39 @@ fn js_01_only_compact_jws_of_three_strict_parts() {
     ));
 }
 
+/// Another reader may believe the first of two claims, we the last.
+#[test]
+fn a_claim_that_comes_twice_is_refused() {
+    let authority = Authority::new();
+    let token = |claims: &str| authority.token(&header().to_string(), claims);
+    let once = format!(r#"{{"sub":"{ID}","aud":["a"],"exp":{}}}"#, NOW + 60);
+    authority.verify(&token(&once)).unwrap();
+    let members = once.trim_end_matches('}');
+    for again in [
+        r#""sub":"spiffe://example.org/other""#.to_owned(),
+        format!(r#""sub":"{ID}""#),
+        r#""aud":["b"]"#.to_owned(),
+        format!(r#""e\u0078p":{}"#, NOW + 600),
+        r#""x":1,"x":1"#.to_owned(),
+    ] {
+        let doubled = token(&format!("{members},{again}}}"));
+        assert_eq!(
+            authority.verify(&doubled).unwrap_err(),
+            JwtSvidError::Claims,
+            "{again}"
+        );
+        assert_eq!(
+            inspect_jwt_svid(&doubled).unwrap_err(),
+            JwtSvidError::Claims,
+            "{again}"
+        );
+    }
+    // Within a claim of somebody's own it is that somebody's business.
+    authority
+        .verify(&token(&format!(r#"{members},"own":{{"x":1,"x":2}}}}"#)))
+        .unwrap();
+}
+
 #[test]
 fn js_01_segments_are_bounded() {
     let authority = Authority::new();
