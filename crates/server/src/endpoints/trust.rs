@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use daemon::log_limit::LogLimit;
 use daemon::tasks::Shutdown;
 use spiffe::bundle::{Bundle, X509Bundle};
+use spiffe::clock::Clock;
 use spiffe::svid::x509::{BundleSource, VerifiedX509Svid};
 use spiffe::trust_domain::TrustDomain;
 use tokio::sync::watch;
@@ -21,6 +22,7 @@ type Part = (Arc<Bundle>, Arc<X509Bundle>);
 #[derive(Debug)]
 pub(crate) struct PeerBundles {
     registry: Arc<Registry>,
+    clock: Arc<dyn Clock>,
     parts: Mutex<HashMap<TrustDomain, Part>>,
     foreign: Vec<TrustDomain>,
     /// Counts the changes of these bundles. Each connection waits for it: what else changes wakes no connection.
@@ -29,9 +31,14 @@ pub(crate) struct PeerBundles {
 }
 
 impl PeerBundles {
-    pub(crate) fn new(registry: Arc<Registry>, foreign: Vec<TrustDomain>) -> Self {
+    pub(crate) fn new(
+        registry: Arc<Registry>,
+        foreign: Vec<TrustDomain>,
+        clock: Arc<dyn Clock>,
+    ) -> Self {
         Self {
             registry,
+            clock,
             parts: Mutex::new(HashMap::new()),
             foreign,
             changes: watch::Sender::new(0),
@@ -71,8 +78,9 @@ impl PeerBundles {
         }
     }
 
-    /// Completes when the authority that vouched for the peer is no longer in the bundle of its trust domain. No chain is
-    /// verified again: a peer that another authority vouches for, too, is welcome back with a handshake.
+    /// Completes when the authority that vouched for the peer is no longer in the bundle of its trust domain, nor one that was
+    /// renewed with its key. No chain is verified again: a peer that another authority vouches for, too, is welcome back with
+    /// a handshake.
     pub(crate) fn withdrawn(
         self: &Arc<Self>,
         peer: &VerifiedX509Svid,
@@ -84,8 +92,9 @@ impl PeerBundles {
             // Subscribed before the look, so that no change falls between the two.
             let mut changes = bundles.changes.subscribe();
             loop {
+                let now = bundles.clock.now();
                 let present = bundles.part(&trust_domain);
-                if present.is_none_or(|present| !present.authorities().contains(&authority)) {
+                if present.is_none_or(|present| !present.still_holds(&authority, now)) {
                     return;
                 }
                 // The bundles, which this holds, hold the sender.

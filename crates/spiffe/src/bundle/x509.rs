@@ -1,8 +1,10 @@
 //! The X.509 part of a bundle, prepared for path validation.
 
+use crate::clock::unix_seconds;
 use crate::trust_domain::TrustDomain;
 use crate::x509::Certificate;
-use crate::x509::path::Authority;
+use crate::x509::path::{Authority, stands_in_for};
+use std::time::SystemTime;
 
 /// The certificates X509-SVIDs of one trust domain may chain to.
 #[derive(Debug, Clone)]
@@ -49,6 +51,18 @@ impl X509Bundle {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.authorities.is_empty()
+    }
+
+    /// Whether a chain that was verified under `authority` still holds: it is here, or one that is valid at `now` and
+    /// differs from it in validity, serial number and signature alone, like a root that was renewed with its key.
+    #[must_use]
+    pub fn still_holds(&self, authority: &Certificate, now: SystemTime) -> bool {
+        let now = unix_seconds(now);
+        self.authorities.contains(authority)
+            || self
+                .verifying
+                .iter()
+                .any(|known| stands_in_for(&known.certificate, authority, now))
     }
 
     pub(crate) fn verifying(&self) -> &[Authority] {

@@ -203,7 +203,8 @@ impl VerifiedX509Svid {
         &self.leaf
     }
 
-    /// The authority of the bundle at which the chain ended. When the bundle loses it, the proof no longer holds.
+    /// The authority of the bundle at which the chain ended. When the bundle loses it, the proof no longer holds, unless
+    /// [`X509Bundle::still_holds`] finds one that stands in for it.
     #[must_use]
     pub fn authority(&self) -> &Certificate {
         &self.authority

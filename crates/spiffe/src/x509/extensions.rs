@@ -41,20 +41,26 @@ pub(crate) struct ExtendedKeyUsage {
     pub(crate) any: bool,
 }
 
-#[derive(Debug, Default, Clone)]
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub(crate) struct NameConstraints {
     pub(crate) permitted: Vec<NameConstraint>,
     pub(crate) excluded: Vec<NameConstraint>,
 }
 
 /// One subtree: the kind of name it speaks of, and its text for DNS names and URIs.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct NameConstraint {
     pub(crate) kind: u32,
     pub(crate) text: String,
 }
 
 impl NameConstraints {
+    /// Whether all of them are kept with their text, so that they can be enforced and compared.
+    pub(crate) fn are_readable(&self) -> bool {
+        let mut all = self.permitted.iter().chain(&self.excluded);
+        all.all(|constraint| matches!(constraint.kind, DNS_NAME | URI_NAME))
+    }
+
     /// Whether a constraint of the given kind is among them.
     pub(crate) fn mentions(&self, kind: u32) -> bool {
         self.permitted

@@ -97,6 +97,24 @@ impl Authority {
     }
 }
 
+/// Whether every path that is valid below `one` would be valid below `other` at `now` (unix seconds): they have one subject
+/// and one key, and all else that [`verify`] looks at in an authority is the same. Only their validity, serial number and
+/// signature may differ, as those of an authority that was renewed with its key.
+pub(crate) fn stands_in_for(other: &Certificate, one: &Certificate, now: i64) -> bool {
+    let (theirs, its) = (other.extensions(), one.extensions());
+    other.subject_der() == one.subject_der()
+        && other.public_key() == one.public_key()
+        && theirs.is_ca == its.is_ca
+        && theirs.key_usage == its.key_usage
+        && theirs.path_len == its.path_len
+        && theirs.name_constraints == its.name_constraints
+        && its
+            .name_constraints
+            .as_ref()
+            .is_none_or(NameConstraints::are_readable)
+        && check_validity(other, now).is_ok()
+}
+
 /// Verifies that a path leads from `leaf` through `intermediates` to one of `authorities` at `now` (unix
 /// seconds), and gives that authority. Extended key usage is the caller's business.
 pub(crate) fn verify<'a>(
@@ -347,13 +365,7 @@ fn check_names(
     below: &[&Certificate],
     comparisons: &mut usize,
 ) -> Result<(), PathError> {
-    let known = |constraint: &NameConstraint| matches!(constraint.kind, DNS_NAME | URI_NAME);
-    if !constraints
-        .permitted
-        .iter()
-        .chain(&constraints.excluded)
-        .all(known)
-    {
+    if !constraints.are_readable() {
         return Err(PathError::UnsupportedConstraint);
     }
     for certificate in below.iter().copied().chain([leaf]) {

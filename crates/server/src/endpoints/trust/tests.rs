@@ -11,7 +11,17 @@ use tonic::transport::Channel;
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Metadata, Subscriber};
 
+use std::time::Duration;
+
+use spiffe::id::SpiffeId;
+use spiffe::key::{KeyPair, KeyType};
+use spiffe::random::SystemRandom;
+use spiffe::x509::{
+    CaTemplate, Certificate, Issuer, LeafTemplate, Subject, issue_ca, issue_leaf, random_serial,
+};
+
 use super::*;
+use crate::datastore::DeleteMode;
 use crate::testing::{Identity, TestServer, entry, own};
 
 /// A connection of this peer that says nothing, and ends when the server ends it.
@@ -85,10 +95,132 @@ async fn ends_the_connections_that_a_revoked_authority_vouched_for_and_no_others
     server.try_remote(Some(&new)).await.unwrap();
 }
 
+fn peer_bundles(server: &TestServer, foreign: Vec<TrustDomain>) -> Arc<PeerBundles> {
+    let clock = Arc::new(server.clock.clone());
+    Arc::new(PeerBundles::new(
+        Arc::clone(&server.registry),
+        foreign,
+        clock,
+    ))
+}
+
+/// A trust domain that an administrator comes from.
+struct Far {
+    name: TrustDomain,
+    key: KeyPair,
+}
+
+impl Far {
+    fn new() -> Self {
+        Self {
+            name: TrustDomain::parse("far.example").unwrap(),
+            key: KeyPair::generate(KeyType::EcP256).unwrap(),
+        }
+    }
+
+    /// A root with the one name and key, good for this many seconds from now.
+    async fn root(&self, server: &TestServer, seconds: u64) -> Certificate {
+        let template = CaTemplate {
+            serial: random_serial(&SystemRandom),
+            subject: Subject {
+                common_name: Some("far".to_owned()),
+                ..Subject::default()
+            },
+            id: self.name.id(),
+            public_key: self.key.public_key().clone(),
+            not_before: server.now() - Duration::from_secs(60),
+            not_after: server.now() + Duration::from_secs(seconds),
+            path_len: None,
+            subject_key_id: None,
+        };
+        let der = issue_ca(&template, None, &self.key).await.unwrap();
+        Certificate::from_der(&der).unwrap()
+    }
+
+    async fn administrator(&self, server: &TestServer) -> Identity {
+        let root = self.root(server, 3600).await;
+        let key = KeyPair::generate(KeyType::EcP256).unwrap();
+        let id = SpiffeId::from_path(&self.name, "/admin").unwrap();
+        let template = LeafTemplate {
+            serial: random_serial(&SystemRandom),
+            id: id.clone(),
+            subject: Subject::spire(),
+            dns_names: Vec::new(),
+            public_key: key.public_key().clone(),
+            not_before: server.now() - Duration::from_secs(60),
+            not_after: server.now() + Duration::from_secs(600),
+        };
+        let issuer = Issuer {
+            subject_der: root.subject_der(),
+            key_id: root.subject_key_id().unwrap(),
+            signer: &self.key,
+        };
+        let chain = vec![issue_leaf(&template, &issuer).await.unwrap()];
+        Identity { id, key, chain }
+    }
+
+    /// Makes these roots the whole bundle.
+    async fn trust(&self, server: &TestServer, roots: &[&Certificate]) {
+        let mut bundle = Bundle::new(self.name.clone());
+        for root in roots {
+            bundle.add_x509_authority(Certificate::clone(root));
+        }
+        server.datastore.bundles.set(bundle).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_root_renewed_with_its_key_keeps_the_connections_of_the_one_before() {
+    let server = TestServer::start().await;
+    let far = Far::new();
+    let (old, renewed) = (far.root(&server, 3600).await, far.root(&server, 7200).await);
+    let other = Far::new().root(&server, 7200).await;
+    far.trust(&server, &[&old]).await;
+    let administrator = far.administrator(&server).await;
+    let bundles = peer_bundles(&server, vec![far.name.clone()]);
+    let chain: Vec<&[u8]> = administrator.chain.iter().map(Vec::as_slice).collect();
+    let peer = spiffe::verify_svid(&chain, bundles.as_ref(), server.now()).unwrap();
+    assert_eq!(*peer.authority(), old);
+
+    let is_withdrawn = || bundles.withdrawn(&peer).now_or_never().is_some();
+    far.trust(&server, &[&old, &renewed]).await;
+    assert!(!is_withdrawn());
+    far.trust(&server, &[&other, &renewed]).await;
+    assert!(!is_withdrawn());
+    // The name alone is anybody's.
+    far.trust(&server, &[&other]).await;
+    assert!(is_withdrawn());
+}
+
+#[tokio::test]
+async fn connections_end_when_the_whole_bundle_that_vouched_for_them_is_removed() {
+    let far = Far::new();
+    let admin = SpiffeId::from_path(&far.name, "/admin").unwrap();
+    let server = TestServer::start_with(|config| {
+        config.admin_ids.push(admin);
+    })
+    .await;
+    let root = far.root(&server, 3600).await;
+    far.trust(&server, &[&root]).await;
+    let administrator = far.administrator(&server).await;
+    let connected = silent(&server, Some(&administrator)).await;
+    let own_agent = server.agent().await;
+    let stays = silent(&server, Some(&own_agent)).await;
+    server.try_remote(Some(&administrator)).await.unwrap();
+    server
+        .datastore
+        .bundles
+        .delete(&far.name, DeleteMode::Restrict)
+        .await
+        .unwrap();
+    connected.await.unwrap();
+    assert!(!stays.is_finished());
+}
+
 #[tokio::test]
 async fn a_peer_is_withdrawn_with_its_authority_or_its_whole_bundle() {
     let server = TestServer::start().await;
-    let bundles = Arc::new(PeerBundles::new(Arc::clone(&server.registry), Vec::new()));
+    let bundles = peer_bundles(&server, Vec::new());
     let agent = server.agent().await;
     let chain: Vec<&[u8]> = agent.chain.iter().map(Vec::as_slice).collect();
     let verify = || spiffe::verify_svid(&chain, bundles.as_ref(), server.now());
@@ -126,7 +258,7 @@ impl Subscriber for Lines {
 async fn strangers_who_claim_an_administrators_trust_domain_fill_no_log() {
     let server = TestServer::start().await;
     let far = TrustDomain::parse("far.example").unwrap();
-    let bundles = PeerBundles::new(Arc::clone(&server.registry), vec![far.clone()]);
+    let bundles = peer_bundles(&server, vec![far.clone()]);
     let lines = Arc::new(Mutex::new(0));
     tracing::subscriber::with_default(Lines(Arc::clone(&lines)), || {
         for _ in 0..10_000 {

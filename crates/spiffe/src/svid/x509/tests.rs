@@ -361,3 +361,99 @@ fn uris_that_are_almost_spiffe_ids_name_nobody() {
         outcome(&CertTemplate::leaf(uri)).unwrap_err();
     }
 }
+
+/// The certificate of `ca` again, changed, signed with the same key.
+fn renewed(ca: &Ca, change: impl FnOnce(&mut CertTemplate)) -> Ca {
+    let mut template = CertTemplate::authority("root", "spiffe://example.org");
+    template.not_after += 3600;
+    change(&mut template);
+    let der = template.sign(ca.key.public_key(), &template.subject, &ca.key);
+    Ca {
+        key: ca.key.clone(),
+        subject: template.subject.clone(),
+        der,
+    }
+}
+
+fn still_holds(authority: &Ca, bundle: &[&Ca]) -> bool {
+    let bundles = Bundles::of(&[("example.org", bundle)]);
+    let bundle = bundles.x509_bundle(&TrustDomain::parse("example.org").unwrap());
+    bundle.unwrap().still_holds(&authority.certificate(), now())
+}
+
+#[test]
+fn a_proof_holds_as_long_as_its_authority_or_one_renewed_with_its_key_is_there() {
+    let root = Ca::root("example.org");
+    let next = renewed(&root, |_| {});
+    assert_ne!(root.certificate(), next.certificate());
+    assert!(still_holds(&root, &[&root]));
+    assert!(still_holds(&root, &[&Ca::root("example.org"), &next]));
+    // The exact one stays good for what it vouched for, as its SVIDs say how long.
+    let ended = renewed(&root, |template| template.not_after = NOW - 1);
+    assert!(still_holds(&ended, &[&ended]));
+    let leaf = root.issue(&CertTemplate::leaf("spiffe://example.org/w"));
+    let bundles = Bundles::of(&[("example.org", &[&next])]);
+    verify_svid(&[&leaf], &bundles, now()).unwrap();
+}
+
+#[test]
+fn a_proof_does_not_hold_under_an_authority_that_might_not_verify_it() {
+    let root = Ca::root("example.org");
+    let cases: [(&str, Ca); 9] = [
+        ("another key", Ca::root("example.org")),
+        (
+            "another name",
+            renewed(&root, |template| {
+                template.subject.common_name = Some("other".into());
+            }),
+        ),
+        (
+            "over",
+            renewed(&root, |template| template.not_after = NOW - 1),
+        ),
+        (
+            "not begun",
+            renewed(&root, |template| template.not_before = NOW + 1),
+        ),
+        (
+            "shorter paths",
+            renewed(&root, |template| {
+                *template = template.clone().with_path_len(0);
+            }),
+        ),
+        (
+            "no authority",
+            renewed(&root, |template| template.basic_constraints = None),
+        ),
+        (
+            "may not sign certificates",
+            renewed(&root, |template| template.key_usage = Some(vec![7, 0x80])),
+        ),
+        (
+            "fewer names",
+            renewed(&root, |template| {
+                *template = template.clone().with_names(&[(0x86, "other.org")], &[]);
+            }),
+        ),
+        (
+            "fewer addresses",
+            renewed(&root, |template| {
+                *template = template.clone().with_names(&[(0x87, "12345678")], &[]);
+            }),
+        ),
+    ];
+    for (what, other) in &cases {
+        assert!(!still_holds(&root, &[other]), "{what}");
+    }
+    assert!(!still_holds(&root, &[]));
+    // Constraints whose text is not kept cannot be compared.
+    let addresses = |text: &'static str| {
+        renewed(&root, |template| {
+            *template = template.clone().with_names(&[(0x87, text)], &[]);
+        })
+    };
+    assert!(!still_holds(
+        &addresses("12345678"),
+        &[&addresses("87654321")]
+    ));
+}
