@@ -8,6 +8,7 @@ use plugin::key_manager::signing_key;
 use rustls_pki_types::ServerName;
 use spiffe::bundle::{Bundle, X509Bundle};
 use spiffe::csr::{build_csr, build_csr_with};
+use spiffe::digest::{hex, sha256_hex};
 use spiffe::entry::Entry;
 use spiffe::id::SpiffeId;
 use spiffe::key::{KeyPair, Signer};
@@ -207,12 +208,5 @@ pub(crate) async fn probe(node: &Node) -> Option<Shown> {
 
 /// `sha256:` and the digest of a certificate.
 pub(crate) fn fingerprint(der: &[u8]) -> String {
-    format!(
-        "sha256:{}",
-        hex(aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, der).as_ref())
-    )
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    format!("sha256:{}", sha256_hex(der))
 }

@@ -6,6 +6,7 @@
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
+use daemon::log_limit::LogLimit;
 use daemon::telemetry::Telemetry;
 use futures_util::FutureExt as _;
 use http::{Request, Response};
@@ -27,8 +28,10 @@ use tonic_health::pb::health_server::HealthServer;
 use crate::audit::{Auditor, CallRecord, Unfinished};
 use crate::authz::{Authorizer, Lifetime, Row, is_local_service, row};
 use crate::caller::Connection;
+use crate::error::log_account::LogAccount;
 use crate::error::{Kind, refused};
 use crate::metrics::RPC;
+use crate::principal::Account;
 use crate::watch::WatchService;
 use boundary::AttestationCall;
 pub(crate) use refused_attestations::RefusedAttestations;
@@ -54,6 +57,8 @@ pub(crate) struct Api {
     pub(crate) auditor: Auditor,
     pub(crate) telemetry: Telemetry,
     pub(crate) refused_attestations: Arc<RefusedAttestations>,
+    /// For the lines that callers cause, by account.
+    pub(crate) log_limit: Arc<LogLimit<Option<Account>>>,
     pub(crate) agent: AgentServer<agent::AgentService>,
     pub(crate) bundle: Arc<bundle::BundleService>,
     pub(crate) debug: DebugServer<debug::DebugService>,
@@ -102,7 +107,9 @@ impl Api {
                 Status::from(refused(Kind::ResourceExhausted, TOO_MANY_CALLS)).into_http()
             }
         };
-        let response = match AssertUnwindSafe(served).catch_unwind().await {
+        let account = LogAccount::new(&self.log_limit, connection.account());
+        let served = Arc::clone(&account).of_call(AssertUnwindSafe(served).catch_unwind());
+        let response = match served.await {
             Ok(response) => response,
             Err(_panic) => boundary::panicked(&unfinished.0),
         };
@@ -112,6 +119,11 @@ impl Api {
             connection: Arc::clone(connection),
         });
         let lifetime = row.map_or(Lifetime::Unary, |row| row.lifetime);
+        let response = if lifetime == Lifetime::Conversation {
+            response.map(|body| account.of_stream(body))
+        } else {
+            response
+        };
         let response = boundary::conclude(response, lifetime, unfinished, attestation).await;
         boundary::measure(response, lifetime, timer)
     }

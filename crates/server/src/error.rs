@@ -4,6 +4,8 @@
 //! for gRPC that is `status`. Messages are SPIRE's where its clients match on them. They travel to the caller and into
 //! logs, so they hold no secret.
 
+pub(crate) mod log_account;
+
 use std::fmt::{self, Display};
 
 use config::fault::{self, Fault};
@@ -138,14 +140,26 @@ impl OpError {
     }
 
     /// One line in the log, where the error leaves the server. The server's own faults are an operator's business; a
-    /// caller's mistakes are worth a line only to someone who debugs them.
+    /// caller's mistakes are worth a line only to someone who debugs them. Either goes on the account of the caller, who
+    /// may cause as many as it likes.
     pub(crate) fn log(&self) {
         let (code, message) = (self.kind.name(), &self.message);
-        match self.kind {
-            _ if self.quiet => tracing::debug!(code, "{message}"),
-            Kind::Internal | Kind::Unavailable => tracing::error!(code, "{message}"),
-            Kind::PermissionDenied => tracing::warn!(code, "{message}"),
-            _ => tracing::debug!(code, "{message}"),
+        let is_for_operators = matches!(
+            self.kind,
+            Kind::Internal | Kind::Unavailable | Kind::PermissionDenied
+        );
+        if self.quiet || !is_for_operators {
+            tracing::debug!(code, "{message}");
+            return;
+        }
+        let Some(left_out) = log_account::admit() else {
+            tracing::debug!(code, "{message}");
+            return;
+        };
+        if self.kind == Kind::PermissionDenied {
+            tracing::warn!(code, left_out, "{message}");
+        } else {
+            tracing::error!(code, left_out, "{message}");
         }
     }
 }
@@ -175,7 +189,11 @@ mod tests {
     use tracing::span::{Attributes, Id, Record};
     use tracing::{Event, Level, Metadata, Subscriber};
 
+    use std::time::Duration;
+
+    use super::log_account::LogAccount;
     use super::*;
+    use crate::principal::Account;
 
     /// Counts what an operator would read.
     struct Warnings(Arc<AtomicUsize>);
@@ -210,6 +228,52 @@ mod tests {
             refused(Kind::PermissionDenied, "agent is banned").log();
             assert_eq!(warnings.load(Ordering::Relaxed), 1);
         });
+    }
+
+    /// How many warnings and errors the peer of the account leaves with this many refusals.
+    async fn warnings_on(account: &Arc<LogAccount>, warnings: &AtomicUsize, times: usize) -> usize {
+        let call = async {
+            for _ in 0..times {
+                refused(Kind::PermissionDenied, "agent is banned").log();
+                refused(Kind::Internal, "a plugin failed").log();
+            }
+        };
+        Arc::clone(account).of_call(call).await;
+        warnings.swap(0, Ordering::Relaxed)
+    }
+
+    fn many_failures() {
+        for _ in 0..10_000 {
+            refused(Kind::Unavailable, "the database is away").log();
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn lets_no_authenticated_peer_fill_the_log_either() {
+        let warnings = Arc::new(AtomicUsize::new(0));
+        let _guard = tracing::subscriber::set_default(Warnings(Arc::clone(&warnings)));
+        let limit = Arc::default();
+        let account = |uid| LogAccount::new(&limit, Some(Account::Uid(uid)));
+        let (one, other) = (account(1), account(2));
+        let first = warnings_on(&one, &warnings, 10_000).await;
+        assert!((1..=10).contains(&first), "{first}");
+        assert_eq!(warnings_on(&one, &warnings, 10_000).await, 0);
+        // Nobody else's lines are lost for that, and what was left out is said later.
+        assert_eq!(warnings_on(&other, &warnings, 1).await, 2);
+        tokio::time::advance(Duration::from_secs(3600)).await;
+        assert_eq!(warnings_on(&one, &warnings, 1).await, 2);
+
+        // A task of the call is on its account, too.
+        let mut task = None;
+        let begin = async { task = Some(log_account::inherited(async { many_failures() })) };
+        Arc::clone(&one).of_call(begin).await;
+        task.unwrap().await;
+        assert!(warnings.swap(0, Ordering::Relaxed) <= 10);
+        // The server itself is not limited.
+        for _ in 0..100 {
+            refused(Kind::Internal, "a plugin failed").log();
+        }
+        assert_eq!(warnings.load(Ordering::Relaxed), 100);
     }
 
     #[test]

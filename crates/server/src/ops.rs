@@ -22,16 +22,6 @@ use crate::error::{Kind, OpError, failed, refused};
 
 pub(crate) use batch::Batch;
 
-/// SHA-256 in lower-case hex, as the audit trail names a CSR.
-pub(crate) fn digest(bytes: &[u8]) -> String {
-    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes);
-    digest
-        .as_ref()
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
-}
-
 /// SPIRE: what an agent is answered about an entry that it may not have, whether the entry exists or not.
 pub(crate) const NOT_AUTHORIZED: &str = "entry not found or not authorized";
 

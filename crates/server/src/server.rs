@@ -426,6 +426,7 @@ impl ServiceParts {
             auditor,
             telemetry: environment.telemetry.clone(),
             refused_attestations: Arc::default(),
+            log_limit: Arc::default(),
         }
     }
 }
@@ -531,18 +532,18 @@ impl Core {
             .map(SpiffeId::trust_domain)
             .collect();
         foreign.retain(|trust_domain| trust_domain != own);
-        let bundles = Arc::new(PeerBundles::new(Arc::clone(&self.registry), foreign));
+        let clock = Arc::clone(&self.environment.clock);
+        let bundles = Arc::new(PeerBundles::new(
+            Arc::clone(&self.registry),
+            foreign,
+            Arc::clone(&clock),
+        ));
         tasks.spawn(
             "trust in peers",
             Arc::clone(&bundles).follow(tasks.shutdown()),
         );
         let clients = SpiffeClientVerifier::optional(Arc::<PeerBundles>::clone(&bundles));
-        let tls = SpiffeAcceptor::new(
-            self.ca.resolver(),
-            Arc::new(clients),
-            Arc::clone(&self.environment.clock),
-            key_exchange,
-        );
+        let tls = SpiffeAcceptor::new(self.ca.resolver(), Arc::new(clients), clock, key_exchange);
         Peers::new(tls, bundles)
     }
 

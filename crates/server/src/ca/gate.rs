@@ -20,7 +20,6 @@ use spiffe::key::{PublicKey, Signer};
 use spiffe::secret::Secret;
 
 use super::grant::{Grant, GrantKind};
-use super::x509::X509Issuer;
 use super::{BACKDATE, Ca, IssueError, signing};
 use crate::audit::{CallRecord, Fields, Outcome};
 use crate::metrics::{ISSUED, NOT_ISSUED};
@@ -48,12 +47,19 @@ pub struct IssuedJwt {
     pub expires_at: SystemTime,
 }
 
+/// An authority that signs documents.
+trait SigningAuthority: Send + Sync + Sized + 'static {
+    /// The one that is active and has not expired.
+    fn active(ca: &Ca, now: SystemTime) -> Result<Arc<Self>, IssueError>;
+
+    fn key(&self) -> &dyn Signer;
+}
+
 /// A kind of document.
 trait Document: Sync {
     /// All that the document will say.
     type Template: Send + Sync + 'static;
-    /// The authority that signs.
-    type Issuer: Send + Sync + 'static;
+    type Issuer: SigningAuthority;
     type Signed: Send + 'static;
     type Issued: Send;
     const NAME: &'static str;
@@ -61,11 +67,6 @@ trait Document: Sync {
     const LABEL: &'static str;
 
     fn allowed_by(kind: GrantKind) -> bool;
-
-    /// The active authority.
-    fn issuer(ca: &Ca, now: SystemTime) -> Result<Arc<Self::Issuer>, IssueError>;
-
-    fn key(issuer: &Self::Issuer) -> &dyn Signer;
 
     fn template(
         &self,
@@ -204,13 +205,13 @@ impl Ca {
     ) -> Result<D::Issued, IssueError> {
         // The call may have waited since its entry was read.
         self.check_downstream(grant)?;
-        let issuer = D::issuer(self, now)?;
+        let issuer = D::Issuer::active(self, now)?;
         let template = Arc::new(document.template(self, grant, &issuer, now)?);
         document.admit(&template, grant, now)?;
         let work = D::sign(Arc::clone(&template), Arc::clone(&issuer));
-        let signed = signing::run(D::key(&issuer), work).await?;
+        let signed = signing::run(issuer.key(), work).await?;
         let issued = D::compare(signed, &template, &issuer, now)?;
-        if signing::is_direct(D::key(&issuer)) {
+        if signing::is_direct(issuer.key()) {
             // Nothing was waited for.
             return Ok(issued);
         }
@@ -262,14 +263,6 @@ impl Ca {
             });
         }
         Ok(())
-    }
-
-    fn x509_authority(&self, now: SystemTime) -> Result<Arc<X509Issuer>, IssueError> {
-        let issuer = self.x509.active().ok_or(IssueError::NoX509Authority)?;
-        if issuer.certificate.not_after() <= now {
-            return Err(IssueError::AuthorityExpired);
-        }
-        Ok(issuer)
     }
 }
 

@@ -341,18 +341,6 @@ fn newest(entries: &Entries) -> i64 {
         .unwrap_or(i64::MIN)
 }
 
-/// Lower-case hex, as SPIRE writes subject key ids.
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes
-        .iter()
-        .fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-            for nibble in [byte >> 4, byte & 0xf] {
-                text.push(char::from_digit(u32::from(nibble), 16).unwrap_or('0'));
-            }
-            text
-        })
-}
-
 mod base64_bytes {
     use base64::Engine as _;
     use base64::engine::general_purpose::STANDARD;

@@ -194,7 +194,7 @@ pub(super) fn published(bundle: &Bundle) -> Vec<String> {
     let x509 = bundle
         .x509_authorities
         .iter()
-        .map(|one| journal::hex(one.certificate.subject_key_id().unwrap()));
+        .map(|one| spiffe::digest::hex(one.certificate.subject_key_id().unwrap()));
     x509.chain(bundle.jwt_authorities.iter().map(|one| one.key_id.clone()))
         .collect()
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use spiffe::bundle::{AuthoritySource, Bundle, X509Authority, X509Bundle};
+use spiffe::digest::hex;
 use spiffe::id::SpiffeId;
 use spiffe::key::{KeyPair, KeyType, Signer};
 use spiffe::random::Random;
@@ -16,7 +17,7 @@ use spiffe::x509::{
 };
 
 use super::authority::AuthorityContext;
-use super::journal::{Origin, Record, Series, hex};
+use super::journal::{Origin, Record, Series};
 use super::kind::{Draft, Failures, Kind};
 use super::slots::{AuthorityState, AuthorityStates};
 use super::upstream::Upstream;

@@ -6,6 +6,7 @@ use std::time::SystemTime;
 
 use spiffe::bundle::{AuthoritySource, Bundle, JwtAuthority, X509Authority};
 use spiffe::clock::unix_seconds;
+use spiffe::digest::hex;
 use spiffe::entry::Entry;
 use spiffe::trust_domain::TrustDomain;
 
@@ -487,10 +488,5 @@ pub(super) fn masked(stored: &Bundle, new: &Bundle, mask: BundleMask) -> Bundle 
 
 fn has_key_id(authority: &X509Authority, lower_hex: &str) -> bool {
     let key_id = authority.certificate.subject_key_id();
-    key_id.is_some_and(|id| {
-        id.iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect::<String>()
-            == lower_hex
-    })
+    key_id.is_some_and(|id| hex(id) == lower_hex)
 }

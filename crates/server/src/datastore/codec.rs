@@ -5,16 +5,16 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use aws_lc_rs::digest::{SHA256, digest};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
+use spiffe::digest::sha256_hex;
 use spiffe::entry::Entry;
 use spiffe::id::SpiffeId;
 use spiffe::selector::{Selector, SelectorSet};
 use spiffe::trust_domain::TrustDomain;
 
-use super::stored_bundle::StoredBundle;
+use super::stored_bundle::{self, StoredBundle};
 use crate::registry::{
     Agent, BundleEndpointProfile, FederationRelationship, JoinTokenRecord, Journal, Kind, Lease,
     Object, Unknown,
@@ -164,7 +164,11 @@ pub(super) fn encode(object: &Object, unknown: Option<&Unknown>) -> Result<Strin
         return Ok(body);
     };
     let mut members: Unknown = serde_json::from_str(&body).map_err(text)?;
-    members.extend(unknown.clone());
+    let mut unknown = unknown.clone();
+    if matches!(object, Object::Bundle(_)) {
+        stored_bundle::put_unknown(&mut members, &mut unknown);
+    }
+    members.extend(unknown);
     serde_json::to_string(&members).map_err(text)
 }
 
@@ -296,9 +300,12 @@ impl Decoder {
             Err(because) => because,
         };
         let members: Unknown = serde_json::from_str(body).map_err(text)?;
-        let (known, unknown): (Unknown, Unknown) = members
+        let (mut known, mut unknown): (Unknown, Unknown) = members
             .into_iter()
             .partition(|(name, _)| known_members(kind).contains(&name.as_str()));
+        if kind == Kind::Bundle {
+            unknown.extend(stored_bundle::take_unknown(&mut known));
+        }
         if unknown.is_empty() {
             return Err(because);
         }
@@ -430,15 +437,7 @@ pub(super) fn similarity_digest(entry: &Entry) -> String {
             selector.as_str()
         ));
     }
-    let mut hex = hex_sha256(text.as_bytes());
+    let mut hex = sha256_hex(text.as_bytes());
     hex.truncate(32);
     hex
-}
-
-pub(super) fn hex_sha256(data: &[u8]) -> String {
-    digest(&SHA256, data)
-        .as_ref()
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
 }

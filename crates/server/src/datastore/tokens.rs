@@ -5,12 +5,12 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use spiffe::clock::unix_seconds;
+use spiffe::digest::sha256_hex;
 use spiffe::entry::Entry;
 use spiffe::id::SpiffeId;
 use spiffe::selector::{Selector, SelectorSet};
 use spiffe::trust_domain::TrustDomain;
 
-use super::codec::hex_sha256;
 use super::entries::{EntryWriteError, create};
 use super::write_queue::WriteQueue;
 use super::{DatastoreError, PRUNE_BATCH};
@@ -82,7 +82,7 @@ impl Tokens {
     /// [`TokenError::Taken`], [`TokenError::Alias`], or the store could not write.
     pub async fn create(&self, token: JoinToken) -> Result<(), TokenError> {
         let record = Arc::new(JoinTokenRecord {
-            digest: hex_sha256(token.token.as_bytes()),
+            digest: sha256_hex(token.token.as_bytes()),
             expires_at: token.expires_at,
             alias: token.alias.clone(),
         });
@@ -110,7 +110,7 @@ impl Tokens {
     /// # Errors
     /// [`TokenError::Unknown`], [`TokenError::Expired`], or the store could not write.
     pub async fn redeem(&self, token: &str, now: SystemTime) -> Result<(), TokenError> {
-        let digest = hex_sha256(token.as_bytes());
+        let digest = sha256_hex(token.as_bytes());
         let blank = token_node(self.0.registry.trust_domain(), token)
             .map(|node| self.0.completed(alias_of(node.clone(), node)));
         let now = unix_seconds(now);

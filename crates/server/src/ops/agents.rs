@@ -90,7 +90,7 @@ impl Agents {
             return Err(refused(Kind::InvalidArgument, "missing CSR"));
         }
         let key = requested_key(csr)?;
-        let grant = Grant::renewal(agent).with_field("csr", super::digest(csr));
+        let grant = Grant::renewal(agent).with_field("csr", spiffe::digest::sha256_hex(csr));
         let issued = self
             .ca
             .issue_x509(&grant, &key, &caller.record)

@@ -8,11 +8,12 @@ use std::time::Duration;
 
 use futures_util::{StreamExt as _, stream};
 use spiffe::csr::{Csr, CsrError, VerifiedCsr};
+use spiffe::digest::sha256_hex;
 use spiffe::entry::{check_wildcard_overlap, validate_dns_name};
 use spiffe::id::SpiffeId;
 use spiffe::trust_domain::TrustDomain;
 
-use super::{NOT_AUTHORIZED, digest, not_issued};
+use super::{NOT_AUTHORIZED, not_issued};
 use crate::audit::Fields;
 use crate::ca::{Ca, Grant, IssuedJwt, IssuedX509};
 use crate::caller::Caller;
@@ -62,7 +63,7 @@ impl Svids {
         if csr.is_empty() {
             return Err(refused(Kind::InvalidArgument, "missing CSR"));
         }
-        let digest = digest(csr);
+        let digest = sha256_hex(csr);
         caller.describe(|| Fields::new().with("csr", &digest).with("ttl", ttl));
         let csr = verified(csr, "failed to verify CSR signature")?;
         let id = minted_identity(&self.trust_domain, &csr)?;
@@ -145,7 +146,7 @@ impl Svids {
         preferred_ttl: Option<Duration>,
     ) -> Result<DownstreamCa, OpError> {
         let downstream = caller.downstream()?;
-        let digest = digest(csr);
+        let digest = sha256_hex(csr);
         caller.describe(|| {
             Fields::new()
                 .with("agent_id", &downstream.entry().spiffe_id)
@@ -230,7 +231,7 @@ impl Svids {
             Err(refused) => {
                 caller.item(Err(&refused), || {
                     Fields::new()
-                        .with("csr", digest(&request.csr))
+                        .with("csr", sha256_hex(&request.csr))
                         .with("entry_id", &request.entry_id)
                 });
                 return Err(refused);
@@ -238,7 +239,7 @@ impl Svids {
         };
         let mut grant = Grant::entry(entry);
         if caller.record.is_enabled() {
-            grant = grant.with_field("csr", digest(&request.csr));
+            grant = grant.with_field("csr", sha256_hex(&request.csr));
         }
         let issued = self.ca.issue_x509(&grant, csr.public_key(), &caller.record);
         issued.await.map_err(not_issued("failed to sign X509-SVID"))

@@ -20,7 +20,7 @@ use tonic::{Status, Streaming};
 
 use crate::authz::{Authorizer, StreamEnd};
 use crate::caller::Caller;
-use crate::error::{Kind, refused};
+use crate::error::{Kind, log_account, refused};
 
 /// SPIRE: the entry page size.
 const PAGE: usize = 500;
@@ -69,7 +69,7 @@ pub(super) async fn answer(
         authorizer,
         answers,
     };
-    tokio::spawn(conversation.run(requests));
+    tokio::spawn(log_account::inherited(conversation.run(requests)));
     Ok(Box::pin(ReceiverStream::new(stream)))
 }
 

@@ -13,8 +13,23 @@ use spiffe::svid::jwt::{JwtClaims, inspect_jwt_svid, sign_jwt_svid};
 use super::super::grant::{Grant, GrantKind};
 use super::super::jwt::JwtIssuer;
 use super::super::{Ca, IssueError};
-use super::{Document, IssuedJwt, admit_lifetime, lifetime, mismatch, require};
+use super::{Document, IssuedJwt, SigningAuthority, admit_lifetime, lifetime, mismatch, require};
 use crate::audit::Fields;
+
+impl SigningAuthority for JwtIssuer {
+    fn active(ca: &Ca, now: SystemTime) -> Result<Arc<Self>, IssueError> {
+        let authority = ca.jwt.as_ref().ok_or(IssueError::JwtDisabled)?;
+        let issuer = authority.active().ok_or(IssueError::NoJwtAuthority)?;
+        if issuer.not_after <= now {
+            return Err(IssueError::AuthorityExpired);
+        }
+        Ok(issuer)
+    }
+
+    fn key(&self) -> &dyn Signer {
+        self.key.as_ref()
+    }
+}
 
 /// A JWT-SVID for an audience.
 pub(super) struct JwtDocument {
@@ -34,19 +49,6 @@ impl Document for JwtDocument {
             GrantKind::Workload => true,
             GrantKind::Agent | GrantKind::Server | GrantKind::DownstreamCa => false,
         }
-    }
-
-    fn issuer(ca: &Ca, now: SystemTime) -> Result<Arc<JwtIssuer>, IssueError> {
-        let authority = ca.jwt.as_ref().ok_or(IssueError::JwtDisabled)?;
-        let issuer = authority.active().ok_or(IssueError::NoJwtAuthority)?;
-        if issuer.not_after <= now {
-            return Err(IssueError::AuthorityExpired);
-        }
-        Ok(issuer)
-    }
-
-    fn key(issuer: &JwtIssuer) -> &dyn Signer {
-        issuer.key.as_ref()
     }
 
     fn template(

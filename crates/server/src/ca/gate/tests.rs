@@ -15,6 +15,7 @@ use crate::ca::IssuanceConfig;
 use crate::ca::tests::{
     Fixture, HOUR, agent, config, id, key, minted, quiet, trust_domain, workload,
 };
+use crate::ca::x509::X509Issuer;
 use crate::caller::DownstreamCaller;
 
 fn entry() -> spiffe::entry::Entry {
@@ -376,7 +377,7 @@ async fn a_template_beyond_its_grant_is_not_signed() {
     let fixture = Fixture::new().await;
     let ca = fixture.server().await;
     let now = ca.clock.now();
-    let issuer = ca.x509_authority(now).unwrap();
+    let issuer = X509Issuer::active(&ca, now).unwrap();
     let key = key();
     let grant = minted(id("/w"), 600).with_names(vec!["a.test".to_owned()], Subject::default());
     let document = X509Document { key: key.clone() };
@@ -412,7 +413,7 @@ async fn stops_a_document_that_is_not_what_was_granted() {
     let fixture = Fixture::new().await;
     let ca = fixture.server().await;
     let now = ca.clock.now();
-    let issuer = ca.x509_authority(now).unwrap();
+    let issuer = X509Issuer::active(&ca, now).unwrap();
     let (key, other) = (key(), key());
     let grant = minted(id("/w"), 600).with_names(vec!["a.test".to_owned()], Subject::default());
     let document = X509Document { key: key.clone() };
@@ -459,8 +460,8 @@ async fn stops_a_document_of_another_authority() {
     let (ca, impostor) = (fixture.server().await, elsewhere.server().await);
     let now = ca.clock.now();
     let (issuer, wrong) = (
-        ca.x509_authority(now).unwrap(),
-        impostor.x509_authority(now).unwrap(),
+        X509Issuer::active(&ca, now).unwrap(),
+        X509Issuer::active(&impostor, now).unwrap(),
     );
     let key = key();
     let grant = minted(id("/w"), 600);
@@ -476,7 +477,7 @@ async fn stops_a_signing_certificate_in_place_of_a_leaf() {
     let fixture = Fixture::new().await;
     let ca = fixture.server().await;
     let now = ca.clock.now();
-    let issuer = ca.x509_authority(now).unwrap();
+    let issuer = X509Issuer::active(&ca, now).unwrap();
     let key = key();
     let template = CaTemplate {
         serial: random_serial(ca.random.as_ref()),
@@ -608,7 +609,7 @@ async fn measures_what_the_gate_costs_beside_the_signature() {
     let fixture = Fixture::new().await;
     let ca = fixture.server().await;
     let (key, grant, audience) = (key(), workload(&entry()), ["a".to_owned()]);
-    let issuer = ca.x509_authority(ca.clock.now()).unwrap();
+    let issuer = X509Issuer::active(&ca, ca.clock.now()).unwrap();
     let local = issuer.key.local().unwrap();
     let since = std::time::Instant::now();
     for _ in 0..ROUNDS {

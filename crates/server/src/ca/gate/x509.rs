@@ -15,8 +15,22 @@ use spiffe::x509::{
 use super::super::grant::{Grant, GrantKind};
 use super::super::x509::X509Issuer;
 use super::super::{Ca, IssueError};
-use super::{Document, IssuedX509, admit_lifetime, lifetime, mismatch, require};
+use super::{Document, IssuedX509, SigningAuthority, admit_lifetime, lifetime, mismatch, require};
 use crate::audit::Fields;
+
+impl SigningAuthority for X509Issuer {
+    fn active(ca: &Ca, now: SystemTime) -> Result<Arc<Self>, IssueError> {
+        let issuer = ca.x509.active().ok_or(IssueError::NoX509Authority)?;
+        if issuer.certificate.not_after() <= now {
+            return Err(IssueError::AuthorityExpired);
+        }
+        Ok(issuer)
+    }
+
+    fn key(&self) -> &dyn Signer {
+        self.key.as_ref()
+    }
+}
 
 /// An X509-SVID for a key.
 pub(super) struct X509Document {
@@ -36,14 +50,6 @@ impl Document for X509Document {
             GrantKind::Workload | GrantKind::Agent | GrantKind::Server => true,
             GrantKind::DownstreamCa => false,
         }
-    }
-
-    fn issuer(ca: &Ca, now: SystemTime) -> Result<Arc<X509Issuer>, IssueError> {
-        ca.x509_authority(now)
-    }
-
-    fn key(issuer: &X509Issuer) -> &dyn Signer {
-        issuer.key.as_ref()
     }
 
     fn template(
@@ -152,14 +158,6 @@ impl Document for DownstreamCaDocument {
             GrantKind::DownstreamCa => true,
             GrantKind::Workload | GrantKind::Agent | GrantKind::Server => false,
         }
-    }
-
-    fn issuer(ca: &Ca, now: SystemTime) -> Result<Arc<X509Issuer>, IssueError> {
-        ca.x509_authority(now)
-    }
-
-    fn key(issuer: &X509Issuer) -> &dyn Signer {
-        issuer.key.as_ref()
     }
 
     fn template(

@@ -213,7 +213,7 @@ async fn publishes_the_upstream_root_and_shows_the_way_to_it() {
     assert_eq!(issued.chain.len(), 2);
     assert_eq!(fixture.verify(&issued).unwrap().id(), &id("/w"));
     let state = ca.authorities(AuthorityKind::X509).unwrap();
-    let root_id = journal::hex(upstream.root.subject_key_id().unwrap());
+    let root_id = spiffe::digest::hex(upstream.root.subject_key_id().unwrap());
     assert_eq!(
         state.active.as_ref().unwrap().upstream_authority_id,
         root_id
@@ -312,7 +312,7 @@ async fn a_change_from_self_signed_to_upstream_makes_a_new_authority() {
 async fn operators_taint_and_revoke_the_root_above_and_not_the_authority_itself() {
     let (fixture, upstream) = fixture().await;
     let ca = fixture.server().await;
-    let root_id = journal::hex(upstream.root.subject_key_id().unwrap());
+    let root_id = spiffe::digest::hex(upstream.root.subject_key_id().unwrap());
     let own = active(&ca).0;
     let refused = ca.taint(AuthorityKind::X509, &own).await.unwrap_err();
     assert!(matches!(refused, OperationError::TaintsBelowUpstream));
@@ -571,7 +571,7 @@ async fn a_root_that_was_revoked_does_not_come_back_by_being_named_again() {
     let (own, other) = (upstream.root.clone(), other_root(&fixture).await);
     let both = vec![named(&own), named(&other)];
     let (ca, mut follower) = after(&fixture, &upstream, vec![Ok(both.clone())]).await;
-    let id = journal::hex(other.subject_key_id().unwrap());
+    let id = spiffe::digest::hex(other.subject_key_id().unwrap());
     let (datastore, trust_domain) = (&fixture.datastore, trust_domain());
     datastore
         .bundles

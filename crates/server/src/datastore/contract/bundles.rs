@@ -29,7 +29,7 @@ on_every_database!(
     a_lease_has_one_holder_until_it_ends,
 );
 
-async fn x509(not_after: SystemTime) -> X509Authority {
+pub(super) async fn x509(not_after: SystemTime) -> X509Authority {
     let key = KeyPair::generate(KeyType::EcP256).unwrap();
     let template = CaTemplate {
         serial: random_serial(&SystemRandom),
@@ -74,8 +74,7 @@ async fn bundle(name: &str) -> Bundle {
 }
 
 fn key_id(authority: &X509Authority) -> String {
-    let bytes = authority.certificate.subject_key_id().unwrap();
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    spiffe::digest::hex(authority.certificate.subject_key_id().unwrap())
 }
 
 async fn appending_counts_up_when_something_is_new(subject: Subject) {

@@ -6,7 +6,7 @@ use spiffe::bundle::Bundle;
 use spiffe::clock::from_unix;
 
 use super::agents::agent;
-use super::bundles::jwt;
+use super::bundles::{jwt, x509};
 use super::{NOW, Subject, create, entry, id, on_every_database, td};
 use crate::datastore::{Datastore, EntryPatch, JoinToken};
 use crate::registry::{BundleEndpointProfile, FederationRelationship, Kind};
@@ -14,6 +14,7 @@ use crate::registry::{BundleEndpointProfile, FederationRelationship, Kind};
 on_every_database!(
     members_of_a_newer_version_survive_a_write,
     members_of_a_newer_version_go_with_their_object,
+    members_of_a_newer_version_stay_with_their_authority,
 );
 
 /// Makes one object of each kind.
@@ -133,5 +134,53 @@ async fn members_of_a_newer_version_go_with_their_object(subject: Subject) {
         newer(&subject, "agents").await,
         0,
         "it is another agent now"
+    );
+}
+
+async fn members_of_a_newer_version_stay_with_their_authority(subject: Subject) {
+    let (datastore, _) = subject.open().await;
+    let other = td("other.org");
+    let first = Bundle {
+        x509_authorities: vec![x509(from_unix(NOW + 60)).await],
+        jwt_authorities: vec![jwt("stays", NOW + 60), jwt("goes", NOW + 60)],
+        ..Bundle::new(other.clone())
+    };
+    datastore.bundles.set(first.clone()).await.unwrap();
+    datastore.close().await;
+    // As a newer server would write it: a member in each authority, whose name may be that of a list.
+    let newer = "UPDATE bundles SET body = replace(replace(body, '\"der\":', '\"newer\":\"x509\",\"der\":'), \
+                 '\"key_id\":', '\"jwt_authorities\":[7],\"key_id\":')";
+    subject.sql(newer).await;
+
+    let (datastore, registry) = subject.open().await;
+    assert!(registry.bundle(&other).unwrap().same_authorities(&first));
+    let more = Bundle {
+        jwt_authorities: vec![jwt("new", NOW + 60)],
+        ..Bundle::new(other.clone())
+    };
+    datastore.bundles.append(more).await.unwrap();
+    // The members of an object are sorted in a row that carries any from a newer version.
+    let (jwt_newer, x509_newer) = ("%\"jwt_authorities\":[7]", "%\"newer\":\"x509\"");
+    let stored = async |pattern: String| {
+        let with = format!("bundles WHERE body LIKE '{pattern}%'");
+        subject.count(&with).await == 1
+    };
+    assert!(stored(format!("{jwt_newer}{jwt_newer}{x509_newer}")).await);
+    let appended = registry.bundle(&other).unwrap();
+    assert_eq!(appended.jwt_authorities.len(), 3);
+    assert!(
+        !stored(format!("{jwt_newer}{jwt_newer}{jwt_newer}")).await,
+        "the new one has none"
+    );
+
+    let mut fewer = Bundle::clone(&appended);
+    fewer
+        .jwt_authorities
+        .retain(|authority| authority.key_id != "goes");
+    datastore.bundles.set(fewer).await.unwrap();
+    assert!(stored(format!("{jwt_newer}{x509_newer}")).await);
+    assert!(
+        !stored(format!("{jwt_newer}{jwt_newer}")).await,
+        "it went with its authority"
     );
 }
