@@ -11,6 +11,7 @@ use std::time::Duration;
 use config::fault::{Code, Fault};
 use daemon::log_limit::LogLimit;
 use daemon::socket::Modes;
+use daemon::tasks::Shutdown;
 use daemon::telemetry::Telemetry;
 use http::{Request, Response};
 use hyper::body::Incoming;
@@ -31,7 +32,6 @@ use requests::{Open, Requests};
 use router::Router;
 
 use crate::attestor::Workload;
-use crate::stop::Stop;
 
 /// A client that connects has something to say: its HTTP/2 preface comes within this time.
 const FIRST_BYTES: Duration = Duration::from_secs(10);
@@ -86,7 +86,7 @@ impl Socket {
         self.0.path()
     }
 
-    /// Serves until `stop`; connections then get a moment to end.
+    /// Serves until the shutdown; connections then get a moment to end.
     ///
     /// # Errors
     /// When the socket can't be handed to the runtime.
@@ -94,7 +94,7 @@ impl Socket {
         self,
         router: Router,
         connections: Connections,
-        mut stop: Stop,
+        mut shutdown: Shutdown,
     ) -> Result<(), Fault> {
         let (listener, file) = self.0.into_parts();
         let listener = UnixListener::from_std(listener).map_err(|error| {
@@ -102,7 +102,7 @@ impl Socket {
         })?;
         loop {
             let accepted = tokio::select! {
-                () = stop.stopped() => break,
+                () = shutdown.requested() => break,
                 accepted = listener.accept() => accepted,
             };
             match accepted {
@@ -117,7 +117,7 @@ impl Socket {
                         stream,
                         router.clone(),
                         slot,
-                        stop.clone(),
+                        shutdown.clone(),
                     )));
                 }
                 Err(error) => {
@@ -188,7 +188,7 @@ async fn answer(
 }
 
 /// One connection. Until its client speaks it costs little more than the socket.
-async fn connection(stream: UnixStream, router: Router, slot: Slot, mut stop: Stop) {
+async fn connection(stream: UnixStream, router: Router, slot: Slot, mut shutdown: Shutdown) {
     let workload = match Peer::from_unix_stream(&stream) {
         Ok(peer) => Arc::new(Workload::new(Arc::new(peer))),
         Err(error) => {
@@ -197,12 +197,12 @@ async fn connection(stream: UnixStream, router: Router, slot: Slot, mut stop: St
         }
     };
     let spoke = tokio::select! {
-        () = stop.stopped() => false,
+        () = shutdown.requested() => false,
         () = slot.evicted() => false,
         readable = tokio::time::timeout(FIRST_BYTES, stream.readable()) => matches!(readable, Ok(Ok(()))),
     };
     if spoke {
-        Box::pin(converse(stream, workload, router, Arc::new(slot), stop)).await;
+        Box::pin(converse(stream, workload, router, Arc::new(slot), shutdown)).await;
     }
 }
 
@@ -212,7 +212,7 @@ async fn converse(
     workload: Arc<Workload>,
     router: Router,
     slot: Arc<Slot>,
-    mut stop: Stop,
+    mut shutdown: Shutdown,
 ) {
     let own_slot = Arc::clone(&slot);
     let answer = hyper::service::service_fn(move |request: Request<Incoming>| {
@@ -244,7 +244,7 @@ async fn converse(
                 }
                 return;
             }
-            () = stop.stopped(), if !leaving => leaving = true,
+            () = shutdown.requested(), if !leaving => leaving = true,
             () = slot.evicted() => {
                 // A request that came in at the same time is answered, or refused in a way that the client repeats.
                 leaving = true;

@@ -13,13 +13,14 @@ use daemon::http_probes::{HttpProbes, Report};
 use daemon::log_control::{LogControl, LogLevels};
 use daemon::socket::Modes;
 use daemon::systemd::Systemd;
+use daemon::tasks::{Shutdown, Tasks};
 use daemon::telemetry::Telemetry;
 use plugin::catalog::RunningAgentPlugins;
 use plugin::lifecycle::HostServices;
 use spiffe::clock::{Clock, SystemClock};
 use spiffe::random::{Random, SystemRandom};
 use tokio::sync::{mpsc, watch};
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::task::JoinHandle;
 
 mod admin_api;
 mod attestor;
@@ -38,7 +39,6 @@ mod rate_limit;
 mod server_client;
 mod state;
 mod state_writer;
-mod stop;
 mod sync;
 #[cfg(test)]
 mod testing;
@@ -60,9 +60,14 @@ use node::{Absence, Node, NodePlugins, Stored};
 use node_attestation::AttestedNode;
 use rate_limit::RateLimiter;
 use state::StateDir;
-use stop::{Stop, Stopper};
 use sync::{Sync, SyncEnds, SyncStatus};
 use workload_api::{Context, Options, WorkloadApi};
+
+/// How long the tasks have to stop, and then the plugins: together less than the 30 seconds after which Kubernetes ends a
+/// process. The longest may have to finish an attestation that is under way and then to write the node's SVID, with
+/// limits of 10 and 5 seconds.
+const STOP_DEADLINE: Duration = Duration::from_secs(20);
+const PLUGINS_DEADLINE: Duration = Duration::from_secs(5);
 
 /// The way in: [`Agent::bind`].
 #[derive(Debug)]
@@ -173,7 +178,7 @@ impl Bound {
     /// # Errors
     /// PLA-11xx: why the node cannot be attested, or is no longer a member.
     pub async fn run(self, shutdown: impl Future<Output = ()> + Send) -> Result<(), Fault> {
-        let (stopper, stop) = Stopper::new();
+        let mut tasks = Tasks::new();
         let plugins = self.plugins;
         let node = Arc::new(self.node);
         let cache = Arc::new(new_cache(&node, &self.random));
@@ -206,28 +211,28 @@ impl Bound {
             admin_api::logger(self.log),
             admin_api::debug(Arc::clone(&gate), Arc::clone(&node.clock), shown_state),
         ];
-        let mut tasks: JoinSet<Result<(), Fault>> = JoinSet::new();
         let (connections, admin_connections) = endpoints::budgets(&node.telemetry);
         tasks.spawn(
+            "Workload API socket",
             self.socket
-                .serve(Router::new(public), connections, stop.clone()),
+                .serve(Router::new(public), connections, tasks.shutdown()),
         );
         if let Some(socket) = self.admin_socket {
-            tasks.spawn(socket.serve(Router::new(admin), admin_connections, stop.clone()));
+            tasks.spawn(
+                "admin socket",
+                socket.serve(Router::new(admin), admin_connections, tasks.shutdown()),
+            );
         }
-        let healthy = watch::Sender::new(false);
+        let is_healthy = spawn_health_watch(&mut tasks, cache.ready(), gate.status.clone());
         if let Some(probes) = self.health {
-            let (healthy, mut stop) = (healthy.subscribe(), stop.clone());
-            let stopped = async move { stop.stopped().await };
-            tasks.spawn(probes.run(move || report(*healthy.borrow()), stopped));
+            let healthy = is_healthy.clone();
+            let report = move || report(*healthy.borrow());
+            tasks.spawn("health checks", probes.run(report, tasks.shutdown()));
         }
-        tasks.spawn(tell_health(health, healthy.subscribe(), stop.clone()));
-        tasks.spawn(watch_health(
-            healthy,
-            cache.ready(),
-            gate.status.clone(),
-            stop.clone(),
-        ));
+        tasks.spawn(
+            "health service",
+            tell_health(health, is_healthy, tasks.shutdown()),
+        );
         let handover = Arc::new(self.handover);
         handover.systemd().ready();
         let membership = Membership {
@@ -239,45 +244,29 @@ impl Bound {
             status,
             node_state,
         };
-        tasks.spawn(membership.hold(stop));
+        tasks.spawn("membership", membership.hold(tasks.shutdown()));
 
-        let ended = tokio::select! {
+        let outcome = tokio::select! {
             () = shutdown => Ok(()),
-            Some(ended) = tasks.join_next() => flatten(ended),
+            fault = tasks.failure() => Err(fault),
         };
         handover.systemd().stopping();
-        stopper.stop();
-        drained(tasks, ended, plugins.stop()).await
+        let stopped = stop(tasks, plugins.stop()).await;
+        outcome.and(stopped)
     }
 }
 
-/// Whatever hangs, the agent ends so long after it was told to stop. What knows what it waits for has a shorter limit.
-const STOP_LIMIT: Duration = Duration::from_secs(20);
-
-/// Waits for the tasks, which were told to stop, then for the plugins. The first fault is the agent's outcome.
-async fn drained(
-    mut tasks: JoinSet<Result<(), Fault>>,
-    ended: Result<(), Fault>,
-    plugins: impl Future<Output = ()>,
-) -> Result<(), Fault> {
-    let first = ended.clone();
-    let all = async {
-        let mut outcome = ended;
-        while let Some(ended) = tasks.join_next().await {
-            outcome = outcome.and(flatten(ended));
-        }
-        plugins.await;
-        outcome
-    };
-    tokio::time::timeout(STOP_LIMIT, all)
-        .await
-        .unwrap_or_else(|_elapsed| {
-            let seconds = STOP_LIMIT.as_secs();
-            let what = format!("the agent did not stop within {seconds} s");
-            first.and(Err(Fault::new(Code::Internal, what).because(
-                "a disk, a plugin or the service manager does not answer",
-            )))
-        })
+/// Stops the tasks, then the plugins that they use. Whatever hangs, the agent ends.
+async fn stop(tasks: Tasks, plugins: impl Future<Output = ()>) -> Result<(), Fault> {
+    let tasks = tasks.stop(STOP_DEADLINE).await;
+    let plugins = tokio::time::timeout(PLUGINS_DEADLINE, plugins).await;
+    tasks.and(plugins.map_err(|_elapsed| {
+        let seconds = PLUGINS_DEADLINE.as_secs();
+        Fault::new(
+            Code::Internal,
+            format!("the plugins did not stop within {seconds} s"),
+        )
+    }))
 }
 
 /// The part of the agent that is a member of the trust domain.
@@ -294,8 +283,8 @@ struct Membership {
 
 impl Membership {
     /// Uses the stored identity or attests, then follows the server.
-    async fn hold(self, stop: Stop) -> Result<(), Fault> {
-        let Some(attested) = self.identity(stop.clone()).await? else {
+    async fn hold(self, shutdown: Shutdown) -> Result<(), Fault> {
+        let Some(attested) = self.identity(shutdown.clone()).await? else {
             return Ok(());
         };
         let (sync, ends) = Sync::new(
@@ -303,7 +292,7 @@ impl Membership {
             Arc::clone(&self.cache),
             attested,
             Arc::clone(&self.random),
-            stop.clone(),
+            shutdown.clone(),
         )?;
         let SyncEnds {
             jwt,
@@ -317,7 +306,7 @@ impl Membership {
             Arc::clone(&self.node),
             Arc::clone(&self.cache),
             identity,
-            stop.clone(),
+            shutdown.clone(),
         ));
         let teller = tokio::spawn(show_state(
             Arc::clone(&self.node.clock),
@@ -340,7 +329,7 @@ impl Membership {
     }
 
     /// The node's identity, stored or new; nothing when the agent was stopped first.
-    async fn identity(&self, stop: Stop) -> Result<Option<AttestedNode>, Fault> {
+    async fn identity(&self, shutdown: Shutdown) -> Result<Option<AttestedNode>, Fault> {
         let absence = match (
             self.node.stored_identity().await?,
             self.node.stored_bundle(),
@@ -360,7 +349,7 @@ impl Membership {
         self.handover.discard();
         let random = Arc::clone(&self.random);
         let Some(attested) =
-            node_attestation::attest_node(&self.node, Some(&absence), random, stop).await?
+            node_attestation::attest_node(&self.node, Some(&absence), random, shutdown).await?
         else {
             return Ok(None);
         };
@@ -505,54 +494,55 @@ fn report(healthy: bool) -> Report {
     }
 }
 
+fn spawn_health_watch(
+    tasks: &mut Tasks,
+    ready: watch::Receiver<bool>,
+    sync_status: watch::Receiver<SyncStatus>,
+) -> watch::Receiver<bool> {
+    let healthy = watch::Sender::new(false);
+    let is_healthy = healthy.subscribe();
+    let watching = watch_health(healthy, ready, sync_status, tasks.shutdown());
+    tasks.spawn("health watch", watching);
+    is_healthy
+}
+
 /// The agent is healthy when it can serve workloads and nothing is wrong that an operator has to mend.
 async fn watch_health(
     healthy: watch::Sender<bool>,
     mut ready: watch::Receiver<bool>,
     mut sync_status: watch::Receiver<SyncStatus>,
-    mut stop: Stop,
-) -> Result<(), Fault> {
+    mut shutdown: Shutdown,
+) {
     loop {
         healthy.send_replace(*ready.borrow_and_update() && !sync_status.borrow_and_update().broken);
         let changed = tokio::select! {
-            () = stop.stopped() => return Ok(()),
+            () = shutdown.requested() => return,
             changed = ready.changed() => changed,
             changed = sync_status.changed() => changed,
         };
         if changed.is_err() {
             // The membership ended, and the agent with it.
-            stop.stopped().await;
-            return Ok(());
+            shutdown.requested().await;
+            return;
         }
     }
 }
 
 /// Reports health over gRPC until the agent stops.
-async fn tell_health(
-    health: Health,
-    mut healthy: watch::Receiver<bool>,
-    mut stop: Stop,
-) -> Result<(), Fault> {
+async fn tell_health(health: Health, mut healthy: watch::Receiver<bool>, mut shutdown: Shutdown) {
     loop {
         let serving = *healthy.borrow_and_update();
         health.serving(serving).await;
         let changed = tokio::select! {
-            () = stop.stopped() => break,
+            () = shutdown.requested() => break,
             changed = healthy.changed() => changed,
         };
         if changed.is_err() {
-            stop.stopped().await;
+            shutdown.requested().await;
             break;
         }
     }
     health.serving(false).await;
-    Ok(())
-}
-
-fn flatten(ended: Result<Result<(), Fault>, tokio::task::JoinError>) -> Result<(), Fault> {
-    ended.unwrap_or_else(|error| {
-        Err(Fault::new(Code::Internal, "a part of the agent broke").because(error))
-    })
 }
 
 #[cfg(test)]

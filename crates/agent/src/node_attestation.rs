@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use config::fault::{Code, Fault};
+use daemon::tasks::Shutdown;
 use plugin::ErrorKind;
 use plugin::node_attestor::agent::Attempt;
 use spiffe::bundle::Bundle;
@@ -21,7 +22,6 @@ use crate::dial;
 use crate::metrics::NODE_ATTESTATION;
 use crate::node::{Absence, Node, NodeIdentity};
 use crate::server_client::{AttestError, ClientError, ServerClient};
-use crate::stop::Stop;
 use report::{explain, no_token, with_absence};
 
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
@@ -70,7 +70,7 @@ pub(crate) async fn attest_node(
     node: &Arc<Node>,
     absence: Option<&Absence>,
     random: Arc<dyn Random>,
-    mut stop: Stop,
+    mut shutdown: Shutdown,
 ) -> Result<Option<AttestedNode>, Fault> {
     let started = node.clock.now();
     let deadline = tokio::time::Instant::now() + GIVE_UP_AFTER;
@@ -79,7 +79,7 @@ pub(crate) async fn attest_node(
     loop {
         number += 1;
         let timer = node.telemetry.start(&NODE_ATTESTATION, []);
-        let outcome = attempt(node, number, started, &mut stop).await;
+        let outcome = attempt(node, number, started, &mut shutdown).await;
         timer.end(outcome.status());
         let fault = match outcome {
             Outcome::Done(attested_node) => {
@@ -105,13 +105,18 @@ pub(crate) async fn attest_node(
             "{}",
             fault.what
         );
-        if !stop.sleep(pause).await {
+        if !shutdown.sleep(pause).await {
             return Ok(None);
         }
     }
 }
 
-async fn attempt(node: &Arc<Node>, number: u32, started: SystemTime, stop: &mut Stop) -> Outcome {
+async fn attempt(
+    node: &Arc<Node>,
+    number: u32,
+    started: SystemTime,
+    shutdown: &mut Shutdown,
+) -> Outcome {
     // Before the server is asked for anything: without a proof there is nothing to try.
     let proof = match node.attestor.start().await {
         Ok(proof) => proof,
@@ -121,7 +126,7 @@ async fn attempt(node: &Arc<Node>, number: u32, started: SystemTime, stop: &mut 
         Err(error) => return Outcome::Never(error.to_fault()),
     };
     let prepared = tokio::select! {
-        () = stop.stopped() => return Outcome::Stopped,
+        () = shutdown.requested() => return Outcome::Stopped,
         prepared = prepare(node, number, started) => prepared,
     };
     let (client, trust, bundle) = match prepared {
@@ -132,7 +137,7 @@ async fn attempt(node: &Arc<Node>, number: u32, started: SystemTime, stop: &mut 
     tokio::pin!(attesting);
     let attested = tokio::select! {
         attested = &mut attesting => attested,
-        () = stop.stopped() => {
+        () = shutdown.requested() => {
             tracing::info!("the attestation under way is finished before the agent stops");
             match tokio::time::timeout(FINISH, attesting).await {
                 Ok(attested) => attested,

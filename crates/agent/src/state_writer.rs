@@ -9,7 +9,7 @@ use crate::cache::Cache;
 use crate::config::WorkloadKeys;
 use crate::node::{Node, NodeIdentity};
 use crate::state::last_good::Digest;
-use crate::stop::Stop;
+use daemon::tasks::Shutdown;
 
 /// Changes come in bursts: one write for each.
 const GATHER: Duration = Duration::from_secs(1);
@@ -17,12 +17,12 @@ const GATHER: Duration = Duration::from_secs(1);
 /// comes back.
 const PAUSE: Duration = Duration::from_secs(30);
 
-/// Runs until `stop`.
+/// Runs until the shutdown.
 pub(crate) async fn run(
     node: Arc<Node>,
     cache: Arc<Cache>,
     identity: tokio::sync::watch::Receiver<NodeIdentity>,
-    mut stop: Stop,
+    mut shutdown: Shutdown,
 ) {
     let mut written = None;
     let mut failed = false;
@@ -34,8 +34,8 @@ pub(crate) async fn run(
             }
         };
         let stopping = tokio::select! {
-            () = stop.stopped() => true,
-            () = due => !stop.sleep(GATHER).await,
+            () = shutdown.requested() => true,
+            () = due => !shutdown.sleep(GATHER).await,
         };
         failed = match write(&node, &cache, &identity, written).await {
             Ok(digest) => {
@@ -47,7 +47,7 @@ pub(crate) async fn run(
                 true
             }
         };
-        if stopping || !stop.sleep(PAUSE).await {
+        if stopping || !shutdown.sleep(PAUSE).await {
             break;
         }
     }
@@ -75,6 +75,7 @@ async fn write(
 #[cfg(test)]
 mod tests {
     use config::Document;
+    use daemon::tasks::Tasks;
     use spiffe::random::SystemRandom;
 
     use super::*;
@@ -83,7 +84,6 @@ mod tests {
     use crate::config::{Config, Overrides};
     use crate::node_attestation::attest_node;
     use crate::state::StateDir;
-    use crate::stop::Stopper;
     use crate::testing::fake_server::FakeServer;
     use crate::testing::{MovedClock, bundle, entry, node_plugins, trust_domain};
 
@@ -111,8 +111,9 @@ mod tests {
         let server = FakeServer::start("example.org").await;
         let directory = tempfile::tempdir().unwrap();
         let node = node(&server, directory.path()).await;
-        let (_stopper, stop) = Stopper::new();
-        let attested = attest_node(&node, None, Arc::new(SystemRandom), stop.clone()).await;
+        let tasks = Tasks::new();
+        let shutdown = tasks.shutdown();
+        let attested = attest_node(&node, None, Arc::new(SystemRandom), shutdown.clone()).await;
         let (_identities, identity) =
             tokio::sync::watch::channel(attested.unwrap().unwrap().identity);
         let options = CacheOptions {
@@ -134,7 +135,7 @@ mod tests {
             bundles: vec![bundle("example.org")],
             ..Delta::default()
         });
-        let writing = tokio::spawn(run(node, cache, identity, stop));
+        let writing = tokio::spawn(run(node, cache, identity, shutdown));
         while begun.elapsed() < PAUSE {
             tokio::time::sleep(GATHER).await;
         }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use config::fault::Fault;
+use daemon::tasks::Shutdown;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt as _, StreamExt as _};
@@ -36,7 +37,6 @@ use crate::node::{Node, NodeIdentity};
 use crate::node_attestation::AttestedNode;
 use crate::server_client::{ClientError, ServerClient};
 use crate::state::removal::Reason;
-use crate::stop::Stop;
 
 /// SPIRE: synchronizeMaxInterval, synchronizeMaxIntervalMultiple.
 const LONGEST_SYNC_PAUSE: Duration = Duration::from_secs(8 * 60);
@@ -114,7 +114,7 @@ pub(crate) struct Sync {
     reported: Option<String>,
     /// The server knows this agent's version, or is being sent it.
     status_posted: bool,
-    stop: Stop,
+    shutdown: Shutdown,
     status: watch::Sender<SyncStatus>,
     identities: watch::Sender<NodeIdentity>,
 
@@ -150,7 +150,7 @@ impl Sync {
         cache: Arc<Cache>,
         attested: AttestedNode,
         random: Arc<dyn Random>,
-        stop: Stop,
+        shutdown: Shutdown,
     ) -> Result<(Self, SyncEnds), Fault> {
         let AttestedNode {
             identity,
@@ -200,14 +200,14 @@ impl Sync {
             removal: None,
             reported: None,
             status_posted: false,
-            stop,
+            shutdown,
             status,
             identities,
         };
         Ok((task, ends))
     }
 
-    /// Runs until `stop`, or until the node may not go on.
+    /// Runs until the shutdown, or until the node may not go on.
     ///
     /// # Errors
     /// PLA-1114 when the node is banned, PLA-1116 when it has to attest again.
@@ -229,7 +229,7 @@ impl Sync {
     }
 
     async fn follow(&mut self) -> Result<(), Fault> {
-        let mut stop = self.stop.clone();
+        let mut shutdown = self.shutdown.clone();
         self.svids.pool.refill();
         self.post_status();
         let cache = Arc::clone(&self.cache);
@@ -237,7 +237,7 @@ impl Sync {
             self.start_what_is_due();
             let sleep = self.sleep_for();
             tokio::select! {
-                () = stop.stopped() => return Ok(()),
+                () = shutdown.requested() => return Ok(()),
                 Some(done) = self.calls.next(), if !self.calls.is_empty() => self.take(done)?,
                 Some(request) = self.jwt.requests.recv(), if self.jwt.has_room() => self.request_jwt(request),
                 () = cache.wanting() => {}

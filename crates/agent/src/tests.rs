@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ::config::Document;
+use ::config::fault::Code;
 use daemon::telemetry::totals::Totals;
 use proto::spire::agent::debug::v1::GetInfoRequest;
 use proto::spire::agent::debug::v1::debug_client::DebugClient;
@@ -454,8 +455,9 @@ async fn a_fault_that_only_an_operator_can_fix_makes_the_agent_unhealthy_while_i
     let (sync_status, status) = watch::channel(SyncStatus::default());
     let healthy = watch::Sender::new(true);
     let mut seen = healthy.subscribe();
-    let (stopper, stop) = Stopper::new();
-    let watching = tokio::spawn(watch_health(healthy, is_ready, status, stop));
+    let tasks = Tasks::new();
+    let shutdown = tasks.shutdown();
+    let watching = tokio::spawn(watch_health(healthy, is_ready, status, shutdown));
     let mut becomes = async |expected: bool| {
         tokio::time::timeout(LONG, seen.wait_for(|healthy| *healthy == expected))
             .await
@@ -469,8 +471,8 @@ async fn a_fault_that_only_an_operator_can_fix_makes_the_agent_unhealthy_while_i
     becomes(false).await;
     sync_status.send_modify(|status| status.broken = false);
     becomes(true).await;
-    stopper.stop();
-    watching.await.unwrap().unwrap();
+    tasks.request_shutdown();
+    watching.await.unwrap();
 }
 
 /// Plays systemd's file descriptor store: the name and the descriptor of the last `FDSTORE=1`, after which the service
@@ -552,14 +554,13 @@ async fn a_disk_that_hangs_does_not_hold_up_the_stop() {
 #[tokio::test(start_paused = true)]
 async fn plugins_are_stopped_when_all_else_has_ended() {
     let (say, said) = oneshot::channel();
-    let mut tasks = JoinSet::new();
-    tasks.spawn(async {
+    let mut tasks = Tasks::new();
+    tasks.spawn("slow", async {
         tokio::time::sleep(Duration::from_secs(3)).await;
         say.send(()).unwrap();
-        Ok(())
     });
     let mut stopped = false;
-    drained(tasks, Ok(()), async {
+    stop(tasks, async {
         said.await.unwrap();
         stopped = true;
     })
@@ -570,16 +571,19 @@ async fn plugins_are_stopped_when_all_else_has_ended() {
 
 #[tokio::test(start_paused = true)]
 async fn an_agent_ends_whatever_hangs_and_with_its_first_fault() {
-    let banned = Fault::new(Code::AgentBanned, "this node was banned");
-    for (ended, code) in [
-        (Ok(()), Code::Internal),
-        (Err(banned.clone()), Code::AgentBanned),
-    ] {
-        let mut tasks = JoinSet::new();
-        tasks.spawn(std::future::pending());
-        let fault = drained(tasks, ended, async {}).await.unwrap_err();
-        assert_eq!(fault.code, code);
-        let plugins = std::future::pending();
-        drained(JoinSet::new(), Ok(()), plugins).await.unwrap_err();
-    }
+    let mut hanging = Tasks::new();
+    hanging.spawn("disk", std::future::pending::<()>());
+    let fault = stop(hanging, std::future::pending()).await.unwrap_err();
+    assert!(fault.what.starts_with("disk did not stop"), "{fault}");
+    let plugins = std::future::pending();
+    let fault = stop(Tasks::new(), plugins).await.unwrap_err();
+    assert_eq!(fault.code, Code::Internal);
+    let mut banned = Tasks::new();
+    let mut shutdown = banned.shutdown();
+    banned.spawn("membership", async move {
+        shutdown.requested().await;
+        Err(Fault::new(Code::AgentBanned, "this node was banned"))
+    });
+    let fault = stop(banned, std::future::pending()).await.unwrap_err();
+    assert_eq!(fault.code, Code::AgentBanned);
 }

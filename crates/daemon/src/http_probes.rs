@@ -22,6 +22,8 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{AbortHandle, JoinSet};
 
+use crate::tasks::Shutdown;
+
 const MAX_CONNECTIONS: usize = 64;
 /// Of one address, so that others' probes get through whatever it does.
 const MAX_PER_ADDRESS: usize = 16;
@@ -143,24 +145,23 @@ impl HttpProbes {
         self.address
     }
 
-    /// Answers probes with `report` until `stop`.
+    /// Answers probes with `report` until the shutdown.
     ///
     /// # Errors
     /// When the listener cannot be handed to the runtime.
     pub async fn run(
         self,
         report: impl Fn() -> Report + Send + Sync + 'static,
-        stop: impl Future<Output = ()>,
+        mut shutdown: Shutdown,
     ) -> Result<(), Fault> {
         let listener = TcpListener::from_std(self.listener).map_err(|error| {
             Fault::new(Code::Internal, "cannot serve health checks").because(error)
         })?;
         let report: Arc<dyn Fn() -> Report + Send + Sync> = Arc::new(report);
         let mut open = Open::default();
-        let mut stop = std::pin::pin!(stop);
         loop {
             let accepted = tokio::select! {
-                () = &mut stop => return Ok(()),
+                () = shutdown.requested() => return Ok(()),
                 accepted = listener.accept() => accepted,
             };
             match accepted {
@@ -259,6 +260,7 @@ mod tests {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
     use super::*;
+    use crate::tasks::Tasks;
 
     fn config() -> HealthConfig {
         HealthConfig {
@@ -315,10 +317,8 @@ mod tests {
     async fn connections_that_say_nothing_keep_no_probe_out_and_hold_up_no_stop() {
         let probes = HttpProbes::bind(&config()).unwrap();
         let address = probes.address();
-        let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
-        let running = tokio::spawn(probes.run(|| report([true, true]), async move {
-            assert!(stopped.await.is_err());
-        }));
+        let tasks = Tasks::new();
+        let running = tokio::spawn(probes.run(|| report([true, true]), tasks.shutdown()));
         let mut silent = Vec::new();
         for _ in 0..3 * MAX_CONNECTIONS {
             silent.push(TcpStream::connect(address).await.unwrap());
@@ -331,7 +331,7 @@ mod tests {
         let mut answer = String::new();
         probe.read_to_string(&mut answer).await.unwrap();
         assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
-        drop(stop);
+        tasks.request_shutdown();
         running.await.unwrap().unwrap();
     }
 

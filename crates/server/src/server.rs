@@ -60,7 +60,7 @@ use crate::watch::notifier::Notifier;
 use crate::watch::{FIRST_LISTS, WatchService};
 use daemon::http_probes::{HttpProbes, Report};
 use daemon::log_control::{LogControl, LogLevels};
-use daemon::tasks::{Shutdown, Tasks};
+use daemon::tasks::{Tasks, stopped_unexpectedly};
 use daemon::telemetry::Telemetry;
 
 #[cfg(test)]
@@ -160,23 +160,6 @@ impl Server {
             pruning,
             require_pq_kem,
         })
-    }
-}
-
-async fn run_probes(probes: HttpProbes, health: Arc<Health>, mut shutdown: Shutdown) {
-    let report = move || {
-        let report = health.report();
-        Report {
-            live: report.live,
-            ready: report.ready,
-            details: report.details.to_string(),
-        }
-    };
-    if let Err(fault) = probes
-        .run(report, async move { shutdown.requested().await })
-        .await
-    {
-        tracing::error!(%fault, "health checks are not served");
     }
 }
 
@@ -464,37 +447,32 @@ impl Bound {
         core.spawn_background(&mut tasks, self.pruning);
         if let Some(health_checks) = self.health_checks {
             tracing::info!(address = %health_checks.address(), "serving health checks");
-            tasks.spawn(
-                "health checks",
-                run_probes(health_checks, Arc::clone(&health), tasks.shutdown()),
-            );
+            let health = Arc::clone(&health);
+            let report = move || probe_report(&health);
+            tasks.spawn("health checks", health_checks.run(report, tasks.shutdown()));
         }
         health.set_serving(true);
-        let ended = tokio::select! {
-            () = shutdown => None,
-            name = tasks.first_to_end() => Some(stopped_unexpectedly(name)),
-            () = core.datastore.stopped() => Some(writer_stopped()),
+        let outcome = tokio::select! {
+            () = shutdown => Ok(()),
+            fault = tasks.failure() => Err(fault),
+            () = core.datastore.stopped() => Err(writer_stopped()),
         };
         health.set_serving(false);
         tracing::info!("stopping");
-        let stuck = tasks.stop(GRACEFUL_STOP + Duration::from_secs(1)).await;
-        if !stuck.is_empty() {
-            tracing::warn!(
-                tasks = stuck.join(", "),
-                "did not stop in time and were cut off"
-            );
-        }
+        let stopped = tasks.stop(GRACEFUL_STOP + Duration::from_secs(1)).await;
         core.plugins.stop().await;
         core.datastore.close().await;
-        ended.map_or(Ok(()), Err)
+        outcome.and(stopped)
     }
 }
 
-fn stopped_unexpectedly(part: &str) -> Fault {
-    Fault::new(
-        Code::Internal,
-        format!("the server's {part} stopped unexpectedly"),
-    )
+fn probe_report(health: &Health) -> Report {
+    let report = health.report();
+    Report {
+        live: report.live,
+        ready: report.ready,
+        details: report.details.to_string(),
+    }
 }
 
 /// Without its writer the server could neither write nor hear of bans and revocations that other servers write.

@@ -1,9 +1,9 @@
 use std::path::PathBuf;
 
+use daemon::tasks::Tasks;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::*;
-use crate::stop::Stopper;
 
 #[tokio::test(start_paused = true)]
 async fn a_request_that_never_gets_complete_is_given_up() {
@@ -21,8 +21,13 @@ async fn garbage_ends_a_connection_and_nothing_else() {
     let directory = tempfile::tempdir().unwrap();
     let path = path(&directory);
     let socket = Socket::bind(&path, Modes::PUBLIC).unwrap();
-    let (_stopper, stop) = Stopper::new();
-    tokio::spawn(socket.serve(Router::default(), budgets(&Telemetry::default()).0, stop));
+    let _tasks = Tasks::new();
+    let shutdown = _tasks.shutdown();
+    tokio::spawn(socket.serve(
+        Router::default(),
+        budgets(&Telemetry::default()).0,
+        shutdown,
+    ));
     for garbage in [
         &b"GET / HTTP/1.1\r\n\r\n"[..],
         &[0xff; 4096],
@@ -44,15 +49,19 @@ async fn idle_connections_do_not_keep_others_out() {
     let directory = tempfile::tempdir().unwrap();
     let path = path(&directory);
     let socket = Socket::bind(&path, Modes::PUBLIC).unwrap();
-    let (stopper, stop) = Stopper::new();
-    let serving =
-        tokio::spawn(socket.serve(Router::default(), budgets(&Telemetry::default()).0, stop));
+    let tasks = Tasks::new();
+    let shutdown = tasks.shutdown();
+    let serving = tokio::spawn(socket.serve(
+        Router::default(),
+        budgets(&Telemetry::default()).0,
+        shutdown,
+    ));
     let mut idle = Vec::new();
     for _ in 0..400 {
         idle.push(UnixStream::connect(&path).await.unwrap());
     }
     proto::channel::connect_uds(&path).await.unwrap();
-    stopper.stop();
+    tasks.request_shutdown();
     tokio::time::timeout(Duration::from_secs(5), serving)
         .await
         .expect("stops in time")

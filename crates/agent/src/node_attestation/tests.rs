@@ -1,6 +1,7 @@
 use std::path::Path;
 
 use config::Document;
+use daemon::tasks::Tasks;
 use spiffe::clock::Clock;
 use spiffe::id::SpiffeId;
 use spiffe::random::SystemRandom;
@@ -11,7 +12,6 @@ use crate::config::{Config, Overrides};
 use crate::node::Stored;
 use crate::state::StateDir;
 use crate::state::removal::Reason;
-use crate::stop::Stopper;
 use crate::testing::fake_server::{FakeServer, TokenState};
 use crate::testing::{MovedClock, Repeatable};
 
@@ -76,8 +76,9 @@ async fn node_at(
 
 /// Attests without a stop of the agent.
 async fn attested(node: &Arc<Node>, absence: Option<&Absence>) -> Result<AttestedNode, Fault> {
-    let (_stopper, stop) = Stopper::new();
-    let attested = attest_node(node, absence, Arc::new(SystemRandom), stop).await?;
+    let _tasks = Tasks::new();
+    let shutdown = _tasks.shutdown();
+    let attested = attest_node(node, absence, Arc::new(SystemRandom), shutdown).await?;
     Ok(attested.expect("nobody stopped it"))
 }
 
@@ -395,8 +396,9 @@ async fn a_wrong_clock_is_named_and_tried_again() {
             clock.set_back(two_hours);
         }
         let node = node_at(server.port, directory.path(), &options, Arc::new(clock)).await;
-        let (_stopper, mut stop) = Stopper::new();
-        let Outcome::Later(fault) = attempt(&node, 1, node.clock.now(), &mut stop).await else {
+        let _tasks = Tasks::new();
+        let mut shutdown = _tasks.shutdown();
+        let Outcome::Later(fault) = attempt(&node, 1, node.clock.now(), &mut shutdown).await else {
             panic!("the clock may be corrected");
         };
         assert_eq!(fault.code, Code::ClocksDiffer);
@@ -553,13 +555,16 @@ async fn an_attestation_under_way_is_finished_and_stored_before_the_agent_stops(
         state.attestation_gate = Some(gate);
         state.when_redeemed = Some(Box::new(move || redeemed.send(()).unwrap()));
     });
-    let (stopper, stop) = Stopper::new();
+    let tasks = Tasks::new();
+    let shutdown = tasks.shutdown();
     let attesting = {
         let node = Arc::clone(&node);
-        tokio::spawn(async move { attest_node(&node, None, Arc::new(SystemRandom), stop).await })
+        tokio::spawn(
+            async move { attest_node(&node, None, Arc::new(SystemRandom), shutdown).await },
+        )
     };
     is_redeemed.await.unwrap();
-    stopper.stop();
+    tasks.request_shutdown();
     open.send_replace(true);
     let attested = attesting.await.unwrap().unwrap().expect("it is finished");
     assert!(!attested.unsaved);
@@ -575,9 +580,10 @@ async fn an_agent_that_is_stopped_before_it_sent_its_proof_keeps_the_token() {
     server.fault("GetBundle", Status::unavailable("starting"));
     let directory = tempfile::tempdir().unwrap();
     let node = node(server.port, directory.path(), &FixtureOptions::default()).await;
-    let (stopper, stop) = Stopper::new();
-    stopper.stop();
-    let stopped = attest_node(&node, None, Arc::new(SystemRandom), stop).await;
+    let tasks = Tasks::new();
+    let shutdown = tasks.shutdown();
+    tasks.request_shutdown();
+    let stopped = attest_node(&node, None, Arc::new(SystemRandom), shutdown).await;
     assert!(stopped.unwrap().is_none());
     assert_eq!(server.calls("AttestAgent"), 0);
     attested(&node, None).await.unwrap();

@@ -222,9 +222,9 @@ impl Sync {
         tracing::warn!("the server asks the node to attest again");
         self.renewal.busy = true;
         let (node, random) = (Arc::clone(&self.node), Arc::clone(&self.random));
-        let stop = self.stop.clone();
+        let shutdown = self.shutdown.clone();
         self.call(async move {
-            let attested = node_attestation::attest_node(&node, None, random, stop).await;
+            let attested = node_attestation::attest_node(&node, None, random, shutdown).await;
             Outcome::Renewed(match attested {
                 Ok(Some(AttestedNode {
                     identity,

@@ -2,6 +2,7 @@ use std::path::Path;
 
 use config::Document;
 use config::fault::Code;
+use daemon::tasks::Tasks;
 use plugin::key_manager::KeyManager;
 use plugin::node_attestor::agent::NodeAttestor;
 use proto::spire::api::types::permission_denied_details::Reason;
@@ -19,7 +20,6 @@ use crate::config::{Config, Overrides, TrustSource};
 use crate::node::NodePlugins;
 use crate::node_attestation;
 use crate::state::StateDir;
-use crate::stop::Stopper;
 use crate::testing::fake_server::{FakeServer, denied};
 use crate::testing::{
     MovedClock, Repeatable, bundle, ed25519_bundle, entry, selectors, trust_domain,
@@ -37,7 +37,7 @@ struct Fixture {
     clock: MovedClock,
     running: JoinHandle<Result<(), Fault>>,
     directory: tempfile::TempDir,
-    stopper: Stopper,
+    tasks: Tasks,
 }
 
 fn config(server: &FakeServer, directory: &Path) -> Config {
@@ -96,9 +96,10 @@ async fn start_changed(
     let state = StateDir::open(&config.data_dir).unwrap();
     let node = Arc::new(Node::open(config, state, plugins, Arc::new(clock.clone())).unwrap());
     let random: Arc<dyn Random> = Arc::new(SystemRandom);
-    let (stopper, stop) = Stopper::new();
+    let tasks = Tasks::new();
+    let shutdown = tasks.shutdown();
     let attested =
-        node_attestation::attest_node(&node, None, Arc::clone(&random), stop.clone()).await;
+        node_attestation::attest_node(&node, None, Arc::clone(&random), shutdown.clone()).await;
     let attested = attested.unwrap().unwrap();
     let options = CacheOptions {
         trust_domain: trust_domain(),
@@ -111,7 +112,7 @@ async fn start_changed(
         Arc::new(clock.clone()),
         Arc::clone(&random),
     ));
-    let (sync, ends) = Sync::new(node, Arc::clone(&cache), attested, random, stop).unwrap();
+    let (sync, ends) = Sync::new(node, Arc::clone(&cache), attested, random, shutdown).unwrap();
     let running = tokio::spawn(sync.run());
     Fixture {
         server,
@@ -120,7 +121,7 @@ async fn start_changed(
         clock,
         running,
         directory,
-        stopper,
+        tasks,
     }
 }
 

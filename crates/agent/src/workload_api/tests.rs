@@ -1,5 +1,6 @@
 //! The service over a real socket, with entries and SVIDs put into the cache by hand.
 
+use daemon::tasks::Tasks;
 use daemon::telemetry::Telemetry;
 use daemon::telemetry::totals::Totals;
 use futures_util::FutureExt as _;
@@ -28,7 +29,6 @@ use crate::endpoints::{Socket, budgets};
 use crate::gate::{GateOptions, LogLimits, Outcome, RequestLog};
 use crate::rate_limit::RateLimiter;
 use crate::server_client::issued::facts_of;
-use crate::stop::Stopper;
 use crate::sync::SyncStatus;
 use crate::testing::{Authority, entry, id};
 
@@ -45,7 +45,7 @@ struct Fixture {
     path: std::path::PathBuf,
     requests: watch::Sender<Option<mpsc::Sender<JwtRequest>>>,
     status: watch::Sender<SyncStatus>,
-    _stopper: Stopper,
+    _tasks: Tasks,
     _directory: tempfile::TempDir,
 }
 
@@ -68,19 +68,20 @@ fn own_uid() -> String {
 }
 
 /// Serves on a socket of its own.
-async fn serve(context: &Arc<Context>) -> (Health, std::path::PathBuf, Stopper, tempfile::TempDir) {
+async fn serve(context: &Arc<Context>) -> (Health, std::path::PathBuf, Tasks, tempfile::TempDir) {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("public/api.sock");
     let socket = Socket::bind(&path, daemon::socket::Modes::PUBLIC).unwrap();
-    let (stopper, stop) = Stopper::new();
+    let tasks = Tasks::new();
+    let shutdown = tasks.shutdown();
     let (health, [service]) = Health::new().await;
     let router = Router::new(vec![
         Box::new(WorkloadApi::new(Arc::clone(context))),
         service,
         Box::new(Reflection::default()),
     ]);
-    tokio::spawn(socket.serve(router, budgets(&Telemetry::default()).0, stop));
-    (health, path, stopper, directory)
+    tokio::spawn(socket.serve(router, budgets(&Telemetry::default()).0, shutdown));
+    (health, path, tasks, directory)
 }
 
 async fn start(options: FixtureOptions) -> Fixture {
@@ -149,7 +150,7 @@ async fn start(options: FixtureOptions) -> Fixture {
             jwt_svid_cache_hit_timeout: options.jwt_svid_cache_hit_timeout,
         },
     });
-    let (health, path, stopper, directory) = serve(&context).await;
+    let (health, path, tasks, directory) = serve(&context).await;
     Fixture {
         context,
         health,
@@ -157,7 +158,7 @@ async fn start(options: FixtureOptions) -> Fixture {
         path,
         requests: requests_in,
         status: status_in,
-        _stopper: stopper,
+        _tasks: tasks,
         _directory: directory,
     }
 }

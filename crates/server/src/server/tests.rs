@@ -127,7 +127,7 @@ async fn a_server_whose_datastore_writer_panicked_ends_and_says_so() {
     let fault = tokio::time::timeout(Duration::from_secs(30), server.ended()).await;
     let text = fault.unwrap().to_string();
     assert!(
-        text.contains("the server's datastore writer stopped unexpectedly"),
+        text.contains("the datastore writer stopped unexpectedly"),
         "{text}"
     );
 }

@@ -100,7 +100,7 @@ async fn an_agent_that_stops_writes_what_it_could_not_write_before() {
     let disk = SmallDisk::mount();
     let f = renewed_on_a_full_disk(&disk).await;
     disk.make_room();
-    f.stopper.stop();
+    f.tasks.request_shutdown();
     f.running.await.unwrap().unwrap();
     let state = StateDir::open(f.directory.path()).unwrap();
     let in_use = f.ends.identity.borrow().svid.chain[0].clone();
@@ -113,7 +113,7 @@ async fn an_agent_that_stops_on_a_full_disk_leaves_the_former_svid_whole() {
     let disk = SmallDisk::mount();
     let f = renewed_on_a_full_disk(&disk).await;
     let former = f.stored().svid;
-    f.stopper.stop();
+    f.tasks.request_shutdown();
     f.running.await.unwrap().unwrap();
     let state = StateDir::open(f.directory.path()).unwrap();
     let stored = state.load().unwrap().svid;
