@@ -128,15 +128,12 @@ async fn change(context: Context, change: Change) -> Result<Output, CliError> {
     };
     let logger = asked.map_err(|status| CliError::status(words, status))?;
     let (current, launch) = (name(logger.current_level()), name(logger.launch_level()));
-    let mut output = Output::text(format!(
-        "Logger Level : {current}\nLaunch Level : {launch}\n\n"
-    ))
-    .reply("spire.api.types.Logger", &logger)?;
-    output.table = Some(Table {
+    let text = format!("Logger Level : {current}\nLaunch Level : {launch}\n\n");
+    let table = Table {
         headings: vec!["LEVEL", "AT START"],
         rows: vec![vec![current.to_owned(), launch.to_owned()]],
-    });
-    Ok(output)
+    };
+    Output::text_and_table(text, table).reply("spire.api.types.Logger", &logger)
 }
 
 async fn ask_server(context: &Context, change: Change) -> Result<Result<Logger, Status>, CliError> {

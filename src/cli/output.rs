@@ -2,6 +2,7 @@
 //! control characters away from it. Data goes to standard output, notes to standard error.
 
 use std::borrow::Cow;
+use std::fmt::Debug;
 use std::io::Write;
 
 use prost::Message;
@@ -11,35 +12,101 @@ use serde_json::Value;
 use super::error::{Batch, CliError};
 
 /// A table: headings and rows of the same width.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub(crate) struct Table {
     pub(crate) headings: Vec<&'static str>,
     pub(crate) rows: Vec<Vec<String>>,
 }
 
-/// The result of a command.
+/// What a command found out, of a type of its own. A command line that prints for people asks for its own shape alone; one
+/// that prints data asks for none.
+pub(crate) trait Shown: Debug {
+    /// SPIRE's text, to its last line feed.
+    fn spire(&self) -> String;
+
+    fn native(&self) -> View;
+}
+
+/// The native shape.
+#[derive(Debug)]
+pub(crate) enum View {
+    Table(Table),
+    Text(String),
+}
+
+/// A text that is the same on both command lines, unless there is a table for the native one.
 #[derive(Debug, Default)]
+struct Plain {
+    text: String,
+    table: Option<Table>,
+}
+
+impl Shown for Plain {
+    fn spire(&self) -> String {
+        let end = if self.text.is_empty() || self.text.ends_with('\n') {
+            ""
+        } else {
+            "\n"
+        };
+        format!("{}{end}", self.text)
+    }
+
+    fn native(&self) -> View {
+        match &self.table {
+            Some(table) => View::Table(table.clone()),
+            None => View::Text(self.text.clone()),
+        }
+    }
+}
+
+/// The result of a command.
+#[derive(Debug)]
 pub(crate) struct Output {
     /// The replies, for JSON and YAML: one is printed as it is, several as a list (SPIRE: since 1.15.0).
     pub(crate) replies: Vec<Value>,
-    /// SPIRE's text; also the native one when there is neither a table nor another text.
-    pub(crate) text: String,
-    pub(crate) native_text: Option<String>,
-    pub(crate) table: Option<Table>,
+    pub(crate) shown: Box<dyn Shown>,
     /// Native only, on standard error: warnings, and what to type next.
     pub(crate) notes: Vec<String>,
     /// Some items of a batch failed: printed as an error after the text. (SPIRE: exit code 1 with pretty output, 0
     /// with JSON, where the caller reads the statuses; natively always an error.)
     pub(crate) partial_failure: Option<Batch>,
-    /// The text is printed as it is, without a line feed at its end.
-    pub(crate) unterminated: bool,
+}
+
+impl Default for Output {
+    fn default() -> Self {
+        Self::of(Plain::default())
+    }
 }
 
 impl Output {
-    pub(crate) fn text(text: impl Into<String>) -> Self {
+    pub(crate) fn of(shown: impl Shown + 'static) -> Self {
         Self {
+            replies: Vec::new(),
+            shown: Box::new(shown),
+            notes: Vec::new(),
+            partial_failure: None,
+        }
+    }
+
+    /// A text on both command lines.
+    pub(crate) fn text(text: impl Into<String>) -> Self {
+        let text = text.into();
+        Self::of(Plain { text, table: None })
+    }
+
+    /// SPIRE's text, and the native table.
+    pub(crate) fn text_and_table(text: impl Into<String>, table: Table) -> Self {
+        Self::of(Plain {
             text: text.into(),
-            ..Self::default()
+            table: Some(table),
+        })
+    }
+
+    /// The same that shows something else.
+    pub(crate) fn showing(self, shown: impl Shown + 'static) -> Self {
+        Self {
+            shown: Box::new(shown),
+            ..self
         }
     }
 

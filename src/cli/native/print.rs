@@ -6,20 +6,19 @@ use serde_json::{Map, Value};
 use super::error_report::API_VERSION;
 use crate::cli::context::Format;
 use crate::cli::error::CliError;
-use crate::cli::output::{Output, Table, printable, printable_json, say, write_out};
+use crate::cli::output::{Output, Table, View, printable, printable_json, say, write_out};
 
 /// Prints the output and returns the error that its failed items amount to.
 pub(crate) fn print(output: Output, format: Format) -> Result<(), CliError> {
     let mut data = match format {
         Format::Json => printable_json(&document(output.replies).to_string()).into_owned(),
         Format::Yaml => printable_json(&yaml_text(&document(output.replies))).into_owned(),
-        Format::Table | Format::Pretty => match (&output.table, &output.native_text) {
-            (Some(table), _) if table.rows.is_empty() && output.partial_failure.is_some() => {
+        Format::Table | Format::Pretty => match output.shown.native() {
+            View::Table(table) if table.rows.is_empty() && output.partial_failure.is_some() => {
                 String::new()
             }
-            (Some(table), _) => table_text(table),
-            (None, Some(text)) => printable(text).into_owned(),
-            (None, None) => printable(&output.text).into_owned(),
+            View::Table(table) => table_text(&table),
+            View::Text(text) => printable(&text).into_owned(),
         },
     };
     if !data.is_empty() && !data.ends_with('\n') {

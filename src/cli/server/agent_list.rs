@@ -81,28 +81,21 @@ async fn list(context: Context, args: Args) -> Result<Output, CliError> {
     let agents = pages(context.channel().await?, filter, None)
         .await
         .map_err(|status| CliError::status("", status))?;
-    let text = match agents.as_slice() {
-        [] => "No attested agents found\n".to_owned(),
-        agents => {
-            let noun = if agents.len() == 1 { "agent" } else { "agents" };
-            let body: String = agents.iter().map(node::text).collect();
-            format!("Found {} attested {noun}:\n\n{body}", agents.len())
-        }
-    };
-    let table = node::table(&agents, unix_seconds(context.clock.now()));
     let reply = ListAgentsResponse {
         agents,
         next_page_token: String::new(),
     };
     let mut output =
-        Output::text(text).reply("spire.api.server.agent.v1.ListAgentsResponse", &reply)?;
-    output.table = Some(table);
+        Output::default().reply("spire.api.server.agent.v1.ListAgentsResponse", &reply)?;
     if reply.agents.is_empty() {
         output = output.note(
             "no node matches; generate a join token for one with: plastron server token generate",
         );
     }
-    Ok(output)
+    Ok(output.showing(node::Found {
+        agents: reply.agents,
+        now: unix_seconds(context.clock.now()),
+    }))
 }
 
 async fn count(context: Context, args: Args) -> Result<Output, CliError> {

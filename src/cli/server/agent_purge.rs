@@ -17,7 +17,7 @@ use crate::cli::context::Context;
 use crate::cli::error::{Batch, CliError, FailedItem};
 use crate::cli::flag::{Flag, FlagSpec};
 use crate::cli::ids;
-use crate::cli::output::{Output, Table};
+use crate::cli::output::{Output, Shown, Table, View};
 
 const EXPIRED_FOR: Flag<Duration> = Flag::duration(
     "expiredFor",
@@ -43,6 +43,7 @@ pub(crate) const COMMAND: Command = Command::of_server(
 .examples("  plastron server agent purge --expired-for 24h --dry-run");
 
 /// One expired node and what became of it.
+#[derive(Debug)]
 struct Expired {
     id: String,
     /// `None`: a dry run.
@@ -83,86 +84,82 @@ async fn run(context: Context, args: Args) -> Result<Output, CliError> {
         };
         expired.push(Expired { id, deleted });
     }
-    Ok(outcome(&expired, dry_run))
+    Ok(outcome(Purge { expired, dry_run }))
 }
 
-fn outcome(expired: &[Expired], dry_run: bool) -> Output {
-    let mut text = String::new();
-    let mut rows = Vec::new();
+/// The expired nodes and what became of them.
+#[derive(Debug)]
+struct Purge {
+    expired: Vec<Expired>,
+    dry_run: bool,
+}
+
+fn outcome(purge: Purge) -> Output {
     let mut list = Vec::new();
-    for node in expired {
-        let (state, error) = match &node.deleted {
-            None => ("would be purged", None),
-            Some(Ok(())) => ("purged", None),
-            Some(Err(status)) => ("not purged", Some(spire_text(status))),
-        };
-        rows.push(vec![
-            node.id.clone(),
-            state.to_owned(),
-            error.clone().unwrap_or_default(),
-        ]);
-        let mut item =
-            json!({ "agent_id": node.id, "deleted": matches!(node.deleted, Some(Ok(()))) });
-        if let (Some(error), Some(fields)) = (error, item.as_object_mut()) {
-            fields.insert("error".to_owned(), error.into());
+    let mut items = Vec::new();
+    for Expired { id, deleted } in &purge.expired {
+        let mut item = json!({ "agent_id": id, "deleted": matches!(deleted, Some(Ok(()))) });
+        if let (Some(Err(status)), Some(fields)) = (deleted, item.as_object_mut()) {
+            fields.insert("error".to_owned(), spire_text(status).into());
+            items.push(FailedItem {
+                object: id.clone(),
+                code: status.code(),
+                message: status.message().to_owned(),
+                paragraph: String::new(),
+            });
         }
         list.push(item);
     }
-    if expired.is_empty() {
-        text.push_str("No agents to purge.\n");
-    } else {
+    Output {
+        replies: vec![json!({ "expired_agents": list })],
+        partial_failure: (!items.is_empty()).then(|| Batch {
+            text: "failed to purge one or more agents".to_owned(),
+            items,
+        }),
+        ..Output::of(purge)
+    }
+}
+
+impl Shown for Purge {
+    fn spire(&self) -> String {
+        let expired = &self.expired;
+        if expired.is_empty() {
+            return "No agents to purge.\n".to_owned();
+        }
         let noun = if expired.len() == 1 {
             "agent"
         } else {
             "agents"
         };
-        text.push_str(&format!("Found {} expired {noun}\n\n", expired.len()));
-        if dry_run {
+        let mut text = format!("Found {} expired {noun}\n\n", expired.len());
+        if self.dry_run {
             text.push_str("\nAgents that can be purged:\n");
-            expired
-                .iter()
-                .for_each(|node| text.push_str(&format!("SPIFFE ID         : {}\n", node.id)));
-        } else {
-            section(
-                &mut text,
-                "Agents purged:",
-                expired
-                    .iter()
-                    .filter(|node| matches!(node.deleted, Some(Ok(())))),
-            );
-            section(
-                &mut text,
-                "Agents not purged:",
-                expired
-                    .iter()
-                    .filter(|node| matches!(node.deleted, Some(Err(_)))),
-            );
+            for node in expired {
+                text.push_str(&format!("SPIFFE ID         : {}\n", node.id));
+            }
+            return text;
         }
+        let (done, failed): (Vec<&Expired>, Vec<&Expired>) = expired
+            .iter()
+            .partition(|node| matches!(node.deleted, Some(Ok(()))));
+        section(&mut text, "Agents purged:", done.into_iter());
+        section(&mut text, "Agents not purged:", failed.into_iter());
+        text
     }
-    let items: Vec<FailedItem> = expired
-        .iter()
-        .filter_map(|node| match &node.deleted {
-            Some(Err(status)) => Some(FailedItem {
-                object: node.id.clone(),
-                code: status.code(),
-                message: status.message().to_owned(),
-                paragraph: String::new(),
-            }),
-            _ => None,
-        })
-        .collect();
-    Output {
-        replies: vec![json!({ "expired_agents": list })],
-        text,
-        table: Some(Table {
+
+    fn native(&self) -> View {
+        let row = |node: &Expired| {
+            let (state, error) = match &node.deleted {
+                None => ("would be purged", String::new()),
+                Some(Ok(())) => ("purged", String::new()),
+                Some(Err(status)) => ("not purged", spire_text(status)),
+            };
+            vec![node.id.clone(), state.to_owned(), error]
+        };
+        View::Table(Table {
             headings: vec!["SPIFFE ID", "STATE", "ERROR"],
-            rows,
-        }),
-        partial_failure: (!items.is_empty()).then(|| Batch {
-            text: "failed to purge one or more agents".to_owned(),
-            items,
-        }),
-        ..Output::default()
+            rows: self.expired.iter().map(row).collect(),
+        })
     }
 }
 

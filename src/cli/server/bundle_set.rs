@@ -120,19 +120,16 @@ async fn set(context: Context, args: Args) -> Result<Output, CliError> {
         .results
         .first()
         .and_then(|result| result.status.as_ref());
-    let mut output = Output::default().reply(
-        "spire.api.server.bundle.v1.BatchSetFederatedBundleResponse",
-        &reply,
-    )?;
+    let name = "spire.api.server.bundle.v1.BatchSetFederatedBundleResponse";
     if succeeded(status) {
-        output.text = "bundle set.".to_owned();
-    } else {
-        let text = format!(
-            "failed to set federated bundle: {}",
-            status.map_or("", |status| &status.message)
-        );
-        output.partial_failure = failed(&text, id, status);
+        return Output::text("bundle set.").reply(name, &reply);
     }
+    let mut output = Output::default().reply(name, &reply)?;
+    let text = format!(
+        "failed to set federated bundle: {}",
+        status.map_or("", |status| &status.message)
+    );
+    output.partial_failure = failed(&text, id, status);
     Ok(output)
 }
 
@@ -211,20 +208,17 @@ async fn delete(context: Context, args: Args) -> Result<Output, CliError> {
         .into_inner();
     let result = reply.results.first();
     let status = result.and_then(|result| result.status.as_ref());
-    let mut output = Output::default().reply(
-        "spire.api.server.bundle.v1.BatchDeleteFederatedBundleResponse",
-        &reply,
-    )?;
+    let name = "spire.api.server.bundle.v1.BatchDeleteFederatedBundleResponse";
     if succeeded(status) {
-        output.text = "bundle deleted.".to_owned();
-    } else {
-        let text = format!(
-            "failed to delete federated bundle {:?}: {}",
-            result.map_or(id, |result| &result.trust_domain),
-            status.map_or("", |status| &status.message)
-        );
-        output.partial_failure = failed(&text, id, status);
+        return Output::text("bundle deleted.").reply(name, &reply);
     }
+    let mut output = Output::default().reply(name, &reply)?;
+    let text = format!(
+        "failed to delete federated bundle {:?}: {}",
+        result.map_or(id, |result| &result.trust_domain),
+        status.map_or("", |status| &status.message)
+    );
+    output.partial_failure = failed(&text, id, status);
     Ok(output)
 }
 

@@ -8,7 +8,7 @@ use proto::spire::api::server::bundle::v1::{
 use super::bundle::{FORMAT, ID, format, text};
 use crate::cli::args::Args;
 use crate::cli::command::{Command, Object};
-use crate::cli::context::{Context, Format};
+use crate::cli::context::Context;
 use crate::cli::error::CliError;
 use crate::cli::output::Output;
 
@@ -42,7 +42,7 @@ async fn show(context: Context, args: Args) -> Result<Output, CliError> {
         .await
         .map_err(|status| CliError::status("", status))?
         .into_inner();
-    let text = if context.format == Format::Json {
+    let text = if context.prints_data() {
         String::new()
     } else {
         text(&reply, format(args.get(FORMAT))?, false)?
@@ -52,7 +52,7 @@ async fn show(context: Context, args: Args) -> Result<Output, CliError> {
 
 async fn list(context: Context, args: Args) -> Result<Output, CliError> {
     let mut client = BundleClient::new(context.channel().await?);
-    let pretty = context.format != Format::Json;
+    let pretty = !context.prints_data();
     if let Some(id) = args.optional(ID) {
         let request = GetFederatedBundleRequest {
             trust_domain: id.to_owned(),

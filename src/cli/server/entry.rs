@@ -6,7 +6,7 @@ use proto::spire::api::types::{Entry, entry::AdditionalAttributes};
 use crate::cli::args::Args;
 use crate::cli::error::CliError;
 use crate::cli::flag::Flag;
-use crate::cli::output::Table;
+use crate::cli::output::{Shown, Table, View};
 use crate::cli::selectors::{self, FEDERATES_WITH, SELECTOR};
 use crate::cli::{ids, timefmt};
 
@@ -188,7 +188,7 @@ pub(super) fn selector_texts(entry: &Entry) -> Vec<String> {
 }
 
 /// The native table of entries.
-pub(super) fn table<'e>(entries: impl IntoIterator<Item = &'e Entry>) -> Table {
+fn table<'e>(entries: impl IntoIterator<Item = &'e Entry>) -> Table {
     let rows = entries
         .into_iter()
         .map(|entry| {
@@ -204,5 +204,36 @@ pub(super) fn table<'e>(entries: impl IntoIterator<Item = &'e Entry>) -> Table {
     Table {
         headings: vec!["ENTRY", "SPIFFE ID", "PARENT", "SELECTORS"],
         rows,
+    }
+}
+
+/// The entries that a filter let through.
+#[derive(Debug)]
+pub(super) struct Found(pub(super) Vec<Entry>);
+
+impl Shown for Found {
+    fn spire(&self) -> String {
+        let count = self.0.len();
+        let noun = if count == 1 { "entry" } else { "entries" };
+        let body: String = self.0.iter().map(text).collect();
+        format!("Found {count} {noun}\n{body}")
+    }
+
+    fn native(&self) -> View {
+        View::Table(table(&self.0))
+    }
+}
+
+/// The entries that the server took.
+#[derive(Debug)]
+pub(super) struct Written(pub(super) Vec<Entry>);
+
+impl Shown for Written {
+    fn spire(&self) -> String {
+        self.0.iter().map(text).collect()
+    }
+
+    fn native(&self) -> View {
+        View::Table(table(&self.0))
     }
 }

@@ -13,8 +13,9 @@ use proto::spire::api::types::{AgentMask, Entry, Selector, Spiffeid};
 use spiffe::clock::unix_seconds;
 use tonic::transport::Channel;
 
+use super::agent_list;
+use super::entry::Written;
 use super::entry_list::{Part, matching};
-use super::{agent_list, entry};
 use crate::cli::args::Args;
 use crate::cli::context::{Context, Frontend};
 use crate::cli::error::{Batch, CliError};
@@ -136,17 +137,13 @@ pub(super) async fn written(
     entries: Vec<Entry>,
     failure: Option<Batch>,
 ) -> Output {
-    output.text = entries.iter().map(entry::text).collect();
-    output.table = Some(entry::table(&entries));
     output.partial_failure = failure;
-    if output.partial_failure.is_some() {
-        return output;
+    if output.partial_failure.is_none() {
+        warn(context, channel, &entries).await;
+        let note = lifetime_note(context, channel, &entries).await;
+        output = note.into_iter().fold(output, Output::note);
     }
-    warn(context, channel, &entries).await;
-    match lifetime_note(context, channel, &entries).await {
-        Some(note) => output.note(note),
-        None => output,
-    }
+    output.showing(Written(entries))
 }
 
 /// On SPIRE's command line the same is said on standard error once the server took the entries. What cannot be found out is not

@@ -11,7 +11,7 @@ use crate::cli::context::{Context, Frontend};
 use crate::cli::error::CliError;
 use crate::cli::flag::{Flag, FlagSpec};
 use crate::cli::json_input::{Json, Object};
-use crate::cli::output::{self, Output};
+use crate::cli::output::{self, Output, Shown, View};
 
 const FILE: Flag<String> = Flag::text(
     "file",
@@ -66,11 +66,10 @@ async fn run(context: Context, args: Args) -> Result<Output, CliError> {
 
 fn outcome(reply: &BatchDeleteEntryResponse) -> Result<Output, CliError> {
     let split = batch::split(&reply.results, |result| result.status.as_ref());
-    let deleted: String = split
-        .done
-        .iter()
-        .map(|result| format!("Deleted entry with ID: {}\n", result.id))
-        .collect();
+    let deleted = Deleted {
+        ids: split.done.iter().map(|result| result.id.clone()).collect(),
+        failed: split.failed.len(),
+    };
     let refused = split
         .failed
         .iter()
@@ -84,32 +83,79 @@ fn outcome(reply: &BatchDeleteEntryResponse) -> Result<Output, CliError> {
             status: result.status.as_ref(),
         })
         .collect();
-    let (done, failed) = (split.done.len(), split.failed.len());
-    let mut output = Output::text(spire_text(&deleted, done, failed))
-        .reply("spire.api.server.entry.v1.BatchDeleteEntryResponse", reply)?;
-    output.unterminated = true;
-    output.native_text = Some(match failed {
-        0 => format!("{deleted}Deleted {done} entries successfully"),
-        _ => deleted,
-    });
+    let mut output =
+        Output::of(deleted).reply("spire.api.server.entry.v1.BatchDeleteEntryResponse", reply)?;
     output.partial_failure = batch::failure("failed to delete one or more entries", refused);
     Ok(output)
 }
 
-/// SPIRE writes two line feeds after each of its two lists, and none at the end.
-fn spire_text(deleted: &str, done: usize, failed: usize) -> String {
-    let gap = |count: usize| if count > 0 { "\n\n" } else { "" };
-    let sum = match (done, failed) {
-        (_, 0) => format!("Deleted {done} entries successfully"),
-        (0, _) => format!("Failed to delete {failed} entries"),
-        _ => format!("Deleted {done} entries successfully, but failed to delete {failed} entries"),
-    };
-    format!("{deleted}{}{}{sum}", gap(done), gap(failed))
+/// What became of the entries of a batch.
+#[derive(Debug)]
+struct Deleted {
+    ids: Vec<String>,
+    failed: usize,
+}
+
+impl Deleted {
+    fn lines(&self) -> String {
+        let line = |id: &String| format!("Deleted entry with ID: {id}\n");
+        self.ids.iter().map(line).collect()
+    }
+}
+
+impl Shown for Deleted {
+    /// SPIRE writes two line feeds after each of its two lists, and none at the end.
+    fn spire(&self) -> String {
+        let (done, failed) = (self.ids.len(), self.failed);
+        let gap = |count: usize| if count > 0 { "\n\n" } else { "" };
+        let sum = match (done, failed) {
+            (_, 0) => format!("Deleted {done} entries successfully"),
+            (0, _) => format!("Failed to delete {failed} entries"),
+            _ => format!(
+                "Deleted {done} entries successfully, but failed to delete {failed} entries"
+            ),
+        };
+        format!("{}{}{}{sum}", self.lines(), gap(done), gap(failed))
+    }
+
+    /// What failed is an error of its own.
+    fn native(&self) -> View {
+        let lines = self.lines();
+        View::Text(match self.failed {
+            0 => format!("{lines}Deleted {} entries successfully", self.ids.len()),
+            _ => lines,
+        })
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Frontend, parse};
+    use super::{Deleted, Frontend, Shown, View, parse};
+
+    #[test]
+    fn what_was_deleted_and_what_was_not_is_summed_up_in_each_command_lines_words() {
+        let deleted = |ids: &[&str], failed| {
+            let ids = ids.iter().map(|&id| id.to_owned()).collect();
+            let deleted = Deleted { ids, failed };
+            match deleted.native() {
+                View::Text(native) => (deleted.spire(), native),
+                View::Table(table) => panic!("{table:?}"),
+            }
+        };
+        let lines = "Deleted entry with ID: a\nDeleted entry with ID: b\n";
+        let all = "Deleted 2 entries successfully";
+        assert_eq!(
+            deleted(&["a", "b"], 0),
+            (format!("{lines}\n\n{all}"), format!("{lines}{all}"))
+        );
+        let some = ", but failed to delete 1 entries";
+        assert_eq!(
+            deleted(&["a", "b"], 1),
+            (format!("{lines}\n\n\n\n{all}{some}"), lines.to_owned())
+        );
+        let none = ("\n\nFailed to delete 1 entries".to_owned(), String::new());
+        assert_eq!(deleted(&[], 1), none);
+    }
 
     #[test]
     fn a_file_without_ids_is_refused_natively() {

@@ -83,13 +83,13 @@ async fn run(context: Context, args: Args) -> Result<Output, CliError> {
             shown,
         ]);
     }
+    let table = Table {
+        headings: vec!["ENTRY", "SPIFFE ID", "PARENT", "NODES"],
+        rows,
+    };
     let output = Output {
         replies: vec![json!({ "entries": items })],
-        table: Some(Table {
-            headings: vec!["ENTRY", "SPIFFE ID", "PARENT", "NODES"],
-            rows,
-        }),
-        ..Output::default()
+        ..Output::text_and_table("", table)
     };
     Ok(match entries.is_empty() {
         true => output.note(

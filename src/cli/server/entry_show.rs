@@ -8,7 +8,7 @@ use proto::spire::api::server::entry::v1::{
 use proto::spire::api::types::Entry;
 use tonic::transport::Channel;
 
-use super::entry::{DOWNSTREAM, ENTRY_ID, HINT, PARENT_ID, SPIFFE_ID, table, text};
+use super::entry::{DOWNSTREAM, ENTRY_ID, Found, HINT, PARENT_ID, SPIFFE_ID};
 use super::entry_list;
 use crate::cli::args::Args;
 use crate::cli::command::{Command, Object};
@@ -101,20 +101,12 @@ async fn show(context: Context, args: Args) -> Result<Output, CliError> {
         entries,
         next_page_token: String::new(),
     };
-    let entries = &reply.entries;
-    let noun = if entries.len() == 1 {
-        "entry"
-    } else {
-        "entries"
-    };
-    let body: String = entries.iter().map(text).collect();
-    let mut output = Output::text(format!("Found {} {noun}\n{body}", entries.len()))
-        .reply("spire.api.server.entry.v1.ListEntriesResponse", &reply)?;
-    output.table = Some(table(entries));
-    if entries.is_empty() {
+    let mut output =
+        Output::default().reply("spire.api.server.entry.v1.ListEntriesResponse", &reply)?;
+    if reply.entries.is_empty() {
         output = output.note("no entry matches; register a workload with: plastron server entry create --spiffe-id web --selector unix:uid:1000");
     }
-    Ok(output)
+    Ok(output.showing(Found(reply.entries)))
 }
 
 async fn filter(

@@ -159,8 +159,7 @@ async fn show(context: Context, kind: Type) -> Result<Output, CliError> {
     }
     Ok(Output {
         replies: vec![reply],
-        table: Some(table(rows)),
-        ..Output::text(paragraphs.join("\n"))
+        ..Output::text_and_table(paragraphs.join("\n"), table(rows))
     })
 }
 
@@ -186,14 +185,11 @@ async fn change(context: Context, args: Args, kind: Type, step: Step) -> Result<
             kind.name()
         ))
     })?;
+    let text = format!("{done} {} authority:\n{}", kind.name(), text(kind, &state));
+    let table = table(vec![row(&done.to_lowercase(), &state)]);
     Ok(Output {
         replies: vec![reply],
-        table: Some(table(vec![row(&done.to_lowercase(), &state)])),
-        ..Output::text(format!(
-            "{done} {} authority:\n{}",
-            kind.name(),
-            text(kind, &state)
-        ))
+        ..Output::text_and_table(text, table)
     })
 }
 

@@ -6,7 +6,7 @@ use crate::cli::args::Args;
 use crate::cli::context::Frontend;
 use crate::cli::error::CliError;
 use crate::cli::flag::{Flag, FlagSpec};
-use crate::cli::output::Table;
+use crate::cli::output::{Shown, Table, View};
 use crate::cli::selectors::{self, MATCH_SELECTORS, SELECTOR};
 use crate::cli::{ids, timefmt};
 
@@ -124,8 +124,31 @@ pub(super) fn text(agent: &Agent) -> String {
     text
 }
 
+/// The nodes that a filter let through, at a time.
+#[derive(Debug)]
+pub(super) struct Found {
+    pub(super) agents: Vec<Agent>,
+    pub(super) now: i64,
+}
+
+impl Shown for Found {
+    fn spire(&self) -> String {
+        let count = self.agents.len();
+        if count == 0 {
+            return "No attested agents found\n".to_owned();
+        }
+        let noun = if count == 1 { "agent" } else { "agents" };
+        let body: String = self.agents.iter().map(text).collect();
+        format!("Found {count} attested {noun}:\n\n{body}")
+    }
+
+    fn native(&self) -> View {
+        View::Table(table(&self.agents, self.now))
+    }
+}
+
 /// The native table. A node whose SVID has expired can do nothing until it attests again.
-pub(super) fn table<'a>(agents: impl IntoIterator<Item = &'a Agent>, now: i64) -> Table {
+fn table<'a>(agents: impl IntoIterator<Item = &'a Agent>, now: i64) -> Table {
     let rows = agents
         .into_iter()
         .map(|agent| {

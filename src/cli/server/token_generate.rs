@@ -58,14 +58,15 @@ async fn run(context: Context, args: Args) -> Result<Output, CliError> {
     if unnamed {
         text.push_str("Warning: Missing SPIFFE ID.\n");
     }
-    let mut output = Output::text(text).reply("spire.api.types.JoinToken", &token)?;
-    output.table = Some(Table {
+    let table = Table {
         headings: vec!["TOKEN", "EXPIRES"],
         rows: vec![vec![
             token.value.clone(),
             timefmt::rfc3339(token.expires_at),
         ]],
-    });
+    };
+    let mut output =
+        Output::text_and_table(text, table).reply("spire.api.types.JoinToken", &token)?;
     if let Some(domain) = domain {
         output = output.note(format!(
             "The token works once. Put it into a file on the node and start the agent there:\n  \

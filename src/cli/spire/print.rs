@@ -23,11 +23,7 @@ pub(crate) fn print(output: Output, format: Format) -> Result<(), CliError> {
             say(&item.paragraph);
         }
     }
-    let mut text = printable(&output.text).into_owned();
-    if !text.is_empty() && !text.ends_with('\n') && !output.unterminated {
-        text.push('\n');
-    }
-    write_out(&text)?;
+    write_out(&printable(&output.shown.spire()))?;
     match output.partial_failure {
         Some(failure) => Err(CliError::Batch(Box::new(failure))),
         None => Ok(()),

@@ -83,22 +83,22 @@ fn row(code: Code) -> serde_json::Value {
 }
 
 fn codes() -> Output {
+    let table = Table {
+        headings: vec!["CODE", "EXIT", "MEANING"],
+        rows: Code::ALL
+            .iter()
+            .map(|code| {
+                vec![
+                    code.as_str().to_owned(),
+                    code.exit_code().to_string(),
+                    code.title().to_owned(),
+                ]
+            })
+            .collect(),
+    };
     Output {
         replies: vec![json!({ "codes": Code::ALL.iter().copied().map(row).collect::<Vec<_>>() })],
-        table: Some(Table {
-            headings: vec!["CODE", "EXIT", "MEANING"],
-            rows: Code::ALL
-                .iter()
-                .map(|code| {
-                    vec![
-                        code.as_str().to_owned(),
-                        code.exit_code().to_string(),
-                        code.title().to_owned(),
-                    ]
-                })
-                .collect(),
-        }),
-        ..Output::default()
+        ..Output::text_and_table("", table)
     }
 }
 
@@ -124,7 +124,7 @@ mod tests {
     use crate::cli::args::{Args, Value};
     use crate::cli::commands;
     use crate::cli::context::{Context, Format, Frontend};
-    use crate::cli::output::Output;
+    use crate::cli::output::{Output, Table, View};
     use crate::cli::socket::Socket;
     use config::fault::Code;
 
@@ -143,9 +143,17 @@ mod tests {
 
     #[test]
     fn every_code_is_explained_and_listed() {
-        let listed = codes().table.unwrap().rows;
+        let View::Table(Table { rows: listed, .. }) = codes().shown.native() else {
+            panic!("the codes are a table")
+        };
         for code in Code::ALL {
-            assert!(help(&[code.as_str()]).unwrap().text.contains(code.title()));
+            assert!(
+                help(&[code.as_str()])
+                    .unwrap()
+                    .shown
+                    .spire()
+                    .contains(code.title())
+            );
             assert!(listed.iter().any(|row| row[0] == code.as_str()));
         }
     }
@@ -153,14 +161,14 @@ mod tests {
     #[test]
     fn every_command_is_explained() {
         for command in commands() {
-            let text = help(&command.words()).unwrap().text;
+            let text = help(&command.words()).unwrap().shown.spire();
             assert!(
                 text.contains("Usage: plastron "),
                 "{:?}: {text}",
                 command.words()
             );
         }
-        assert!(help(&[]).unwrap().text.contains("Usage: plastron"));
+        assert!(help(&[]).unwrap().shown.spire().contains("Usage: plastron"));
     }
 
     #[test]
