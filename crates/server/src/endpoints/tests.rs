@@ -1,13 +1,10 @@
-use std::convert::Infallible;
 use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use config::fault::Code;
-use futures_util::stream;
-use http_body_util::StreamBody;
-use hyper::body::Frame;
+use http_body_util::Full;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use proto::spire::api::server::agent::v1::agent_client::AgentClient;
 use proto::spire::api::server::agent::v1::{ListAgentsRequest, PostStatusRequest};
@@ -192,19 +189,19 @@ async fn a_connection_that_ends_for_its_age_ends_at_once_when_its_peer_is_withdr
         ended.send(began.elapsed()).unwrap();
     });
     assert!(admitted);
-    let handshake =
-        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(client));
+    // A caller that does not read its answer.
+    let handshake = hyper::client::conn::http2::Builder::new(TokioExecutor::new())
+        .initial_stream_window_size(0)
+        .handshake(TokioIo::new(client));
     let (mut client, connection) = handshake.await.unwrap();
     let driven = tokio::spawn(connection);
-    // A call that lasts: its first message never comes.
-    let body = StreamBody::new(stream::pending::<Result<Frame<Bytes>, Infallible>>());
-    let call = http::Request::post("http://server/spire.api.server.agent.v1.Agent/AttestAgent")
+    let call = http::Request::post("http://server/spire.api.server.bundle.v1.Bundle/GetBundle")
         .header("content-type", "application/grpc")
-        .body(body)
+        .body(Full::new(Bytes::from_static(&[0; 5])))
         .unwrap();
-    let (call, ended) = tokio::join!(client.send_request(call), at);
-    // It was being answered until then.
-    drop(call.unwrap());
+    let answer = client.send_request(call).await.unwrap();
+    let ended = at.await;
+    drop(answer);
     driven.await.unwrap().ok();
     assert_eq!(
         ended.unwrap().as_secs(),
