@@ -16,6 +16,7 @@ use proto::spire::api::server::bundle::v1::{
 };
 use proto::spire::api::types::{self, BundleMask};
 use spiffe::bundle::Bundle;
+use spiffe::digest::sha256_hex;
 use tonic::{Request, Response, Status};
 
 use super::wire;
@@ -93,7 +94,15 @@ impl BundleApi for BundleService {
             .into_inner()
             .jwt_authority
             .ok_or_else(|| refused(Kind::InvalidArgument, "missing JWT authority"))?;
-        caller.describe(|| Fields::new().with("jwt_authority_key_id", &authority.key_id));
+        caller.describe(|| {
+            Fields::new()
+                .with("jwt_authority_key_id", &authority.key_id)
+                .with("jwt_authority_expires_at", authority.expires_at)
+                .with(
+                    "jwt_authority_public_key_sha256",
+                    sha256_hex(&authority.public_key),
+                )
+        });
         let keys = jwt_authorities_from_wire(std::slice::from_ref(&authority))
             .map_err(malformed("invalid JWT authority"))?;
         let key = keys

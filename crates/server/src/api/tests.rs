@@ -1,5 +1,6 @@
 //! The boundary: whatever becomes of a call, the audit trail has one event of it.
 
+mod audit_names;
 mod requests;
 
 use bytes::{Buf, BufMut, Bytes};

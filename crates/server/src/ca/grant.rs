@@ -95,6 +95,7 @@ impl Grant {
             grant.entry_id = Some(Arc::clone(&entry.id));
             grant.downstream = caller.registered().cloned();
             grant.fields.add("agent_id", &entry.spiffe_id);
+            grant.fields.add("trust_domain_id", own.id());
             grant
         })
     }

@@ -132,7 +132,9 @@ impl Svids {
         audience: &[String],
     ) -> Result<IssuedJwt, OpError> {
         let entry = self.authorized(caller.agent()?.id(), entry_id)?;
-        self.jwt(caller, Grant::entry(entry), audience).await
+        let ttl = entry.jwt_svid_ttl;
+        let grant = Grant::entry(entry).with_field("ttl", ttl);
+        self.jwt(caller, grant, audience).await
     }
 
     /// Issues a signing certificate to the calling server below, for the key of its CSR. `preferred_ttl` is a wish.
@@ -151,6 +153,7 @@ impl Svids {
             Fields::new()
                 .with("agent_id", &downstream.entry().spiffe_id)
                 .with("csr", &digest)
+                .with("trust_domain_id", self.trust_domain.id())
         });
         let csr = verified(csr, "invalid CSR signature")?;
         let grant = Grant::downstream_ca(downstream, &self.trust_domain)
