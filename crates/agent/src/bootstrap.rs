@@ -10,7 +10,7 @@ use spiffe::bundle::Bundle;
 use spiffe::trust_domain::TrustDomain;
 use spiffe::x509::Certificate;
 
-use crate::config::{BundleFormat, Config, TrustSource};
+use crate::config::{BundleFormat, NodeConfig, TrustSource};
 use crate::timefmt::rfc3339;
 
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -39,11 +39,11 @@ pub(crate) enum BootstrapError {
 /// Gets the bundle that the configuration names. `attempt` counts from 1 and, with the time of the first attempt, is
 /// sent to a local web server that is asked over a Unix socket (SPIRE: spire-connection-attempts).
 pub(crate) async fn trust(
-    config: &Config,
+    config: &NodeConfig,
     attempt: u32,
     started: std::time::SystemTime,
 ) -> Result<Trust, BootstrapError> {
-    let bundle = match &config.trust_source {
+    let bundle = match &config.bootstrap.source {
         TrustSource::Insecure => {
             tracing::warn!(
                 "insecure_bootstrap is set: the first server that says it is ours will be believed"
@@ -92,11 +92,11 @@ async fn read_file(path: &Path) -> std::io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-fn parse(config: &Config, bytes: &[u8]) -> Result<Bundle, String> {
+fn parse(config: &NodeConfig, bytes: &[u8]) -> Result<Bundle, String> {
     if bytes.len() > MAX_BYTES {
         return Err("it is larger than 4 MiB".to_owned());
     }
-    match config.trust_bundle_format {
+    match config.bootstrap.format {
         BundleFormat::Pem => {
             let text = std::str::from_utf8(bytes).map_err(|error| error.to_string())?;
             Bundle::from_pem(config.trust_domain.clone(), text).map_err(|error| error.to_string())
@@ -107,7 +107,7 @@ fn parse(config: &Config, bytes: &[u8]) -> Result<Bundle, String> {
 }
 
 async fn download(
-    config: &Config,
+    config: &NodeConfig,
     url: &str,
     unix_socket: Option<&Path>,
     attempt: u32,
@@ -132,8 +132,8 @@ async fn download(
                 .append_pair("spire-attest-mode", "bootstrap")
                 .append_pair("spire-connection-attempts", &attempt.to_string())
                 .append_pair("spire-attest-start-time", &rfc3339(started))
-                .append_pair("spire-server-address", &config.server_address)
-                .append_pair("spire-server-port", &config.server_port.to_string())
+                .append_pair("spire-server-address", &config.server.address)
+                .append_pair("spire-server-port", &config.server.port.to_string())
                 .append_pair("spiffe-trust-domain", config.trust_domain.as_str());
         }
         None => client = client.https_only(true),

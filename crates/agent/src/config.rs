@@ -17,45 +17,88 @@ use spiffe::trust_domain::TrustDomain;
 mod agent_section;
 mod trust;
 
-/// The agent's configuration, validated.
+/// The agent's configuration, validated: a part for each component.
 #[derive(Debug)]
 pub struct Config {
-    pub trust_domain: TrustDomain,
-    pub server_address: String,
-    pub server_port: u16,
     /// Where the node's SVID, bundle and last good state are kept.
     pub data_dir: PathBuf,
     /// The Workload API's socket, open to everybody.
     pub socket_path: PathBuf,
     /// The administration socket, for the owner and the group.
     pub admin_socket_path: Option<PathBuf>,
-    pub trust_source: TrustSource,
-    pub trust_bundle_format: BundleFormat,
+    pub node: NodeConfig,
     /// Where the token of a node that attests with one comes from.
     pub join_token: Option<TokenSource>,
+    pub sync: SyncConfig,
+    pub cache: CacheConfig,
+    pub gate: GateConfig,
+    /// None: the Workload API is not served.
+    pub workload_api: Option<WorkloadApiConfig>,
     pub log: LogConfig,
-    /// Prefixes of selectors that may be logged, such as `k8s:ns`.
-    pub log_selectors: Vec<String>,
     pub health: Option<HealthConfig>,
+    pub plugins: AgentPlugins,
+}
+
+/// Which node this is, and how it finds and verifies its server.
+#[derive(Debug)]
+pub struct NodeConfig {
+    pub trust_domain: TrustDomain,
+    pub server: ServerConfig,
+    pub bootstrap: BootstrapConfig,
+    pub workload_keys: WorkloadKeys,
+}
+
+/// The server, as the agent reaches it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServerConfig {
+    /// As written: an IPv6 address may be in brackets.
+    pub address: String,
+    pub port: u16,
+    /// Refuse key exchanges that are not post-quantum.
+    pub require_pq_kem: bool,
+}
+
+/// What the node authenticates its server with when it attests.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BootstrapConfig {
+    pub source: TrustSource,
+    pub format: BundleFormat,
+}
+
+/// How the agent follows its server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SyncConfig {
+    /// How often a server without our stream is asked.
+    pub interval: Duration,
     pub workload_key_type: KeyType,
+}
+
+/// How many SVIDs are held, and when they are renewed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CacheConfig {
+    pub x509_svids: usize,
+    pub jwt_svids: usize,
     /// Renew X509-SVIDs so early that at least this much life is left.
     pub availability_target: Option<Duration>,
-    pub x509_svid_cache_max_size: usize,
-    pub jwt_svid_cache_max_size: usize,
+}
+
+/// What callers may ask for, and what of them is logged.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct GateConfig {
+    pub rate_limits: RateLimits,
+    /// Prefixes of selectors that may be logged, such as `k8s:ns`.
+    pub log_selectors: Vec<String>,
+}
+
+/// What the Workload API answers.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct WorkloadApiConfig {
     /// Bundles of the agent's own trust domain are given to callers without an identity too.
     pub allow_unauthenticated_verifiers: bool,
     /// Claims that stay in the answer when a token of another trust domain is validated.
     pub allowed_foreign_jwt_claims: Vec<String>,
-    pub workload_api: bool,
-    /// How often a server without our stream is asked.
-    pub sync_interval: Duration,
     /// How long a caller waits for a new token while the cached one is still valid; half a second where nothing is set.
     pub jwt_svid_cache_hit_timeout: Option<Duration>,
-    pub rate_limits: RateLimits,
-    /// Refuse key exchanges that are not post-quantum.
-    pub require_pq_kem: bool,
-    pub workload_keys: WorkloadKeys,
-    pub plugins: AgentPlugins,
 }
 
 /// Where the private keys of workloads may be.
@@ -67,7 +110,7 @@ pub enum WorkloadKeys {
     OnDisk,
 }
 
-/// What the node authenticates its server with when it attests.
+/// Where the bootstrap bundle comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum TrustSource {
     Path(PathBuf),
@@ -155,21 +198,23 @@ impl Config {
         document.check()?;
         config.ok_or_else(|| Faults(document.faults()))
     }
+}
 
+impl ServerConfig {
     /// The server's name or address, an IPv6 address without the brackets that it may be written with.
-    pub fn server_host(&self) -> &str {
-        self.server_address
+    pub fn host(&self) -> &str {
+        self.address
             .strip_prefix('[')
             .and_then(|host| host.strip_suffix(']'))
             .filter(|host| host.parse::<Ipv6Addr>().is_ok())
-            .unwrap_or(&self.server_address)
+            .unwrap_or(&self.address)
     }
 
-    /// `host:port` of the server, an IPv6 address in brackets.
-    pub fn server(&self) -> String {
-        match self.server_host().parse::<IpAddr>() {
-            Ok(IpAddr::V6(address)) => format!("[{address}]:{}", self.server_port),
-            _ => format!("{}:{}", self.server_host(), self.server_port),
+    /// `host:port`, an IPv6 address in brackets.
+    pub fn authority(&self) -> String {
+        match self.host().parse::<IpAddr>() {
+            Ok(IpAddr::V6(address)) => format!("[{address}]:{}", self.port),
+            _ => format!("{}:{}", self.host(), self.port),
         }
     }
 }

@@ -92,7 +92,7 @@ pub(crate) fn as_node(
 }
 
 fn connect(node: &Node, tls: rustls::ClientConfig) -> Result<ServerClient, Fault> {
-    let channel = proto::channel::lazy_tls(&node.config.server(), tls);
+    let channel = proto::channel::lazy_tls(&node.config.server.authority(), tls);
     let client = |channel| ServerClient::new(channel, node.telemetry.clone());
     channel.map(client).map_err(|error| {
         Fault::new(Code::InvalidValue, "the server's address cannot be used")
@@ -120,7 +120,7 @@ fn insecure_tls(node: &Node, expected: Expected) -> Result<rustls::ClientConfig,
 }
 
 fn key_exchange(node: &Node) -> KeyExchange {
-    if node.config.require_pq_kem {
+    if node.config.server.require_pq_kem {
         KeyExchange::RequirePostQuantum
     } else {
         KeyExchange::PreferPostQuantum
@@ -183,11 +183,13 @@ impl Shown {
 
 /// Shakes hands with the server without believing it, to tell the operator who answers there.
 pub(crate) async fn probe(node: &Node) -> Option<Shown> {
-    let config = &node.config;
+    let server = &node.config.server;
     let tls = Arc::new(insecure_tls(node, Expected::Any).ok()?);
-    let name = ServerName::try_from(config.server_host().to_owned()).ok()?;
+    let name = ServerName::try_from(server.host().to_owned()).ok()?;
     let shake = async {
-        let stream = proto::channel::connect_tcp(&config.server()).await.ok()?;
+        let stream = proto::channel::connect_tcp(&server.authority())
+            .await
+            .ok()?;
         let stream = tokio_rustls::TlsConnector::from(tls)
             .connect(name, stream)
             .await

@@ -51,6 +51,7 @@ use admin_api::NodeState;
 use attestor::Attestors;
 use cache::svids::RotationRule;
 use cache::{Cache, CacheOptions, Delta};
+use config::{CacheConfig, GateConfig, SyncConfig, WorkloadApiConfig};
 use endpoints::Socket;
 use endpoints::router::{Router, Service};
 use endpoints::standard::{Health, Reflection};
@@ -61,7 +62,7 @@ use node_attestation::AttestedNode;
 use rate_limit::RateLimiter;
 use state::StateDir;
 use sync::{Sync, SyncEnds, SyncStatus};
-use workload_api::{Context, Options, WorkloadApi};
+use workload_api::{Context, WorkloadApi};
 
 /// How long the tasks have to stop, and then the plugins: together less than the 30 seconds after which Kubernetes ends a
 /// process. The longest may have to finish an attestation that is under way and then to write the node's SVID, with
@@ -82,6 +83,10 @@ pub struct Bound {
     socket: Socket,
     admin_socket: Option<Socket>,
     health: Option<HttpProbes>,
+    sync: SyncConfig,
+    cache: CacheConfig,
+    gate: GateConfig,
+    workload_api: Option<WorkloadApiConfig>,
     log: LogLevels,
     random: Arc<dyn Random>,
     handover: Handover,
@@ -127,7 +132,7 @@ impl Agent {
         };
         let random: Arc<dyn Random> = Arc::new(SystemRandom);
         let host = HostServices::new(
-            config.trust_domain.clone(),
+            config.node.trust_domain.clone(),
             Arc::clone(&clock),
             Arc::clone(&random),
         )
@@ -138,7 +143,7 @@ impl Agent {
             .with_telemetry(environment.telemetry.clone());
         let keys = Arc::clone(plugins.key_manager.plugin());
         let attestor = Arc::clone(plugins.node_attestor.plugin());
-        let node = Node::open(config, state, NodePlugins { keys, attestor }, clock)?
+        let node = Node::open(config.node, state, NodePlugins { keys, attestor }, clock)?
             .with_telemetry(environment.telemetry);
         let trust_domain = node.config.trust_domain.as_str();
         node.telemetry
@@ -150,6 +155,10 @@ impl Agent {
             socket,
             admin_socket,
             health,
+            sync: config.sync,
+            cache: config.cache,
+            gate: config.gate,
+            workload_api: config.workload_api,
             log: LogLevels::new(environment.log),
             random,
             handover: Handover::new(Systemd::from_env()),
@@ -181,18 +190,21 @@ impl Bound {
         let mut tasks = Tasks::new();
         let plugins = self.plugins;
         let node = Arc::new(self.node);
-        let cache = Arc::new(new_cache(&node, &self.random));
+        let cache = Arc::new(new_cache(&node, self.cache, &self.random));
         let (jwt, orders) = watch::channel(None);
         let (status, link_status) = watch::channel(SyncStatus::default());
         let (node_state, shown_state) = watch::channel(NodeState::default());
         let gate = Arc::new(Gate {
             cache: Arc::clone(&cache),
             attestors: self.attestors,
-            limiter: RateLimiter::new(node.config.rate_limits),
+            limiter: RateLimiter::new(self.gate.rate_limits),
             status: link_status,
             clock: Arc::clone(&node.clock),
             random: Arc::clone(&self.random),
-            options: gate_options(&node),
+            options: GateOptions {
+                log_selectors: self.gate.log_selectors,
+                exempt: std::process::id(),
+            },
             log_limits: gate::LogLimits::default(),
             requests: gate::RequestLog::default(),
             telemetry: node.telemetry.clone(),
@@ -201,9 +213,9 @@ impl Bound {
         let (health, [public_health, admin_health]) = Health::new().await;
         let mut public: Vec<Box<dyn Service>> =
             vec![public_health, Box::new(Reflection::default())];
-        if node.config.workload_api {
+        if let Some(config) = self.workload_api {
             // First, since nearly every request is for it.
-            public.insert(0, workload_api(&node, &gate, orders));
+            public.insert(0, workload_api(config, &node, &gate, orders));
         }
         let admin = vec![
             admin_health,
@@ -239,6 +251,7 @@ impl Bound {
             handover: Arc::clone(&handover),
             node,
             cache,
+            sync: self.sync,
             random: self.random,
             jwt,
             status,
@@ -273,6 +286,7 @@ async fn stop(tasks: Tasks, plugins: impl Future<Output = ()>) -> Result<(), Fau
 struct Membership {
     node: Arc<Node>,
     cache: Arc<Cache>,
+    sync: SyncConfig,
     random: Arc<dyn Random>,
     jwt: watch::Sender<Option<mpsc::Sender<sync::JwtRequest>>>,
     status: watch::Sender<SyncStatus>,
@@ -291,6 +305,7 @@ impl Membership {
             Arc::clone(&self.node),
             Arc::clone(&self.cache),
             attested,
+            self.sync,
             Arc::clone(&self.random),
             shutdown.clone(),
         )?;
@@ -395,42 +410,31 @@ impl Membership {
     }
 }
 
-fn new_cache(node: &Node, random: &Arc<dyn Random>) -> Cache {
+fn new_cache(node: &Node, config: CacheConfig, random: &Arc<dyn Random>) -> Cache {
     let options = CacheOptions {
         trust_domain: node.config.trust_domain.clone(),
-        x509_svids: node.config.x509_svid_cache_max_size,
-        jwt_svids: node.config.jwt_svid_cache_max_size,
+        x509_svids: config.x509_svids,
+        jwt_svids: config.jwt_svids,
         rotation: RotationRule {
-            availability_target: node.config.availability_target,
+            availability_target: config.availability_target,
         },
     };
     Cache::new(options, Arc::clone(&node.clock), Arc::clone(random))
         .with_telemetry(node.telemetry.clone())
 }
 
-fn gate_options(node: &Node) -> GateOptions {
-    GateOptions {
-        log_selectors: node.config.log_selectors.clone(),
-        exempt: std::process::id(),
-    }
-}
-
 fn workload_api(
+    config: WorkloadApiConfig,
     node: &Node,
     gate: &Arc<Gate>,
     jwt: watch::Receiver<Option<mpsc::Sender<sync::JwtRequest>>>,
 ) -> Box<dyn Service> {
-    let config = &node.config;
     let context = Context {
-        trust_domain: config.trust_domain.clone(),
+        trust_domain: node.config.trust_domain.clone(),
         gate: Arc::clone(gate),
         jwt,
         clock: Arc::clone(&node.clock),
-        options: Options {
-            allow_unauthenticated_verifiers: config.allow_unauthenticated_verifiers,
-            allowed_foreign_jwt_claims: config.allowed_foreign_jwt_claims.clone(),
-            jwt_svid_cache_hit_timeout: config.jwt_svid_cache_hit_timeout,
-        },
+        config,
     };
     Box::new(WorkloadApi::new(Arc::new(context)))
 }

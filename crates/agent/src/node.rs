@@ -12,11 +12,12 @@ use spiffe::bundle::Bundle;
 use spiffe::clock::Clock;
 use spiffe::id::SpiffeId;
 use spiffe::key::{KeyType, PublicKey, Signer};
+use spiffe::trust_domain::TrustDomain;
 use spiffe::x509::Certificate;
 
 use crate::cache::Snapshot;
 use crate::cache::bundles::TaintedKeys;
-use crate::config::{Config, WorkloadKeys};
+use crate::config::{NodeConfig, WorkloadKeys};
 use crate::server_client::issued::AgentSvid;
 use crate::state::last_good::{self, Digest};
 use crate::state::removal::{Reason, Removal};
@@ -61,7 +62,7 @@ impl NodeIdentity {
 /// What the node needs to be itself: configuration, disk, keys and time.
 #[derive(Debug)]
 pub(crate) struct Node {
-    pub(crate) config: Config,
+    pub(crate) config: NodeConfig,
     pub(crate) state: StateDir,
     pub(crate) keys: Arc<dyn KeyManager>,
     pub(crate) attestor: Arc<dyn NodeAttestor>,
@@ -113,7 +114,7 @@ impl Node {
     /// # Errors
     /// PLA-1115 when it is damaged.
     pub(crate) fn open(
-        config: Config,
+        config: NodeConfig,
         state: StateDir,
         plugins: NodePlugins,
         clock: Arc<dyn Clock>,
@@ -185,7 +186,7 @@ impl Node {
     /// The stored trust bundle: X.509 authorities only, enough to know the server by.
     pub(crate) fn stored_bundle(&self) -> Option<Bundle> {
         let data = self.data();
-        (!data.bundle.is_empty()).then(|| bundle_of(&self.config, data.bundle))
+        (!data.bundle.is_empty()).then(|| bundle_of(&self.config.trust_domain, data.bundle))
     }
 
     /// A fresh key for the node's next SVID. The keys of the SVID in use and of the one stored stay untouched.
@@ -409,8 +410,8 @@ fn certificates_of(bundle: &Bundle) -> Vec<Certificate> {
 }
 
 /// A bundle of X.509 authorities only.
-fn bundle_of(config: &Config, certificates: Vec<Certificate>) -> Bundle {
-    let mut bundle = Bundle::new(config.trust_domain.clone());
+fn bundle_of(trust_domain: &TrustDomain, certificates: Vec<Certificate>) -> Bundle {
+    let mut bundle = Bundle::new(trust_domain.clone());
     for certificate in certificates {
         bundle.add_x509_authority(certificate);
     }

@@ -103,7 +103,7 @@ mod tests {
             .unwrap_or_else(|faults| panic!("{faults}"));
         let plugins = node_plugins(&config).await;
         let state = StateDir::open(&config.data_dir).unwrap();
-        Arc::new(Node::open(config, state, plugins, Arc::new(MovedClock::default())).unwrap())
+        Arc::new(Node::open(config.node, state, plugins, Arc::new(MovedClock::default())).unwrap())
     }
 
     #[tokio::test]

@@ -32,6 +32,7 @@ pub(crate) use jwt::{JwtError, JwtRequest, Reply};
 use crate::backoff::{Backoff, spread};
 use crate::cache::keys::KeyPool;
 use crate::cache::{Cache, Delta};
+use crate::config::SyncConfig;
 use crate::dial;
 use crate::node::{Node, NodeIdentity};
 use crate::node_attestation::AttestedNode;
@@ -119,6 +120,8 @@ pub(crate) struct Sync {
     identities: watch::Sender<NodeIdentity>,
 
     following: Following,
+    /// Between two polls of a server without our stream.
+    interval: Duration,
     next_sync: Instant,
     sync_backoff: Backoff,
     watch_backoff: Backoff,
@@ -149,6 +152,7 @@ impl Sync {
         node: Arc<Node>,
         cache: Arc<Cache>,
         attested: AttestedNode,
+        config: SyncConfig,
         random: Arc<dyn Random>,
         shutdown: Shutdown,
     ) -> Result<(Self, SyncEnds), Fault> {
@@ -167,10 +171,14 @@ impl Sync {
             status: status.subscribe(),
             identity: identities.subscribe(),
         };
-        let interval = node.config.sync_interval;
+        let SyncConfig {
+            interval,
+            workload_key_type,
+        } = config;
         let backoff = |first, longest| Backoff::new(first, longest, Arc::clone(&random));
         let task = Self {
             following: Following::Watch { open: false },
+            interval,
             next_sync: Instant::now(),
             sync_backoff: backoff(
                 interval,
@@ -181,7 +189,7 @@ impl Sync {
             server_lost: false,
             bundle_reports: bundle_reports::BundleReports::default(),
             svids: svids::Issuance::new(
-                KeyPool::new(node.config.workload_key_type),
+                KeyPool::new(workload_key_type),
                 backoff(FIRST_SVID_PAUSE, LONGEST_SVID_PAUSE),
             ),
             jwt: jwt::Issuance::new(jwt_requests),
@@ -384,7 +392,7 @@ impl Sync {
 
     fn pause_after_sync(&mut self) {
         self.sync_backoff.reset();
-        self.next_sync = Instant::now() + spread(self.node.config.sync_interval, &*self.random);
+        self.next_sync = Instant::now() + spread(self.interval, &*self.random);
     }
 }
 

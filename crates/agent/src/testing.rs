@@ -27,7 +27,7 @@ pub(crate) mod fake_server;
 
 /// What the configuration's plugins get from an agent.
 pub(crate) fn host(config: &Config) -> HostServices {
-    let trust_domain = config.trust_domain.clone();
+    let trust_domain = config.node.trust_domain.clone();
     HostServices::new(trust_domain, Arc::new(SystemClock), Arc::new(SystemRandom))
 }
 

@@ -327,7 +327,7 @@ async fn without_the_workload_api_the_socket_still_answers_for_the_agents_health
     let directory = tempfile::tempdir().unwrap();
     let server = server().await;
     let mut config = config(server.port, directory.path(), "");
-    config.workload_api = false;
+    config.workload_api = None;
     let running = start(config).await;
     assert!(running.is_serving(&running.socket).await);
     let refused = running.stream().await.unwrap_err();

@@ -4,7 +4,6 @@
 //! once per set of selectors and shared, so the service works on encoded messages.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::{Ready, ready};
@@ -28,6 +27,7 @@ mod validate;
 use messages::Encoded;
 
 use crate::attestor::Workload;
+use crate::config::WorkloadApiConfig;
 use crate::endpoints::router::{Answer, Service};
 use crate::gate::Gate;
 use crate::metrics::WORKLOAD_API_CALL;
@@ -46,16 +46,7 @@ pub(crate) struct Context {
     pub(crate) gate: Arc<Gate>,
     pub(crate) jwt: watch::Receiver<Option<mpsc::Sender<JwtRequest>>>,
     pub(crate) clock: Arc<dyn Clock>,
-    pub(crate) options: Options,
-}
-
-/// The service's part of the configuration.
-#[derive(Debug, Clone)]
-pub(crate) struct Options {
-    pub(crate) allow_unauthenticated_verifiers: bool,
-    pub(crate) allowed_foreign_jwt_claims: Vec<String>,
-    /// How long a caller waits for a new token while the cached one is still valid, where an operator says so.
-    pub(crate) jwt_svid_cache_hit_timeout: Option<Duration>,
+    pub(crate) config: WorkloadApiConfig,
 }
 
 /// The service.

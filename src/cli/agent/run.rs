@@ -202,7 +202,7 @@ async fn run(context: Context, args: Args) -> Result<Output, CliError> {
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         configuration = daemon::origin(&context, &args),
-        trust_domain = config.trust_domain.as_str(),
+        trust_domain = config.node.trust_domain.as_str(),
         "Starting agent"
     );
     let outcome = match Agent::bind_in(config, environment).await {

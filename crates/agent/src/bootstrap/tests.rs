@@ -3,10 +3,10 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixListener;
 
 use super::*;
-use crate::config::Overrides;
+use crate::config::{Config, Overrides};
 use crate::testing::bundle;
 
-fn config(trust: &str) -> Config {
+fn config(trust: &str) -> NodeConfig {
     let text = format!(
         "agent {{\n trust_domain = \"example.org\"\n server_address = \"srv\"\n server_port = 8081\n {trust}\n }}\n\
          plugins {{\n NodeAttestor \"join_token\" {{ plugin_data {{}} }}\n KeyManager \"memory\" {{ plugin_data {{}} }}\n\
@@ -15,9 +15,10 @@ fn config(trust: &str) -> Config {
     let document = Document::parse("agent.conf", &text, None).unwrap();
     Config::from_document(&document, &Overrides::default())
         .unwrap_or_else(|faults| panic!("{faults}"))
+        .node
 }
 
-async fn get(config: &Config) -> Result<Trust, BootstrapError> {
+async fn get(config: &NodeConfig) -> Result<Trust, BootstrapError> {
     trust(config, 3, crate::testing::at(0)).await
 }
 
@@ -43,7 +44,7 @@ fn http(status: &str, body: &[u8]) -> Vec<u8> {
     answer
 }
 
-fn over_socket(path: &Path, more: &str) -> Config {
+fn over_socket(path: &Path, more: &str) -> NodeConfig {
     drop(rustls::crypto::aws_lc_rs::default_provider().install_default());
     config(&format!(
         "trust_bundle_url = \"http://localhost/bundle?a=1\"\n trust_bundle_unix_socket = \"{}\"\n {more}",

@@ -11,7 +11,10 @@ use spiffe::key::KeyType;
 use spiffe::secret::Secret;
 use spiffe::trust_domain::TrustDomain;
 
-use super::{Config, HealthConfig, LogConfig, Overrides, RateLimits, WorkloadKeys, trust};
+use super::{
+    CacheConfig, Config, GateConfig, HealthConfig, LogConfig, NodeConfig, Overrides, RateLimits,
+    ServerConfig, SyncConfig, WorkloadApiConfig, WorkloadKeys, trust,
+};
 
 /// SPIRE: DefaultAgentSocketPath.
 const DEFAULT_SOCKET: &str = "/tmp/spire-agent/public/api.sock";
@@ -43,75 +46,89 @@ pub(super) fn read_block(
 ) -> Option<Config> {
     refuse_unsupported(agent);
     rebootstrap(agent, flags);
-    let experimental = agent.section_or_empty("experimental");
-    let trust = trust::read(agent, flags);
-    let trust_domain = trust_domain(agent, flags);
-    let server_address = required(
-        agent,
-        flags.server_address.clone(),
-        "server_address",
-        "10.0.0.5",
-    );
-    let server_port = server_port(agent, flags);
-    let (socket_path, admin_socket_path) = sockets(agent, flags);
-    let join_token = join_token(agent, flags);
-    let log = LogConfig::read(agent, &flags.log);
-    let log_selectors = agent.strings("log_selectors").unwrap_or_default();
-    let workload_key_type = workload_key_type(agent);
-    let availability_target = availability_target(agent);
-    let x509_svid_cache_max_size = cache_size(agent, "x509_svid_cache_max_size");
-    let jwt_svid_cache_max_size = cache_size(agent, "jwt_svid_cache_max_size");
-    let allowed_foreign_jwt_claims = agent
-        .strings("allowed_foreign_jwt_claims")
-        .unwrap_or_default();
-    let allow = agent.boolean("allow_unauthenticated_verifiers");
-    let disabled = agent.boolean("disable_workload_api");
-    let disabled = flags.disable_workload_api.or(disabled).unwrap_or(false);
     sds(agent, flags);
+    let experimental = agent.section_or_empty("experimental");
+    let node = node(agent, &experimental, flags);
+    let (socket_path, admin_socket_path) = sockets(agent, flags);
+    let log = LogConfig::read(agent, &flags.log);
     let data_dir = flags
         .data_dir
         .clone()
         .or(path(agent, "data_dir"))
         .unwrap_or_else(|| PathBuf::from("."));
-    let sync_interval = sync_interval(&experimental);
-    let jwt_svid_cache_hit_timeout = cache_hit_timeout(&experimental);
-    let rate_limits = rate_limits(&experimental);
+    let config = Config {
+        data_dir,
+        socket_path,
+        admin_socket_path,
+        join_token: join_token(agent, flags),
+        sync: SyncConfig {
+            interval: sync_interval(&experimental),
+            workload_key_type: workload_key_type(agent),
+        },
+        cache: CacheConfig {
+            x509_svids: cache_size(agent, "x509_svid_cache_max_size"),
+            jwt_svids: cache_size(agent, "jwt_svid_cache_max_size"),
+            availability_target: availability_target(agent),
+        },
+        gate: GateConfig {
+            rate_limits: rate_limits(&experimental),
+            log_selectors: agent.strings("log_selectors").unwrap_or_default(),
+        },
+        workload_api: workload_api(agent, &experimental, flags),
+        health,
+        node: node?,
+        log: log?,
+        plugins: plugins?,
+    };
+    Some(config)
+}
+
+fn node(agent: &Section, experimental: &Section, flags: &Overrides) -> Option<NodeConfig> {
+    let bootstrap = trust::read(agent, flags);
+    let trust_domain = trust_domain(agent, flags);
+    let address = required(
+        agent,
+        flags.server_address.clone(),
+        "server_address",
+        "10.0.0.5",
+    );
+    let port = server_port(agent, flags);
     let require_pq_kem = experimental.boolean("require_pq_kem").unwrap_or(false);
     let workload_keys = match agent.boolean("persist_workload_svids") {
         Some(true) => WorkloadKeys::OnDisk,
         _ => WorkloadKeys::InMemory,
     };
-    let (trust_source, trust_bundle_format) = trust?;
-    Some(Config {
+    Some(NodeConfig {
         trust_domain: trust_domain?,
-        server_address: server_address?,
-        server_port: server_port?,
-        data_dir,
-        socket_path,
-        admin_socket_path,
-        trust_source,
-        trust_bundle_format,
-        join_token,
-        log: log?,
-        log_selectors,
-        health,
-        workload_key_type,
-        availability_target,
-        x509_svid_cache_max_size,
-        jwt_svid_cache_max_size,
+        server: ServerConfig {
+            address: address?,
+            port: port?,
+            require_pq_kem,
+        },
+        bootstrap: bootstrap?,
+        workload_keys,
+    })
+}
+
+/// None when it is disabled; its keys are read and checked then too.
+fn workload_api(
+    agent: &Section,
+    experimental: &Section,
+    flags: &Overrides,
+) -> Option<WorkloadApiConfig> {
+    let allow = agent.boolean("allow_unauthenticated_verifiers");
+    let claims = agent.strings("allowed_foreign_jwt_claims");
+    let config = WorkloadApiConfig {
         allow_unauthenticated_verifiers: flags
             .allow_unauthenticated_verifiers
             .or(allow)
             .unwrap_or(false),
-        allowed_foreign_jwt_claims,
-        workload_api: !disabled,
-        sync_interval,
-        jwt_svid_cache_hit_timeout,
-        rate_limits,
-        require_pq_kem,
-        workload_keys,
-        plugins: plugins?,
-    })
+        allowed_foreign_jwt_claims: claims.unwrap_or_default(),
+        jwt_svid_cache_hit_timeout: cache_hit_timeout(experimental),
+    };
+    let disabled = agent.boolean("disable_workload_api");
+    let disabled = flags.disable_workload_api.or(disabled).unwrap_or(false);
+    (!disabled).then_some(config)
 }
 
 /// Keys that SPIRE has and this agent has not yet.

@@ -52,36 +52,37 @@ fn a_flag_wins_over_the_key_that_the_file_sets_too() {
         config.socket_path,
         std::path::Path::new("/elsewhere/api.sock")
     );
-    assert_eq!(config.server(), "other:9");
+    assert_eq!(config.node.server.authority(), "other:9");
     assert_eq!(config.log.level, "DEBUG");
 }
 
 #[test]
 fn the_minimal_file_has_every_default() {
     let config = read(MINIMAL).unwrap();
-    assert_eq!(config.server(), "127.0.0.1:8081");
+    assert_eq!(config.node.server.authority(), "127.0.0.1:8081");
     assert_eq!(
-        config.trust_source,
+        config.node.bootstrap.source,
         TrustSource::Path("./conf/agent/bundle.crt".into())
     );
-    assert_eq!(config.trust_bundle_format, BundleFormat::Pem);
+    assert_eq!(config.node.bootstrap.format, BundleFormat::Pem);
     assert!(
         config.join_token.is_none()
             && config.health.is_none()
             && config.admin_socket_path.is_none()
     );
     assert_eq!(
-        (
-            config.x509_svid_cache_max_size,
-            config.jwt_svid_cache_max_size
-        ),
-        (1000, 1000)
+        config.cache,
+        CacheConfig {
+            x509_svids: 1000,
+            jwt_svids: 1000,
+            availability_target: None,
+        }
     );
-    assert_eq!(config.sync_interval, Duration::from_secs(5));
-    assert_eq!(config.workload_key_type, KeyType::EcP256);
-    assert!(
-        config.workload_api && !config.allow_unauthenticated_verifiers && !config.require_pq_kem
-    );
+    assert_eq!(config.sync.interval, Duration::from_secs(5));
+    assert_eq!(config.sync.workload_key_type, KeyType::EcP256);
+    assert_eq!(config.workload_api, Some(WorkloadApiConfig::default()));
+    assert_eq!(config.gate, GateConfig::default());
+    assert!(!config.node.server.require_pq_kem);
     assert_eq!(config.log.level, "INFO");
 }
 
@@ -93,15 +94,15 @@ fn the_full_file_is_read_to_the_last_key() {
         given("2b0d5f8e-9a3c-4c1e-8d8f-2f4e3a6c7b91")
     );
     assert_eq!(
-        config.availability_target,
+        config.cache.availability_target,
         Some(Duration::from_secs(24 * 3600))
     );
     assert_eq!(
-        config.jwt_svid_cache_hit_timeout,
+        config.workload_api.unwrap().jwt_svid_cache_hit_timeout,
         Some(Duration::from_secs(5))
     );
     assert_eq!(config.health.unwrap().bind_port, 8082);
-    assert_eq!(config.log_selectors, ["unix:user", "k8s:ns"]);
+    assert_eq!(config.gate.log_selectors, ["unix:user", "k8s:ns"]);
 }
 
 #[test]
@@ -258,7 +259,7 @@ fn without_a_file_the_flags_are_checked_as_the_file_is() {
         ..Overrides::default()
     };
     let config = Config::without_file(&overrides(), KeyStorage::Memory).unwrap();
-    assert_eq!(config.server(), "server:8081");
+    assert_eq!(config.node.server.authority(), "server:8081");
     assert_eq!(config.plugins.workload_attestors.len(), 1);
     for (broken, code) in [
         (
@@ -339,12 +340,16 @@ fn exactly_one_source_of_trust_is_wanted() {
     assert_eq!(
         with_trust("insecure_bootstrap = true")
             .unwrap()
-            .trust_source,
+            .node
+            .bootstrap
+            .source,
         TrustSource::Insecure
     );
     let url = with_trust("trust_bundle_url = \"https://x/y\"")
         .unwrap()
-        .trust_source;
+        .node
+        .bootstrap
+        .source;
     assert_eq!(
         url,
         TrustSource::Url {
@@ -354,7 +359,9 @@ fn exactly_one_source_of_trust_is_wanted() {
     );
     let above = with_trust("trust_bundle_spiffe_workload_api = \"unix:///a/b\"")
         .unwrap()
-        .trust_source;
+        .node
+        .bootstrap
+        .source;
     assert_eq!(above, TrustSource::WorkloadApi("/a/b".into()));
 }
 
@@ -394,7 +401,7 @@ fn required_keys_may_come_from_flags() {
     };
     let document = Document::parse("agent.conf", &text, None).unwrap();
     let config = Config::from_document(&document, &flags).unwrap();
-    assert_eq!(config.server(), "[::1]:9");
+    assert_eq!(config.node.server.authority(), "[::1]:9");
     let flags = Overrides {
         server_address: Some("[::1]".into()),
         ..flags
@@ -402,7 +409,10 @@ fn required_keys_may_come_from_flags() {
     let document = Document::parse("agent.conf", &text, None).unwrap();
     let config = Config::from_document(&document, &flags).unwrap();
     assert_eq!(
-        (config.server_host(), config.server().as_str()),
+        (
+            config.node.server.host(),
+            config.node.server.authority().as_str()
+        ),
         ("::1", "[::1]:9")
     );
     assert_eq!(config.join_token, given("t"));

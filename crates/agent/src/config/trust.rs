@@ -5,12 +5,12 @@ use std::path::PathBuf;
 use config::Section;
 use config::fault::Code;
 
-use super::{BundleFormat, Overrides, TrustSource};
+use super::{BootstrapConfig, BundleFormat, Overrides, TrustSource};
 
 /// Query parameters that the agent sets itself.
 const RESERVED: [&str; 2] = ["spire-", "spiffe-"];
 
-pub(super) fn read(agent: &Section, flags: &Overrides) -> Option<(TrustSource, BundleFormat)> {
+pub(super) fn read(agent: &Section, flags: &Overrides) -> Option<BootstrapConfig> {
     let written = Written {
         insecure: agent.boolean("insecure_bootstrap"),
         path: agent
@@ -80,7 +80,10 @@ pub(super) fn read(agent: &Section, flags: &Overrides) -> Option<(TrustSource, B
         );
         return None;
     };
-    Some((source, format?))
+    Some(BootstrapConfig {
+        source,
+        format: format?,
+    })
 }
 
 struct Written {

@@ -4,7 +4,7 @@ use config::fault::{Code, Fault};
 
 use super::Outcome;
 use crate::bootstrap::Trust;
-use crate::config::Config;
+use crate::config::NodeConfig;
 use crate::dial;
 use crate::node::{Absence, Node};
 use crate::server_client::{ClientError, Refusal};
@@ -81,7 +81,7 @@ pub(super) fn with_absence(fault: Fault, absence: Option<&Absence>) -> Fault {
 /// Turns a failed attempt into what the operator has to know.
 pub(super) async fn explain(node: &Node, trust: &Trust, error: ClientError) -> Outcome {
     let config = &node.config;
-    let address = config.server();
+    let address = config.server.authority();
     match error {
         ClientError::NotTrusted(because) => {
             Outcome::Never(not_trusted(node, trust, &because).await)
@@ -129,7 +129,7 @@ pub(super) async fn explain(node: &Node, trust: &Trust, error: ClientError) -> O
     }
 }
 
-fn banned(config: &Config) -> Fault {
+fn banned(config: &NodeConfig) -> Fault {
     Fault::new(Code::AgentBanned, "this node was banned")
         .hint(format!("ask the operators of {}", config.trust_domain))
 }
@@ -150,7 +150,7 @@ fn token_refused(message: &str) -> Fault {
 /// Looks at the certificate that the server shows to say what is different.
 async fn not_trusted(node: &Node, trust: &Trust, because: &str) -> Fault {
     let config = &node.config;
-    let address = config.server();
+    let address = config.server.authority();
     let shown = dial::probe(node).await;
     if let Some(shown) = &shown
         && let Some(theirs) = shown.trust_domain()

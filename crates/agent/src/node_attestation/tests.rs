@@ -71,7 +71,7 @@ async fn node_at(
         .unwrap_or_else(|faults| panic!("{faults}"));
     let keys = crate::testing::node_plugins(&config).await;
     let state = StateDir::open(&config.data_dir).unwrap();
-    Arc::new(Node::open(config, state, keys, clock).unwrap())
+    Arc::new(Node::open(config.node, state, keys, clock).unwrap())
 }
 
 /// Attests without a stop of the agent.

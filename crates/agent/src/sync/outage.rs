@@ -136,7 +136,7 @@ impl Sync {
     }
 
     fn problem(&self, error: &ClientError) -> Problem {
-        let address = self.node.config.server();
+        let address = self.node.config.server.authority();
         match error {
             ClientError::NotTrusted(because) => {
                 let file = self.node.state.agent_data_path();

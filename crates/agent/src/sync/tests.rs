@@ -94,7 +94,8 @@ async fn start_changed(
     let mut plugins = crate::testing::node_plugins(&config).await;
     change(&mut config, &mut plugins);
     let state = StateDir::open(&config.data_dir).unwrap();
-    let node = Arc::new(Node::open(config, state, plugins, Arc::new(clock.clone())).unwrap());
+    let sync_config = config.sync;
+    let node = Arc::new(Node::open(config.node, state, plugins, Arc::new(clock.clone())).unwrap());
     let random: Arc<dyn Random> = Arc::new(SystemRandom);
     let tasks = Tasks::new();
     let shutdown = tasks.shutdown();
@@ -112,7 +113,15 @@ async fn start_changed(
         Arc::new(clock.clone()),
         Arc::clone(&random),
     ));
-    let (sync, ends) = Sync::new(node, Arc::clone(&cache), attested, random, shutdown).unwrap();
+    let (sync, ends) = Sync::new(
+        node,
+        Arc::clone(&cache),
+        attested,
+        sync_config,
+        random,
+        shutdown,
+    )
+    .unwrap();
     let running = tokio::spawn(sync.run());
     Fixture {
         server,
@@ -1210,7 +1219,7 @@ async fn a_node_that_proves_itself_to_a_re_created_server_trusts_that_server() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("bootstrap.pem");
     let change = |config: &mut Config, plugins: &mut NodePlugins| {
-        config.trust_source = TrustSource::Path(file.clone());
+        config.node.bootstrap.source = TrustSource::Path(file.clone());
         plugins.attestor = Arc::new(Repeatable);
     };
     let prepare = |server: &FakeServer| {

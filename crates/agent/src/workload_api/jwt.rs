@@ -105,7 +105,7 @@ async fn token(
                 return Ok(token);
             }
             let renewal = request(context, entry, audience);
-            let configured = context.options.jwt_svid_cache_hit_timeout;
+            let configured = context.config.jwt_svid_cache_hit_timeout;
             let timeout = configured.unwrap_or(RENEWAL_TIMEOUT);
             match tokio::time::timeout(timeout, renewal).await {
                 Ok(Ok(fresh)) => Ok(fresh),

@@ -173,7 +173,7 @@ impl Sending {
     /// The message, unless it was sent already or there is none yet.
     fn message_of(&self, update: &WorkloadUpdate) -> Result<Option<Encoded>, Status> {
         let open_to_all =
-            self.context.options.allow_unauthenticated_verifiers && self.what != What::Svids;
+            self.context.config.allow_unauthenticated_verifiers && self.what != What::Svids;
         if !update.has_identity() && !open_to_all {
             return Err(self.context.gate.no_identity(&self.caller));
         }

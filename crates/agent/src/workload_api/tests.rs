@@ -1,5 +1,7 @@
 //! The service over a real socket, with entries and SVIDs put into the cache by hand.
 
+use std::time::Duration;
+
 use daemon::tasks::Tasks;
 use daemon::telemetry::Telemetry;
 use daemon::telemetry::totals::Totals;
@@ -22,7 +24,7 @@ use crate::attestor::Attestors;
 use crate::cache::Cache;
 use crate::cache::svids::{IssuedSvid, RotationRule};
 use crate::cache::{CacheOptions, Delta};
-use crate::config::RateLimits;
+use crate::config::{RateLimits, WorkloadApiConfig};
 use crate::endpoints::router::Router;
 use crate::endpoints::standard::{Health, Reflection};
 use crate::endpoints::{Socket, budgets};
@@ -144,7 +146,7 @@ async fn start(options: FixtureOptions) -> Fixture {
         gate,
         jwt: requests,
         clock,
-        options: Options {
+        config: WorkloadApiConfig {
             allow_unauthenticated_verifiers: options.allow_unauthenticated_verifiers,
             allowed_foreign_jwt_claims: vec!["jti".into()],
             jwt_svid_cache_hit_timeout: options.jwt_svid_cache_hit_timeout,

@@ -47,7 +47,7 @@ pub(super) async fn validate(
         !foreign
             || ALWAYS.contains(&name)
             || context
-                .options
+                .config
                 .allowed_foreign_jwt_claims
                 .iter()
                 .any(|allowed| allowed == name)
