@@ -4,38 +4,7 @@ use std::time::Duration;
 
 /// Parses Go's duration syntax. Negative, empty and overflowing texts are `None`.
 pub(crate) fn parse(text: &str) -> Option<Duration> {
-    if text == "0" {
-        return Some(Duration::ZERO);
-    }
-    let mut rest = text.strip_prefix('+').unwrap_or(text);
-    if rest.is_empty() {
-        return None;
-    }
-    let mut nanos: u128 = 0;
-    while !rest.is_empty() {
-        let end = rest
-            .find(|c: char| !c.is_ascii_digit() && c != '.')
-            .unwrap_or(rest.len());
-        let (number, tail) = rest.split_at_checked(end)?;
-        let unit_end = tail
-            .find(|c: char| c.is_ascii_digit() || c == '.')
-            .unwrap_or(tail.len());
-        let (unit, next) = tail.split_at_checked(unit_end)?;
-        let scale: u128 = match unit {
-            "ns" => 1,
-            "us" | "µs" | "μs" => 1_000,
-            "ms" => 1_000_000,
-            "s" => 1_000_000_000,
-            "m" => 60_000_000_000,
-            "h" => 3_600_000_000_000,
-            _ => return None,
-        };
-        nanos = nanos.checked_add(scaled(number, scale)?)?;
-        rest = next;
-    }
-    let nanos = u64::try_from(nanos).ok()?;
-    i64::try_from(nanos).ok()?;
-    Some(Duration::from_nanos(nanos))
+    config::parse_duration(text).ok()
 }
 
 /// The same with days in front, as people write them natively: `30d`, `1d12h`.
@@ -76,26 +45,6 @@ pub(crate) fn go_fault(text: &str) -> String {
     } else {
         format!("time: invalid duration {text:?}")
     }
-}
-
-/// `number` (digits with at most one point) times `scale`, in nanoseconds, cut down to whole ones.
-fn scaled(number: &str, scale: u128) -> Option<u128> {
-    let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
-    if (whole.is_empty() && fraction.is_empty()) || fraction.contains('.') || fraction.len() > 18 {
-        return None;
-    }
-    let whole: u128 = if whole.is_empty() {
-        0
-    } else {
-        whole.parse().ok()?
-    };
-    let mut total = whole.checked_mul(scale)?;
-    if !fraction.is_empty() {
-        let digits: u128 = fraction.parse().ok()?;
-        let divisor = 10_u128.checked_pow(u32::try_from(fraction.len()).ok()?)?;
-        total = total.checked_add(digits.checked_mul(scale)? / divisor)?;
-    }
-    Some(total)
 }
 
 /// Whole seconds written as bare seconds or as a duration; `None` when neither, or not a whole number of seconds.

@@ -2,17 +2,20 @@
 
 use std::time::Duration;
 
-/// Units with their nanoseconds, the longer name before its prefix.
-const UNITS: &[(&str, f64)] = &[
-    ("ns", 1.0),
-    ("us", 1e3),
-    ("µs", 1e3),
-    ("μs", 1e3),
-    ("ms", 1e6),
-    ("s", 1e9),
-    ("m", 60e9),
-    ("h", 3600e9),
+/// Units with their nanoseconds.
+const UNITS: &[(&str, u128)] = &[
+    ("ns", 1),
+    ("us", 1_000),
+    ("µs", 1_000),
+    ("μs", 1_000),
+    ("ms", 1_000_000),
+    ("s", 1_000_000_000),
+    ("m", 60_000_000_000),
+    ("h", 3_600_000_000_000),
 ];
+/// Digits of a fraction that count; the rest is less than a nanosecond of any unit.
+const FRACTION_DIGITS: usize = 18;
+const TOO_LONG: &str = "is too long";
 
 /// Reads a duration that is not negative. The error says what is wrong, in words that follow "the duration".
 pub fn parse_duration(text: &str) -> Result<Duration, &'static str> {
@@ -26,7 +29,7 @@ pub fn parse_duration(text: &str) -> Result<Duration, &'static str> {
     if rest.is_empty() {
         return Err("is empty; write it like \"1h30m\"");
     }
-    let mut total = Duration::ZERO;
+    let mut total: u128 = 0;
     while !rest.is_empty() {
         let digits = rest
             .bytes()
@@ -37,46 +40,41 @@ pub fn parse_duration(text: &str) -> Result<Duration, &'static str> {
             .find(|c: char| c.is_ascii_digit() || c == '.')
             .unwrap_or(after.len());
         let (unit, after) = after.split_at(unit_length);
-        let factor = match UNITS.iter().find(|(name, _)| *name == unit) {
-            Some((_, factor)) => *factor,
+        let scale = match UNITS.iter().find(|(name, _)| *name == unit) {
+            Some((_, scale)) => *scale,
             None if unit.is_empty() => {
                 return Err("lacks a unit; write it like \"30s\", \"5m\" or \"1h30m\"");
             }
             None => return Err("has an unknown unit; units are h, m, s, ms, us and ns"),
         };
-        total = add(total, number, factor)?;
+        let nanoseconds = nanoseconds(number, scale)?;
+        total = total.checked_add(nanoseconds).ok_or(TOO_LONG)?;
         rest = after;
     }
-    Ok(total)
+    // Go's durations end at 2^63 ns, about 292 years.
+    let total = i64::try_from(total).map_err(|_too_long| TOO_LONG)?;
+    Ok(Duration::from_nanos(total.unsigned_abs()))
 }
 
-fn add(total: Duration, number: &str, nanoseconds: f64) -> Result<Duration, &'static str> {
-    const TOO_LONG: &str = "is too long";
+/// `number` (digits with at most one point) of a unit of `scale` nanoseconds, cut down to whole ones.
+fn nanoseconds(number: &str, scale: u128) -> Result<u128, &'static str> {
     let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
     if whole.is_empty() && fraction.is_empty() || fraction.contains('.') {
         return Err("is not of the form \"1h30m\"");
     }
-    let whole: u32 = if whole.is_empty() {
-        0
-    } else {
-        whole.parse().ok().ok_or(TOO_LONG)?
+    // Digits only: what does not parse is empty, which is 0, or too long.
+    let value = |digits: &str| match digits {
+        "" => Ok(0_u128),
+        digits => digits.parse::<u128>().map_err(|_too_long| TOO_LONG),
     };
-    let fraction: f64 = if fraction.is_empty() {
-        0.0
-    } else {
-        format!("0.{fraction}").parse().unwrap_or(0.0)
-    };
-    let unit = Duration::from_secs_f64(nanoseconds / 1e9);
-    let sum = unit
-        .checked_mul(whole)
-        .and_then(|whole| total.checked_add(whole))
-        .and_then(|sum| sum.checked_add(unit.mul_f64(fraction)))
-        .ok_or(TOO_LONG)?;
-    // Go's durations end at 2^63 ns, about 292 years.
-    if sum.as_nanos() > u128::from(i64::MAX.unsigned_abs()) {
-        return Err(TOO_LONG);
+    let whole = value(whole)?.checked_mul(scale).ok_or(TOO_LONG)?;
+    let fraction = fraction.get(..FRACTION_DIGITS).unwrap_or(fraction);
+    let mut divisor: u128 = 1;
+    for _ in fraction.bytes() {
+        divisor = divisor.saturating_mul(10);
     }
-    Ok(sum)
+    let part = value(fraction)?.saturating_mul(scale) / divisor;
+    whole.checked_add(part).ok_or(TOO_LONG)
 }
 
 /// Hours, minutes and seconds, as the configuration writes them: `4h`, `1h30m5s`. Parts of a second are left out.
@@ -136,12 +134,24 @@ mod tests {
             ("24h", 86_400_000),
             ("1m1s1ms", 61_001),
             ("876000h", 3_153_600_000_000),
+            ("0.3333333333333333333333333333333333333333333s", 333),
+            ("4294967296ms", 4_294_967_296),
         ] {
-            assert_eq!(
-                parse_duration(text),
-                Ok(Duration::from_millis(milliseconds)),
-                "{text}"
-            );
+            let read = parse_duration(text).map(|read| read.as_millis());
+            assert_eq!(read, Ok(milliseconds), "{text}");
+        }
+    }
+
+    #[test]
+    fn fractions_are_exact_to_the_nanosecond() {
+        for (text, nanoseconds) in [
+            ("0.1s", 100_000_000),
+            ("1.000000001s", 1_000_000_001),
+            ("0.0000000019s", 1),
+            ("2.9ns", 2),
+            ("9223372036854775807ns", i64::MAX.unsigned_abs()),
+        ] {
+            assert_eq!(parse_duration(text), Ok(Duration::from_nanos(nanoseconds)));
         }
     }
 
@@ -181,6 +191,8 @@ mod tests {
             "1e3s",
             "9999999999h",
             "3000000h",
+            "9223372036854775808ns",
+            "99999999999999999999999999999999999999999h",
             "1h30",
             "١s",
         ] {

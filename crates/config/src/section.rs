@@ -196,7 +196,12 @@ impl Section {
         if (low..=high).contains(&number) {
             return Some(number);
         }
-        self.fault_at(key, format!("{key} must be from {low} to {high}"), "");
+        let nearest = number.clamp(low, high);
+        self.fault_at(
+            key,
+            format!("{key} must be from {low} to {high}"),
+            format!("the nearest allowed value: {key} = {nearest}"),
+        );
         None
     }
 
@@ -215,7 +220,11 @@ impl Section {
         match parse_duration(text) {
             Ok(duration) => Some(duration),
             Err(why) => {
-                self.fault_at(key, format!("{key}: the duration {why}"), "");
+                self.fault_at(
+                    key,
+                    format!("{key}: the duration {why}"),
+                    format!("for instance {key} = \"1h30m\""),
+                );
                 None
             }
         }
