@@ -106,7 +106,7 @@ pub(super) fn configuration<C>(
     read: impl FnOnce(&Document) -> Result<C, Faults>,
 ) -> Result<C, Faults> {
     if !is_without_file(context, args) {
-        return document(&file(context, args), args)
+        return document(context, &file(context, args), args)
             .and_then(|document| read(&document))
             .map_err(|faults| match context.frontend {
                 Frontend::Native => faults,
@@ -168,23 +168,20 @@ fn of_flags(faults: Faults) -> Faults {
 }
 
 /// The file, variables replaced when asked.
-fn document(file: &Path, args: &Args) -> Result<Document, Faults> {
+fn document(context: &Context, file: &Path, args: &Args) -> Result<Document, Faults> {
     let environment = |name: &str| std::env::var(name).ok();
-    Document::load(
-        file,
-        if args.get(EXPAND_ENV) {
-            Some(&environment)
-        } else {
-            None
-        },
-    )
+    let environment: Option<config::Environment<'_>> = args.get(EXPAND_ENV).then_some(&environment);
+    match context.frontend {
+        Frontend::Native => Document::load_with_files_beside(file, environment),
+        Frontend::Spire => Document::load(file, environment),
+    }
 }
 
 fn no_file(program: Program, file: &Path) -> Fault {
     let bare = match program {
         Program::Server => "--trust-domain example.org --data-dir DIR",
         Program::Agent | Program::Plastron => {
-            "--trust-domain example.org --data-dir DIR --server-address HOST --trust-bundle FILE --join-token TOKEN"
+            "--trust-domain example.org --server-address HOST --trust-bundle FILE --join-token TOKEN"
         }
     };
     Fault::new(Code::ConfigUnreadable, "there is no configuration file")

@@ -166,6 +166,8 @@ pub struct Overrides {
     pub disable_sds_api: Option<bool>,
     /// Not a flag: where the socket is when neither file nor flag says; SPIRE's path when absent.
     pub default_socket_path: Option<PathBuf>,
+    /// Not a flag: the data directory when neither file nor flag names one; SPIRE's, the working directory, when absent.
+    pub default_data_dir: Option<PathBuf>,
     /// Not a flag: where the admin socket is when the Workload API's is at its default and the file names neither;
     /// no admin socket when absent.
     pub default_admin_socket_path: Option<PathBuf>,

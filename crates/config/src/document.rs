@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::fault::{Code, Fault, Faults};
@@ -33,6 +33,15 @@ impl Document {
         text: &str,
         expand_env: Option<Environment<'_>>,
     ) -> Result<Self, Faults> {
+        Self::parse_in(PathBuf::new(), file_name, text, expand_env)
+    }
+
+    fn parse_in(
+        directory: PathBuf,
+        file_name: &str,
+        text: &str,
+        expand_env: Option<Environment<'_>>,
+    ) -> Result<Self, Faults> {
         let source = Source::new(file_name, text, expand_env);
         if source.text().len() > MAX_BYTES {
             return Err(too_large(file_name).into());
@@ -44,7 +53,7 @@ impl Document {
         };
         match parsed {
             Ok(tree) => Ok(Self {
-                shared: Arc::new(Shared::new(source, tree)),
+                shared: Arc::new(Shared::new(source, tree, directory)),
             }),
             Err(error) => {
                 let fault = Fault::new(Code::ConfigSyntax, error.what);
@@ -66,12 +75,33 @@ impl Document {
             root: Vec::new(),
         };
         Self {
-            shared: Arc::new(Shared::new(Source::new(name, "", None), tree)),
+            shared: Arc::new(Shared::new(
+                Source::new(name, "", None),
+                tree,
+                PathBuf::new(),
+            )),
         }
     }
 
-    /// Reads a file; see [`Self::parse`].
+    /// Reads a file; see [`Self::parse`]. Further files that it names are looked for from the working directory (SPIRE: so).
     pub fn load(path: &Path, expand_env: Option<Environment<'_>>) -> Result<Self, Faults> {
+        Self::load_in(PathBuf::new(), path, expand_env)
+    }
+
+    /// As [`Self::load`], but further files that it names are looked for beside it.
+    pub fn load_with_files_beside(
+        path: &Path,
+        expand_env: Option<Environment<'_>>,
+    ) -> Result<Self, Faults> {
+        let directory = path.parent().unwrap_or(Path::new(""));
+        Self::load_in(directory.to_owned(), path, expand_env)
+    }
+
+    fn load_in(
+        directory: PathBuf,
+        path: &Path,
+        expand_env: Option<Environment<'_>>,
+    ) -> Result<Self, Faults> {
         let name = path.display().to_string();
         let unreadable = |because: &dyn fmt::Display| {
             Fault::new(
@@ -90,7 +120,7 @@ impl Document {
             return Err(too_large(&name).into());
         }
         let text = String::from_utf8(bytes).map_err(|error| unreadable(&error.utf8_error()))?;
-        Self::parse(&name, &text, expand_env)
+        Self::parse_in(directory, &name, &text, expand_env)
     }
 
     /// The top level of the file.

@@ -6,6 +6,7 @@ mod state;
 pub(super) use state::Shared;
 
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -228,6 +229,11 @@ impl Section {
                 None
             }
         }
+    }
+
+    /// The path of a further file that this one names.
+    pub fn file_named(&self, name: &str) -> PathBuf {
+        self.shared.directory.join(name)
     }
 
     /// A list of strings. A missing key is nothing, `[]` an empty list.

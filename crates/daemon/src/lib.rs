@@ -7,6 +7,7 @@ pub mod log_control;
 pub mod log_limit;
 pub mod runtime_dir;
 pub mod socket;
+pub mod state_dir;
 pub mod systemd;
 pub mod tasks;
 pub mod telemetry;

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use ::daemon::runtime_dir::SocketName;
+use ::daemon::state_dir::default_data_dir;
 use agent::config::KeyStorage;
 use agent::{Agent, Config, Overrides};
 use config::fault::Faults;
@@ -119,10 +120,10 @@ pub(crate) const COMMAND: Command = Command::new(
 )
 .flags(FLAGS)
 .examples("\
-Without a configuration file, --trust-domain, --data-dir and --server-address are enough, together with a trust bundle to verify the server (--trust-bundle) and, for the first start, a join token. Keys are stored in the data directory, workloads are identified by user, group and program (unix), the server's port is 8081.
+Without a configuration file, --trust-domain and --server-address are enough, together with a trust bundle to verify the server (--trust-bundle) and, for the first start, a join token. Keys are stored in the data directory (by default /var/lib/plastron/agent, or $XDG_STATE_HOME/plastron/agent if the agent does not run as root), workloads are identified by user, group and program (unix), the server's port is 8081.
 
   plastron server bundle show > bundle.pem
-  plastron agent run --trust-domain example.org --data-dir /var/lib/plastron/agent \\
+  plastron agent run --trust-domain example.org \\
     --server-address 10.0.0.5 --trust-bundle bundle.pem --join-token TOKEN");
 
 pub(crate) const VALIDATE_COMMAND: Command = Command::new(
@@ -150,6 +151,7 @@ fn overrides(context: &Context, args: &Args) -> Result<Overrides, CliError> {
         server_port,
         socket_path: daemon::path(args, SOCKET_PATH),
         default_socket_path: native.then(|| SocketName::Workload.to_bind()),
+        default_data_dir: native.then(|| default_data_dir("agent")),
         default_admin_socket_path: native.then(|| SocketName::AgentAdmin.to_bind()),
         trust_bundle_path: daemon::path(args, TRUST_BUNDLE),
         trust_bundle_url: daemon::text(args, TRUST_BUNDLE_URL),
@@ -183,7 +185,10 @@ fn configuration(context: &Context, args: &Args, overrides: &Overrides) -> Resul
 fn from_flags(overrides: &Overrides) -> Option<Result<Config, Faults>> {
     overrides.trust_domain.as_ref()?;
     overrides.server_address.as_ref()?;
-    let keys = overrides.data_dir.as_deref()?.join("keys.json");
+    let data = overrides.data_dir.as_ref();
+    let keys = data
+        .or(overrides.default_data_dir.as_ref())?
+        .join("keys.json");
     Some(Config::without_file(overrides, KeyStorage::File(keys)))
 }
 

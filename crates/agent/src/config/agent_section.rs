@@ -55,6 +55,7 @@ pub(super) fn read_block(
         .data_dir
         .clone()
         .or(path(agent, "data_dir"))
+        .or_else(|| flags.default_data_dir.clone())
         .unwrap_or_else(|| PathBuf::from("."));
     let config = Config {
         data_dir,

@@ -1,6 +1,7 @@
 use super::*;
 use config::fault::Code;
 use spiffe::secret::Secret;
+use std::path::Path;
 
 const FULL: &str = include_str!("../../../../conf/agent/agent_full.conf");
 const MINIMAL: &str = include_str!("../../../../conf/agent/agent.conf");
@@ -47,11 +48,8 @@ fn a_flag_wins_over_the_key_that_the_file_sets_too() {
         ..Overrides::default()
     };
     let config = Config::from_document(&document, &overrides).unwrap();
-    assert_eq!(config.data_dir, std::path::Path::new("/elsewhere"));
-    assert_eq!(
-        config.socket_path,
-        std::path::Path::new("/elsewhere/api.sock")
-    );
+    assert_eq!(config.data_dir, Path::new("/elsewhere"));
+    assert_eq!(config.socket_path, Path::new("/elsewhere/api.sock"));
     assert_eq!(config.node.server.authority(), "other:9");
     assert_eq!(config.log.level, "DEBUG");
 }
@@ -249,15 +247,19 @@ fn probes_that_share_a_path_are_refused() {
     assert_eq!(codes(probes("bind_port = 65536")), [Code::InvalidValue]);
 }
 
-#[test]
-fn without_a_file_the_flags_are_checked_as_the_file_is() {
-    let overrides = || Overrides {
+/// The flags that are enough for an agent without a file.
+fn overrides() -> Overrides {
+    Overrides {
         trust_domain: Some("example.org".to_owned()),
         server_address: Some("server".to_owned()),
         server_port: Some(8081),
         insecure_bootstrap: Some(true),
         ..Overrides::default()
-    };
+    }
+}
+
+#[test]
+fn without_a_file_the_flags_are_checked_as_the_file_is() {
     let config = Config::without_file(&overrides(), KeyStorage::Memory).unwrap();
     assert_eq!(config.node.server.authority(), "server:8081");
     assert_eq!(config.plugins.workload_attestors.len(), 1);
@@ -416,6 +418,32 @@ fn required_keys_may_come_from_flags() {
         ("::1", "[::1]:9")
     );
     assert_eq!(config.join_token, given("t"));
+}
+
+#[test]
+fn the_data_directory_is_that_of_the_flag_then_of_the_file_then_the_default() {
+    let native = |data_dir: Option<&str>| Overrides {
+        data_dir: data_dir.map(Into::into),
+        default_data_dir: Some("/var/lib/plastron/agent".into()),
+        ..overrides()
+    };
+    let without_file = |flags: &Overrides| {
+        let config = Config::without_file(flags, KeyStorage::Memory);
+        config.unwrap().data_dir
+    };
+    assert_eq!(
+        without_file(&native(None)),
+        Path::new("/var/lib/plastron/agent")
+    );
+    assert_eq!(without_file(&native(Some("/flag"))), Path::new("/flag"));
+    assert_eq!(without_file(&overrides()), Path::new("."), "SPIRE's place");
+    let document = Document::parse("agent.conf", MINIMAL, None).unwrap();
+    let file_only = Overrides {
+        default_data_dir: native(None).default_data_dir,
+        ..Overrides::default()
+    };
+    let config = Config::from_document(&document, &file_only).unwrap();
+    assert_ne!(config.data_dir, Path::new("/var/lib/plastron/agent"));
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! What all sections of one document share: the tree, what was read of it, and the faults.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::fault::{Code, Fault};
@@ -11,6 +12,8 @@ use crate::syntax::{ItemId, Tree, Value};
 pub(crate) struct Shared {
     pub(crate) source: Source,
     pub(crate) tree: Tree,
+    /// Where relative names of further files are meant from; empty for the working directory.
+    pub(crate) directory: PathBuf,
     state: Mutex<State>,
 }
 
@@ -33,10 +36,11 @@ struct State {
 }
 
 impl Shared {
-    pub(crate) fn new(source: Source, tree: Tree) -> Self {
+    pub(crate) fn new(source: Source, tree: Tree, directory: PathBuf) -> Self {
         Self {
             source,
             tree,
+            directory,
             state: Mutex::default(),
         }
     }

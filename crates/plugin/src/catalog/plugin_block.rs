@@ -1,7 +1,7 @@
 //! One block `TYPE "name" { … }` of the configuration.
 
 use std::cell::OnceCell;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use super::table::{Kind, Side};
 use config::fault::Code;
@@ -27,7 +27,7 @@ impl Entry {
     pub(super) fn data_file(&self) -> Option<PathBuf> {
         let file = self.block.string("plugin_data_file");
         file.filter(|_| !self.block.has("plugin_data"))
-            .map(PathBuf::from)
+            .map(|file| self.block.file_named(&file))
     }
 
     /// `plugin_data`, or what `plugin_data_file` holds; empty when there is neither. Not to ask for it leaves it unread.
@@ -132,7 +132,7 @@ fn data(block: &Section) -> Section {
         return block.section_or_empty("plugin_data");
     }
     // SPIRE: variables are not expanded in such a file.
-    match Document::load(Path::new(&file.value), None) {
+    match Document::load(&block.file_named(&file.value), None) {
         Ok(document) => {
             block.add_part(&document.root());
             document.root()

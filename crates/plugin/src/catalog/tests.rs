@@ -253,6 +253,34 @@ fn keys_of_a_plugin_are_checked_like_any_other() {
 }
 
 #[test]
+fn a_plugins_own_file_is_looked_for_beside_the_configuration_where_that_is_asked_for() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("agent.conf");
+    let text = AGENT.replace(
+        "plugin_data { discover_workload_path = true workload_size_limit = -1 }",
+        "plugin_data_file = \"plugins/unix.conf\"",
+    );
+    std::fs::write(&path, text).unwrap();
+    let own = directory.path().join("plugins");
+    std::fs::create_dir(&own).unwrap();
+    std::fs::write(own.join("unix.conf"), "discover_workload_path = true").unwrap();
+
+    let document = Document::load_with_files_beside(&path, None).unwrap();
+    let plugins = AgentPlugins::from_section(&document.root()).unwrap();
+    document.check().unwrap();
+    let unix = format!("{:?}", plugins.workload_attestors[0]);
+    assert!(unix.contains("discover_workload_path: true"), "{unix}");
+    assert!(
+        unix.contains(&own.display().to_string()),
+        "read again from there: {unix}"
+    );
+
+    let document = Document::load(&path, None).unwrap();
+    drop(AgentPlugins::from_section(&document.root()));
+    assert_eq!(document.faults()[0].code, Code::ConfigUnreadable);
+}
+
+#[test]
 fn a_plugins_own_file_is_read_and_checked_with_its_own_positions() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("unix.conf");
