@@ -159,47 +159,22 @@ impl Agent {
 
     /// Starts it without waiting.
     pub fn spawn(&mut self) -> Result<()> {
-        let mut command = match self.options.wrapper.split_first() {
-            Some((first, rest)) => {
-                let mut command = Command::new(first);
-                command.args(rest).arg(&self.program);
-                command
-            }
-            None => Command::new(&self.program),
-        };
-        command
-            .arg("run")
-            .arg("-config")
-            .arg(self.config_path())
-            .current_dir(self.dir.path());
-        self.process = Some(Process::start(
-            &mut command,
-            &self.dir.path().join("agent.log"),
-        )?);
+        let (config, log) = (self.config_path(), self.dir.path().join("agent.log"));
+        let wrapper = &self.options.wrapper;
+        let process = Process::start_daemon(wrapper, &self.program, &config, &log)?;
+        self.process = Some(process);
         Ok(())
     }
 
     /// Waits until it is attested and says that it is healthy.
     pub fn wait_until_serving(&mut self) -> Result<()> {
-        let socket = self.socket();
-        let process = self.process.as_mut().context("the agent was not started")?;
-        let client = &self.client;
-        let mut exit = None;
-        let serving = wait::until("the agent to serve", START, || {
-            exit = process.ended()?;
-            if exit.is_some() {
-                return Ok(Some(()));
-            }
+        let (socket, client) = (self.socket(), self.client.clone());
+        self.process()?.until_serving("the agent", START, || {
             drop(UnixStream::connect(&socket)?);
-            let mut command = Command::new(client);
+            let mut command = Command::new(&client);
             command.arg("healthcheck").arg("-socketPath").arg(&socket);
-            let health = process::run(&mut command, COMMAND)?;
-            health.ok().map(|_| Some(()))
-        });
-        if let Some(code) = exit {
-            bail!("the agent ended with {code}:{}", process.tail());
-        }
-        serving.with_context(|| process.tail())
+            process::run(&mut command, COMMAND)?.ok().map(drop)
+        })
     }
 
     pub fn process(&mut self) -> Result<&mut Process> {

@@ -115,6 +115,49 @@ pub struct Process {
 }
 
 impl Process {
+    /// Starts `program run -config FILE` from the directory of the file, below `wrapper`, a command such as `strace -f`.
+    pub fn start_daemon(
+        wrapper: &[String],
+        program: &Path,
+        config: &Path,
+        log: &Path,
+    ) -> Result<Self> {
+        let mut command = match wrapper.split_first() {
+            Some((first, rest)) => {
+                let mut command = Command::new(first);
+                command.args(rest).arg(program);
+                command
+            }
+            None => Command::new(program),
+        };
+        command.arg("run").arg("-config").arg(config);
+        if let Some(directory) = config.parent() {
+            command.current_dir(directory);
+        }
+        Self::start(&mut command, log)
+    }
+
+    /// Waits until `serves` holds; the error has the end of the log. `what` is its name in errors.
+    pub fn until_serving(
+        &mut self,
+        what: &str,
+        limit: Duration,
+        serves: impl Fn() -> Result<()>,
+    ) -> Result<()> {
+        let mut exit = None;
+        let serving = wait::until(&format!("{what} to serve"), limit, || {
+            exit = self.ended()?;
+            if exit.is_some() {
+                return Ok(Some(()));
+            }
+            serves().map(Some)
+        });
+        if let Some(code) = exit {
+            bail!("{what} ended with {code}:{}", self.tail());
+        }
+        serving.with_context(|| self.tail())
+    }
+
     /// Starts `command`; both streams are appended to `log`.
     pub fn start(command: &mut Command, log: &Path) -> Result<Self> {
         let file = File::options().create(true).append(true).open(log)?;

@@ -11,9 +11,9 @@ use anyhow::{Context, Result, bail};
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::TRUST_DOMAIN;
 use crate::process::{self, Process, Ran};
 use crate::subject::{Role, Subject};
-use crate::{TRUST_DOMAIN, wait};
 
 /// How long a program may take to serve.
 pub const START: Duration = Duration::from_secs(30);
@@ -179,49 +179,21 @@ impl Server {
 
     /// Starts it without waiting.
     pub fn spawn(&mut self) -> Result<()> {
-        let mut command = match self.options.wrapper.split_first() {
-            Some((first, rest)) => {
-                let mut command = Command::new(first);
-                command.args(rest).arg(&self.program);
-                command
-            }
-            None => Command::new(&self.program),
-        };
-        command
-            .arg("run")
-            .arg("-config")
-            .arg(self.config_path())
-            .current_dir(self.dir.path());
-        self.process = Some(Process::start(
-            &mut command,
-            &self.dir.path().join("server.log"),
-        )?);
+        let (config, log) = (self.config_path(), self.dir.path().join("server.log"));
+        let wrapper = &self.options.wrapper;
+        let process = Process::start_daemon(wrapper, &self.program, &config, &log)?;
+        self.process = Some(process);
         Ok(())
     }
 
     pub fn wait_until_serving(&mut self) -> Result<()> {
         let (socket, address) = (self.socket(), self.address);
-        let process = self
-            .process
-            .as_mut()
-            .context("the server was not started")?;
-        let mut exit = None;
-        let serving = wait::until("the server to serve", START, || {
-            exit = process.ended()?;
-            if exit.is_some() {
-                return Ok(Some(()));
-            }
+        self.process()?.until_serving("the server", START, || {
             drop(UnixStream::connect(&socket)?);
-            drop(TcpStream::connect_timeout(
-                &address,
-                Duration::from_secs(1),
-            )?);
-            Ok(Some(()))
-        });
-        if let Some(code) = exit {
-            bail!("the server ended with {code}:{}", process.tail());
-        }
-        serving.with_context(|| process.tail())
+            let second = Duration::from_secs(1);
+            drop(TcpStream::connect_timeout(&address, second)?);
+            Ok(())
+        })
     }
 
     pub fn process(&mut self) -> Result<&mut Process> {

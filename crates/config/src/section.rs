@@ -121,6 +121,42 @@ impl Section {
         })
     }
 
+    /// As [`Self::required_string`], where a flag of the command line may say it too and wins.
+    pub fn required_of(&self, key: &str, flag: Option<&str>, example: &str) -> Option<String> {
+        match flag {
+            Some(value) => {
+                // The file's value counts as read though the flag wins.
+                drop(self.string(key));
+                Some(value.to_owned())
+            }
+            None => self.required_string(key, example),
+        }
+    }
+
+    /// As [`Self::required_of`], and `parse` has to take it.
+    pub fn required_parsed<T, E: fmt::Display>(
+        &self,
+        key: &str,
+        flag: Option<&str>,
+        example: &str,
+        parse: impl FnOnce(&str) -> Result<T, E>,
+    ) -> Option<T> {
+        let text = self.required_of(key, flag, example)?;
+        match parse(&text) {
+            Ok(value) => Some(value),
+            Err(error) => {
+                let hint = format!("for instance {key} = {example:?}");
+                self.fault_of_value(
+                    key,
+                    flag.is_some(),
+                    format!("{key} {text:?}: {error}"),
+                    hint,
+                );
+                None
+            }
+        }
+    }
+
     /// Text that must be there and not be empty. `example` is a value as an operator would write it.
     pub fn required_string(&self, key: &str, example: &str) -> Option<String> {
         match self.located_string(key) {

@@ -86,13 +86,15 @@ pub(super) fn read_block(
 
 fn node(agent: &Section, experimental: &Section, flags: &Overrides) -> Option<NodeConfig> {
     let bootstrap = trust::read(agent, flags);
-    let trust_domain = trust_domain(agent, flags);
-    let address = required(
-        agent,
-        flags.server_address.clone(),
-        "server_address",
-        "10.0.0.5",
+    let trust_domain = flags.trust_domain.as_deref();
+    let trust_domain = agent.required_parsed(
+        "trust_domain",
+        trust_domain,
+        "example.org",
+        TrustDomain::parse,
     );
+    let address = flags.server_address.as_deref();
+    let address = agent.required_of("server_address", address, "10.0.0.5");
     let port = server_port(agent, flags);
     let require_pq_kem = experimental.boolean("require_pq_kem").unwrap_or(false);
     let workload_keys = match agent.boolean("persist_workload_svids") {
@@ -213,38 +215,6 @@ fn sds(agent: &Section, flags: &Overrides) {
             "agent.disable_sds_api = false is not yet supported",
             "Envoy's SDS is not served yet",
         );
-    }
-}
-
-fn required(agent: &Section, flag: Option<String>, key: &str, example: &str) -> Option<String> {
-    match flag {
-        Some(value) => {
-            // The file's value counts as read though the flag wins.
-            drop(agent.string(key));
-            Some(value)
-        }
-        None => agent.required_string(key, example),
-    }
-}
-
-fn trust_domain(agent: &Section, flags: &Overrides) -> Option<TrustDomain> {
-    let text = required(
-        agent,
-        flags.trust_domain.clone(),
-        "trust_domain",
-        "example.org",
-    )?;
-    match TrustDomain::parse(&text) {
-        Ok(trust_domain) => Some(trust_domain),
-        Err(error) => {
-            agent.fault_of_value(
-                "trust_domain",
-                flags.trust_domain.is_some(),
-                format!("\"{text}\" is not a trust domain: {error}"),
-                "a trust domain is a lower-case name such as example.org",
-            );
-            None
-        }
     }
 }
 

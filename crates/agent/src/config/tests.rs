@@ -11,19 +11,25 @@ fn read(text: &str) -> Result<Config, Faults> {
     Config::from_document(&document, &Overrides::default())
 }
 
-/// The minimal file with these lines in its agent block.
+/// The minimal file with these lines in its agent block, the first of them in place of its own line of that key.
 fn with(lines: &str) -> Result<Config, Faults> {
-    read(&MINIMAL.replacen("agent {\n", &format!("agent {{\n{lines}\n"), 1))
+    let key = lines.split_whitespace().next().unwrap_or_default();
+    without(&format!("{key} ="), lines)
+}
+
+/// The minimal file without the line of this text, and with these lines.
+fn without(text: &str, lines: &str) -> Result<Config, Faults> {
+    let rest: String = MINIMAL
+        .lines()
+        .filter(|line| !line.trim_start().starts_with(text))
+        .map(|line| format!("{line}\n"))
+        .collect();
+    read(&rest.replacen("agent {\n", &format!("agent {{\n{lines}\n"), 1))
 }
 
 /// The minimal file without the trust source, and with these lines.
 fn with_trust(lines: &str) -> Result<Config, Faults> {
-    let without: String = MINIMAL
-        .lines()
-        .filter(|line| !line.contains("trust_bundle_path"))
-        .map(|line| format!("{line}\n"))
-        .collect();
-    read(&without.replacen("agent {\n", &format!("agent {{\n{lines}\n"), 1))
+    without("trust_bundle_path =", lines)
 }
 
 fn codes(outcome: Result<Config, Faults>) -> Vec<Code> {
@@ -208,6 +214,7 @@ fn numbers_that_are_negative_too_large_or_none_are_refused() {
     for (key, block) in [
         ("x509_svid_cache_max_size", ""),
         ("jwt_svid_cache_max_size", ""),
+        ("server_port", ""),
         ("fetch_x509_svid", "experimental { ratelimit"),
         ("fetch_jwt_svid", "experimental { ratelimit"),
         ("fetch_x509_bundles", "experimental { ratelimit"),

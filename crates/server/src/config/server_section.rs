@@ -116,12 +116,7 @@ pub(super) fn read_block(server: &Section, flags: &Overrides) -> Option<ServerSe
     ]);
     let experimental = experimental(server, &mut notices);
     let trust_domain = trust_domain(server, flags, &mut notices);
-    let data_dir = required(
-        server,
-        flags.data_dir.clone(),
-        "data_dir",
-        "/var/lib/plastron/server",
-    );
+    let data_dir = data_dir(server, flags);
     let bind_address = server
         .non_empty_string("bind_address")
         .unwrap_or_else(|| DEFAULT_ADDRESS.to_owned());
@@ -256,46 +251,34 @@ fn experimental(server: &Section, notices: &mut Vec<String>) -> Section {
 }
 
 /// A value that must be in the file or among the flags.
-fn required(server: &Section, flag: Option<PathBuf>, key: &str, example: &str) -> Option<PathBuf> {
-    match flag {
-        Some(value) => {
-            // The file's value counts as read though the flag wins.
-            drop(server.string(key));
-            Some(value)
-        }
-        None => server.required_string(key, example).map(PathBuf::from),
-    }
-}
-
 fn trust_domain(
     server: &Section,
     flags: &Overrides,
     notices: &mut Vec<String>,
 ) -> Option<TrustDomain> {
-    let text = match &flags.trust_domain {
-        Some(text) => {
-            drop(server.string("trust_domain"));
-            text.clone()
+    let flag = flags.trust_domain.as_deref();
+    let trust_domain =
+        server.required_parsed("trust_domain", flag, "example.org", TrustDomain::parse)?;
+    if trust_domain.as_str().len() > LONG_TRUST_DOMAIN {
+        notices.push(
+            "trust_domain is longer than 255 bytes: other implementations may not accept it"
+                .to_owned(),
+        );
+    }
+    Some(trust_domain)
+}
+
+/// The directory of everything that the server keeps.
+fn data_dir(server: &Section, flags: &Overrides) -> Option<PathBuf> {
+    match &flags.data_dir {
+        Some(directory) => {
+            // The file's value counts as read though the flag wins.
+            drop(server.string("data_dir"));
+            Some(directory.clone())
         }
-        None => server.required_string("trust_domain", "example.org")?,
-    };
-    match TrustDomain::parse(&text) {
-        Ok(trust_domain) => {
-            if trust_domain.as_str().len() > LONG_TRUST_DOMAIN {
-                notices.push("trust_domain is longer than 255 bytes: other implementations may not accept it".to_owned());
-            }
-            Some(trust_domain)
-        }
-        Err(error) => {
-            let hint = "a trust domain is a lower-case name such as example.org";
-            server.fault_of_value(
-                "trust_domain",
-                flags.trust_domain.is_some(),
-                format!("trust_domain: {error}"),
-                hint,
-            );
-            None
-        }
+        None => server
+            .required_string("data_dir", "/var/lib/plastron/server")
+            .map(PathBuf::from),
     }
 }
 
