@@ -83,7 +83,7 @@ fn in_use(f: &Fixture) -> Vec<u8> {
 #[ignore = "mounts a file system, for which it needs root"]
 async fn an_svid_that_was_renewed_on_a_full_disk_is_written_once_there_is_room() {
     let disk = SmallDisk::mount();
-    let mut f = renewed_on_a_full_disk(&disk).await;
+    let mut f = Box::pin(renewed_on_a_full_disk(&disk)).await;
     f.status(|status| status.connected).await;
     disk.make_room();
     let written = async {
@@ -98,7 +98,7 @@ async fn an_svid_that_was_renewed_on_a_full_disk_is_written_once_there_is_room()
 #[ignore = "mounts a file system, for which it needs root"]
 async fn an_agent_that_stops_writes_what_it_could_not_write_before() {
     let disk = SmallDisk::mount();
-    let f = renewed_on_a_full_disk(&disk).await;
+    let f = Box::pin(renewed_on_a_full_disk(&disk)).await;
     disk.make_room();
     f.tasks.request_shutdown();
     f.running.await.unwrap().unwrap();
@@ -111,7 +111,7 @@ async fn an_agent_that_stops_writes_what_it_could_not_write_before() {
 #[ignore = "mounts a file system, for which it needs root"]
 async fn an_agent_that_stops_on_a_full_disk_leaves_the_former_svid_whole() {
     let disk = SmallDisk::mount();
-    let f = renewed_on_a_full_disk(&disk).await;
+    let f = Box::pin(renewed_on_a_full_disk(&disk)).await;
     let former = f.stored().svid;
     f.tasks.request_shutdown();
     f.running.await.unwrap().unwrap();
