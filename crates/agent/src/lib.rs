@@ -433,6 +433,7 @@ fn workload_api(
         trust_domain: node.config.trust_domain.clone(),
         gate: Arc::clone(gate),
         jwt,
+        jwt_turns: workload_api::jwt_turns(),
         clock: Arc::clone(&node.clock),
         config,
     };

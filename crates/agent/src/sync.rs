@@ -27,7 +27,7 @@ mod poll;
 mod svids;
 mod watching;
 
-pub(crate) use jwt::{JwtError, JwtRequest, Reply};
+pub(crate) use jwt::{JwtError, JwtRequest, Reply, WAITING as JWT_WAITING};
 
 use crate::backoff::{Backoff, spread};
 use crate::cache::keys::KeyPool;

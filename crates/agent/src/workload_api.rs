@@ -9,6 +9,8 @@ use bytes::Bytes;
 use futures_util::future::{Ready, ready};
 use futures_util::stream::{Once, once};
 use http::{HeaderMap, Request, Response};
+use plugin::blocking::WorkLimits;
+use proto::capped::Capped;
 use proto::message_body::answer;
 use proto::workload::{
     JwtBundlesRequest, JwtsvidRequest, ValidateJwtsvidRequest, X509BundlesRequest, X509svidRequest,
@@ -31,7 +33,7 @@ use crate::config::WorkloadApiConfig;
 use crate::endpoints::router::{Answer, Service};
 use crate::gate::Gate;
 use crate::metrics::WORKLOAD_API_CALL;
-use crate::sync::JwtRequest;
+use crate::sync::{JWT_WAITING, JwtRequest};
 
 /// Every path of the service.
 const PREFIX: &str = "/SpiffeWorkloadAPI/";
@@ -45,8 +47,19 @@ pub(crate) struct Context {
     pub(crate) trust_domain: TrustDomain,
     pub(crate) gate: Arc<Gate>,
     pub(crate) jwt: watch::Receiver<Option<mpsc::Sender<JwtRequest>>>,
+    /// How many tokens may be asked of the server at the same time, of which one user has a part.
+    pub(crate) jwt_turns: WorkLimits,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) config: WorkloadApiConfig,
+}
+
+/// One user's processes may wait for so many tokens: more of them wait for each other, and never for a place that another
+/// user's need.
+const JWT_TURNS_OF_USER: usize = JWT_WAITING / 4;
+
+/// The turns of all users.
+pub(crate) fn jwt_turns() -> WorkLimits {
+    WorkLimits::new(JWT_WAITING, JWT_TURNS_OF_USER)
 }
 
 /// The service.
@@ -114,8 +127,8 @@ impl WorkloadApi {
                 answer(request, MAX_REQUEST, call).await
             }
             "FetchJWTSVID" => {
-                let call = |request: tonic::Request<JwtsvidRequest>| {
-                    single(jwt::fetch(context, workload, request.into_inner()))
+                let call = |request: tonic::Request<Capped<JwtsvidRequest>>| {
+                    single(jwt::fetch(context, workload, request.into_inner().0))
                 };
                 answer(request, MAX_REQUEST, call).await
             }

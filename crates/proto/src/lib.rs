@@ -4,6 +4,7 @@
 //! copies. Must not decide anything about identities: what a converted value means is for the layers above.
 
 pub mod authority_filter;
+pub mod capped;
 pub mod channel;
 pub mod convert;
 #[cfg(any(test, fuzzing))]

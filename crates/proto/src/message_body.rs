@@ -12,6 +12,8 @@ use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use futures_util::Stream;
+use futures_util::future::{self, Ready};
+use futures_util::stream::{Once, once};
 use http::HeaderMap;
 use hyper::body::{Body as HttpBody, Frame};
 use tonic::body::Body;
@@ -35,6 +37,11 @@ pub fn frame(message: &impl prost::Message) -> Vec<u8> {
     framed.extend_from_slice(&u32::try_from(length).unwrap_or(u32::MAX).to_be_bytes());
     message.encode_raw(&mut framed);
     framed
+}
+
+/// The stream of one message.
+pub fn single(message: &impl prost::Message) -> Once<Ready<Result<Bytes, Status>>> {
+    once(future::ready(Ok(Bytes::from(frame(message)))))
 }
 
 /// Answers a call with the framed messages of a stream, one or many. Requests are decoded by tonic, which also refuses

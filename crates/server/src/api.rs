@@ -18,7 +18,6 @@ use proto::spire::api::server::debug::v1::debug_server::DebugServer;
 use proto::spire::api::server::entry::v1::entry_server::EntryServer;
 use proto::spire::api::server::localauthority::v1::local_authority_server::LocalAuthorityServer;
 use proto::spire::api::server::logger::v1::logger_server::LoggerServer;
-use proto::spire::api::server::svid::v1::svid_server::SvidServer;
 use proto::spire::api::server::trustdomain::v1::trust_domain_server::TrustDomainServer;
 use tonic::body::Body;
 use tonic::codegen::Service;
@@ -66,7 +65,7 @@ pub(crate) struct Api {
     pub(crate) health: HealthServer<health::HealthService>,
     pub(crate) local_authority: LocalAuthorityServer<localauthority::LocalAuthorityService>,
     pub(crate) logger: LoggerServer<logger::LoggerService>,
-    pub(crate) svid: SvidServer<svid::SvidService>,
+    pub(crate) svid: Arc<svid::SvidService>,
     pub(crate) trust_domain: TrustDomainServer<trustdomain::TrustDomainService>,
     pub(crate) watch: Arc<WatchService>,
 }
@@ -159,7 +158,10 @@ impl Api {
             request.map(|body| RequestBody::new(row.lifetime, Arc::clone(&held), body));
         request.extensions_mut().insert(caller);
         let answered = match service {
-            "spire.api.server.svid.v1.SVID" => self.svid.clone().call(request).await,
+            "spire.api.server.svid.v1.SVID" => {
+                let service = Arc::clone(&self.svid);
+                service.answer(row.method, request, largest).await
+            }
             "spire.api.server.entry.v1.Entry" => self.entry.clone().call(request).await,
             "spire.api.server.bundle.v1.Bundle" if row.method == GET_BUNDLE => {
                 let bundle = Arc::clone(&self.bundle);

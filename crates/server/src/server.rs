@@ -17,7 +17,6 @@ use proto::spire::api::server::debug::v1::debug_server::DebugServer;
 use proto::spire::api::server::entry::v1::entry_server::EntryServer;
 use proto::spire::api::server::localauthority::v1::local_authority_server::LocalAuthorityServer;
 use proto::spire::api::server::logger::v1::logger_server::LoggerServer;
-use proto::spire::api::server::svid::v1::svid_server::SvidServer;
 use proto::spire::api::server::trustdomain::v1::trust_domain_server::TrustDomainServer;
 use spiffe::clock::{Clock, SystemClock};
 use spiffe::id::SpiffeId;
@@ -379,7 +378,7 @@ impl ServiceParts {
                     levels: LogLevels::new(environment.log.clone()),
                 },
             }),
-            svid: SvidServer::new(SvidService {
+            svid: Arc::new(SvidService {
                 svids: Svids {
                     trust_domain: trust_domain(),
                     registry: registry(),

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use config::fault::Fault;
+use plugin::blocking::WorkPermit;
 use spiffe::entry::Entry;
 use spiffe::id::SpiffeId;
 use tokio::sync::{mpsc, oneshot};
@@ -12,7 +13,7 @@ use crate::cache::jwt::{Cached, JwtKey, JwtToken};
 use crate::server_client::ClientError;
 
 /// Requests that may wait in the channel.
-pub(super) const WAITING: usize = 1024;
+pub(crate) const WAITING: usize = 1024;
 /// Calls that may be under way.
 const UNDER_WAY: usize = 256;
 
@@ -45,6 +46,8 @@ pub(crate) struct JwtRequest {
     pub(crate) entry: Arc<Entry>,
     pub(crate) audience: Vec<String>,
     pub(crate) reply: oneshot::Sender<Reply>,
+    /// Its user's place among those that wait, kept until the request is taken up: also when the caller has left.
+    pub(crate) turn: WorkPermit,
 }
 
 /// The state of token issuance.
@@ -91,7 +94,12 @@ impl Sync {
             entry,
             audience,
             reply,
+            turn: _turn,
         } = request;
+        // Its caller left while it waited.
+        if reply.is_closed() {
+            return;
+        }
         let recipients = if entry.jwt_svid_include_jti {
             Recipients::Single(reply)
         } else {

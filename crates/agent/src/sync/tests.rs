@@ -3,6 +3,7 @@ use std::path::Path;
 use config::Document;
 use config::fault::Code;
 use daemon::tasks::Tasks;
+use plugin::blocking::WorkLimits;
 use plugin::key_manager::KeyManager;
 use plugin::node_attestor::agent::NodeAttestor;
 use proto::spire::api::types::permission_denied_details::Reason;
@@ -196,6 +197,7 @@ impl Fixture {
                 entry: Arc::clone(entry),
                 audience: vec![audience.into()],
                 reply,
+                turn: WorkLimits::new(1, 1).take(0).await.unwrap(),
             })
             .await
             .map_err(|_ended| JwtError::Unavailable("ended".to_owned()))?;

@@ -7,6 +7,7 @@ use proto::workload::{Jwtsvid, JwtsvidRequest, JwtsvidResponse};
 use spiffe::entry::Entry;
 use spiffe::id::SpiffeId;
 use spiffe::secret::Secret;
+use spiffe::svid::jwt::check_audience;
 use tokio::sync::oneshot;
 use tonic::Status;
 
@@ -26,6 +27,9 @@ pub(super) async fn fetch(
     if request.audience.is_empty() || request.audience.iter().any(String::is_empty) {
         return Err(Status::invalid_argument("audience must be specified"));
     }
+    // Before anything waits: what the server would refuse is not held, and does not use up what it takes from this node.
+    check_audience(&request.audience)
+        .map_err(|error| Status::invalid_argument(error.to_string()))?;
     let only = match request.spiffe_id.as_str() {
         "" => None,
         text => Some(SpiffeId::parse(text).map_err(|error| {
@@ -48,10 +52,11 @@ pub(super) async fn fetch(
     if asked.is_empty() {
         return Err(context.gate.not_owned(&caller));
     }
+    let user = caller.workload.peer().uid;
     let tokens = try_join_all(
         asked
             .iter()
-            .map(|entry| token(&context, entry, &request.audience)),
+            .map(|entry| token(&context, user, entry, &request.audience)),
     )
     .await?;
     // The server may have taken its time: a process that became another program meanwhile gets nothing of the former
@@ -82,6 +87,7 @@ pub(super) async fn fetch(
 
 async fn token(
     context: &Context,
+    user: u32,
     entry: &Arc<Entry>,
     audience: &[String],
 ) -> Result<Arc<JwtToken>, Status> {
@@ -96,7 +102,7 @@ async fn token(
     };
     match cached {
         Cached::Fresh(token) => Ok(token),
-        Cached::Absent => request(context, entry, audience)
+        Cached::Absent => request(context, user, entry, audience)
             .await
             .map_err(|error| refusal(&error)),
         Cached::Aging(token) => {
@@ -104,7 +110,7 @@ async fn token(
             if !context.gate.status.borrow().connected {
                 return Ok(token);
             }
-            let renewal = request(context, entry, audience);
+            let renewal = request(context, user, entry, audience);
             let configured = context.config.jwt_svid_cache_hit_timeout;
             let timeout = configured.unwrap_or(RENEWAL_TIMEOUT);
             match tokio::time::timeout(timeout, renewal).await {
@@ -129,8 +135,15 @@ fn refusal(error: &JwtError) -> Status {
     }
 }
 
-async fn request(context: &Context, entry: &Arc<Entry>, audience: &[String]) -> Reply {
+pub(super) async fn request(
+    context: &Context,
+    user: u32,
+    entry: &Arc<Entry>,
+    audience: &[String],
+) -> Reply {
     let unavailable = |because: &str| JwtError::Unavailable(because.to_owned());
+    let turn = context.jwt_turns.take(user).await;
+    let turn = turn.map_err(|_interrupted| unavailable("the agent is stopping"))?;
     let Some(requests) = context.jwt.borrow().clone() else {
         return Err(unavailable("the agent has not reached its server yet"));
     };
@@ -139,6 +152,7 @@ async fn request(context: &Context, entry: &Arc<Entry>, audience: &[String]) -> 
         entry: Arc::clone(entry),
         audience: audience.to_vec(),
         reply,
+        turn,
     };
     requests
         .try_send(request)

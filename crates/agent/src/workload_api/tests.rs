@@ -145,6 +145,7 @@ async fn start(options: FixtureOptions) -> Fixture {
         trust_domain,
         gate,
         jwt: requests,
+        jwt_turns: jwt_turns(),
         clock,
         config: WorkloadApiConfig {
             allow_unauthenticated_verifiers: options.allow_unauthenticated_verifiers,

@@ -1,15 +1,21 @@
 //! The SVID service: documents for administrators to mint, for agents to obtain by entry, and CAs for servers below.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
+use proto::capped::Capped;
 use proto::convert::{spiffe_id_from_wire, spiffe_id_to_wire};
-use proto::spire::api::server::svid::v1::svid_server::Svid as SvidApi;
+use proto::message_body;
+use proto::spire::api::server::svid::v1::svid_server::{Svid as SvidApi, SvidServer};
 use proto::spire::api::server::svid::v1::{
     self as rpc, batch_new_witsvid_response, batch_new_x509svid_response,
 };
 use proto::spire::api::types;
 use spiffe::clock::unix_seconds;
+use tonic::body::Body;
+use tonic::codegen::{Service as _, StdError};
 use tonic::{Request, Response, Status};
 
 use super::wire;
@@ -17,7 +23,7 @@ use crate::audit::Fields;
 use crate::ca::{IssuedJwt, IssuedX509};
 use crate::caller::Caller;
 use crate::error::{Kind, OpError, malformed, refused};
-use crate::ops::svids::{Svids, X509Request, check_batch};
+use crate::ops::svids::{MAX_BATCH, Svids, X509Request, check_batch};
 use crate::ratelimit::RateLimits;
 use crate::status::{item, item_ok};
 
@@ -29,6 +35,12 @@ pub(crate) struct SvidService {
     pub(crate) svids: Svids,
     pub(crate) limits: Arc<RateLimits>,
 }
+
+const BATCH_NEW_X509_SVID: &str = "/spire.api.server.svid.v1.SVID/BatchNewX509SVID";
+const NEW_JWT_SVID: &str = "/spire.api.server.svid.v1.SVID/NewJWTSVID";
+
+/// More are not even decoded.
+const _: () = assert!(proto::capped::MAX_BATCH == MAX_BATCH);
 
 const WIT_DISABLED: &str = "WIT functionality is disabled";
 
@@ -86,6 +98,7 @@ impl SvidApi for SvidService {
             .x509_signing
             .take(&caller.connection, params.len(), "certificate signing")
             .await?;
+        check_batch(params.len())?;
         caller.still_entitled()?;
         let requests: Vec<_> = params
             .into_iter()
@@ -102,12 +115,14 @@ impl SvidApi for SvidService {
         request: Request<rpc::NewJwtsvidRequest>,
     ) -> Result<Response<rpc::NewJwtsvidResponse>, Status> {
         let caller = Caller::of(&request)?;
+        self.svids.check_jwt_enabled()?;
+        // Before the call waits for its turn, so that what waits is small.
+        self.svids.check_audience(&request.get_ref().audience)?;
         self.limits
             .jwt_signing
             .take(&caller.connection, 1, "JWT signing request")
             .await?;
         caller.still_entitled()?;
-        self.svids.check_jwt_enabled()?;
         let rpc::NewJwtsvidRequest { entry_id, audience } = request.into_inner();
         caller.describe(|| {
             Fields::new()
@@ -167,6 +182,38 @@ impl SvidApi for SvidService {
             ca_cert_chain: wire::certificates(&issued.chain),
             x509_authorities: issued.roots,
         }))
+    }
+}
+
+impl SvidService {
+    /// Answers a call. Those with lists that agents fill are decoded no further than they may be answered.
+    pub(super) async fn answer<B>(
+        self: Arc<Self>,
+        method: &str,
+        request: http::Request<B>,
+        largest: usize,
+    ) -> Result<http::Response<Body>, Infallible>
+    where
+        B: hyper::body::Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<StdError> + Send,
+    {
+        Ok(match method {
+            BATCH_NEW_X509_SVID => {
+                let call = |request: Request<Capped<rpc::BatchNewX509svidRequest>>| async move {
+                    let answer = self.batch_new_x509svid(request.map(|capped| capped.0));
+                    Ok(message_body::single(&answer.await?.into_inner()))
+                };
+                message_body::answer(request, largest, call).await
+            }
+            NEW_JWT_SVID => {
+                let call = |request: Request<Capped<rpc::NewJwtsvidRequest>>| async move {
+                    let answer = self.new_jwtsvid(request.map(|capped| capped.0));
+                    Ok(message_body::single(&answer.await?.into_inner()))
+                };
+                message_body::answer(request, largest, call).await
+            }
+            _ => return SvidServer::from_arc(self).call(request).await,
+        })
     }
 }
 

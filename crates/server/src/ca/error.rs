@@ -119,7 +119,10 @@ impl IssueError {
             Self::EntryWithdrawn => Kind::NotFound,
             Self::NoAudience
             | Self::Jwt(
-                JwtSvidError::NoAudience | JwtSvidError::TooManyAudiences | JwtSvidError::TooLong,
+                JwtSvidError::NoAudience
+                | JwtSvidError::TooManyAudiences
+                | JwtSvidError::LongAudience
+                | JwtSvidError::TooLong,
             )
             | Self::ForeignId { .. }
             | Self::IdWithoutPath(_) => Kind::InvalidArgument,

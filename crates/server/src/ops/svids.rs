@@ -11,6 +11,7 @@ use spiffe::csr::{Csr, CsrError, VerifiedCsr};
 use spiffe::digest::sha256_hex;
 use spiffe::entry::{check_wildcard_overlap, validate_dns_name};
 use spiffe::id::SpiffeId;
+use spiffe::svid::jwt::check_audience;
 use spiffe::trust_domain::TrustDomain;
 
 use super::{NOT_AUTHORIZED, not_issued};
@@ -45,7 +46,7 @@ pub(crate) struct DownstreamCa {
 }
 
 /// SPIRE: its agents ask for no more in one call, and its rate limit refuses more.
-const MAX_BATCH: usize = 500;
+pub(crate) const MAX_BATCH: usize = 500;
 /// Items of a batch between two moments at which other tasks of the thread may run.
 const BATCH_STRIDE: usize = 16;
 
@@ -189,6 +190,19 @@ impl Svids {
         Err(refused(Kind::Unimplemented, disabled))
     }
 
+    /// Refuses audiences that make no token.
+    ///
+    /// # Errors
+    /// InvalidArgument.
+    pub(crate) fn check_audience(&self, audience: &[String]) -> Result<(), OpError> {
+        if audience.is_empty() {
+            let missing = "at least one audience is required";
+            return Err(refused(Kind::InvalidArgument, missing));
+        }
+        check_audience(audience)
+            .map_err(|error| failed(Kind::InvalidArgument, "failed to sign JWT-SVID", error))
+    }
+
     /// The end of both ways to a JWT-SVID.
     async fn jwt(
         &self,
@@ -197,10 +211,7 @@ impl Svids {
         audience: &[String],
     ) -> Result<IssuedJwt, OpError> {
         self.check_jwt_enabled()?;
-        if audience.is_empty() {
-            let missing = "at least one audience is required";
-            return Err(refused(Kind::InvalidArgument, missing));
-        }
+        self.check_audience(audience)?;
         if caller.record.is_enabled() {
             grant = grant.with_field("audience", audience.join(","));
         }

@@ -34,6 +34,8 @@ const LAST_DATE: f64 = 253_402_300_799.0;
 const SHOWN_KEY_ID: usize = 128;
 /// Most audiences in one token.
 pub const MAX_AUDIENCES: usize = 32;
+/// Bytes of all audiences of a token together: they are host names and URLs.
+pub const MAX_AUDIENCE_BYTES: usize = 8 << 10;
 
 /// Why a token is not a valid JWT-SVID, or was not made.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -87,6 +89,8 @@ pub enum JwtSvidError {
     AudienceForm,
     #[error("token has more than 32 audiences")]
     TooManyAudiences,
+    #[error("the audiences of the token have more than 8 KiB")]
+    LongAudience,
     #[error("token is not meant for audience {0:?}")]
     AudienceMismatch(String),
     #[error("no audience to verify for")]
@@ -141,17 +145,30 @@ impl JwtClaims {
         if !self.subject.has_path() || self.subject.as_str().len() > MAX_ID_LEN {
             return Err(JwtSvidError::UnfitId);
         }
-        if self.audience.is_empty() || self.audience.iter().any(String::is_empty) {
-            return Err(JwtSvidError::NoAudience);
-        }
-        if self.audience.len() > MAX_AUDIENCES {
-            return Err(JwtSvidError::TooManyAudiences);
-        }
+        check_audience(&self.audience)?;
         if self.expires_at <= self.issued_at {
             return Err(JwtSvidError::Expired);
         }
         Ok(())
     }
+}
+
+/// Whether a token may be made for these audiences. To be asked before a request for a token is kept: a list of a million
+/// short names is small on the wire and large in memory.
+///
+/// # Errors
+/// [`JwtSvidError::NoAudience`], [`JwtSvidError::TooManyAudiences`], [`JwtSvidError::LongAudience`].
+pub fn check_audience(audience: &[String]) -> Result<(), JwtSvidError> {
+    if audience.is_empty() || audience.iter().any(String::is_empty) {
+        return Err(JwtSvidError::NoAudience);
+    }
+    if audience.len() > MAX_AUDIENCES {
+        return Err(JwtSvidError::TooManyAudiences);
+    }
+    if audience.iter().map(String::len).sum::<usize>() > MAX_AUDIENCE_BYTES {
+        return Err(JwtSvidError::LongAudience);
+    }
+    Ok(())
 }
 
 /// Signs a JWT-SVID. Does not suspend when the key is in memory.

@@ -51,7 +51,7 @@ impl Fixture {
     }
 
     /// The requests for tokens that reach the server, which answers none by itself.
-    fn hanging_server(&self) -> mpsc::Receiver<JwtRequest> {
+    pub(super) fn hanging_server(&self) -> mpsc::Receiver<JwtRequest> {
         self.connected();
         let (requests, received) = mpsc::channel(4);
         self.requests.send_replace(Some(requests));

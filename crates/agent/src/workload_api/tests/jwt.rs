@@ -186,3 +186,60 @@ async fn wa_25_bad_tokens_and_missing_fields_are_invalid_arguments() {
         );
     }
 }
+
+#[tokio::test]
+async fn audiences_that_make_no_token_are_refused_before_anything_waits_for_the_server() {
+    let f = start(FixtureOptions::default()).await;
+    f.entry("a", "/a");
+    let mut asked = f.hanging_server();
+    let mut client = f.client().await;
+    // A letter each: a small message that would be a large list.
+    for audience in [vec!["a".to_owned(); 40_000], vec!["a".repeat(9 << 10)]] {
+        let message = JwtsvidRequest {
+            audience,
+            spiffe_id: String::new(),
+        };
+        let refused = client.fetch_jwtsvid(request(message)).await.unwrap_err();
+        assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
+    }
+    asked.try_recv().unwrap_err();
+}
+
+#[tokio::test]
+async fn one_user_s_calls_leave_places_for_those_of_others() {
+    let f = start(FixtureOptions::default()).await;
+    let made = f.entry("a", "/a");
+    f.connected();
+    let (requests, mut asked) = mpsc::channel(JWT_WAITING);
+    f.requests.send_replace(Some(requests));
+    let call = |user: u32, name: String| {
+        let (context, entry) = (Arc::clone(&f.context), Arc::clone(&made));
+        tokio::spawn(async move {
+            crate::workload_api::jwt::request(&context, user, &entry, &[name]).await
+        })
+    };
+    let many: Vec<_> = (0..2 * JWT_WAITING)
+        .map(|one| call(1, one.to_string()))
+        .collect();
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(asked.len(), JWT_TURNS_OF_USER);
+    // Those who leave keep their places until their requests are taken up.
+    for one in many {
+        one.abort();
+    }
+    let again = call(1, "again".to_owned());
+    let other = call(2, "other".to_owned());
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(asked.len(), JWT_TURNS_OF_USER + 1);
+    let mut names = Vec::new();
+    while names.len() < JWT_TURNS_OF_USER + 2 {
+        names.extend(asked.recv().await.unwrap().audience);
+    }
+    assert!(names.contains(&"other".to_owned()) && names.contains(&"again".to_owned()));
+    again.abort();
+    other.abort();
+}

@@ -3,7 +3,7 @@
 //!
 //! SPIRE: the first answer to up to 500 entries is one message with all of them and the end of the stream.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::pin::Pin;
 use std::sync::Arc;
 
@@ -73,6 +73,17 @@ pub(super) async fn answer(
     Ok(Box::pin(ReceiverStream::new(stream)))
 }
 
+/// What the agent may have of what it asks for, each once. All that is kept of its request: an agent that does not read its answers makes
+/// the server hold a pointer for each of its entries, whatever it asked for.
+fn wanted<'a>(ids: &[String], by_id: &HashMap<&str, &'a Arc<Entry>>) -> Vec<&'a Arc<Entry>> {
+    let unique: BTreeMap<&str, &'a Arc<Entry>> = ids
+        .iter()
+        .filter_map(|id| by_id.get_key_value(id.as_str()))
+        .map(|(id, entry)| (*id, *entry))
+        .collect();
+    unique.into_values().collect()
+}
+
 struct Conversation {
     entries: Vec<Arc<Entry>>,
     mask: Option<EntryMask>,
@@ -97,7 +108,9 @@ impl Conversation {
             // The end of the requests, or of the connection, is the normal end.
             while let Some(Ok(request)) = requests.next().await {
                 self.recheck().await?;
-                self.send_entries(request.ids, &by_id).await?;
+                let entries = wanted(&request.ids, &by_id);
+                drop(request);
+                self.send_entries(entries).await?;
             }
             Ok::<(), Gone>(())
         };
@@ -145,15 +158,9 @@ impl Conversation {
     }
 
     /// Each request is answered in full, its last page without `more`, before the next is read.
-    async fn send_entries(
-        &self,
-        mut ids: Vec<String>,
-        by_id: &HashMap<&str, &Arc<Entry>>,
-    ) -> Result<(), Gone> {
-        ids.sort_unstable();
-        ids.dedup();
+    async fn send_entries(&self, wanted: Vec<&Arc<Entry>>) -> Result<(), Gone> {
         let mut page = SyncAuthorizedEntriesResponse::default();
-        for entry in ids.iter().filter_map(|id| by_id.get(id.as_str())) {
+        for entry in wanted {
             if page.entries.len() == PAGE {
                 page.more = true;
                 self.send(std::mem::take(&mut page)).await?;
@@ -165,5 +172,26 @@ impl Conversation {
 
     async fn send(&self, page: SyncAuthorizedEntriesResponse) -> Result<(), Gone> {
         self.answers.send(Ok(page)).await.map_err(|_gone| Gone)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::entry;
+
+    #[test]
+    fn keeps_of_what_an_agent_asks_for_each_of_its_entries_once() {
+        let made = |id: &str| {
+            let wire = entry("/spire/agent/a", &format!("/{id}"));
+            let mut read = proto::convert::entry_from_wire(&wire).unwrap();
+            read.id = id.into();
+            Arc::new(read)
+        };
+        let (one, two) = (made("1"), made("2"));
+        let by_id = HashMap::from([("1", &one), ("2", &two)]);
+        let mut ids = vec!["2".to_owned(); 10_000];
+        ids.extend(["1".to_owned(), "nosuch".to_owned(), String::new()]);
+        assert_eq!(wanted(&ids, &by_id), [&one, &two]);
     }
 }

@@ -416,3 +416,39 @@ async fn more_audiences_than_a_token_holds_are_the_callers_mistake() {
         assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
     }
 }
+
+#[tokio::test]
+async fn more_items_than_a_call_may_have_are_neither_decoded_nor_waited_for() {
+    let server = TestServer::start().await;
+    let node = server.agent().await;
+    let made = server.entry(&node, "/web").await;
+    let mut client = SvidClient::new(server.remote(Some(&node)).await);
+    let batch = BatchNewX509svidRequest {
+        params: vec![NewX509svidParams::default(); 1_000_000],
+    };
+    let refused = client.batch_new_x509svid(batch).await.unwrap_err();
+    assert_eq!(refused.code(), Code::ResourceExhausted, "{refused}");
+    assert!(refused.message().contains("(501)"), "{refused}");
+    let request = NewJwtsvidRequest {
+        entry_id: made.id.clone(),
+        audience: vec!["a".to_owned(); 1_000_000],
+    };
+    let refused = client.new_jwtsvid(request).await.unwrap_err();
+    assert_eq!(
+        (refused.code(), refused.message()),
+        (
+            Code::InvalidArgument,
+            "failed to sign JWT-SVID: token has more than 32 audiences"
+        )
+    );
+    let unknown = NewJwtsvidRequest {
+        entry_id: "nosuch".to_owned(),
+        audience: vec!["a".to_owned()],
+    };
+    let refused = client.new_jwtsvid(unknown).await.unwrap_err();
+    assert_eq!(
+        refused.code(),
+        Code::NotFound,
+        "calls are answered as before"
+    );
+}

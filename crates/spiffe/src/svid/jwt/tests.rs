@@ -726,3 +726,18 @@ fn the_error_about_a_huge_key_id_stays_small() {
     assert!(matches!(longest, JwtSvidError::KeyNotFound { .. }));
     assert!(longest.to_string().len() < 2_000, "{longest}");
 }
+
+#[test]
+fn refuses_audiences_that_are_many_long_or_empty_before_a_token_is_made() {
+    let name = |length: usize| "a".repeat(length);
+    for (audience, refusal) in [
+        (vec![], JwtSvidError::NoAudience),
+        (vec![name(1), String::new()], JwtSvidError::NoAudience),
+        (vec![name(1); 33], JwtSvidError::TooManyAudiences),
+        (vec![name(8 * 1024 + 1)], JwtSvidError::LongAudience),
+        (vec![name(257); 32], JwtSvidError::LongAudience),
+    ] {
+        assert_eq!(check_audience(&audience).unwrap_err(), refusal);
+    }
+    check_audience(&vec![name(256); 32]).unwrap();
+}
