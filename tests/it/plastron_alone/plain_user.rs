@@ -160,14 +160,14 @@ fn daemons_and_clients_of_a_plain_user_meet_below_its_run_time_directory() -> Re
     .with_context(|| agent.tail())?;
     ensure!(fetched.contains("spiffe://example.org/web"), "{fetched}");
 
-    // Another user may ask the agent and learns nothing, and does not reach the server at all.
+    // Another user may ask the agent, which cannot read that user's programs and gives nothing, and does not reach the server at all.
     let workload = below.join("agent/public/api.sock").display().to_string();
     let denied = home.run(
         OTHER,
         &format!("agent api fetch x509 --socket-path {workload}"),
     )?;
     ensure!(
-        denied.code == 4 && denied.stderr.contains("PLA-2101"),
+        denied.code == 4 && denied.stderr.contains("PLA-2107") && denied.stdout.is_empty(),
         "{denied:?}"
     );
     let admin = below.join("server/api.sock").display().to_string();
