@@ -36,6 +36,7 @@ use boundary::AttestationCall;
 pub(crate) use refused_attestations::RefusedAttestations;
 use request_body::RequestBody;
 
+mod account_body;
 pub(crate) mod agent;
 mod boundary;
 pub(crate) mod bundle;
@@ -119,7 +120,7 @@ impl Api {
         });
         let lifetime = row.map_or(Lifetime::Unary, |row| row.lifetime);
         let response = if lifetime == Lifetime::Conversation {
-            response.map(|body| account.of_stream(body))
+            response.map(|body| account_body::on_account(account, body))
         } else {
             response
         };

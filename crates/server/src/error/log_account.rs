@@ -3,15 +3,9 @@
 //! An error is logged where it becomes an answer, far from the connection. So the account comes with the task: `api` sets it
 //! for each call and for the stream that answers it.
 
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 
-use bytes::Bytes;
 use daemon::log_limit::LogLimit;
-use hyper::body::{Body as HttpBody, Frame, SizeHint};
-use tonic::Status;
-use tonic::body::Body;
 
 use crate::principal::Account;
 
@@ -41,12 +35,9 @@ impl LogAccount {
         CURRENT.scope(self, call)
     }
 
-    /// Makes what is logged while the stream is sent go on this account, too.
-    pub(crate) fn of_stream(self: Arc<Self>, body: Body) -> Body {
-        Body::new(OnAccount {
-            account: self,
-            body,
-        })
+    /// Does `step`, which does not wait, on this account.
+    pub(crate) fn of_step<T>(self: &Arc<Self>, step: impl FnOnce() -> T) -> T {
+        CURRENT.sync_scope(Arc::clone(self), step)
     }
 }
 
@@ -67,31 +58,4 @@ pub(super) fn admit() -> Option<u64> {
     CURRENT
         .try_with(|current| current.limit.admit(&current.account))
         .unwrap_or(Some(0))
-}
-
-/// A body that is sent on an account.
-struct OnAccount {
-    account: Arc<LogAccount>,
-    body: Body,
-}
-
-impl HttpBody for OnAccount {
-    type Data = Bytes;
-    type Error = Status;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        let account = Arc::clone(&self.account);
-        CURRENT.sync_scope(account, || Pin::new(&mut self.body).poll_frame(context))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
 }
